@@ -1,0 +1,81 @@
+# make demo | test | lint | bench | clean: each does its own set-up, once.
+#
+#   PYTHON=python3.12    the interpreter the environment is made from (3.11 or later)
+#   VENV=dir             where that environment lies (default .venv); VENV= uses the active one as it is
+#   WORKERS=2            test processes; ARGS="-k retrieval" is handed to pytest
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+ARGS ?=
+EXTRAS := dev,demo
+
+ifneq ($(strip $(VENV)),)
+  PREFIX := $(abspath $(VENV))
+  # as `source $(VENV)/bin/activate` does, for every recipe
+  RUN := export VIRTUAL_ENV="$(PREFIX)" PATH="$(PREFIX)/bin:$$PATH";
+  PY := python
+  export PYTHONNOUSERSITE := 1
+else
+  PREFIX := $(shell $(PYTHON) -c 'import sys; print(sys.prefix)')
+  RUN :=
+  PY := $(PYTHON)
+endif
+
+# Inside the environment, so that both go together; named after the checkout, for several can share one.
+STAMP := $(PREFIX)/.mclip_fairseq$(subst /,_,$(CURDIR))
+CODE := $(wildcard mclip_fairseq preprocess examples benchmarks tests)
+SCRIPTS := .ci/run $(sort $(shell find examples preprocess benchmarks -name '*.sh' 2>/dev/null))
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo 'make demo    train and evaluate a small multilingual CLIP on emoji (10 minutes on 2 cores)'
+	@echo 'make test    run the tests                make lint    ruff, mypy and shellcheck'
+	@echo 'make bench   measure speed and memory     make clean   remove caches and build products'
+	@echo 'make setup   only the environment; VENV= uses the active one, PYTHON= names the interpreter'
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	@$(RUN) bash examples/quickstart/run.sh
+
+test: $(STAMP)
+	@$(RUN) $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: $(STAMP)
+	@$(RUN) ruff check . && ruff format --check . && $(PY) -m mypy $(CODE) && shellcheck $(SCRIPTS)
+
+bench: $(STAMP)
+	@$(RUN) set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(PY) "$$file"; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): constraints.txt pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: $(PYTHON) is not Python 3.11 or later: install one and name it, as in make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+ifneq ($(strip $(VENV)),)
+	@test -x "$(PREFIX)/bin/python" || $(PYTHON) -m venv "$(PREFIX)" || { \
+	  echo "make: $(PYTHON) cannot make a virtual environment: install its venv module (apt install python3-venv)" >&2; exit 1; }
+endif
+	@$(RUN) $(PY) -c 'import fairseq' 2>/dev/null || { \
+	  command -v $${CXX:-c++} >/dev/null || { \
+	    echo "make: no C++ compiler ($${CXX:-c++}), which building fairseq needs: install one (apt install g++) or set CXX" >&2; exit 1; }; \
+	  test -f "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || { \
+	    echo "make: Python.h is missing, which building fairseq needs: install Python's headers (apt install python3-dev)" >&2; exit 1; }; }
+	@# An active environment that has torch keeps its versions; a new one gets those of constraints.txt.
+	@$(RUN) set -e; pins="-c constraints.txt"; \
+	  step() { echo "== pip install $$*"; $(PY) -m pip install --quiet $$pins "$$@"; }; \
+	  if [ -z "$(strip $(VENV))" ] && $(PY) -c 'import torch' 2>/dev/null; then pins=""; else \
+	    step --upgrade pip; \
+	    step torch numpy cython setuptools wheel; \
+	    step --no-build-isolation fairseq-fixed; fi; \
+	  step --no-build-isolation -e '.[$(EXTRAS)]'
+	@$(RUN) $(PY) -m mclip_fairseq.doctor
+	@touch "$@"

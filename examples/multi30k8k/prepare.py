@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Lay out Multi30K on the Flickr8k photos for the tasks `mte` and `trikd`.
+
+Reads the directory that the README describes and writes, below the output:
+
+- `text/parallel/{train,valid}.{en,de,fr,cs}`: aligned captions, with `.ids` for the teacher's English text features;
+- `text/pairs/train.en` and `text/pairs/valid.{en,de,fr,cs}`: captions of the photos, with `.ids`;
+- `text/pairs5/train.en`: the five independent English captions of each training photo, with `.ids`;
+- `gallery/valid.{en,de,fr,cs}` and `gallery/valid.ids`: the validation captions and their photos;
+- `features/image`, `features/text`: indexed feature directories.
+
+No non-English caption is ever paired with a photo outside the gallery.
+"""
+
+import argparse
+import gzip
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mclip_fairseq.data.features import write_features
+
+LANGS = ("en", "de", "fr", "cs")
+SPLITS = ("train", "valid")
+TEACHER = "multi30k8k English dual encoder (EfficientNet-lite2 + all-MiniLM-L6-v2)"
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file, gzipped or not."""
+    if not path.is_file():
+        raise ValueError(f"{path}: not found; DATA must be the multi30k8k directory")
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        return [line.rstrip("\n") for line in file]
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write one item per line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def write_parallel(data: Path, output: Path) -> dict[str, int]:
+    """Aligned captions; returns their number per split."""
+    counts = {}
+    for split in SPLITS:
+        sides = {lang: read_lines(data / "mt" / f"{split}.{lang}.gz") for lang in LANGS}
+        counts[split] = len(sides["en"])
+        for lang, lines in sides.items():
+            if len(lines) != counts[split]:
+                raise ValueError(f"{data}/mt/{split}.{lang}.gz: {len(lines)} lines, but English has {counts[split]}")
+            write_lines(output / "text" / "parallel" / f"{split}.{lang}", lines)
+            if split == "train":
+                # Every language of a tuple points to the teacher's feature of its English caption.
+                write_lines(
+                    output / "text" / "parallel" / f"train.{lang}.ids", [f"-\tmt{i}" for i in range(len(lines))]
+                )
+    return counts
+
+
+def write_pairs(data: Path, output: Path) -> None:
+    """English captions with photos, and the galleries for evaluation."""
+    for split in SPLITS:
+        ids = read_lines(data / "images" / f"{split}.ids")
+        for lang in LANGS if split == "valid" else ("en",):
+            captions = read_lines(data / "captions" / f"{split}.{lang}")
+            write_lines(output / "text" / "pairs" / f"{split}.{lang}", captions)
+            write_lines(output / "text" / "pairs" / f"{split}.{lang}.ids", [f"{i}\t{split}/{i}" for i in ids])
+    five = [line.split("\t", 1) for line in read_lines(data / "captions" / "train.en5.tsv.gz")]
+    write_lines(output / "text" / "pairs5" / "train.en", [caption for _, caption in five])
+    write_lines(output / "text" / "pairs5" / "train.en.ids", [image for image, _ in five])
+    write_lines(output / "gallery" / "valid.ids", read_lines(data / "images" / "valid.ids"))
+    for lang in LANGS:
+        write_lines(output / "gallery" / f"valid.{lang}", read_lines(data / "captions" / f"valid.{lang}"))
+
+
+def write_feature_directories(data: Path, output: Path, parallel: int) -> None:
+    """Turn the given arrays into indexed feature directories."""
+    ids = {split: read_lines(data / "images" / f"{split}.ids") for split in SPLITS}
+
+    def load(name: str) -> np.ndarray:
+        return np.load(data / "features" / f"{name}.npy", allow_pickle=False)
+
+    write_features(
+        output / "features" / "image",
+        [image for split in SPLITS for image in ids[split]],
+        np.concatenate([load(f"{split}.image") for split in SPLITS]),
+        model=TEACHER,
+        normalized=True,
+        preprocessing="as given with the data",
+        modality="image",
+    )
+    write_features(
+        output / "features" / "text",
+        [f"{split}/{image}" for split in SPLITS for image in ids[split]] + [f"mt{i}" for i in range(parallel)],
+        np.concatenate([load("train.text_en"), load("valid.text_en"), load("train.mt_text_en")]),
+        model=TEACHER,
+        normalized=True,
+        preprocessing="as given with the data",
+        modality="text",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="the multi30k8k directory")
+    parser.add_argument("output", type=Path, help="directory to write")
+    args = parser.parse_args(argv)
+    try:
+        counts = write_parallel(args.data, args.output)
+        write_pairs(args.data, args.output)
+        write_feature_directories(args.data, args.output, counts["train"])
+    except ValueError as error:
+        print(f"prepare.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.output}: {counts['train']} + {counts['valid']} caption tuples in {', '.join(LANGS)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

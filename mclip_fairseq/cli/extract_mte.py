@@ -1,0 +1,87 @@
+"""`mclip-extract-mte`: write the encoder of a trained `mte` model as an ordinary fairseq XLM-R archive."""
+
+import argparse
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mclip_fairseq.compat import load_checkpoint
+
+from mclip_fairseq.data.tokenizer import SENTENCEPIECE
+from mclip_fairseq.data.tokens import load_dictionary
+from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
+
+PREFIX = "encoder.xlmr.encoder."
+
+
+def extract(checkpoint: Path, tokenizer: Path, output: Path) -> None:
+    """Write `model.pt`, `dict.txt` and `sentencepiece.bpe.model`.
+
+    Args:
+        checkpoint: of `fairseq-train --arch mte_*`.
+        tokenizer: directory with the text encoder's `dict.txt` and `sentencepiece.bpe.model`.
+        output: directory to make.
+
+    Raises:
+        ValueError: not a checkpoint of the `mte` model, or a dictionary of another size.
+    """
+    state = load_checkpoint(checkpoint)
+    options = (state.get("cfg") or {}).get("model")
+    weights = {
+        name.removeprefix(PREFIX): tensor for name, tensor in state.get("model", {}).items() if name.startswith(PREFIX)
+    }
+    if not isinstance(options, Mapping) or not weights:
+        raise ValueError(
+            f"{checkpoint}: is not a checkpoint of the model mte; train one with --task mte --arch mte_base"
+        )
+    missing = [name for name in ("dict.txt", SENTENCEPIECE) if not (tokenizer / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{tokenizer}: has no {' and no '.join(missing)}; pass the text encoder's directory as --tokenizer"
+        )
+    encoder = XLMREncoder(archive_args(options), load_dictionary(tokenizer))
+    table = weights["sentence_encoder.embed_tokens.weight"]
+    if table.shape != encoder.embed_tokens.weight.shape:
+        raise ValueError(
+            f"{tokenizer}/dict.txt: has {len(encoder.embed_tokens.weight)} entries (specials and <mask> included) but "
+            f"{checkpoint} has {len(table)} rows; pass the dictionary it was trained with"
+        )
+    encoder.encoder.load_state_dict(weights, strict=True)
+    output.mkdir(parents=True, exist_ok=True)
+    torch.save(encoder.checkpoint(), output / "model.pt")
+    for name in ("dict.txt", SENTENCEPIECE):
+        if (tokenizer / name).resolve() != (output / name).resolve():
+            shutil.copyfile(tokenizer / name, output / name)
+
+
+def archive_args(options: Mapping[str, Any]) -> Namespace:
+    """XLM-R's options from those of the `mte` model, with the languages it was strengthened on."""
+    args = xlmr_args(Namespace(**options))
+    args.langs = options.get("langs", "")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="mclip-extract-mte", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of the model mte")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="directory with dict.txt and sentencepiece.bpe.model"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="XLM-R archive to write")
+    args = parser.parse_args(argv)
+    try:
+        extract(args.checkpoint, args.tokenizer, args.output)
+    except ValueError as error:
+        print(f"mclip-extract-mte: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.output}: model.pt, dict.txt and {SENTENCEPIECE} written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Datasets: tokens, captions, indexed features, pixels."""

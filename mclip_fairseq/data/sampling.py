@@ -1,0 +1,151 @@
+"""Temperature sampling over parts (languages, directions) with batches that never mix two of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fairseq.data import FairseqDataset
+
+from mclip_fairseq.data.batches import RowDataset
+
+
+def temperature_sizes(sizes: Sequence[int], temperature: float) -> npt.NDArray[np.int64]:
+    """Samples per part and epoch: shares proportional to n^(1/T), the total unchanged (M2M, mCLIP: T = 5).
+
+    Args:
+        sizes: samples each part really has.
+        temperature: 1 keeps the real proportions; larger values move towards equal shares.
+
+    Returns:
+        (parts,) samples to draw.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"--sampling-temperature is {temperature}; give a positive number (1: real proportions)")
+    counts = np.asarray(sizes, dtype=np.float64)
+    weights = np.where(counts > 0, (counts / counts.sum()) ** (1.0 / temperature), 0.0)
+    drawn = np.rint(weights / weights.sum() * counts.sum()).astype(np.int64)
+    return np.where(counts > 0, np.maximum(drawn, 1), 0)
+
+
+def draw_rows(size: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Draw rows by whole passes and one partial pass, so that no row is seen twice before another is seen once."""
+    passes, rest = divmod(count, size)
+    whole = np.tile(np.arange(size), passes)
+    return np.concatenate([whole, rng.permutation(size)[:rest]])
+
+
+class TemperatureSampledDataset(FairseqDataset):
+    """Several row datasets as one, redrawn at every epoch from (seed, epoch) alone.
+
+    Args:
+        parts: name -> dataset; a batch holds samples of one part.
+        temperature: see `temperature_sizes`.
+        seed: of the draws and of the order within equal lengths.
+        shuffle: False keeps every sample once and in order (validation, generation).
+    """
+
+    def __init__(
+        self, parts: Mapping[str, RowDataset], temperature: float = 1.0, seed: int = 1, shuffle: bool = True
+    ) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("there is nothing to train or evaluate on: no language or pair was given")
+        self.names = list(parts)
+        self.parts = list(parts.values())
+        self.temperature = temperature
+        self.seed = seed
+        self.shuffle = shuffle
+        self.set_epoch(1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the epoch's samples."""
+        sizes = [len(part) for part in self.parts]
+        counts = temperature_sizes(sizes, self.temperature) if self.shuffle else np.asarray(sizes)
+        rng = np.random.default_rng([self.seed, epoch])
+        rows = [
+            draw_rows(size, int(count), rng) if size else np.zeros(0, np.int64)
+            for size, count in zip(sizes, counts, strict=True)
+        ]
+        self.part_of = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+        self.row_of = np.concatenate(rows)
+        self.sizes = np.concatenate([part.sizes[r] for part, r in zip(self.parts, rows, strict=True)])
+
+    def __len__(self) -> int:
+        return len(self.row_of)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def collater(self, samples: Sequence[int]) -> dict[str, Any]:
+        """Build the batch of some sample numbers, all of one part."""
+        index = np.asarray(samples, dtype=np.int64)
+        if len(index) == 0:
+            return {}
+        part = int(self.part_of[index[0]])
+        batch = self.parts[part].rows(self.row_of[index])
+        batch["part"] = self.names[part]
+        if not self.shuffle:
+            # Consumers that put outputs back in order (fairseq-generate) need the number within the whole.
+            batch["id"] = batch["id"].new_tensor(index)
+        return batch
+
+    def num_tokens(self, index: int) -> int:
+        """Length that --max-tokens counts: the longer side."""
+        return int(np.max(self.sizes[index]))
+
+    def num_tokens_vec(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The same for many samples."""
+        sizes: npt.NDArray[np.int64] = self.sizes[indices]
+        return sizes if sizes.ndim == 1 else sizes.max(axis=1)
+
+    def size(self, index: int) -> Any:
+        """Length, or (source, target) lengths."""
+        size = self.sizes[index]
+        return int(size) if np.ndim(size) == 0 else tuple(int(s) for s in size)
+
+    def ordered_indices(self) -> npt.NDArray[np.int64]:
+        """Samples by part, by length within it, at random within equal lengths (fairseq seeds numpy's generator)."""
+        order = np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+        lengths = self.num_tokens_vec(order)
+        return order[np.lexsort((lengths, self.part_of[order]))]
+
+    def filter_indices_by_size(
+        self, indices: npt.NDArray[np.int64], max_sizes: Any
+    ) -> tuple[npt.NDArray[np.int64], list[int]]:
+        """Drop samples longer than the model takes; batches are formed afterwards."""
+        limit = np.asarray(max_sizes if max_sizes is not None else np.inf, dtype=np.float64)
+        sizes = self.sizes[indices]
+        fits = (sizes <= limit).all(axis=1) if sizes.ndim == 2 else sizes <= limit.min()
+        return indices[fits], indices[~fits].tolist()
+
+    def batch_by_size(self, indices: npt.NDArray[np.int64], **limits: Any) -> list[npt.NDArray[np.int64]]:
+        """Batches of one part each; `indices` are already filtered by length."""
+        part = self.part_of[indices]
+        batches: list[npt.NDArray[np.int64]] = []
+        done = 0
+        for number in np.unique(part):
+            own = indices[part == number]
+            batches.extend(super().batch_by_size(own, **limits))
+            # fairseq drops a last batch that is no multiple of --required-batch-size-multiple, also in evaluation.
+            rest = own[sum(len(batch) for batch in batches) - done :]
+            if len(rest):
+                batches.append(rest)
+            done += len(own)
+        return batches
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        """False while samples are redrawn."""
+        return not self.shuffle
+
+    def prefetch(self, indices: Any) -> None:
+        """Nothing to fetch: rows are memory-mapped."""
+
+    @property
+    def supports_prefetch(self) -> bool:
+        """See `prefetch`."""
+        return False

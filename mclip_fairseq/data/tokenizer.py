@@ -1,0 +1,60 @@
+"""XLM-R's tokenizer as fairseq ships it: a SentencePiece model and a dictionary."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
+
+SENTENCEPIECE = "sentencepiece.bpe.model"
+
+
+class XLMRTokenizer:
+    """Text to ids, the way the training data were made (`preprocess/encode.py`, then `fairseq-preprocess`).
+
+    Args:
+        directory: holds `sentencepiece.bpe.model` and `dict.txt`.
+        max_tokens: texts are cut to this many tokens, `<s>` and `</s>` included.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+
+    def __init__(self, directory: str | Path, max_tokens: int = 512) -> None:
+        model = Path(directory) / SENTENCEPIECE
+        if not model.is_file():
+            raise ValueError(f"{model}: not found; copy the text encoder's SentencePiece model to this place")
+        self.directory = Path(directory)
+        self.processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        self.dictionary: Dictionary = load_dictionary(directory)
+        self.max_tokens = max_tokens
+
+    def flat(self, texts: Sequence[str]) -> FlatTokens:
+        """Tokenise without padding.
+
+        Args:
+            texts: any number of texts, empty ones included; line breaks count as spaces.
+        """
+        pieces = self.processor.encode([" ".join(text.split()) for text in texts], out_type=str)
+        eos, index = self.dictionary.eos(), self.dictionary.index
+        ids = [[*(index(piece) for piece in sentence), eos] for sentence in pieces]
+        values = np.fromiter((i for sentence in ids for i in sentence), dtype=np.int64)
+        sizes = np.array([len(sentence) for sentence in ids], dtype=np.int64)
+        return FlatTokens(values, sizes, self.dictionary, self.max_tokens)
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Ids `<s> ... </s>`, right-padded, over-long texts cut.
+
+        Args:
+            texts: one text or several.
+
+        Returns:
+            (texts, longest) int64.
+        """
+        flat = self.flat([texts] if isinstance(texts, str) else texts)
+        return flat.batch(np.arange(len(flat))) if len(flat) else torch.zeros(0, 2, dtype=torch.int64)

@@ -1,0 +1,23 @@
+"""Retrieval metrics, consistency over languages, and reports.
+
+Metrics are pure functions on features; nothing here needs fairseq, and only ``pictures`` and ``fonts`` need
+matplotlib.
+"""
+
+from mclip_fairseq.evaluation.languages import average_languages, evaluate_languages
+from mclip_fairseq.evaluation.report import format_table, provenance, write_report
+from mclip_fairseq.evaluation.retrieval import RetrievalRanks, retrieval_metrics, retrieval_ranks, top_images
+from mclip_fairseq.evaluation.variance import mean_rank_variance
+
+__all__ = [
+    "RetrievalRanks",
+    "average_languages",
+    "evaluate_languages",
+    "format_table",
+    "mean_rank_variance",
+    "provenance",
+    "retrieval_metrics",
+    "retrieval_ranks",
+    "top_images",
+    "write_report",
+]

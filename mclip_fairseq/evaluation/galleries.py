@@ -1,0 +1,263 @@
+"""What captions are searched in: pictures in a folder or stored teacher features, and their encoding."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mclip_fairseq.evaluation.captions import Captions, file_sha256, read_lines
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Batches handed over at once, so that the encoder can sort texts by length and decode pictures ahead.
+CHUNK_BATCHES = 16
+
+
+class Encoder(Protocol):
+    """What evaluation needs of a dual encoder (``MultilingualCLIP`` has it)."""
+
+    def encode_text(self, texts: list[str], batch_size: int = ..., normalize: bool = ...) -> Tensor:
+        """(n, D) features of texts."""
+
+    def encode_image(self, images: list[Path], batch_size: int = ..., normalize: bool = ...) -> Tensor:
+        """(n, D) features of picture files."""
+
+    def encode_image_features(self, features: Tensor, batch_size: int = ..., normalize: bool = ...) -> Tensor:
+        """(n, D) features from raw teacher features."""
+
+
+class Store(Protocol):
+    """What evaluation needs of an indexed feature directory (``FeatureStore`` has it)."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The id of each row."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the features were made by."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """(n, dim) features of these rows."""
+
+
+class IdIndex:
+    """Finds an id among names: the name itself, or the name without its image extension.
+
+    Args:
+        names: the names, each once.
+        place: what holds them, for messages.
+    """
+
+    def __init__(self, names: Sequence[str], place: Path) -> None:
+        self.names = list(names)
+        self.place = place
+        self._rows = {name: row for row, name in enumerate(self.names)}
+        if len(self._rows) != len(self.names):
+            twice = next(name for row, name in enumerate(self.names) if self._rows[name] != row)
+            raise ValueError(f"{place} names image {twice!r} more than once.")
+        self._short: dict[str, list[int]] | None = None
+
+    def find(self, name: str) -> int | None:
+        """Row of an id, or None.
+
+        Raises:
+            ValueError: when the id fits several names.
+        """
+        row = self._rows.get(name)
+        if row is not None:
+            return row
+        rows = self._without_extension().get(name, [])
+        if len(rows) > 1:
+            fits = ", ".join(self.names[row] for row in rows[:3])
+            raise ValueError(f"Image id {name!r} fits several images of {self.place} ({fits}): write its extension.")
+        return rows[0] if rows else None
+
+    def rows(self, captions: Captions) -> np.ndarray:
+        """(T,) int64 row of each caption's image.
+
+        Raises:
+            ValueError: naming the first id that is not there with its file and line, and how many there are.
+        """
+        found = [self.find(name) for name in captions.ids]
+        missing = [row for row, image in enumerate(found) if image is None]
+        if missing:
+            raise ValueError(
+                f"{captions.place(missing[0])}: image {captions.ids[missing[0]]!r} ({captions.language}) "
+                f"is not in {self.place}; {len(missing)} of {len(found)} captions name an unknown image."
+            )
+        return np.array(found, dtype=np.int64)
+
+    def _without_extension(self) -> dict[str, list[int]]:
+        if self._short is None:
+            self._short = {}
+            for row, name in enumerate(self.names):
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() in IMAGE_SUFFIXES:
+                    self._short.setdefault(stem, []).append(row)
+        return self._short
+
+
+class ImageGallery:
+    """Pictures on disk.
+
+    Args:
+        source: a folder (searched recursively; an id is a path relative to it) or a list file with one
+            path per line, relative to the list's folder, or ``id<TAB>path`` lines.
+    """
+
+    has_pictures = True
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        names = _pictures_of_folder(source) if source.is_dir() else _pictures_of_list(source)
+        self.index = IdIndex([name for name, _ in names], source)
+        self.paths = [path for _, path in names]
+
+    def encode(self, model: Encoder, rows: np.ndarray, batch_size: int) -> Tensor:
+        """(n, D) float32 image features of these rows.
+
+        Raises:
+            ValueError: naming the first file that is not there.
+        """
+        paths = [self.paths[row] for row in rows]
+        for path in paths:
+            if not path.is_file():
+                raise ValueError(f"{self.source}: the picture {path} is not there; evaluation skips nothing.")
+        return encode_in_chunks(model.encode_image, paths, batch_size, "images")
+
+    def picture(self, row: int) -> Path:
+        """The file of a row."""
+        return self.paths[row]
+
+    def describe(self) -> dict[str, object]:
+        """Where the pictures are, how many, and the SHA-256 of their sorted list of ids."""
+        digest = hashlib.sha256("\n".join(sorted(self.index.names)).encode()).hexdigest()
+        return {"images": str(self.source), "list_sha256": digest, "count": len(self.index.names)}
+
+
+class FeatureGallery:
+    """Stored teacher features, with their pictures only where a folder of them is given.
+
+    Args:
+        store: an open feature directory.
+        folder: the directory it was opened from.
+        pictures: the folder of the pictures, to show them.
+    """
+
+    def __init__(self, store: Store, folder: Path, pictures: Path | None = None) -> None:
+        self.store = store
+        self.folder = folder
+        self.index = IdIndex(store.ids, folder)
+        self.pictures = None if pictures is None else ImageGallery(pictures)
+
+    def encode(self, model: Encoder, rows: np.ndarray, batch_size: int) -> Tensor:
+        """(n, D) float32 joint-space features of these rows.
+
+        Raises:
+            ValueError: when another teacher made the features than the model was trained with.
+        """
+        made, trained = self.store.identity.get("sha256"), _teacher_sha256(model)
+        if made and trained and made != trained:
+            raise ValueError(
+                f"The features of {self.folder} come from a teacher with weights {made}, but the model was "
+                f"trained with {trained}: compute the features with the model's teacher."
+            )
+
+        def encode(part: np.ndarray, batch_size: int, normalize: bool) -> Tensor:
+            features = torch.from_numpy(np.ascontiguousarray(self.store.take(part)))
+            return model.encode_image_features(features, batch_size=batch_size, normalize=normalize)
+
+        return encode_in_chunks(encode, rows, batch_size, "image features")
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether a folder of pictures is given."""
+        return self.pictures is not None
+
+    def picture(self, row: int) -> Path:
+        """The file of a row.
+
+        Raises:
+            ValueError: when no folder of pictures is given, or it has none of this id.
+        """
+        if self.pictures is None:
+            raise ValueError(f"{self.folder} holds features and no pictures: give --images-root.")
+        found = self.pictures.index.find(self.index.names[row])
+        if found is None:
+            raise ValueError(
+                f"The picture of image {self.index.names[row]!r} is not in {self.pictures.source}: "
+                "--images-root must be the folder that the ids are relative to."
+            )
+        return self.pictures.paths[found]
+
+    def describe(self) -> dict[str, object]:
+        """Where the features are, how many, the SHA-256 of their manifest, and what they were made by."""
+        return {
+            "features": str(self.folder),
+            "manifest_sha256": file_sha256(self.folder / "manifest.json"),
+            "count": len(self.index.names),
+            "identity": self.store.identity,
+        }
+
+
+Gallery = ImageGallery | FeatureGallery
+
+
+def encode_in_chunks(encode: Callable[..., Tensor], items: Any, batch_size: int, label: str) -> Tensor:
+    """Encode in chunks, with a progress bar; (n, D) float32 on the CPU.
+
+    Args:
+        encode: called as ``encode(items, batch_size=..., normalize=True)``.
+        items: a list or array of what it encodes.
+        batch_size: handed on.
+        label: what the progress bar counts (shown on a terminal only).
+
+    Raises:
+        ValueError: when the encoder returns another number of rows than it was given.
+    """
+    step, parts = CHUNK_BATCHES * batch_size, []
+    with tqdm(total=len(items), desc=label, disable=None, leave=False) as bar:
+        for start in range(0, len(items), step):
+            chunk = items[start : start + step]
+            part = encode(chunk, batch_size=batch_size, normalize=True).float().cpu()
+            if len(part) != len(chunk):
+                raise ValueError(f"The encoder returned {len(part)} rows for {len(chunk)} {label}.")
+            parts.append(part)
+            bar.update(len(chunk))
+    return torch.cat(parts)
+
+
+def _teacher_sha256(model: Encoder) -> str | None:
+    identity = (getattr(model, "identity", None) or {}).get("teacher") or {}
+    return identity.get("sha256")
+
+
+def _pictures_of_folder(folder: Path) -> list[tuple[str, Path]]:
+    found = [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    ]
+    if not found:
+        raise ValueError(f"{folder} holds no pictures ({' '.join(IMAGE_SUFFIXES)}).")
+    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
+
+
+def _pictures_of_list(path: Path) -> list[tuple[str, Path]]:
+    pictures = []
+    for number, line in enumerate(read_lines(path), start=1):
+        name, tab, file = line.partition("\t")
+        file = file if tab else name
+        if not (name.strip() and file.strip()):
+            raise ValueError(f"{path} line {number} names no picture: write a path, or 'id, tab, path'.")
+        pictures.append((name.strip(), path.parent / file.strip()))
+    return pictures

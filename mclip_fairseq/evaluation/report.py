@@ -1,0 +1,112 @@
+"""What an evaluation leaves behind: where its numbers come from, a table, and files."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mclip_fairseq
+from mclip_fairseq.evaluation.retrieval import RECALL_AT
+
+# Names in a report -> the installed distributions that provide them.
+DISTRIBUTIONS = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "transformers": "transformers",
+    "fairseq": "fairseq-fixed",
+    "mclip_fairseq": "mclip-fairseq",
+}
+RECALL_KEYS = [f"{direction}_R@{k}" for direction in ("t2i", "i2t") for k in RECALL_AT]
+COLUMNS = [*RECALL_KEYS, "mean_recall"]
+
+
+def provenance(command: Sequence[str]) -> dict[str, Any]:
+    """What any report should say about the run that made it.
+
+    Args:
+        command: program and arguments, one string each.
+
+    Returns:
+        ``command`` (as one would type it), ``time`` (UTC, ISO 8601), ``platform``, and ``versions`` of
+        python, torch, numpy, transformers, fairseq and mclip_fairseq (None where one is not installed).
+    """
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    versions |= {name: _version(distribution) for name, distribution in DISTRIBUTIONS.items()}
+    versions["mclip_fairseq"] = getattr(mclip_fairseq, "__version__", versions["mclip_fairseq"])  # the checkout's
+    return {
+        "command": shlex.join(command),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
+
+
+def format_table(evaluation: Mapping[str, Any]) -> str:
+    """A Markdown table, aligned so that it reads well on a terminal: a row per language and average.
+
+    Args:
+        evaluation: ``results`` and ``average`` as ``evaluate_languages`` returns them.
+    """
+    averages = {"all": "average", "without_en": "average without en"}
+    rows = [["language", *(key.replace("_R@", " R@").replace("_", " ") for key in COLUMNS)]]
+    rows += [[language, *_cells(metrics)] for language, metrics in evaluation["results"].items()]
+    rows += [[averages[key], *_cells(metrics)] for key, metrics in evaluation["average"].items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(f"| {' | '.join(_align(row, widths))} |" for row in rows)
+
+
+def format_notes(report: Mapping[str, Any]) -> str:
+    """The sentences that belong under the table: protocol, gallery, ties and consistency over languages."""
+    gallery = {"captioned": "the images that the language's captions name", "all": "all images"}[report["gallery"]]
+    notes = [f"Recall in percent, {report['protocol']} protocol, searched in {gallery}."]
+    ties = {language: int(metrics["ties"]) for language, metrics in report["results"].items() if metrics["ties"]}
+    if ties:
+        counts = ", ".join(f"{language} {count}" for language, count in ties.items())
+        notes.append(f"Queries whose best own item ties with a foreign one, counted against them: {counts}.")
+    if spread := report.get("mean_rank_variance"):
+        variance, std = spread["variance"], spread["std"]
+        notes.append(
+            f"Mean rank variance over languages: t2i {variance['t2i']:.2f}, i2t {variance['i2t']:.2f} "
+            f"(standard deviation {std['t2i']:.2f}, {std['i2t']:.2f})."
+        )
+    return "\n".join(notes)
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write ``report.json`` and ``report.md`` into a folder, made when needed; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    json_path, markdown_path = folder / "report.json", folder / "report.md"
+    json_path.write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    sections = [
+        f"# {report['name']}",
+        format_table(report),
+        format_notes(report),
+        f"```\n{report['command']}\n```",
+    ]
+    markdown_path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return [json_path, markdown_path]
+
+
+def _cells(metrics: Mapping[str, float]) -> list[str]:
+    return [f"{metrics[key]:.1f}" for key in COLUMNS]
+
+
+def _align(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
+        row[0].ljust(widths[0]),
+        *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+    ]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,153 @@
+"""InfoNCE between two sets of L2-normalised rows, on one process or over all ranks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from mclip_fairseq.losses.gather import gather_rows
+
+REDUCTIONS = ("mean", "sum")
+
+
+class ContrastiveOutput(NamedTuple):
+    """What `global_info_nce` finds for the rows of one rank.
+
+    Attributes:
+        loss: 0-d, this rank's share; the shares of all ranks add up to the loss of the union.
+        rows: number of pairs of this rank.
+        hits_xy: 0-d int64, rows of x whose best-scoring y is a positive. A tie with a negative is a miss.
+        hits_yx: 0-d int64, rows of y whose best-scoring x is a positive.
+    """
+
+    loss: Tensor
+    rows: int
+    hits_xy: Tensor
+    hits_yx: Tensor
+
+
+def symmetric_info_nce(
+    x: Tensor, y: Tensor, scale: Tensor | float, positives: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
+    """Mean of the InfoNCE losses x -> y and y -> x (van den Oord et al. 2018; CLIP, Radford et al. 2021).
+
+    A row's loss is -log softmax(scale * cosines) at its positives, and the loss of a direction is the mean over rows.
+
+    Args:
+        x: (B, D), L2-normalised, any floating dtype. Logits are computed in at least float32, also under autocast.
+        y: (B, D), L2-normalised.
+        scale: number, or tensor with one element, that multiplies the cosine (1 / temperature).
+        positives: (B, B) bool, ``positives[i, j]`` where ``y[j]`` is a positive of ``x[i]``; None is the diagonal.
+        reduction: over the positives of a row: ``mean``, or ``sum`` as the released mCLIP fine-tuning does.
+
+    Returns:
+        0-d, float32 or float64. Zero for B = 0, with a graph.
+
+    Raises:
+        ValueError: shapes do not fit, the reduction is unknown, or (on CPU only, elsewhere asking would stall the
+            device) a row or a column has no positive. On other devices such a row gives nan with ``mean`` and adds
+            nothing with ``sum``.
+    """
+    _check(x, y, reduction)
+    if positives is not None:
+        _check_positives(positives, len(x))
+    with torch.autocast(x.device.type, enabled=False):
+        x, y, scale = _widen(x, y, scale)
+        logits = scale * x @ y.T
+        loss_xy, _ = _sum_of_rows(logits, 0, positives, reduction)
+        loss_yx, _ = _sum_of_rows(logits.T, 0, None if positives is None else positives.T, reduction)
+        return (loss_xy + loss_yx) / (2 * max(len(x), 1))
+
+
+def global_info_nce(
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | float,
+    *,
+    ids: Tensor | None = None,
+    reduction: str = "mean",
+    gather: bool = True,
+    group: dist.ProcessGroup | None = None,
+) -> ContrastiveOutput:
+    """This rank's share of `symmetric_info_nce` over the rows of all ranks.
+
+    The sum of the shares over ranks is the loss of the union, and the sum over ranks of the gradients of x, y, the
+    scale and whatever lies before them is its gradient. No rank holds more than (b, B) logits for each direction.
+    Every rank must call it and run backward through it, with as few as zero rows.
+
+    Args:
+        x: (b, D), L2-normalised rows of this rank; b may differ over ranks.
+        y: (b, D), L2-normalised.
+        scale: number, or tensor with one element, that multiplies the cosine; the same on all ranks.
+        ids: (b,) integers: pairs of equal id, also of different ranks, are positives of each other. None: each pair
+            is its own.
+        reduction: over the positives of a row, ``mean`` or ``sum``.
+        gather: False leaves the other ranks out, as without a process group.
+        group: process group; None is the default one.
+
+    Returns:
+        the loss (zero with a graph where no rank has a row), the number of own rows, and the hits both ways.
+
+    Raises:
+        ValueError: shapes do not fit, or the reduction is unknown.
+    """
+    _check(x, y, reduction)
+    if ids is not None and ids.shape != x.shape[:1]:
+        raise ValueError(f"ids has shape {tuple(ids.shape)}; give one id for each of the {len(x)} rows")
+    with torch.autocast(x.device.type, enabled=False):
+        x, y, scale = _widen(x, y, scale)
+        all_xy, all_ids, offset = torch.cat([x, y], dim=1), ids, 0
+        if gather:
+            all_xy, offset = gather_rows(all_xy, group)  # one collective for both, in both passes
+            all_ids = None if ids is None else gather_rows(ids, group)[0]
+        all_x, all_y = all_xy.tensor_split(2, dim=1)
+        positives = None if ids is None or all_ids is None else ids[:, None] == all_ids
+        loss_xy, hits_xy = _sum_of_rows(scale * x @ all_y.T, offset, positives, reduction)
+        loss_yx, hits_yx = _sum_of_rows(scale * y @ all_x.T, offset, positives, reduction)
+        loss = (loss_xy + loss_yx) / (2 * max(len(all_xy), 1))
+    return ContrastiveOutput(loss, len(x), hits_xy, hits_yx)
+
+
+def _sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
+    """Summed losses of (b, B) logits, and how many rows score a positive best.
+
+    ``positives`` is a (b, B) mask, or None where row i has the one positive ``offset + i``.
+    """
+    if not logits.numel():
+        return logits.sum(), logits.new_zeros((), dtype=torch.long)
+    scores = logits.detach()
+    if positives is None:
+        target = torch.arange(offset, offset + len(logits), device=logits.device)
+        rivals = scores >= scores.gather(1, target[:, None])
+        hits = rivals.sum(1) == 1  # none but the positive itself
+    else:
+        target = positives.to(logits.dtype)
+        if reduction == "mean":
+            target = target / target.sum(1, keepdim=True)
+        best = scores.masked_fill(~positives, -torch.inf).amax(1, keepdim=True)
+        hits = ~((scores >= best) & ~positives).any(1)
+    return F.cross_entropy(logits, target, reduction="sum"), hits.sum()
+
+
+def _widen(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs in one dtype of at least float32; the graph of the scale is kept."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    return x.to(dtype), y.to(dtype), torch.as_tensor(scale, dtype=dtype, device=x.device)
+
+
+def _check(x: Tensor, y: Tensor, reduction: str) -> None:
+    if x.dim() != 2 or x.shape != y.shape:
+        raise ValueError(f"x and y are {tuple(x.shape)} and {tuple(y.shape)}; give two matrices of one shape (B, D)")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+
+
+def _check_positives(positives: Tensor, rows: int) -> None:
+    if positives.dtype != torch.bool or positives.shape != (rows, rows):
+        raise ValueError(f"positives is {positives.dtype} {tuple(positives.shape)}; give torch.bool ({rows}, {rows})")
+    if positives.device.type == "cpu" and not (positives.any(0).all() and positives.any(1).all()):
+        raise ValueError("positives has a row or a column without a positive; mark at least one in each")

@@ -1,0 +1,81 @@
+"""Rows and sums over all ranks, with exact gradients; without a process group, one rank is the world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows in rank order. Backward: the gradients of all ranks summed, the own rows of it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sizes: list[int], own: slice, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.own, ctx.group = own, group
+        # Collectives want equal shapes: rows of padding are sent along and dropped by their number, not their value.
+        missing = max(sizes) - len(tensor)
+        padded = F.pad(tensor, [0] * (2 * tensor.dim() - 1) + [missing]).contiguous()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        # The sum over many ranks is done in at least float32.
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        total = grad.to(wide, copy=True, memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total[ctx.own].to(grad.dtype), None, None, None
+
+
+def gather_rows(tensor: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, int]:
+    """Concatenate the rows of all ranks.
+
+    Every rank of the group must call it, and every rank must run backward through it if one does. Ranks may hold
+    different numbers of rows, also none.
+
+    Args:
+        tensor: (rows, ...), on the device that the process group's backend serves; all but the first size, and the
+            dtype, are the same on all ranks. Floating tensors carry gradients, others do not.
+        group: process group; None is the default one.
+
+    Returns:
+        (all rows, ...) in rank order, and the position of this rank's first row in it. The gradient of ``tensor`` is
+        the sum of what all ranks' losses say about it. Without an initialised process group: ``(tensor, 0)``.
+    """
+    if not _several_ranks(group):
+        return tensor, 0
+    size = torch.tensor([len(tensor)], device=tensor.device)
+    counts = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, size, group=group)
+    sizes = torch.cat(counts).tolist()
+    offset = sum(sizes[: dist.get_rank(group)])  # the rank in the group: device indices repeat over machines
+    own = slice(offset, offset + len(tensor))
+    return _GatherRows.apply(tensor, sizes, own, group), offset
+
+
+def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum a tensor of equal shape over all ranks, without gradient.
+
+    Args:
+        value: any shape, on the device that the process group's backend serves.
+        group: process group; None is the default one.
+
+    Returns:
+        the sum, a new tensor; ``value`` detached where there is no initialised process group.
+    """
+    value = value.detach()
+    if _several_ranks(group):
+        value = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(value, group=group)
+    return value
+
+
+def _several_ranks(group: dist.ProcessGroup | None) -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1

@@ -1,0 +1,119 @@
+"""Label-smoothed cross entropy over large vocabularies, in chunks of rows that bound the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+KINDS = ("fairseq", "uniform")
+CHUNK_ELEMENTS = 2**26  # logits computed at once: 256 MiB in float32
+
+
+def label_smoothed_nll(
+    logits: Tensor, target: Tensor, epsilon: float, ignore_index: int, kind: str = "fairseq"
+) -> tuple[Tensor, Tensor]:
+    """Label-smoothed negative log likelihood, summed over the targets that count.
+
+    With V classes, ``fairseq`` is (1 - eps - eps/(V-1)) * nll + eps/(V-1) * sum_v -log p_v, as fairseq's
+    `label_smoothed_cross_entropy` has it today: the gold class gets 1 - eps in all. ``uniform`` is (1 - eps) * nll +
+    eps/V * sum_v -log p_v (Szegedy et al. 2016; older fairseq and the released mCLIP). Probabilities are computed in
+    at least float32; beyond `CHUNK_ELEMENTS` logits, rows are treated in chunks that backward computes once more.
+
+    Args:
+        logits: (N, V), any floating dtype.
+        target: (N,) int64 class of each row, or ``ignore_index``.
+        epsilon: mass moved away from the gold class, 0 <= epsilon < 1.
+        ignore_index: target of rows that do not count.
+        kind: ``fairseq`` or ``uniform``.
+
+    Returns:
+        0-d sums of the smoothed loss and of the plain negative log likelihood.
+
+    Raises:
+        ValueError: the kind is unknown or epsilon is out of range.
+    """
+    smoothing = _uniform_smoothing(epsilon, logits.shape[1], kind)
+
+    def sums(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return _sum_of_rows(rows, targets, smoothing, ignore_index)
+
+    return _in_chunks(sums, logits, target, max(1, CHUNK_ELEMENTS // logits.shape[1]))
+
+
+def chunked_linear_label_smoothed_nll(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    epsilon: float,
+    ignore_index: int,
+    kind: str = "fairseq",
+    chunk_rows: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`label_smoothed_nll` of ``features @ weight.T``, of which no more than a chunk of rows ever exists.
+
+    Rows that do not count are not multiplied at all.
+
+    Args:
+        features: (N, C), any floating dtype.
+        weight: (V, C), output embedding.
+        target: (N,) int64 class of each row, or ``ignore_index``.
+        epsilon: mass moved away from the gold class, 0 <= epsilon < 1.
+        ignore_index: target of rows that do not count.
+        kind: ``fairseq`` or ``uniform``.
+        chunk_rows: rows multiplied at once; None is as many as `CHUNK_ELEMENTS` allows.
+
+    Returns:
+        0-d sums of the smoothed loss and of the plain negative log likelihood.
+
+    Raises:
+        ValueError: the kind is unknown, or epsilon or chunk_rows is out of range.
+    """
+    smoothing = _uniform_smoothing(epsilon, len(weight), kind)
+    if chunk_rows is None:
+        chunk_rows = max(1, CHUNK_ELEMENTS // len(weight))
+    if chunk_rows < 1:
+        raise ValueError(f"chunk_rows is {chunk_rows}; give a positive number of rows")
+
+    def sums(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return _sum_of_rows(F.linear(rows, weight), targets, smoothing, ignore_index)
+
+    counts = target != ignore_index
+    return _in_chunks(sums, features[counts], target[counts], chunk_rows)
+
+
+def _uniform_smoothing(epsilon: float, classes: int, kind: str) -> float:
+    """The mass that both kinds spread evenly over all classes, the gold one included."""
+    if not 0 <= epsilon < 1:
+        raise ValueError(f"epsilon is {epsilon}; label smoothing takes a number from 0 up to, but not including, 1")
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
+    # Over V-1 other classes eps/(V-1) each is the same as over all V, with the gold class's part added to eps.
+    return epsilon * classes / (classes - 1) if kind == "fairseq" and epsilon else epsilon
+
+
+def _sum_of_rows(logits: Tensor, target: Tensor, smoothing: float, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Sums over rows of (1 - smoothing) * nll + smoothing * mean_v -log p_v, and of nll."""
+    log_p = F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    nll = F.nll_loss(log_p, target, ignore_index=ignore_index, reduction="sum")
+    if not smoothing:
+        return nll, nll
+    spread = -log_p.mean(dim=1).masked_fill(target == ignore_index, 0.0).sum()
+    return (1 - smoothing) * nll + smoothing * spread, nll
+
+
+def _in_chunks(
+    sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], rows: Tensor, target: Tensor, chunk_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Add up ``sums`` over chunks; of several, backward computes each again instead of keeping it."""
+    if len(rows) <= chunk_rows:
+        return sums(rows, target)
+    parts = [
+        checkpoint(sums, *chunk, use_reentrant=False, preserve_rng_state=False)
+        for chunk in zip(rows.split(chunk_rows), target.split(chunk_rows), strict=True)
+    ]
+    loss, nll = (torch.stack(column).sum() for column in zip(*parts, strict=True))
+    return loss, nll

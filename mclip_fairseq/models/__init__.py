@@ -1,0 +1,1 @@
+"""fairseq models, their towers and projectors."""

@@ -1,0 +1,263 @@
+"""Model `mte`: XLM-R as the encoder of a translation model (mCLIP, section 3.1: the enhanced text encoder)."""
+
+from argparse import Namespace
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, register_model, register_model_architecture
+from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecBaseConfig, TransformerConfig
+from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
+from torch import Tensor, nn
+
+from mclip_fairseq.models.architectures import set_defaults
+from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
+
+FREEZE = ChoiceEnum(["encoder", "embeddings", "none"])
+
+
+@dataclass
+class MTEModelConfig(FairseqDataclass):
+    """Sizes, initialisation and freezing of the translation model."""
+
+    xlmr: str = field(
+        default="",
+        metadata={"help": "XLM-R archive (directory with model.pt) to start from; empty: random weights"},
+    )
+    freeze: FREEZE = field(
+        default="none",
+        metadata={"help": "what is not trained: encoder (stage 1), embeddings (stage 2), none"},
+    )
+    encoder_layers: int = field(default=12, metadata={"help": "layers of a random encoder"})
+    encoder_embed_dim: int = field(default=768, metadata={"help": "width of a random encoder"})
+    encoder_ffn_embed_dim: int = field(default=3072, metadata={"help": "feed-forward width of a random encoder"})
+    encoder_attention_heads: int = field(default=12, metadata={"help": "attention heads of a random encoder"})
+    encoder_max_positions: int = field(default=512, metadata={"help": "longest input of a random encoder, in tokens"})
+    decoder_layers: int = field(default=12, metadata={"help": "decoder layers"})
+    decoder_ffn_embed_dim: int = field(default=3072, metadata={"help": "feed-forward width of the decoder"})
+    decoder_attention_heads: int = field(default=12, metadata={"help": "attention heads of the decoder"})
+    decoder_max_positions: int = field(default=1024, metadata={"help": "longest output, in tokens"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout of encoder and decoder"})
+    attention_dropout: float = field(default=0.1, metadata={"help": "dropout of attention weights"})
+    langs: str = field(
+        default="",
+        metadata={"help": "languages in the order of the projections; taken from the task and kept for later runs"},
+    )
+
+
+class LanguageProjection(nn.Module):
+    """One linear layer per target language; row 0 serves an unknown language.
+
+    Args:
+        languages: number of known languages.
+        dim: width.
+    """
+
+    def __init__(self, languages: int, dim: int) -> None:
+        super().__init__()
+        # One stacked parameter: every step gives every language a (possibly zero) gradient, as DDP wants.
+        self.weight = nn.Parameter(torch.empty(languages + 1, dim, dim))
+        self.bias = nn.Parameter(torch.zeros(languages + 1, dim))
+        for matrix in self.weight:
+            nn.init.xavier_uniform_(matrix)
+
+    def forward(self, states: Tensor, lang_id: Tensor) -> Tensor:
+        """Project each sentence by its target language.
+
+        Args:
+            states: (batch, length, dim).
+            lang_id: (batch,) int64.
+
+        Returns:
+            (batch, length, dim).
+        """
+        present = lang_id.unique().tolist()
+        if len(present) == 1:
+            return F.linear(states, self.weight[present[0]], self.bias[present[0]])
+        return torch.baddbmm(self.bias[lang_id].unsqueeze(1), states, self.weight[lang_id].transpose(1, 2))
+
+
+class MTEEncoder(FairseqEncoder):
+    """XLM-R followed by the projection of the target language."""
+
+    def __init__(self, xlmr: XLMREncoder, languages: int) -> None:
+        super().__init__(xlmr.encoder.dictionary)
+        self.xlmr = xlmr
+        self.lang_proj = LanguageProjection(languages, xlmr.dim)
+        self.padding_idx = xlmr.encoder.dictionary.pad()
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor | None = None,
+        src_lang_id: Tensor | None = None,
+        tgt_lang_id: Tensor | None = None,
+        **unused: Any,
+    ) -> dict[str, list[Tensor]]:
+        """Encode sources for the decoder.
+
+        Args:
+            src_tokens: (batch, length) ids, padded on either side.
+            src_lengths: unused; fairseq passes it.
+            src_lang_id: unused; XLM-R needs no language.
+            tgt_lang_id: (batch,) language to translate into; None leaves the states unprojected.
+
+        Returns:
+            fairseq's encoder output: `encoder_out` (length, batch, dim), `encoder_padding_mask` (batch, length), and
+            `encoder_states`, the states (batch, length, dim) before the projection.
+        """
+        states = self.xlmr(src_tokens)
+        projected = states if tgt_lang_id is None else self.lang_proj(states, tgt_lang_id.view(-1))
+        padding = src_tokens.eq(self.padding_idx)
+        return {
+            "encoder_out": [projected.transpose(0, 1)],
+            "encoder_padding_mask": [padding],
+            "encoder_embedding": [],
+            "encoder_states": [states],
+            "src_tokens": [],
+            "src_lengths": [],
+        }
+
+    def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor) -> dict[str, list[Tensor]]:
+        """Follow beam search's choice of hypotheses."""
+        reordered = {
+            name: [tensor.index_select(1 if name == "encoder_out" else 0, new_order) for tensor in tensors]
+            for name, tensors in encoder_out.items()
+        }
+        return reordered
+
+    def max_positions(self) -> int:
+        """Longest source in tokens."""
+        return self.xlmr.max_positions
+
+
+def mean_pool(states: Tensor, padding: Tensor) -> Tensor:
+    """Mean of the token states that are not padding.
+
+    Args:
+        states: (batch, length, dim).
+        padding: (batch, length) bool, True at pads.
+
+    Returns:
+        (batch, dim) of the states' dtype.
+    """
+    kept = (~padding).to(states.dtype).unsqueeze(2)
+    return (states * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+@register_model("mte", dataclass=MTEModelConfig)
+class MTEModel(FairseqEncoderDecoderModel):
+    """Translation model whose encoder becomes the multilingual text encoder."""
+
+    encoder: MTEEncoder
+    decoder: TransformerDecoderBase
+
+    @classmethod
+    def build_model(cls, cfg: MTEModelConfig, task: Any) -> "MTEModel":
+        """Build from options; sizes of a given XLM-R replace those of the options and are kept with them."""
+        dictionary = task.source_dictionary
+        if cfg.xlmr:
+            xlmr = XLMREncoder.from_checkpoint(
+                cfg.xlmr, dictionary, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout
+            )
+            xlmr.store_sizes(cfg)
+        else:
+            xlmr = XLMREncoder(xlmr_args(cfg), dictionary)
+        encoder = MTEEncoder(xlmr, len(task.langs))
+        # The decoder shares XLM-R's table; a language model head of its own would be a second 250,002-row matrix.
+        decoder = TransformerDecoderBase(decoder_config(cfg, xlmr.dim), dictionary, xlmr.embed_tokens)
+        xlmr.freeze({"encoder": "all", "embeddings": "embeddings", "none": "none"}[str(cfg.freeze)])
+        return cls(encoder, decoder)
+
+    def forward(
+        self,
+        src_tokens: Tensor,
+        src_lengths: Tensor,
+        prev_output_tokens: Tensor | None,
+        src_lang_id: Tensor | None = None,
+        tgt_lang_id: Tensor | None = None,
+        contrast_tokens: Tensor | None = None,
+        pool_projected: bool = False,
+        features_only: bool = False,
+    ) -> tuple[Tensor | None, dict[str, Tensor | None]]:
+        """Translate and, for the contrastive term, encode both sides.
+
+        Args:
+            src_tokens: (batch, length) sources.
+            src_lengths: (batch,) their lengths.
+            prev_output_tokens: (batch, target length) decoder input; None skips the decoder.
+            src_lang_id: (batch,) language of the sources.
+            tgt_lang_id: (batch,) language to translate into.
+            contrast_tokens: (batch, length) target sentences as encoder input, or None.
+            pool_projected: pool the source after the language projection, as the released code does.
+            features_only: return decoder states (batch, target length, dim) in place of logits.
+
+        Returns:
+            logits (batch, target length, entries) or None; `source_pooled` and `target_pooled`, (batch, dim), each
+            mean-pooled once from the same encoder, not normalised; `output_weight`, the table that gives logits.
+        """
+        encoder_out = self.encoder(src_tokens, src_lengths, tgt_lang_id=tgt_lang_id)
+        logits = None
+        if prev_output_tokens is not None:
+            logits, _ = self.decoder(prev_output_tokens, encoder_out=encoder_out, features_only=features_only)
+        extra: dict[str, Tensor | None] = {
+            "source_pooled": None,
+            "target_pooled": None,
+            "output_weight": self.decoder.output_projection.weight,
+        }
+        if contrast_tokens is not None:
+            states = (
+                encoder_out["encoder_out"][0].transpose(0, 1) if pool_projected else encoder_out["encoder_states"][0]
+            )
+            extra["source_pooled"] = mean_pool(states, encoder_out["encoder_padding_mask"][0])
+            extra["target_pooled"] = self.pool(contrast_tokens)
+        return logits, extra
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Mean-pooled encoding of sentences without language projection, (batch, dim)."""
+        return mean_pool(self.encoder.xlmr(tokens), tokens.eq(self.encoder.padding_idx))
+
+
+def decoder_config(cfg: MTEModelConfig, dim: int) -> TransformerConfig:
+    """Fairseq's options of the published decoder: pre-norm, tanh GELU, sinusoidal positions, tied table."""
+    return TransformerConfig(
+        activation_fn="gelu_accurate",
+        dropout=cfg.dropout,
+        attention_dropout=cfg.attention_dropout,
+        encoder=EncDecBaseConfig(embed_dim=dim),
+        decoder=DecoderConfig(
+            embed_dim=dim,
+            input_dim=dim,
+            output_dim=dim,
+            ffn_embed_dim=cfg.decoder_ffn_embed_dim,
+            layers=cfg.decoder_layers,
+            attention_heads=cfg.decoder_attention_heads,
+            normalize_before=True,
+        ),
+        max_target_positions=cfg.decoder_max_positions,
+        share_decoder_input_output_embed=True,
+    )
+
+
+@register_model_architecture("mte", "mte_base")
+def mte_base(args: Namespace) -> None:
+    """As published: XLM-R base, 12 decoder layers."""
+
+
+@register_model_architecture("mte", "mte_tiny")
+def mte_tiny(args: Namespace) -> None:
+    """For tests."""
+    set_defaults(
+        args,
+        encoder_layers=2,
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=64,
+        encoder_attention_heads=4,
+        encoder_max_positions=128,
+        decoder_layers=1,
+        decoder_ffn_embed_dim=64,
+        decoder_attention_heads=4,
+        decoder_max_positions=128,
+    )

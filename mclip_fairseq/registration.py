@@ -1,0 +1,14 @@
+"""Registers every component with fairseq by importing it."""
+
+from mclip_fairseq.compat import allow_checkpoint_globals, shield_torchaudio
+
+allow_checkpoint_globals()
+shield_torchaudio()
+
+from mclip_fairseq.criterions import mte as mte_criterion  # noqa: E402, F401
+from mclip_fairseq.criterions import teacher_learning as teacher_learning_criterion  # noqa: E402, F401
+from mclip_fairseq.criterions import trikd as trikd_criterion  # noqa: E402, F401
+from mclip_fairseq.models import mclip, mte, teacher_learning  # noqa: E402, F401
+from mclip_fairseq.optim import fused_adamw, mclip_lamb  # noqa: E402, F401
+from mclip_fairseq.tasks import mte as mte_task  # noqa: E402, F401
+from mclip_fairseq.tasks import trikd as trikd_task  # noqa: E402, F401

@@ -1,0 +1,1 @@
+"""fairseq tasks: what a training step sees."""

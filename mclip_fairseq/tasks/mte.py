@@ -1,0 +1,176 @@
+"""Task `mte`: translation between many languages, in batches of one direction each."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import utils
+from fairseq.data import Dictionary, indexed_dataset
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import register_task
+from omegaconf import II
+from torch import Tensor
+
+from mclip_fairseq.data.parallel import ParallelDataset
+from mclip_fairseq.data.sampling import TemperatureSampledDataset
+from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
+from mclip_fairseq.tasks.common import SampledTask, check_names, split_list
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class MTETaskConfig(FairseqDataclass):
+    """Data, languages and directions."""
+
+    data: str = field(
+        default="???", metadata={"help": "fairseq-preprocess directories, separated by colons; the first has dict.txt"}
+    )
+    langs: str = field(
+        default="",
+        metadata={"help": "languages, separated by commas; the order numbers the language projections (0 is unknown)"},
+    )
+    lang_pairs: str = field(default="", metadata={"help": "directions to train on, such as en-de,de-en"})
+    both_directions: bool = field(default=False, metadata={"help": "train every pair in both directions"})
+    source_lang: str = field(default="", metadata={"help": "source language when translating", "argparse_alias": "-s"})
+    target_lang: str = field(default="", metadata={"help": "target language when translating", "argparse_alias": "-t"})
+    sampling_temperature: float = field(
+        default=1.0, metadata={"help": "draw a direction of n pairs in proportion to n^(1/T); 1 keeps the proportions"}
+    )
+    truncate: bool = field(default=False, metadata={"help": "cut over-long sentences instead of refusing them"})
+    max_source_positions: int = field(default=512, metadata={"help": "longest source in tokens, <s> and </s> included"})
+    max_target_positions: int = field(default=512, metadata={"help": "longest target in tokens, <s> and </s> included"})
+    seed: int = II("common.seed")
+
+
+@register_task("mte", dataclass=MTETaskConfig)
+class MTETask(SampledTask):
+    """Translation data for the multilingual text encoder."""
+
+    cfg: MTETaskConfig
+
+    def __init__(self, cfg: MTETaskConfig, dictionary: Dictionary) -> None:
+        super().__init__(cfg)
+        self.dictionary = dictionary
+        self.langs = split_list(cfg.langs, "--langs") if cfg.langs else []
+
+    @classmethod
+    def setup_task(cls, cfg: MTETaskConfig, **kwargs: Any) -> "MTETask":
+        """Read the dictionary."""
+        return cls(cfg, data_dictionary(utils.split_paths(cfg.data)[0]))
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        """The text encoder's dictionary, for both sides."""
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        """See `source_dictionary`."""
+        return self.dictionary
+
+    def max_positions(self) -> tuple[int, int]:
+        """Longest source and target."""
+        return self.cfg.max_source_positions, self.cfg.max_target_positions
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> torch.nn.Module:
+        """Build the model; the languages a checkpoint was trained with win over, and must agree with, --langs."""
+        stored = split_list(cfg.langs, "langs") if getattr(cfg, "langs", "") else []
+        if stored and self.langs and stored != self.langs:
+            raise ValueError(
+                f"--langs is {','.join(self.langs)} but the checkpoint numbers its languages {','.join(stored)}; "
+                "leave --langs out or give that order"
+            )
+        self.langs = self.langs or stored
+        if not self.langs:
+            raise ValueError("--langs is missing; list all languages of the data, such as --langs en,de,fr")
+        cfg.langs = ",".join(self.langs)
+        if from_checkpoint:
+            # The checkpoint holds the encoder's weights; the archive it began with may be elsewhere by now.
+            cfg.xlmr = ""
+        model: torch.nn.Module = super().build_model(cfg, from_checkpoint)
+        return model
+
+    def directions(self, training: bool) -> list[tuple[str, str]]:
+        """(source, target) pairs to load: the one of -s and -t, or those of --lang-pairs."""
+        if not training and self.cfg.source_lang and self.cfg.target_lang:
+            pairs = [(self.cfg.source_lang, self.cfg.target_lang)]
+        else:
+            pairs = [parse_pair(pair) for pair in split_list(self.cfg.lang_pairs, "--lang-pairs")]
+        if self.cfg.both_directions and not (self.cfg.source_lang and not training):
+            pairs += [(target, source) for source, target in pairs if (target, source) not in pairs]
+        check_names([lang for pair in pairs for lang in pair], self.langs, "a language pair")
+        return pairs
+
+    def lang_id(self, lang: str | None) -> int:
+        """1-based number of a language in --langs; 0 for an unknown one."""
+        return self.langs.index(lang) + 1 if lang in self.langs else 0
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+        """Load every direction of a split.
+
+        Args:
+            split: such as `train` or `valid`.
+            epoch: for the draw of the samples.
+            combine: unused; fairseq passes it.
+            **kwargs: unused; fairseq passes the checkpoint's configuration.
+
+        Raises:
+            ValueError: a file is missing, or two sides differ in length.
+        """
+        training = split == "train"
+        parts = {
+            f"{source}-{target}": self.load_direction(split, source, target)
+            for source, target in self.directions(training)
+        }
+        dataset = TemperatureSampledDataset(parts, self.cfg.sampling_temperature, seed=self.cfg.seed, shuffle=training)
+        dataset.set_epoch(epoch)
+        self.datasets[split] = dataset
+
+    def load_direction(self, split: str, source: str, target: str) -> ParallelDataset:
+        """Read one direction, whichever way round fairseq-preprocess was called."""
+        limits = {source: self.cfg.max_source_positions, target: self.cfg.max_target_positions}
+        for directory in utils.split_paths(self.cfg.data):
+            for pair in (f"{source}-{target}", f"{target}-{source}"):
+                prefix = Path(directory) / f"{split}.{pair}"
+                if indexed_dataset.dataset_exists(f"{prefix}.{source}", impl=None):
+                    sides = [
+                        FlatTokens.from_prefix(
+                            f"{prefix}.{lang}", self.dictionary, limits[lang] if self.cfg.truncate else None
+                        )
+                        for lang in (source, target)
+                    ]
+                    cut = sides[0].truncated + sides[1].truncated
+                    logger.info("%s %s-%s: %d pairs, %d sentences cut", split, source, target, len(sides[0]), cut)
+                    return ParallelDataset(sides[0], sides[1], self.lang_id(source), self.lang_id(target))
+        raise ValueError(
+            f"{self.cfg.data}: no {split}.{source}-{target} or {split}.{target}-{source}; make it with "
+            f"fairseq-preprocess --source-lang {source} --target-lang {target} --joined-dictionary --srcdict dict.txt"
+        )
+
+    def build_dataset_for_inference(
+        self, src_tokens: Sequence[Tensor], src_lengths: Sequence[int], **kwargs: Any
+    ) -> TemperatureSampledDataset:
+        """Hold sentences that fairseq-interactive has read, for the direction of -s and -t."""
+        if not (self.cfg.source_lang and self.cfg.target_lang):
+            raise ValueError("give the direction with --source-lang and --target-lang")
+        check_names([self.cfg.target_lang], self.langs, "--target-lang")
+        limit = self.cfg.max_source_positions if self.cfg.truncate else None
+        source = FlatTokens.from_sentences(src_tokens, self.dictionary, limit)
+        part = ParallelDataset(source, None, self.lang_id(self.cfg.source_lang), self.lang_id(self.cfg.target_lang))
+        return TemperatureSampledDataset({"input": part}, shuffle=False)
+
+
+def parse_pair(pair: str) -> tuple[str, str]:
+    """Split `en-de`.
+
+    Raises:
+        ValueError: it is not two names.
+    """
+    names = pair.split("-")
+    if len(names) != 2 or not all(names):
+        raise ValueError(f"--lang-pairs: {pair!r} is not of the form en-de")
+    return names[0], names[1]

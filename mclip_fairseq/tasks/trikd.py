@@ -1,0 +1,225 @@
+"""Task `trikd`: captions in many languages, the images they describe, and teacher features of both."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import utils
+from fairseq.data import Dictionary, indexed_dataset
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.tasks import register_task
+from omegaconf import II
+from torch import Tensor
+
+from mclip_fairseq.data.captions import CaptionDataset, read_ids
+from mclip_fairseq.data.features import FeatureStore
+from mclip_fairseq.data.images import load_image, resolve_image
+from mclip_fairseq.data.sampling import TemperatureSampledDataset
+from mclip_fairseq.data.states import TokenStates, cached_states
+from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
+from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.tasks.common import SampledTask, split_list
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TriKDTaskConfig(FairseqDataclass):
+    """Captions, images and what the teacher says of them."""
+
+    data: str = field(
+        default="???",
+        metadata={
+            "help": "directories, separated by colons, with {split}.{lang}-None.{lang}.bin/.idx from "
+            "fairseq-preprocess --only-source and {split}.{lang}.ids"
+        },
+    )
+    langs: str = field(default="en", metadata={"help": "caption languages to train on, separated by commas"})
+    valid_langs: str = field(default="", metadata={"help": "caption languages to validate on; empty: those of --langs"})
+    image_features: str = field(default="", metadata={"help": "feature directories of the images, separated by colons"})
+    text_features: str = field(
+        default="", metadata={"help": "feature directories of teacher text features, separated by colons"}
+    )
+    image_root: str = field(default="", metadata={"help": "folder of the images when pixels are decoded on the fly"})
+    max_caption_tokens: int = field(
+        default=78, metadata={"help": "captions are cut to this many tokens, <s> and </s> included"}
+    )
+    sampling_temperature: float = field(
+        default=1.0,
+        metadata={"help": "draw a language of n captions in proportion to n^(1/T); 1 keeps the proportions"},
+    )
+    text_state_cache: str = field(
+        default="",
+        metadata={"help": "directory for token states of the frozen text encoder, computed once; empty: none"},
+    )
+    text_state_dtype: ChoiceEnum(["float32", "float16"]) = field(  # type: ignore[valid-type]
+        default="float32", metadata={"help": "storage of --text-state-cache"}
+    )
+    seed: int = II("common.seed")
+    cpu: bool = II("common.cpu")
+
+
+@register_task("trikd", dataclass=TriKDTaskConfig)
+class TriKDTask(SampledTask):
+    """Image-caption data for Triangle Cross-modal Knowledge Distillation (mCLIP)."""
+
+    cfg: TriKDTaskConfig
+
+    def __init__(self, cfg: TriKDTaskConfig, dictionary: Dictionary) -> None:
+        super().__init__(cfg)
+        if cfg.image_features and cfg.image_root:
+            raise ValueError("--image-features and --image-root are both given; the images come from one of them")
+        self.dictionary = dictionary
+        self.images = open_features(cfg.image_features)
+        self.texts = open_features(cfg.text_features)
+        self.model: Any = None
+        if self.images is not None and self.texts is not None:
+            check_same_teacher(self.images, self.texts)
+
+    @classmethod
+    def setup_task(cls, cfg: TriKDTaskConfig, **kwargs: Any) -> "TriKDTask":
+        """Read the dictionary and open the features, which are verified here, before a step is taken."""
+        return cls(cfg, data_dictionary(utils.split_paths(cfg.data)[0]))
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        """The text encoder's dictionary."""
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> None:
+        """None: nothing is generated."""
+        return None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether images are decoded here, so that the model must hold the teacher."""
+        return bool(self.cfg.image_root)
+
+    @property
+    def teacher_identity(self) -> dict[str, Any]:
+        """Path-free identity of the teacher that made the features."""
+        store = self.images or self.texts
+        return {} if store is None else dict(store.identity)
+
+    def max_positions(self) -> int:
+        """Longest caption in tokens; longer ones are cut, so that none is lost."""
+        return self.cfg.max_caption_tokens
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> torch.nn.Module:
+        """Build the model with the teacher's width; keep it for --text-state-cache and the teacher's transform."""
+        store = self.images or self.texts
+        if store is not None:
+            if cfg.teacher_dim not in (0, store.dim):
+                raise ValueError(f"--teacher-dim is {cfg.teacher_dim} but the features have {store.dim} columns")
+            cfg.teacher_dim = store.dim
+        if self.needs_teacher and not cfg.teacher:
+            raise ValueError("--image-root needs --teacher, the dual encoder that encodes the pixels")
+        if from_checkpoint and (getattr(cfg, "save_frozen", True) or cfg.freeze_text == "none"):
+            # The checkpoint holds the text encoder's weights; the archive may be elsewhere by now.
+            cfg.text_encoder = ""
+        self.model = super().build_model(cfg, from_checkpoint)
+        return self.model  # type: ignore[no-any-return]
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+        """Load the captions of every language and data directory.
+
+        Args:
+            split: such as `train` or `valid`.
+            epoch: for the draw of the samples.
+            combine: unused; fairseq passes it.
+            **kwargs: unused; fairseq passes the checkpoint's configuration.
+
+        Raises:
+            ValueError: a language without captions, ids that do not match, unknown ids.
+        """
+        training = split == "train"
+        langs = split_list(self.cfg.langs, "--langs")
+        if not training and self.cfg.valid_langs:
+            langs = split_list(self.cfg.valid_langs, "--valid-langs")
+        parts: dict[str, CaptionDataset] = {}
+        for lang in langs:
+            found = {
+                f"{lang}:{number}": self.load_captions(Path(directory), split, lang)
+                for number, directory in enumerate(utils.split_paths(self.cfg.data))
+                if indexed_dataset.dataset_exists(caption_prefix(directory, split, lang), impl=None)
+            }
+            if not found:
+                raise ValueError(
+                    f"{caption_prefix(self.cfg.data, split, lang)}: not found; make it with fairseq-preprocess "
+                    f"--only-source --source-lang {lang} --srcdict dict.txt"
+                )
+            parts.update(found)
+        dataset = TemperatureSampledDataset(parts, self.cfg.sampling_temperature, seed=self.cfg.seed, shuffle=training)
+        dataset.set_epoch(epoch)
+        self.datasets[split] = dataset
+
+    def load_captions(self, directory: Path, split: str, lang: str) -> CaptionDataset:
+        """Read one caption file with its ids."""
+        tokens = FlatTokens.from_prefix(
+            caption_prefix(directory, split, lang), self.dictionary, self.cfg.max_caption_tokens
+        )
+        image_ids, text_ids = read_ids(directory / f"{split}.{lang}.ids", len(tokens))
+        logger.info(
+            "%s %s: %d captions, %d cut to %d tokens",
+            split,
+            lang,
+            len(tokens),
+            tokens.truncated,
+            self.cfg.max_caption_tokens,
+        )
+        if image_ids is not None and self.images is None and not self.needs_teacher:
+            raise ValueError(f"{directory}/{split}.{lang}.ids names images; give --image-features or --image-root")
+        return CaptionDataset(
+            tokens,
+            image_ids,
+            text_ids,
+            self.images,
+            self.pixels if self.needs_teacher else None,
+            self.texts,
+            self.token_states(tokens),
+        )
+
+    def token_states(self, tokens: FlatTokens) -> TokenStates | None:
+        """Cached states of the frozen text encoder, if asked for."""
+        if not self.cfg.text_state_cache:
+            return None
+        encoder = self.model.text_encoder
+        if not encoder.frozen:
+            raise ValueError("--text-state-cache needs a frozen text encoder; pass --freeze-text all")
+        device = torch.device("cuda" if torch.cuda.is_available() and not self.cfg.cpu else "cpu")
+        return cached_states(self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype))
+
+    def pixels(self, image_ids: Sequence[str]) -> Tensor:
+        """Decode images and apply the teacher's preprocessing, (batch, channels, height, width)."""
+        paths = [resolve_image(self.cfg.image_root, image_id) for image_id in image_ids]
+        return self.transform_of_teacher([load_image(path) for path in paths])
+
+    @functools.cached_property
+    def transform_of_teacher(self) -> Any:
+        """The teacher's image preprocessing, without its weights."""
+        teacher: DualEncoderTeacher = self.model.teacher
+        return teacher.transform
+
+
+def caption_prefix(directory: str | Path, split: str, lang: str) -> str:
+    """Where fairseq-preprocess --only-source puts a language."""
+    return f"{directory}/{split}.{lang}-None.{lang}"
+
+
+def open_features(paths: str) -> FeatureStore | None:
+    """Open and verify the feature directories of a colon-separated option."""
+    return FeatureStore.open_all(utils.split_paths(paths)) if paths else None
+
+
+def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:
+    """Refuse image and text features of two teachers: they do not live in one space."""
+    if images.dim != texts.dim or images.identity.get("sha256") != texts.identity.get("sha256"):
+        raise ValueError(
+            f"the image features are of {images.identity} ({images.dim} columns) and the text features of "
+            f"{texts.identity} ({texts.dim} columns); both must come from one teacher"
+        )

@@ -1,0 +1,254 @@
+"""What every test shares: an offline, CPU-only, single-threaded, seeded process, and ways to run scripts.
+
+Tests run on the CPU and without a network. ``MCLIP_TEST_GPU=1`` leaves the GPUs visible (tests marked
+``gpu``), ``MCLIP_SHARED`` names the folder of shared fixtures when it does not lie beside the checkout.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before torch or transformers are imported: both read these once. Subprocesses inherit them.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",  # pytest-xdist runs one process per core
+    MKL_NUM_THREADS="1",
+    MPLBACKEND="Agg",
+    PYTHONIOENCODING="utf-8",
+)
+if os.environ.get("MCLIP_TEST_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+for _name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    os.environ.pop(_name, None)  # fairseq would wait for the other ranks of whatever started pytest
+
+import contextlib
+import importlib
+import io
+import logging
+import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where torch sees none."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device is visible (MCLIP_TEST_GPU=1 shows them)")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def repository_root() -> Path:
+    """The checkout that holds these tests."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir(repository_root: Path) -> Path:
+    """The folder of shared fixtures and data (read only); skips the test where there is none."""
+    folder = Path(os.environ.get("MCLIP_SHARED") or repository_root.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no folder of shared fixtures at {folder} (MCLIP_SHARED names another place)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_start_for_every_test() -> Iterator[None]:
+    """Seed every generator, and give torch's global switches back as they were."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    dtype, grad, threads = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(grad)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def _command(name: str) -> list[str]:
+    """The command line that starts a console script: ours from the checkout, others as installed."""
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    if name in ours:  # the checkout is what is tested, installed or not
+        module, function = ours[name].split(":")
+        code = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; sys.exit({function}())"
+        return [sys.executable, "-c", code]
+    if name == "python":
+        return [sys.executable]
+    script = Path(sysconfig.get_path("scripts")) / name
+    if script.exists():
+        return [str(script)]
+    if name.startswith("fairseq-"):
+        return [sys.executable, "-m", _module_of(name)]
+    raise FileNotFoundError(f"no console script {name} in {script.parent}")
+
+
+def _module_of(name: str) -> str:
+    """The module behind one of fairseq's console scripts: ``fairseq-eval-lm`` -> ``fairseq_cli.eval_lm``."""
+    return "fairseq_cli." + name.removeprefix("fairseq-").replace("-", "_")
+
+
+@pytest.fixture(scope="session")
+def fairseq_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a console script (fairseq's, ours, ``torchrun`` or ``python``) as a process (4 s each).
+
+    ``fairseq_cli("fairseq-train", data, "--task", "mte", cwd=..., env={...}, check=False, input="text")``
+    returns the ``CompletedProcess`` with decoded stdout and stderr. A non-zero status raises an
+    AssertionError that shows both, unless ``check=False``. The checkout is on PYTHONPATH; ``env`` adds
+    variables, and a value of None removes one.
+    """
+
+    def run(
+        name: str,
+        *args: object,
+        cwd: Path | str | None = None,
+        env: Mapping[str, str | None] | None = None,
+        check: bool = True,
+        input: str = "",
+        timeout: float = 300.0,
+    ) -> subprocess.CompletedProcess[str]:
+        inherited = os.environ.get("PYTHONPATH")
+        path = os.pathsep.join([str(ROOT), inherited] if inherited else [str(ROOT)])
+        merged = {**os.environ, "PYTHONPATH": path, **(env or {})}
+        result = subprocess.run(
+            [*_command(name), *map(str, args)],
+            cwd=cwd,
+            env={key: value for key, value in merged.items() if value is not None},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            input=input,
+            timeout=timeout,
+            check=False,
+        )
+        if check and result.returncode:
+            shown = f"{result.stdout[-6000:]}\n--- stderr ---\n{result.stderr[-6000:]}"
+            line = " ".join([name, *map(str, args)])
+            raise AssertionError(f"{line}: exit status {result.returncode}\n{shown}")
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def installed_dir(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory into which ``pip install`` has put this checkout (without its dependencies)."""
+    source = tmp_path_factory.mktemp("source")  # setuptools leaves build/ and *.egg-info beside what it builds
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(repository_root / name, source)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(repository_root / "mclip_fairseq", source / "mclip_fairseq", ignore=ignore)
+    target = tmp_path_factory.mktemp("installed")
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *offline, "--target", str(target), str(source)]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return target
+
+
+def _forget_last_run() -> None:
+    """Undo what a run of fairseq leaves in module state, so that the next one starts like a new process."""
+    from fairseq import checkpoint_utils
+    from fairseq.logging import metrics
+    from fairseq_cli import train
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for function in (checkpoint_utils.save_checkpoint, train.should_stop_early):
+        vars(function).clear()  # fairseq keeps the best validation loss and the patience counter there
+    metrics.reset()
+
+
+@contextlib.contextmanager
+def _captured(argv: Sequence[str]) -> Iterator[io.StringIO]:
+    """Stand in for a process: ``sys.argv``, stdout and the root logger's INFO messages in one buffer."""
+    buffer, root, old_argv = io.StringIO(), logging.getLogger(), sys.argv
+    handler, level = logging.StreamHandler(buffer), root.level
+    handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
+    old_handlers = list(root.handlers)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    sys.argv = list(argv)
+    try:
+        with contextlib.redirect_stdout(buffer):
+            yield buffer
+    finally:
+        sys.argv = old_argv
+        root.setLevel(level)
+        for added in [h for h in root.handlers if h not in old_handlers]:
+            root.removeHandler(added)
+
+
+@pytest.fixture(scope="session")
+def run_in_process() -> Callable[..., str]:
+    """Run one of fairseq's console scripts inside this process (one rank, CPU): no import time, shared state.
+
+    ``run_in_process("fairseq-generate", data, "--user-dir", ...)`` returns what it logged (level INFO) and
+    printed. Exceptions come through as they are; argparse's ``SystemExit`` becomes an AssertionError.
+    """
+
+    def run(name: str, *args: object) -> str:
+        module = importlib.import_module(_module_of(name))
+        _forget_last_run()
+        errors = io.StringIO()
+        with _captured([name, *map(str, args)]) as buffer, contextlib.redirect_stderr(errors):
+            try:
+                module.cli_main()
+            except SystemExit as stop:
+                if stop.code:
+                    raise AssertionError(f"{name}: exit status {stop.code}\n{errors.getvalue()}") from stop
+            finally:
+                _forget_last_run()
+        return buffer.getvalue()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_train(run_in_process: Callable[..., str]) -> Callable[..., str]:
+    """``run_train(data, "--task", "mte", ...)``: fairseq-train in this process, our ``--user-dir``.
+
+    Returns the log, in fairseq's format; with ``--log-format json`` the lines of the loggers ``train_inner``,
+    ``train`` and ``valid`` end with a JSON object.
+    """
+
+    def run(*args: object) -> str:
+        return run_in_process("fairseq-train", *args, "--user-dir", ROOT / "mclip_fairseq", "--cpu")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tokenizer/`, `raw/`, `pieces/`, `mte/`, `captions/` and `features/` of the tiny corpus."""
+    from tests import tiny_data
+
+    folder = tiny_data.make_text(tmp_path_factory.mktemp("corpus"))
+    tiny_data.make_parallel(folder)
+    tiny_data.make_captions(folder)
+    return folder
