@@ -1,7 +1,9 @@
 """Registers every component with fairseq by importing it."""
 
 from mclip_fairseq.compat import allow_checkpoint_globals, shield_torchaudio
+from mclip_fairseq.launch import support_torchrun_on_cpu
 
+support_torchrun_on_cpu()
 allow_checkpoint_globals()
 shield_torchaudio()
 

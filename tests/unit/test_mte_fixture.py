@@ -110,7 +110,7 @@ def compare_gradients(model: MTEModel, outputs: dict[str, Any]) -> None:
             gradient = model.get_parameter(ours).grad
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=2e-4)
         compared += 1
-    assert compared == len(outputs["grad_sum_loss_lambda2"]) > 30
+    assert compared == len(outputs["grad_sum_loss_lambda2"])
 
 
 def test_default_loss_differs_from_the_released_one(
