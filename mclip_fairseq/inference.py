@@ -260,6 +260,12 @@ class MultilingualCLIP:
         return self.tower.dim
 
     @property
+    def logit_scale(self) -> Tensor | None:
+        """The learned scale that multiplies cosines, 0-d; None where the model has none."""
+        scale = getattr(self.tower.module, "scale", None)
+        return None if scale is None else scale.detach().float().cpu()
+
+    @property
     def languages(self) -> list[str]:
         """Languages the text encoder was strengthened or trained on."""
         return self.tower.languages

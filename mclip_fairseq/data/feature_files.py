@@ -1,0 +1,249 @@
+"""What an indexed feature directory holds, and the checks on it.
+
+`features-00000.npy` ... (float16 or float32, memory-mapped when read), `ids.txt` (UTF-8, one id per line, in row order)
+and `manifest.json`, which is written last: a directory without it is not finished. While it is being written,
+`partial/` holds the plan and a record of each finished shard, so that a killed run continues.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FORMAT = "mclip_fairseq features"
+VERSION = 1
+DTYPES = ("float16", "float32")
+MODALITIES = ("image", "text")
+NORM_TOLERANCE = 1e-2  # float16 rows of 1024 columns stay well inside
+MANIFEST_KEYS = {
+    "teacher": dict,
+    "modality": str,
+    "dim": int,
+    "count": int,
+    "dtype": str,
+    "normalized": bool,
+    "ids_sha256": str,
+    "shards": list,
+}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a directory.
+
+    Raises:
+        ValueError: it is missing, unreadable, of another version, or incomplete.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        unfinished = "its features are not finished; run the command that writes it again"
+        raise ValueError(
+            f"{folder}: {unfinished}"
+            if (folder / "partial").is_dir()
+            else f"{folder}: is not a feature directory, it has no manifest.json; make one with mclip-features"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); make the features again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: is not the manifest of a feature directory")
+    if manifest.get("version") != VERSION:
+        raise ValueError(
+            f"{path}: has version {manifest.get('version')}, but this program reads version {VERSION}; make the "
+            "features again, or use the program that wrote them"
+        )
+    wrong = [name for name, kind in MANIFEST_KEYS.items() if not isinstance(manifest.get(name), kind)]
+    if wrong or manifest["dtype"] not in DTYPES or not all(map(_is_shard_entry, manifest["shards"])):
+        raise ValueError(f"{path}: is damaged ({', '.join(wrong) or 'dtype or shards'}); make the features again")
+    if manifest["count"] != sum(entry["rows"] for entry in manifest["shards"]):
+        raise ValueError(f"{path}: counts {manifest['count']} rows, but its shards have another number; make it again")
+    return manifest
+
+
+def _is_shard_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("rows"), int)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("file"), str)
+        and Path(entry["file"]).name == entry["file"]
+    )
+
+
+def check_alike(first: Path, expected: Mapping[str, Any], other: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse two directories that cannot be one table.
+
+    Raises:
+        ValueError: naming both and what differs.
+    """
+    for name in ("dim", "modality", "normalized"):
+        if expected[name] != manifest[name]:
+            raise ValueError(
+                f"{first} and {other} differ in {name} ({expected[name]} and {manifest[name]}); open them apart"
+            )
+    mine, theirs = expected["teacher"], manifest["teacher"]
+    if (mine.get("sha256") or mine) != (theirs.get("sha256") or theirs):
+        raise ValueError(f"{first} was made by {mine} and {other} by {theirs}; features of two teachers do not mix")
+
+
+def verify_hashes(folders: Sequence[Path], manifests: Sequence[Mapping[str, Any]]) -> None:
+    """Compare every file with the hash in its manifest.
+
+    Raises:
+        ValueError: naming the first file that is missing or altered.
+    """
+    expected = [
+        pair
+        for folder, manifest in zip(folders, manifests, strict=True)
+        for pair in (
+            (folder / "ids.txt", manifest["ids_sha256"]),
+            *((folder / entry["file"], entry["sha256"]) for entry in manifest["shards"]),
+        )
+    ]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        found = pool.map(lambda pair: _hash_or_none(pair[0]), expected)
+        for (path, sha256), actual in zip(expected, found, strict=True):
+            if actual is None:
+                raise ValueError(f"{path}: is missing; make the features again, or copy the directory completely")
+            if actual != sha256:
+                raise ValueError(
+                    f"{path}: is altered or truncated, its hash is not that of the manifest; make it again"
+                )
+
+
+def _hash_or_none(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
+
+
+def read_ids(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Ids in row order.
+
+    Raises:
+        ValueError: another number of ids than rows.
+    """
+    path = folder / "ids.txt"
+    ids = read_lines(path)
+    if len(ids) != manifest["count"]:
+        raise ValueError(f"{path}: has {len(ids)} ids for {manifest['count']} rows; make the features again")
+    return ids
+
+
+def open_shard(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> npt.NDArray[np.floating]:
+    """Memory-map a shard.
+
+    Raises:
+        ValueError: it is missing, truncated, or of another shape or type than its manifest says.
+    """
+    path, expected = folder / entry["file"], (entry["rows"], manifest["dim"])
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing; make the features again, or copy the directory completely")
+    try:
+        # An empty array cannot be memory-mapped.
+        shard = np.load(path, mmap_mode="r" if entry["rows"] else None, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: is truncated or no .npy file ({error}); make the features again") from error
+    if shard.shape != expected or shard.dtype != manifest["dtype"]:
+        raise ValueError(
+            f"{path}: holds {shard.dtype} of shape {shard.shape}, but the manifest says {manifest['dtype']} of shape "
+            f"{expected}; make the features again"
+        )
+    return shard
+
+
+def check_values(path: Path, ids: Sequence[str], array: npt.NDArray[np.floating], normalized: bool) -> None:
+    """Refuse rows that are not finite in their stored type, or not normalised as promised.
+
+    Raises:
+        ValueError: naming the first such id.
+    """
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"{path}: the features of {ids[bad[0]]!r} and {len(bad) - 1} others are not finite as {array.dtype}; use "
+            "float32 where float16 is too narrow, and look at these inputs otherwise"
+        )
+    if normalized:
+        norms = np.linalg.norm(array.astype(np.float32, copy=False), axis=1)
+        bad = np.flatnonzero(np.abs(norms - 1) > NORM_TOLERANCE)
+        if len(bad):
+            raise ValueError(
+                f"{path}: the features of {ids[bad[0]]!r} and {len(bad) - 1} others are called normalised but have "
+                f"norms like {norms[bad[0]]:.4g}; normalise them or call them not normalised"
+            )
+
+
+def encode_ids(ids: Sequence[str]) -> bytes:
+    """Ids as the bytes of `ids.txt`.
+
+    Raises:
+        ValueError: an id that is empty, appears twice, is not Unicode, or has a tab, a line break or outer spaces.
+    """
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"the id {first_duplicate(ids)!r} appears twice; ids must be unique")
+    for number, name in enumerate(ids):
+        if name != name.strip() or "\t" in name or len(name.splitlines()) != 1:
+            raise ValueError(
+                f"id {number} is {name!r}: ids have no tabs, line breaks or outer spaces and are not empty"
+            )
+    try:
+        return "".join(f"{name}\n" for name in ids).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"an id is not Unicode text ({error}); rename the file") from error
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a UTF-8 file, plain or `.gz`, split at line feeds only.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from error
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def shard_name(shard: int) -> str:
+    """File name of a shard."""
+    return f"features-{shard:05d}.npy"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is there completely or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object that is there completely or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def first_duplicate(ids: Sequence[str]) -> str:
+    """The first id that has been there before."""
+    seen: set[str] = set()
+    return next(name for name in ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]

@@ -1,0 +1,172 @@
+"""The frozen image-text teacher: any CLIP-like dual encoder of `transformers`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.models.freezing import state_hash
+
+# SigLIP pools the last position, whatever it holds: it was trained with all texts padded to one length.
+PADDED_TO_MAX_LENGTH = ("siglip", "siglip2")
+# Tokenizers without a limit of their own claim about 1e30.
+NO_LIMIT = 1_000_000
+
+
+class ImageTransform:
+    """The teacher's image preprocessing without its weights, so that worker processes can hold it.
+
+    Args:
+        processor: a `transformers` image processor.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB images -> (n, channels, height, width) float32."""
+        pixels: Tensor = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        if pixels.ndim != 4:
+            raise ValueError(
+                f"{type(self.processor).__name__} gives images of shape {tuple(pixels.shape[1:])}; a teacher whose "
+                "images are (channels, height, width) is needed"
+            )
+        return pixels.float()
+
+    @property
+    def description(self) -> str:
+        """The processor and its settings, in words that say whether two are the same."""
+        settings = self.processor.to_dict()
+        shown = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
+        return ", ".join([type(self.processor).__name__, *(f"{name}={settings.get(name)}" for name in shown)])
+
+
+class DualEncoderTeacher(nn.Module):
+    """A frozen dual encoder, always in eval mode; see `from_pretrained`.
+
+    Args:
+        model: with `get_image_features` and `get_text_features`.
+        processor: its image processor.
+        tokenizer: its tokenizer.
+        name: Hub name, or directory name without its parents.
+        revision: of a Hub name.
+
+    Attributes:
+        dim: width of the projections.
+        image_size: pixels along an edge after `transform`.
+        transform: RGB images -> (n, channels, height, width).
+        identity: `name`, `revision`, `architecture` and `sha256` of the weights; no path.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, tokenizer: Any, name: str, revision: str | None) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.transform = ImageTransform(processor)
+        self.max_tokens = _longest_text(model, tokenizer)
+        self.identity: dict[str, Any] = {
+            "name": name,
+            "revision": revision,
+            "architecture": type(model).__name__,
+            "sha256": state_hash({key: torch.atleast_1d(tensor) for key, tensor in model.state_dict().items()}),
+        }
+        self.eval()
+        self.dim = int(self.encode_text(**self.tokenize(["a"])).shape[1])
+        self.image_size = int(self.transform([Image.new("RGB", (64, 64))]).shape[-1])
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None) -> DualEncoderTeacher:
+        """Load weights in float32, image processor and tokenizer.
+
+        Weights are read from safetensors where there are any, and otherwise without running code that a file may hold.
+
+        Args:
+            name_or_path: Hub name or local directory.
+            revision: branch, tag or commit of a Hub name.
+
+        Raises:
+            ValueError: nothing usable there, weights are missing, or it is no dual encoder.
+        """
+        shield_torchaudio()
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+        source = str(name_or_path)
+        options: dict[str, Any] = {"revision": revision} if revision else {}
+        options["trust_remote_code"] = False
+        try:
+            model, info = AutoModel.from_pretrained(
+                source, dtype=torch.float32, weights_only=True, output_loading_info=True, **options
+            )
+            # The same pixels with and without torchvision.
+            processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{source}: cannot be loaded as a transformers dual encoder with image processor and tokenizer: {reason}"
+            ) from error
+        if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+            raise ValueError(f"{source}: holds a {type(model).__name__}, which is no dual encoder of images and texts")
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{source}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
+        local = Path(source).is_dir()
+        commit = None if local else getattr(model.config, "_commit_hash", None) or revision
+        return cls(model, processor, tokenizer, Path(source).resolve().name if local else source, commit)
+
+    def train(self, mode: bool = True) -> DualEncoderTeacher:
+        """Stay in eval mode, whatever the parent does."""
+        return super().train(False)
+
+    @property
+    def logit_scale(self) -> float | None:
+        """The learned factor of the cosine (the exponential of the stored value); None where there is none."""
+        stored = getattr(self.model, "logit_scale", None)
+        return None if stored is None else float(stored.detach().float().exp())
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Texts as (n, length) model inputs; over-long ones are cut to what the model can read."""
+        padding = "max_length" if self.model.config.model_type in PADDED_TO_MAX_LENGTH else "longest"
+        encoded = self.tokenizer(
+            list(texts), padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        read = inspect.signature(self.model.get_text_features).parameters
+        return {name: tensor for name, tensor in encoded.items() if name in read}
+
+    @torch.no_grad()
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """(n, channels, height, width) pixels from `transform` -> (n, dim) projections, not normalised."""
+        dtype = next(self.model.parameters()).dtype
+        return _projection(self.model.get_image_features(pixel_values=pixel_values.to(dtype)))
+
+    @torch.no_grad()
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None, **others: Tensor) -> Tensor:
+        """(n, length) inputs from `tokenize` -> (n, dim) projections, not normalised."""
+        if attention_mask is not None:
+            others["attention_mask"] = attention_mask
+        return _projection(self.model.get_text_features(input_ids=input_ids, **others))
+
+
+def _projection(output: Any) -> Tensor:
+    """The (n, dim) projections in what transformers 4 (a tensor) or 5 (an output object) returns."""
+    features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        raise ValueError(f"the teacher returned a {type(output).__name__} without one vector per input")
+    return features
+
+
+def _longest_text(model: nn.Module, tokenizer: Any) -> int:
+    """Tokens the text tower can read: the least of the tokenizer's limit and the position tables."""
+    limits = [min(int(tokenizer.model_max_length), NO_LIMIT)]
+    for name, module in model.named_modules():
+        if "text" in name and name.endswith(("position_embedding", "position_embeddings")):
+            if isinstance(module, nn.Embedding):
+                # RoBERTa's positions start after the padding index.
+                limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return min(limits)
