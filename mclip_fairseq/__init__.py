@@ -19,7 +19,7 @@ __all__ = ["MultilingualCLIP", "__version__"]
 __path__ = PackagePath(__path__)
 
 try:
-    import fairseq.tasks
+    import fairseq.tasks  # noqa: F401
 except (ImportError, OSError, ValueError, AttributeError) as error:
     # The doctor must still start, to say what is broken.
     warnings.warn(

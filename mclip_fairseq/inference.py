@@ -144,7 +144,7 @@ class TrainedTower:
 
     def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """See `Tower`."""
-        return self.module.encode_text(**inputs)  # type: ignore[no-any-return]
+        return self.module.encode_text(**inputs)
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
         """See `Tower`."""
@@ -152,7 +152,7 @@ class TrainedTower:
 
     def project(self, features: Tensor) -> Tensor:
         """See `Tower`."""
-        return self.module.project_teacher(features)  # type: ignore[no-any-return]
+        return self.module.project_teacher(features)
 
     @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:

@@ -20,14 +20,17 @@ def encode_file(processor: sentencepiece.SentencePieceProcessor, source: Path, t
     """Encode one file; returns the number of lines."""
     lines = 0
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open(encoding="utf-8", newline="\n") as reader, target.open("w", encoding="utf-8") as writer:
-        with tqdm(desc=source.name, unit="line") as progress:
-            while chunk := list(itertools.islice(reader, CHUNK)):
-                # Inner whitespace of any kind is one space: other line breaks would end the line early.
-                for pieces in processor.encode([" ".join(line.split()) for line in chunk], out_type=str):
-                    writer.write(" ".join(pieces) + "\n")
-                lines += len(chunk)
-                progress.update(len(chunk))
+    with (
+        source.open(encoding="utf-8", newline="\n") as reader,
+        target.open("w", encoding="utf-8") as writer,
+        tqdm(desc=source.name, unit="line") as progress,
+    ):
+        while chunk := list(itertools.islice(reader, CHUNK)):
+            # Inner whitespace of any kind is one space: other line breaks would end the line early.
+            for pieces in processor.encode([" ".join(line.split()) for line in chunk], out_type=str):
+                writer.write(" ".join(pieces) + "\n")
+            lines += len(chunk)
+            progress.update(len(chunk))
     return lines
 
 

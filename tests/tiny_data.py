@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,9 +103,7 @@ def make_captions(folder: Path) -> Path:
         write(folder / "captions" / f"train.{lang}.ids", ids[:104])
         write(folder / "captions" / f"valid.{lang}.ids", ids[104:])
     images, texts = teacher_features()
-    common = {"model": "tiny teacher", "normalized": False, "preprocessing": "none"}
-    write_features(
-        folder / "features" / "image", [f"img{i}" for i in range(40)], images, modality="image", **common
-    )
+    common: dict[str, Any] = {"model": "tiny teacher", "normalized": False, "preprocessing": "none"}
+    write_features(folder / "features" / "image", [f"img{i}" for i in range(40)], images, modality="image", **common)
     write_features(folder / "features" / "text", [f"txt{i}" for i in range(120)], texts, modality="text", **common)
     return folder / "captions"

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
 from mclip_fairseq.data.features import write_features
 
 LANGS = ("en", "de", "fr", "cs")

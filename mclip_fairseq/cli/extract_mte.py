@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mclip_fairseq.compat import load_checkpoint
 
+from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args

@@ -26,7 +26,7 @@ class TriKDCriterionConfig(FairseqDataclass):
         default="pair",
         metadata={"help": "pair: each caption has its own image; image: all captions of an image (fine-tuning)"},
     )
-    trikd_arithmetic: loss_arithmetic = field(  # type: ignore[valid-type]
+    trikd_arithmetic: loss_arithmetic = field(
         default="sound",
         metadata={
             "help": "sound, or released: the logarithm of --text-text-scale as scale, sums over positives, images in "

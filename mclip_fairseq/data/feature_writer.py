@@ -21,11 +21,18 @@ from mclip_fairseq.data.feature_files import (
     check_values,
     encode_ids,
     file_sha256,
+    read_lines,
     read_manifest,
     shard_name,
     write_bytes,
     write_json,
 )
+
+LABELS = {
+    "inputs": "number of inputs",
+    "inputs_sha256": "list of ids",
+    "shard_rows": "number of rows per shard",
+}
 
 
 class FeatureWriter:
@@ -44,7 +51,7 @@ class FeatureWriter:
         preprocessing: what happened to the inputs, in words.
         dtype: `float16` or `float32`.
         shard_rows: inputs per shard.
-        source_sha256: hash of the inputs where they are known beforehand, so that others are refused.
+        settings: whatever else must not change while the directory is written.
 
     Raises:
         ValueError: unusable ids, or the directory was begun with other settings.
@@ -62,7 +69,7 @@ class FeatureWriter:
         preprocessing: str = "",
         dtype: str = "float16",
         shard_rows: int = 65536,
-        source_sha256: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if dtype not in DTYPES or modality not in MODALITIES or shard_rows < 1 or dim < 1:
             raise ValueError(
@@ -83,7 +90,7 @@ class FeatureWriter:
             "shard_rows": int(shard_rows),
             "inputs": len(self.ids),
             "inputs_sha256": hashlib.sha256(encode_ids(self.ids)).hexdigest(),
-            "source_sha256": source_sha256,
+            "settings": dict(settings or {}),
         }
         self._partial = self.path / "partial"
         self._settle_plan()
@@ -102,12 +109,17 @@ class FeatureWriter:
                     )
                 write_json(plan, self.plan)
             begun = json.loads(plan.read_text(encoding="utf-8"))
-        differing = [name for name, value in self.plan.items() if begun.get(name) != value]
+        now, then = self._flat(self.plan), self._flat(begun)
+        differing = [LABELS.get(name, name) for name, value in now.items() if then.get(name) != value]
         if differing:
             raise ValueError(
                 f"{self.path}: was begun with another {' and '.join(differing)}; remove it, name another directory, or "
                 "repeat the settings it was begun with"
             )
+
+    @staticmethod
+    def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
+        return {**plan, **plan.get("settings", {}), "settings": None}
 
     @property
     def complete(self) -> bool:
@@ -166,6 +178,10 @@ class FeatureWriter:
 
     def skipped(self) -> list[tuple[str, str]]:
         """(id, reason) of all inputs that finished shards leave out, of all machines."""
+        listed = self.path / "skipped.tsv"
+        if self.complete:
+            lines = read_lines(listed) if listed.exists() else []
+            return [(name, reason) for name, _, reason in (line.partition("\t") for line in lines)]
         records = (self._record(shard) for shard in range(self.shards))
         return [(name, reason) for record in records if record for name, reason in record["skipped"]]
 

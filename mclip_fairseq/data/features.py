@@ -205,7 +205,7 @@ def write_features(
         preprocessing=preprocessing,
         dtype=features.dtype.name,
         shard_rows=shard_rows,
-        source_sha256=hashlib.sha256(features.data).hexdigest(),
+        settings={"content": hashlib.sha256(features.data).hexdigest()},
     )
     for shard in writer.pending():
         rows = writer.inputs(shard)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.freezing import decode_identity, encode_identity, frozen_names
-from mclip_fairseq.models.projectors import XProjector, c_projector, pool_last
+from mclip_fairseq.models.pooling import POOLING
+from mclip_fairseq.models.projectors import XProjector, c_projector
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
 
@@ -44,6 +45,10 @@ class MCLIPModelConfig(FairseqDataclass):
     projector_layers: int = field(default=2, metadata={"help": "transformer layers of the X-projector"})
     projector_ffn_embed_dim: int = field(default=3072, metadata={"help": "feed-forward width of the X-projector"})
     projector_attention_heads: int = field(default=12, metadata={"help": "attention heads of the X-projector"})
+    pooling: ChoiceEnum(["last", "mean"]) = field(  # type: ignore[valid-type]
+        default="last",
+        metadata={"help": "sentence vector: the last state, </s> (published), or the mean of all states"},
+    )
     dropout: float = field(
         default=0.3, metadata={"help": "dropout of the X-projector, and of the text encoder if trained"}
     )
@@ -138,7 +143,7 @@ class MCLIPModel(BaseFairseqModel):
             assert tokens is not None
             states, padding = self.text_encoder(tokens), tokens.eq(self.padding_idx)
         states = states.to(self.c_projector.weight.dtype)
-        return F.normalize(pool_last(self.x_projector(states, padding), padding), dim=1)
+        return F.normalize(POOLING[str(self.cfg.pooling)](self.x_projector(states, padding), padding), dim=1)
 
     def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Images in the joint space.
@@ -243,9 +248,7 @@ class MCLIPModel(BaseFairseqModel):
             )
         mine, theirs = self.identity["teacher"], stored.get("teacher")
         if mine and theirs and mine.get("sha256") != theirs.get("sha256"):
-            raise ValueError(
-                f"the checkpoint was trained with teacher {theirs}, but this is {mine}; use the same teacher or features"
-            )
+            raise ValueError(f"the checkpoint was trained with teacher {theirs}, but this is {mine}; use the same one")
 
 
 @register_model_architecture("mclip", "mclip_base")

@@ -13,9 +13,8 @@ from fairseq.models.transformer.transformer_decoder import TransformerDecoderBas
 from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
+from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
-
-FREEZE = ChoiceEnum(["encoder", "embeddings", "none"])
 
 
 @dataclass
@@ -26,7 +25,7 @@ class MTEModelConfig(FairseqDataclass):
         default="",
         metadata={"help": "XLM-R archive (directory with model.pt) to start from; empty: random weights"},
     )
-    freeze: FREEZE = field(
+    freeze: ChoiceEnum(["encoder", "embeddings", "none"]) = field(  # type: ignore[valid-type]
         default="none",
         metadata={"help": "what is not trained: encoder (stage 1), embeddings (stage 2), none"},
     )
@@ -103,6 +102,7 @@ class MTEEncoder(FairseqEncoder):
             src_lengths: unused; fairseq passes it.
             src_lang_id: unused; XLM-R needs no language.
             tgt_lang_id: (batch,) language to translate into; None leaves the states unprojected.
+            **unused: what else a batch holds.
 
         Returns:
             fairseq's encoder output: `encoder_out` (length, batch, dim), `encoder_padding_mask` (batch, length), and
@@ -131,20 +131,6 @@ class MTEEncoder(FairseqEncoder):
     def max_positions(self) -> int:
         """Longest source in tokens."""
         return self.xlmr.max_positions
-
-
-def mean_pool(states: Tensor, padding: Tensor) -> Tensor:
-    """Mean of the token states that are not padding.
-
-    Args:
-        states: (batch, length, dim).
-        padding: (batch, length) bool, True at pads.
-
-    Returns:
-        (batch, dim) of the states' dtype.
-    """
-    kept = (~padding).to(states.dtype).unsqueeze(2)
-    return (states * kept).sum(1) / kept.sum(1).clamp(min=1)
 
 
 @register_model("mte", dataclass=MTEModelConfig)
@@ -211,13 +197,13 @@ class MTEModel(FairseqEncoderDecoderModel):
             states = (
                 encoder_out["encoder_out"][0].transpose(0, 1) if pool_projected else encoder_out["encoder_states"][0]
             )
-            extra["source_pooled"] = mean_pool(states, encoder_out["encoder_padding_mask"][0])
+            extra["source_pooled"] = pool_mean(states, encoder_out["encoder_padding_mask"][0])
             extra["target_pooled"] = self.pool(contrast_tokens)
         return logits, extra
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Mean-pooled encoding of sentences without language projection, (batch, dim)."""
-        return mean_pool(self.encoder.xlmr(tokens), tokens.eq(self.encoder.padding_idx))
+        return pool_mean(self.encoder.xlmr(tokens), tokens.eq(self.encoder.padding_idx))
 
 
 def decoder_config(cfg: MTEModelConfig, dim: int) -> TransformerConfig:

@@ -1,6 +1,5 @@
 """mCLIP's two trained parts: the C-projector for the teacher and the X-projector for the text encoder."""
 
-import torch
 from fairseq.models.transformer.transformer_config import EncDecBaseConfig, TransformerConfig
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import Tensor, nn
@@ -44,20 +43,6 @@ class XProjector(nn.Module):
         for layer in self.layers:
             states = layer(states, encoder_padding_mask=padding)
         return states.transpose(0, 1)
-
-
-def pool_last(states: Tensor, padding: Tensor) -> Tensor:
-    """The state of the last real token, `</s>`, whichever side the padding is on.
-
-    Args:
-        states: (batch, length, dim).
-        padding: (batch, length) bool, True at pads.
-
-    Returns:
-        (batch, dim).
-    """
-    last = padding.shape[1] - 1 - (~padding).flip(1).to(torch.uint8).argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), last]
 
 
 def c_projector(teacher_dim: int, dim: int) -> nn.Linear:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class DualEncoderTeacher(nn.Module):
 
     def __init__(self, model: nn.Module, processor: Any, tokenizer: Any, name: str, revision: str | None) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False)
+        self.model: Any = model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.transform = ImageTransform(processor)
         self.max_tokens = _longest_text(model, tokenizer)
@@ -107,10 +108,10 @@ class DualEncoderTeacher(nn.Module):
             # The same pixels with and without torchvision.
             processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{source}: cannot be loaded as a transformers dual encoder with image processor and tokenizer: {reason}"
+                f"{source}: cannot be loaded as a transformers dual encoder, image processor and tokenizer: {reason}"
             ) from error
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise ValueError(f"{source}: holds a {type(model).__name__}, which is no dual encoder of images and texts")
@@ -165,8 +166,8 @@ def _longest_text(model: nn.Module, tokenizer: Any) -> int:
     """Tokens the text tower can read: the least of the tokenizer's limit and the position tables."""
     limits = [min(int(tokenizer.model_max_length), NO_LIMIT)]
     for name, module in model.named_modules():
-        if "text" in name and name.endswith(("position_embedding", "position_embeddings")):
-            if isinstance(module, nn.Embedding):
-                # RoBERTa's positions start after the padding index.
-                limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+        table = "text" in name and name.endswith(("position_embedding", "position_embeddings"))
+        if table and isinstance(module, nn.Embedding):
+            # RoBERTa's positions start after the padding index.
+            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
     return min(limits)

@@ -11,7 +11,7 @@ from fairseq.models import BaseFairseqModel, register_model, register_model_arch
 from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
-from mclip_fairseq.models.mte import mean_pool
+from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
 
 
@@ -75,7 +75,7 @@ class TeacherLearningModel(BaseFairseqModel):
 
     def student(self, tokens: Tensor) -> Tensor:
         """Text in the teacher's space, not normalised, (batch, length) -> (batch, teacher dim)."""
-        return self.projection(mean_pool(self.text_encoder(tokens), tokens.eq(self.padding_idx)))  # type: ignore[no-any-return]
+        return self.projection(pool_mean(self.text_encoder(tokens), tokens.eq(self.padding_idx)))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Text in the teacher's space, L2-normalised."""

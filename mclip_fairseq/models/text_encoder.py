@@ -133,8 +133,8 @@ class XLMREncoder(nn.Module):
 
     def freeze(self, what: str) -> None:
         """Freeze `all`, the `embeddings`, or `none`."""
-        modules = {"all": [self], "embeddings": self.embedding_modules(), "none": []}[what]
-        for module in modules:
+        frozen: dict[str, list[nn.Module]] = {"all": [self], "embeddings": self.embedding_modules(), "none": []}
+        for module in frozen[what]:
             module.requires_grad_(False)
         self.train(self.training)
 
@@ -186,7 +186,7 @@ class XLMREncoder(nn.Module):
 
 def stored_args(state: dict[str, Any], file: Path) -> Namespace:
     """The options inside an XLM-R checkpoint, old (`args`) or new (`cfg.model`)."""
-    args = state.get("args")
+    args: Any = state.get("args")
     if args is None and isinstance(state.get("cfg"), dict):
         args = state["cfg"].get("model")
     if isinstance(args, dict):

@@ -123,7 +123,7 @@ class TriKDTask(SampledTask):
             # The checkpoint holds the text encoder's weights; the archive may be elsewhere by now.
             cfg.text_encoder = ""
         self.model = super().build_model(cfg, from_checkpoint)
-        return self.model  # type: ignore[no-any-return]
+        return self.model
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load the captions of every language and data directory.

@@ -29,7 +29,17 @@ def task_options(corpus: Path, task: str) -> list[str]:
             *("--arch", "mte_tiny", "--criterion", "mte", "--contrastive-weight", "2", *COMMON),
         ]
     return [
-        *(str(corpus / "captions"), "--task", "trikd", "--langs", "en", "--freeze-text", "none", "--arch", "mclip_tiny"),
+        *(
+            str(corpus / "captions"),
+            "--task",
+            "trikd",
+            "--langs",
+            "en",
+            "--freeze-text",
+            "none",
+            "--arch",
+            "mclip_tiny",
+        ),
         *("--image-features", str(corpus / "features" / "image"), "--text-features", str(corpus / "features" / "text")),
         *("--criterion", "trikd", "--text-text-weight", "0.5", "--positives", "image", *COMMON),
     ]

@@ -18,7 +18,17 @@ Train = Callable[..., str]
 def options(corpus: Path, folder: Path, *more: str) -> list[str]:
     """fairseq-train's command line on the tiny corpus."""
     return [
-        *(str(corpus / "mte"), "--task", "mte", "--langs", "en,de,fr", "--lang-pairs", "en-de,en-fr", "--arch", "mte_tiny"),
+        *(
+            str(corpus / "mte"),
+            "--task",
+            "mte",
+            "--langs",
+            "en,de,fr",
+            "--lang-pairs",
+            "en-de,en-fr",
+            "--arch",
+            "mte_tiny",
+        ),
         *("--both-directions", "--criterion", "mte", "--contrastive-weight", "2", "--optimizer", "fused_adamw"),
         *("--lr", "0.003", "--max-tokens", "600", "--save-dir", str(folder), "--log-format", "json"),
         *("--log-interval", "5", "--no-progress-bar", *more),
@@ -28,14 +38,18 @@ def options(corpus: Path, folder: Path, *more: str) -> list[str]:
 def json_lines(log: str, logger: str) -> list[dict[str, float]]:
     """The JSON objects that one of fairseq's loggers wrote."""
     lines = [line for line in log.splitlines() if f"| {logger} |" in line and "{" in line]
-    return [{k: float(v) for k, v in json.loads(line[line.index("{") :]).items() if v not in ("", None)} for line in lines]
+    return [
+        {k: float(v) for k, v in json.loads(line[line.index("{") :]).items() if v not in ("", None)} for line in lines
+    ]
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A model after 8 epochs, and its log."""
     folder = tmp_path_factory.mktemp("mte")
-    log = run_train(*options(tiny_corpus, folder, "--max-epoch", "8", "--dropout", "0.1", "--sampling-temperature", "5"))
+    log = run_train(
+        *options(tiny_corpus, folder, "--max-epoch", "8", "--dropout", "0.1", "--sampling-temperature", "5")
+    )
     return folder / "checkpoint_last.pt", log
 
 
@@ -48,14 +62,19 @@ def test_both_losses_fall_and_all_metrics_are_logged(trained: tuple[Path, str]) 
 
 
 def test_generate_and_interactive_translate(
-    trained: tuple[Path, str], tiny_corpus: Path, run_in_process: Train, fairseq_cli: Callable[..., subprocess.CompletedProcess[str]]
+    trained: tuple[Path, str],
+    tiny_corpus: Path,
+    run_in_process: Train,
+    fairseq_cli: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     plugin = Path(__file__).resolve().parents[2] / "mclip_fairseq"
     common = [
         *(str(tiny_corpus / "mte"), "--user-dir", str(plugin), "--task", "mte", "-s", "en", "-t", "de", "--cpu"),
         *("--path", str(trained[0]), "--beam", "2", "--remove-bpe", "sentencepiece"),
     ]
-    log = run_in_process("fairseq-generate", *common, "--gen-subset", "valid", "--scoring", "sacrebleu", "--batch-size", "6")
+    log = run_in_process(
+        "fairseq-generate", *common, "--gen-subset", "valid", "--scoring", "sacrebleu", "--batch-size", "6"
+    )
     hypotheses = [line for line in log.splitlines() if line.startswith("H-")]
     assert sorted(int(line.split("\t")[0][2:]) for line in hypotheses) == list(range(16))
     assert "BLEU" in log

@@ -14,7 +14,7 @@ from mclip_fairseq.criterions.trikd import TriKDCriterion
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.freezing import decode_identity
 from mclip_fairseq.models.mclip import IDENTITY, MCLIPModel, MCLIPModelConfig
-from mclip_fairseq.models.projectors import pool_last
+from mclip_fairseq.models.pooling import pool_last, pool_mean
 
 allow_checkpoint_globals()
 TEACHER = {"model": "teacher", "sha256": "abc"}
@@ -30,7 +30,9 @@ def dictionary(shared_dir: Path) -> Dictionary:
     return load_dictionary(shared_dir / "fixtures" / "xlmr_tiny")
 
 
-def build(shared_dir: Path, dictionary: Dictionary, teacher: dict[str, str] | None = None, **options: Any) -> MCLIPModel:
+def build(
+    shared_dir: Path, dictionary: Dictionary, teacher: dict[str, str] | None = None, **options: Any
+) -> MCLIPModel:
     values: dict[str, Any] = {
         "text_encoder": str(shared_dir / "fixtures" / "mte_tiny_extracted.pt"),
         "teacher_dim": 512,
@@ -165,6 +167,7 @@ def test_scale_is_clamped_and_starts_where_asked(shared_dir: Path, dictionary: D
     model.logit_scale.data.fill_(9.0)
     assert float(model.scale.detach()) == 100.0
     model.scale.backward()
+    assert model.logit_scale.grad is not None
     assert float(model.logit_scale.grad) == 0.0
 
 
@@ -179,3 +182,9 @@ def test_wrong_dictionary_is_refused(shared_dir: Path, dictionary: Dictionary) -
     larger.add_symbol("extra")
     with pytest.raises(ValueError, match="embedding table has 104 rows but the dictionary has 105"):
         build(shared_dir, larger)
+
+
+def test_mean_pooling_leaves_pads_out() -> None:
+    states = torch.arange(24.0).view(2, 4, 3)
+    padding = torch.tensor([[False, False, True, True], [True, False, False, False]])
+    assert torch.equal(pool_mean(states, padding), torch.stack([states[0, :2].mean(0), states[1, 1:].mean(0)]))

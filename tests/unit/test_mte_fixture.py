@@ -64,7 +64,8 @@ def test_encoder_and_decoder_match(model: MTEModel, recorded: dict[str, Any]) ->
         encoded = model.encoder(inputs["src_tokens"], tgt_lang_id=lang_id)["encoder_out"][0]
         expected = outputs[f"encoder_out_lang_{lang}"]
         torch.testing.assert_close(encoded.transpose(0, 1)[real], expected.transpose(0, 1)[real], rtol=1e-5, atol=2e-5)
-        logits, _ = model(inputs["src_tokens"], inputs["src_lengths"], inputs["prev_output_tokens"], tgt_lang_id=lang_id)
+        sources = (inputs["src_tokens"], inputs["src_lengths"])
+        logits, _ = model(*sources, inputs["prev_output_tokens"], tgt_lang_id=lang_id)
         kept = inputs["target"] != 1
         torch.testing.assert_close(logits[kept], outputs[f"logits_lang_{lang}"][kept], rtol=1e-5, atol=5e-5)
 
@@ -157,5 +158,3 @@ def test_freezing_survives_train_and_has_no_dropout(shared_dir: Path, dictionary
     assert any("sentence_encoder.layers" in name for name in trained) == (freeze != "encoder")
     assert any("embed" in name and "sentence_encoder" in name for name in trained) == (freeze == "none")
     assert model.decoder.output_projection.weight is model.encoder.xlmr.embed_tokens.weight
-
-

@@ -86,6 +86,14 @@ def test_lamb_step_moves_a_tensor_by_the_rate_times_its_length() -> None:
     assert float((param.detach() - before).norm()) == pytest.approx(0.25 * length, rel=1e-5)
 
 
+def test_lamb_without_anything_to_do_changes_nothing() -> None:
+    (param,) = params = parameters([(4, 3)])
+    before = param.detach().clone()
+    param.grad = torch.zeros(4, 3)  # the ratio of lengths would be infinite
+    build("mclip_lamb", params).step()
+    assert torch.equal(param, before)
+
+
 def test_lamb_limit_leaves_small_gradients_alone_and_never_touches_grad() -> None:
     results = []
     for limit in (0.0, 1e6):

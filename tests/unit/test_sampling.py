@@ -56,7 +56,8 @@ def dataset(shuffle: bool = True, temperature: float = 1.0) -> TemperatureSample
 def batches_of(data: TemperatureSampledDataset, limit: int | None = None, **limits: Any) -> list[list[tuple[int, int]]]:
     indices = data.ordered_indices()
     kept, _ = data.filter_indices_by_size(indices, limit)
-    return [[(int(data.part_of[i]), int(data.row_of[i])) for i in batch] for batch in data.batch_by_size(kept, **limits)]
+    batches = data.batch_by_size(kept, **limits)
+    return [[(int(data.part_of[i]), int(data.row_of[i])) for i in batch] for batch in batches]
 
 
 @pytest.mark.parametrize("multiple", [1, 8])

@@ -1,0 +1,35 @@
+"""From token states to one vector a sentence."""
+
+import torch
+from torch import Tensor
+
+
+def pool_last(states: Tensor, padding: Tensor) -> Tensor:
+    """The state of the last real token, `</s>`, whichever side the padding is on.
+
+    Args:
+        states: (batch, length, dim).
+        padding: (batch, length) bool, True at pads.
+
+    Returns:
+        (batch, dim).
+    """
+    last = padding.shape[1] - 1 - (~padding).flip(1).to(torch.uint8).argmax(dim=1)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+def pool_mean(states: Tensor, padding: Tensor) -> Tensor:
+    """Mean of the token states that are not padding.
+
+    Args:
+        states: (batch, length, dim).
+        padding: (batch, length) bool, True at pads.
+
+    Returns:
+        (batch, dim) of the states' dtype.
+    """
+    kept = (~padding).to(states.dtype).unsqueeze(2)
+    return (states * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+POOLING = {"last": pool_last, "mean": pool_mean}
