@@ -88,22 +88,22 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can make the unpickler raise anything
-        forbidden = _forbidden_globals(path, error)
+        forbidden = _forbidden_types(path, error)
         if forbidden:
             raise ValueError(
-                f"{path}: is not loaded, for it contains {', '.join(forbidden)}, which could run code; save it again "
-                "with tensors, numbers, strings, dicts, lists and argparse.Namespace only"
+                f"{path}: is not loaded, for it contains {', '.join(forbidden)}, and only types that run no code are "
+                "read; save it again with tensors, numbers, strings, dicts, lists and argparse.Namespace"
             ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise ValueError(f"{path}: is not a checkpoint written by torch.save, or it is damaged ({reason})") from error
+        reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0].rstrip(": ")
+        raise ValueError(f"{path}: is not a checkpoint written by torch.save, or is damaged ({reason})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}, but a checkpoint is a dict; give another file")
     return state
 
 
-def _forbidden_globals(path: Path, error: Exception) -> list[str]:
+def _forbidden_types(path: Path, error: Exception) -> list[str]:
     """Names of functions and classes in a checkpoint that are not allowed; all of them where the format tells."""
-    named = re.findall(r"GLOBAL (\S+)", str(error))
+    named = re.findall(r"GLOBAL ([\w.]+)", str(error)) or re.findall(r"got <class '([\w.]+)'>", str(error))
     if named and zipfile.is_zipfile(path):
         listed = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
         named = [str(name) for name in listed] or named

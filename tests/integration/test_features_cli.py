@@ -255,8 +255,8 @@ def test_the_budget_leaves_out_and_records(clip: Path, damaged: Path, unbroken: 
     assert store.ids == good
     assert [entry["rows"] for entry in store.manifest["shards"]] == [2, 2, 3, 1]
     listed = [line.split("\t") for line in (output / "skipped.tsv").read_text().splitlines()]
-    for (name, reason), expected in zip(listed, BROKEN, strict=True):
-        assert f"{name}: {reason}".startswith(expected)
+    for (name, reason), beginning in zip(listed, BROKEN, strict=True):
+        assert f"{name}: {reason}".startswith(beginning)
     same = [f"a b/{name}" if int(name[:2]) % 2 else name for name in good]
     expected = whole.take(whole.rows(same)).astype(np.float32)
     np.testing.assert_allclose(store.take(range(8)).astype(np.float32), expected, rtol=2e-3, atol=1e-3)
