@@ -12,6 +12,7 @@ if __name__ != "mclip_fairseq":
         f"the plugin has to be called mclip_fairseq, not {__name__}: give --user-dir a path that ends in mclip_fairseq"
     )
 
+from mclip_fairseq.quiet import root_logger_kept
 from mclip_fairseq.user_dir import PackagePath
 
 __version__ = "0.1.0"
@@ -19,7 +20,8 @@ __all__ = ["MultilingualCLIP", "__version__"]
 __path__ = PackagePath(__path__)
 
 try:
-    import fairseq.tasks  # noqa: F401
+    with root_logger_kept():
+        import fairseq.tasks  # noqa: F401
 except (ImportError, OSError, ValueError, AttributeError) as error:
     # The doctor must still start, to say what is broken.
     warnings.warn(

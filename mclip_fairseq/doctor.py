@@ -151,6 +151,9 @@ def check_torchaudio() -> Check:
         "To be rid of it run pip uninstall torchaudio, or install the build that fits "
         f"torch {installed_version('torch')}, from the index torch came from."
     )
+    compat = sys.modules.get("mclip_fairseq.compat")
+    # Importing the package has hidden it already; the shield remembers the true reason.
+    problem = (compat and compat.torchaudio_problem()) or problem
     return Check("torchaudio", "warning", f"{version} cannot be loaded: {problem}", fix)
 
 

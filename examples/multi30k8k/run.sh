@@ -80,3 +80,46 @@ binarise() {
   done
   touch "$TEXT/complete"
 }
+
+# ---------------------------------------------------------------- the stages
+SIZES=(--encoder-layers 2 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4)
+OPTIMIZER=(--optimizer fused_adamw --lr-scheduler inverse_sqrt --clip-norm 1 --seed "$SEED" --cpu)
+LOGGING=(--log-format simple --log-interval 50 --no-epoch-checkpoints)
+FEATURES=(--image-features "$TEXT/features/image" --text-features "$TEXT/features/text")
+
+mte() { # mte DIRECTORY [OPTION...]: translation and contrast on the parallel captions
+  local folder=$1
+  shift
+  run fairseq-train "$TEXT/bin/mte" --user-dir "$PLUGIN" --task mte --langs "$LANGS" \
+    --lang-pairs en-de,en-fr,en-cs --both-directions --arch mte_tiny "${SIZES[@]}" \
+    --decoder-layers 1 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --dropout 0.1 \
+    --criterion mte --contrastive-weight 3 --contrastive-temperature 0.05 \
+    "${OPTIMIZER[@]}" --lr 2e-3 --warmup-updates 100 --batch-size 256 --max-update "$(updates 400)" \
+    --disable-validation --save-dir "$folder" "${LOGGING[@]}" "$@"
+}
+
+guide() { # guide ENCODER DIRECTORY: the teacher's English text features, for captions in every language
+  run fairseq-train "$TEXT/bin/pairs:$TEXT/bin/parallel" --user-dir "$PLUGIN" --task trikd \
+    --langs "$LANGS" --valid-langs "$LANGS" "${FEATURES[@]}" --arch mclip_tiny --text-encoder "$1" --freeze-text none \
+    "${SIZES[@]}" --projector-layers 0 --pooling mean --dropout 0.1 \
+    --criterion trikd --image-text-weight 0 --text-text-weight 1 --text-text-scale 20 --positives image \
+    "${OPTIMIZER[@]}" --lr 1e-3 --warmup-updates 100 --batch-size 512 --max-update "$(updates 1500)" \
+    --save-dir "$2" "${LOGGING[@]}"
+}
+
+trikd() { # trikd ENCODER DIRECTORY [OPTION...]: English image-caption pairs only, the encoder frozen
+  local encoder=$1 folder=$2
+  shift 2
+  run fairseq-train "$TEXT/bin/pairs:$TEXT/bin/pairs5" --user-dir "$PLUGIN" --task trikd --langs en \
+    --valid-langs "$LANGS" "${FEATURES[@]}" --arch mclip_tiny --text-encoder "$encoder" --pooling mean \
+    --projector-layers 1 --projector-ffn-embed-dim 512 --projector-attention-heads 4 --dropout 0.1 \
+    --criterion trikd --positives image --text-text-weight 1 --text-text-scale 20 \
+    --text-state-cache "$OUT/states" --text-state-dtype float16 \
+    "${OPTIMIZER[@]}" --lr 1e-3 --warmup-updates 50 --batch-size 512 --max-update "$(updates 300)" \
+    --save-dir "$folder" "${LOGGING[@]}" "$@"
+}
+
+evaluate() { # evaluate CHECKPOINT: the validation captions of every language
+  run mclip-evaluate --model "$1" --features "$TEXT/features/image" --ids "$TEXT/gallery/valid.ids" \
+    --captions {en,de,fr,cs}="$TEXT/gallery/valid.XX" --output "$RUN/evaluation"
+}

@@ -34,3 +34,64 @@ step() {
   printf '%s\t%s\n' "$name" "$((SECONDS - start))" >> "$OUT/seconds.tsv"
   printf '  %s seconds\n' "$((SECONDS - start))"
 }
+
+C=$OUT/corpus T=$OUT/tokenizer
+
+# 1. A corpus: drawings with English names, and the names in 14 languages as parallel text.
+step "1 corpus" python "$HERE/build_corpus.py" --output "$C" --seed "$SEED"
+
+# 2. An English teacher. With real data this is CLIP, and there is nothing to train.
+step "2 teacher" python "$HERE/train_teacher.py" --corpus "$C" --output "$OUT/teacher" --seed "$SEED"
+
+# 3. What the teacher sees in every drawing and in every English name, computed once.
+paste "$C/captions/concepts.ids" "$C/captions/concepts.en" > "$C/captions/concepts.tsv"
+step "3 image features" mclip-features --model "$OUT/teacher" --images "$C/images" --output "$OUT/features/image"
+step "3 text features" mclip-features --model "$OUT/teacher" --captions "$C/captions/concepts.tsv" \
+  --output "$OUT/features/text"
+
+# 4. Text into fairseq's format. With XLM-R, take its tokenizer instead of training one.
+step "4 tokenizer" python "$ROOT/preprocess/train_tokenizer.py" --vocabulary 6000 --output "$T" "$C"/names/*.txt
+step "4 encode" python "$ROOT/preprocess/encode.py" --model "$T/sentencepiece.bpe.model" --output "$OUT/pieces" \
+  "$C"/parallel/* "$C"/captions/{train,valid}.en
+for lang in "${OTHERS[@]}"; do
+  step "4 binarise en-$lang" fairseq-preprocess --source-lang en --target-lang "$lang" \
+    --trainpref "$OUT/pieces/train.en-$lang" --validpref "$OUT/pieces/valid.en-$lang" \
+    --srcdict "$T/dict.txt" --joined-dictionary --destdir "$OUT/bin/parallel"
+done
+step "4 binarise captions" fairseq-preprocess --only-source --source-lang en --srcdict "$T/dict.txt" \
+  --trainpref "$OUT/pieces/train" --validpref "$OUT/pieces/valid" --destdir "$OUT/bin/captions"
+cp "$C"/captions/*.en.ids "$OUT/bin/captions/"
+
+# 5. MTE: the multilingual text encoder learns to translate and to put translations close together.
+step "5 mte" fairseq-train "$OUT/bin/parallel" --user-dir "$PLUGIN" --task mte --seed "$SEED" \
+  --langs "$LANGS" --lang-pairs "${PAIRS%,}" --both-directions \
+  --arch mte_tiny --encoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 \
+  --decoder-layers 1 --decoder-ffn-embed-dim 256 --dropout 0.1 \
+  --criterion mte --contrastive-weight 5 --contrastive-temperature 0.05 \
+  --optimizer fused_adamw --lr 4e-3 --lr-scheduler inverse_sqrt --warmup-updates 100 --clip-norm 1 \
+  --batch-size 512 --max-update "${MTE_UPDATES:-1500}" --disable-validation --no-epoch-checkpoints \
+  --save-dir "$OUT/mte" --log-format simple --log-interval 50 --cpu
+step "5 extract" mclip-extract-mte "$OUT/mte/checkpoint_last.pt" --tokenizer "$T" --output "$OUT/encoder"
+
+# 6. TriKD: two light projectors learn from English pairs alone; the encoder's states are computed once.
+step "6 trikd" fairseq-train "$OUT/bin/captions" --user-dir "$PLUGIN" --task trikd --seed "$SEED" --langs en \
+  --image-features "$OUT/features/image" --text-features "$OUT/features/text" \
+  --text-state-cache "$OUT/states" \
+  --arch mclip_tiny --text-encoder "$OUT/encoder" --teacher "$OUT/teacher" --pooling mean \
+  --projector-layers 1 --projector-ffn-embed-dim 256 --projector-attention-heads 4 --dropout 0.1 \
+  --criterion trikd --text-text-weight 1 --positives image \
+  --optimizer fused_adamw --lr 1e-3 --lr-scheduler inverse_sqrt --warmup-updates 50 --clip-norm 1 \
+  --batch-size 512 --max-epoch "${TRIKD_EPOCHS:-30}" --no-epoch-checkpoints \
+  --save-dir "$OUT/trikd" --log-format simple --log-interval 50 --cpu
+
+# 7. Retrieval in every language, by mCLIP and by the teacher's own text encoder.
+for gallery in seen held_out_artist held_out_concepts; do
+  captions=()
+  for lang in en "${OTHERS[@]}"; do captions+=("$lang=$C/gallery/$gallery.$lang"); done
+  for system in mclip teacher; do
+    model=$OUT/teacher
+    [[ $system == mclip ]] && model=$OUT/trikd/checkpoint_last.pt
+    step "7 evaluate $gallery $system" mclip-evaluate --model "$model" --captions "${captions[@]}" \
+      --ids "$C/gallery/$gallery.ids" --features "$OUT/features/image" --output "$OUT/evaluation/$gallery.$system"
+  done
+done

@@ -11,6 +11,7 @@ The output directory holds weights, image processor and tokenizer for `AutoModel
 """
 
 import argparse
+import logging
 import random
 import sys
 import time
@@ -266,10 +267,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="what build_corpus.py made")
     parser.add_argument("--output", type=Path, required=True, help="directory for the teacher")
     parser.add_argument("--epochs", type=int, default=60, help="passes over the concepts (60)")
-    parser.add_argument("--batch-size", type=int, default=192, help="concepts in a step (192)")
+    parser.add_argument("--batch-size", type=int, default=128, help="concepts in a step (128)")
     parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate (0.003)")
     parser.add_argument("--seed", type=int, default=1, help="of weights, order and augmentation (1)")
     options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, force=True)  # importing fairseq turns every library's messages on
     shield_torchaudio()
     random.seed(options.seed)
     torch.manual_seed(options.seed)
