@@ -120,6 +120,57 @@ trikd() { # trikd ENCODER DIRECTORY [OPTION...]: English image-caption pairs onl
 }
 
 evaluate() { # evaluate CHECKPOINT: the validation captions of every language
+  local captions=() lang
+  for lang in en de fr cs; do captions+=("$lang=$TEXT/gallery/valid.$lang"); done
   run mclip-evaluate --model "$1" --features "$TEXT/features/image" --ids "$TEXT/gallery/valid.ids" \
-    --captions {en,de,fr,cs}="$TEXT/gallery/valid.XX" --output "$RUN/evaluation"
+    --captions "${captions[@]}" --output "$RUN/evaluation"
 }
+
+extract() { # extract CHECKPOINT DIRECTORY: the encoder as an XLM-R archive
+  run mclip-extract-mte "$1" --tokenizer "$TEXT/tokenizer" --output "$2"
+}
+
+# ---------------------------------------------------------------- the variants
+mkdir -p "$RUN"
+step data "$TEXT/complete" binarise
+
+strengthen() { # the encoder of this variant, in $RUN/encoder
+  local start=$TEXT/tokenizer
+  if [[ $VARIANT != distil ]]; then
+    local options=()
+    [[ $VARIANT == no-contrastive ]] && options=(--contrastive-weight 0)
+    [[ $VARIANT == no-translation ]] && options=(--translation-weight 0)
+    step mte "$RUN/mte/checkpoint_last.pt" mte "$RUN/mte" "${options[@]}"
+    step extract "$RUN/mte-encoder" extract "$RUN/mte/checkpoint_last.pt" "$RUN/mte-encoder"
+    start=$RUN/mte-encoder
+  fi
+  if [[ $VARIANT == published ]]; then
+    ENCODER=$start
+    return
+  fi
+  step guide "$RUN/guide/checkpoint_last.pt" guide "$start" "$RUN/guide"
+  step extract "$RUN/encoder" extract "$RUN/guide/checkpoint_last.pt" "$RUN/encoder"
+  ENCODER=$RUN/encoder
+}
+
+case $VARIANT in
+  mclip | published | distil | no-contrastive | no-translation)
+    strengthen
+    step trikd "$RUN/trikd/checkpoint_last.pt" trikd "$ENCODER" "$RUN/trikd"
+    ;;
+  no-text-text | no-image-text)
+    ENCODER=$OUT/mclip-$SEED/encoder
+    [[ -d $ENCODER ]] || { echo "$ENCODER is not there; run VARIANT=mclip SEED=$SEED first" >&2; exit 2; }
+    options=(--text-text-weight 0)
+    [[ $VARIANT == no-image-text ]] && options=(--image-text-weight 0)
+    step trikd "$RUN/trikd/checkpoint_last.pt" trikd "$ENCODER" "$RUN/trikd" "${options[@]}"
+    ;;
+  teacher-learning)
+    step trikd "$RUN/trikd/checkpoint_last.pt" teacher_learning "$RUN/trikd"
+    ;;
+  *)
+    echo "VARIANT=$VARIANT is not one of those listed in --help" >&2
+    exit 2
+    ;;
+esac
+step evaluate "$RUN/evaluation/report.json" evaluate "$RUN/trikd/checkpoint_last.pt"

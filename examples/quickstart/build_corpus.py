@@ -208,10 +208,10 @@ def draw(source: Path, target: Path, size: int) -> None:
 
     if source.suffix == ".svg":
         png = resvg_py.svg_to_bytes(svg_path=str(source), width=size, height=size, skip_system_fonts=True)
-        picture = Image.open(io.BytesIO(png))
+        opened = Image.open(io.BytesIO(png))
     else:
-        picture = Image.open(source)
-    picture = picture.convert("RGBA")
+        opened = Image.open(source)
+    picture = opened.convert("RGBA")
     if picture.size != (size, size):
         # Colours of transparent pixels must not bleed into the edge.
         picture = picture.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
@@ -293,7 +293,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, help="directory for the corpus")
     parser.add_argument("--seed", type=int, default=1, help="decides which drawings and concepts are held out (1)")
-    parser.add_argument("--size", type=int, default=64, help="width and height of a drawing in pixels (64)")
+    parser.add_argument(
+        "--size", type=int, default=72, help="width and height of a drawing in pixels (72, as the artists drew them)"
+    )
     args = parser.parse_args(argv)
     try:
         manifest = build(args.output, args.seed, args.size)

@@ -11,7 +11,6 @@ The output directory holds weights, image processor and tokenizer for `AutoModel
 """
 
 import argparse
-import logging
 import random
 import sys
 import time
@@ -78,9 +77,7 @@ def build_tokenizer(names: Sequence[str]) -> Any:
     tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=WORDPIECES, special_tokens=special, show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=WORDPIECES, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(sorted(set(names)), trainer)
     ends = [(token, tokenizer.token_to_id(token)) for token in (SPECIAL["bos_token"], SPECIAL["eos_token"])]
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -271,7 +268,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate (0.003)")
     parser.add_argument("--seed", type=int, default=1, help="of weights, order and augmentation (1)")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, force=True)  # importing fairseq turns every library's messages on
     shield_torchaudio()
     random.seed(options.seed)
     torch.manual_seed(options.seed)

