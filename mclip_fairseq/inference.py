@@ -60,7 +60,9 @@ class TrainedTower:
         cfg = state["cfg"]["model"]
         name = cfg.get("_name", "") if isinstance(cfg, Mapping) else getattr(cfg, "_name", "")
         self.file = file
-        self.directory = self.find(text_encoder or cfg.get("text_encoder") or "", "text_encoder")
+        self.directory = self.find(
+            text_encoder or cfg.get("text_encoder") or cfg.get("text_tokenizer") or "", "text_encoder"
+        )
         self.tokenizer = XLMRTokenizer(self.directory)
         self.teacher_name = teacher or cfg.get("teacher") or ""
         self.teacher_revision = None if teacher else cfg.get("teacher_revision") or None

@@ -98,9 +98,9 @@ mte() { # mte DIRECTORY [OPTION...]: translation and contrast on the parallel ca
     --disable-validation --save-dir "$folder" "${LOGGING[@]}" "$@"
 }
 
-guide() { # guide ENCODER DIRECTORY: the teacher's English text features, for captions in every language
+guide() { # guide ENCODER DIRECTORY: ENCODER is empty for random weights; the teacher's English text features, for captions in every language
   run fairseq-train "$TEXT/bin/pairs:$TEXT/bin/parallel" --user-dir "$PLUGIN" --task trikd \
-    --langs "$LANGS" --valid-langs "$LANGS" "${FEATURES[@]}" --arch mclip_tiny --text-encoder "$1" --freeze-text none \
+    --langs "$LANGS" --valid-langs "$LANGS" "${FEATURES[@]}" --arch mclip_tiny --text-encoder "$1" --text-tokenizer "$TEXT/tokenizer" --freeze-text none \
     "${SIZES[@]}" --projector-layers 0 --pooling mean --dropout 0.1 \
     --criterion trikd --image-text-weight 0 --text-text-weight 1 --text-text-scale 20 --positives image \
     "${OPTIMIZER[@]}" --lr 1e-3 --warmup-updates 100 --batch-size 512 --max-update "$(updates 1500)" \
@@ -119,6 +119,14 @@ trikd() { # trikd ENCODER DIRECTORY [OPTION...]: English image-caption pairs onl
     --save-dir "$folder" "${LOGGING[@]}" "$@"
 }
 
+teacher_learning() { # teacher_learning DIRECTORY: M-CLIP's way, for as many updates as the other stages together
+  run fairseq-train "$TEXT/bin/pairs:$TEXT/bin/parallel" --user-dir "$PLUGIN" --task trikd \
+    --langs "$LANGS" --valid-langs "$LANGS" "${FEATURES[@]}" --arch teacher_learning_tiny \
+    --text-tokenizer "$TEXT/tokenizer" "${SIZES[@]}" --dropout 0.1 --criterion teacher_learning \
+    "${OPTIMIZER[@]}" --lr 1e-3 --warmup-updates 100 --batch-size 512 --max-update "$(updates 2500)" \
+    --save-dir "$1" "${LOGGING[@]}"
+}
+
 evaluate() { # evaluate CHECKPOINT: the validation captions of every language
   local captions=() lang
   for lang in en de fr cs; do captions+=("$lang=$TEXT/gallery/valid.$lang"); done
@@ -135,7 +143,7 @@ mkdir -p "$RUN"
 step data "$TEXT/complete" binarise
 
 strengthen() { # the encoder of this variant, in $RUN/encoder
-  local start=$TEXT/tokenizer
+  local start=
   if [[ $VARIANT != distil ]]; then
     local options=()
     [[ $VARIANT == no-contrastive ]] && options=(--contrastive-weight 0)

@@ -1,4 +1,4 @@
-"""`mclip-extract-mte`: write the encoder of a trained `mte` model as an ordinary fairseq XLM-R archive."""
+"""`mclip-extract-mte`: write the text encoder of a trained model as an ordinary fairseq XLM-R archive."""
 
 import argparse
 import shutil
@@ -15,28 +15,33 @@ from mclip_fairseq.data.tokenizer import SENTENCEPIECE
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
 
-PREFIX = "encoder.xlmr.encoder."
+# Where the models `mte` and `mclip` (trained with `--freeze-text none`) keep the encoder.
+PREFIXES = ("encoder.xlmr.encoder.", "text_encoder.encoder.")
 
 
 def extract(checkpoint: Path, tokenizer: Path, output: Path) -> None:
     """Write `model.pt`, `dict.txt` and `sentencepiece.bpe.model`.
 
     Args:
-        checkpoint: of `fairseq-train --arch mte_*`.
+        checkpoint: of `fairseq-train --arch mte_*`, or `--arch mclip_* --freeze-text none`.
         tokenizer: directory with the text encoder's `dict.txt` and `sentencepiece.bpe.model`.
         output: directory to make.
 
     Raises:
-        ValueError: not a checkpoint of the `mte` model, or a dictionary of another size.
+        ValueError: a checkpoint without a text encoder, or a dictionary of another size.
     """
     state = load_checkpoint(checkpoint)
     options = (state.get("cfg") or {}).get("model")
     weights = {
-        name.removeprefix(PREFIX): tensor for name, tensor in state.get("model", {}).items() if name.startswith(PREFIX)
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.get("model", {}).items()
+        for prefix in PREFIXES
+        if name.startswith(prefix)
     }
     if not isinstance(options, Mapping) or not weights:
         raise ValueError(
-            f"{checkpoint}: is not a checkpoint of the model mte; train one with --task mte --arch mte_base"
+            f"{checkpoint}: holds no text encoder; give a checkpoint of --arch mte_base, or of --arch mclip_base "
+            "--freeze-text none"
         )
     missing = [name for name in ("dict.txt", SENTENCEPIECE) if not (tokenizer / name).is_file()]
     if missing:
@@ -59,7 +64,7 @@ def extract(checkpoint: Path, tokenizer: Path, output: Path) -> None:
 
 
 def archive_args(options: Mapping[str, Any]) -> Namespace:
-    """XLM-R's options from those of the `mte` model, with the languages it was strengthened on."""
+    """XLM-R's options from those of the model, with the languages it was strengthened on."""
     args = xlmr_args(Namespace(**options))
     args.langs = options.get("langs", "")
     return args
@@ -68,7 +73,7 @@ def archive_args(options: Mapping[str, Any]) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="mclip-extract-mte", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="checkpoint of the model mte")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of the model mte, or of mclip with a trained encoder")
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="directory with dict.txt and sentencepiece.bpe.model"
     )

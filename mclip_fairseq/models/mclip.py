@@ -31,6 +31,12 @@ class MCLIPModelConfig(FairseqDataclass):
         default="",
         metadata={"help": "XLM-R archive (mclip-extract-mte's output, or XLM-R itself); empty: random weights"},
     )
+    text_tokenizer: str = field(
+        default="",
+        metadata={
+            "help": "directory with dict.txt and sentencepiece.bpe.model, for inference; empty: that of --text-encoder"
+        },
+    )
     freeze_text: ChoiceEnum(["all", "embeddings", "none"]) = field(  # type: ignore[valid-type]
         default="all", metadata={"help": "what of the text encoder is not trained"}
     )
@@ -210,7 +216,8 @@ class MCLIPModel(BaseFairseqModel):
         """What a checkpoint leaves out: frozen weights that the archive and the teacher hold already."""
         if self.cfg.save_frozen:
             return set()
-        prefixes = FROZEN_PREFIXES if self.cfg.text_encoder else FROZEN_PREFIXES[1:]
+        in_archive = self.cfg.text_encoder and self.cfg.freeze_text != "none"
+        prefixes = FROZEN_PREFIXES if in_archive else FROZEN_PREFIXES[1:]
         return frozen_names(self, prefixes)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

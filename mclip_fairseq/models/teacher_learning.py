@@ -20,6 +20,12 @@ class TeacherLearningModelConfig(FairseqDataclass):
     """The student text encoder."""
 
     text_encoder: str = field(default="", metadata={"help": "XLM-R archive to start from; empty: random weights"})
+    text_tokenizer: str = field(
+        default="",
+        metadata={
+            "help": "directory with dict.txt and sentencepiece.bpe.model, for inference; empty: that of --text-encoder"
+        },
+    )
     freeze_text: ChoiceEnum(["embeddings", "none"]) = field(  # type: ignore[valid-type]
         default="none", metadata={"help": "what of the text encoder is not trained"}
     )

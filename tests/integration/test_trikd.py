@@ -171,6 +171,26 @@ def test_saving_everything_needs_no_archive(tiny_corpus: Path, encoder: Path, ru
     assert model.encode_text(["ein Hund"]).shape == (1, 32)
 
 
+def test_a_trained_encoder_is_saved_extracted_and_used(
+    tiny_corpus: Path, encoder: Path, run_train: Train, tmp_path: Path
+) -> None:
+    """With and without an archive: train from scratch, name the tokenizer for inference, and get an archive out."""
+    from mclip_fairseq.cli.extract_mte import main as extract_mte
+
+    tokenizer = tiny_corpus / "tokenizer"
+    more = ("--freeze-text", "none", "--text-tokenizer", tokenizer, "--max-update", "2", "--disable-validation")
+    run_train(*options(tiny_corpus, Path(), tmp_path / "run", *more, "--text-encoder", ""))
+    checkpoint = tmp_path / "run" / "checkpoint_last.pt"
+    run_train(*options(tiny_corpus, encoder, tmp_path / "warm", *more))
+    warm = MultilingualCLIP.from_pretrained(tmp_path / "warm" / "checkpoint_last.pt", device="cpu")
+    assert warm.encode_text("ein Hund").shape == (1, 32)
+    assert MultilingualCLIP.from_pretrained(checkpoint, device="cpu").encode_text("ein Hund").shape == (1, 32)
+    assert extract_mte([str(checkpoint), "--tokenizer", str(tokenizer), "--output", str(tmp_path / "archive")]) == 0
+    stored = load_checkpoint(checkpoint)["model"]["text_encoder.encoder.sentence_encoder.embed_tokens.weight"]
+    weights = load_checkpoint(tmp_path / "archive" / "model.pt")["model"]
+    assert torch.equal(weights["encoder.sentence_encoder.embed_tokens.weight"], stored)
+
+
 def test_captions_are_cut_and_counted(tiny_corpus: Path, encoder: Path, run_train: Train, tmp_path: Path) -> None:
     log = run_train(*options(tiny_corpus, encoder, tmp_path, "--max-update", "1", "--max-caption-tokens", "6"))
     assert "104 captions, 104 cut to 6 tokens" in log
