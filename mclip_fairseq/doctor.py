@@ -152,8 +152,9 @@ def check_torchaudio() -> Check:
         f"torch {installed_version('torch')}, from the index torch came from."
     )
     compat = sys.modules.get("mclip_fairseq.compat")
-    # Importing the package has hidden it already; the shield remembers the true reason.
-    problem = (compat and compat.torchaudio_problem()) or problem
+    if "halted" in problem and compat is not None:
+        # Importing the package has hidden it already; the shield remembers the true reason.
+        problem = compat.torchaudio_problem()
     return Check("torchaudio", "warning", f"{version} cannot be loaded: {problem}", fix)
 
 

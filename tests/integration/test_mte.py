@@ -31,7 +31,7 @@ def options(corpus: Path, folder: Path, *more: str) -> list[str]:
         ),
         *("--both-directions", "--criterion", "mte", "--contrastive-weight", "2", "--optimizer", "fused_adamw"),
         *("--lr", "0.003", "--max-tokens", "600", "--save-dir", str(folder), "--log-format", "json"),
-        *("--log-interval", "5", "--no-progress-bar", *more),
+        *("--log-interval", "5", "--no-progress-bar", "--num-workers", "0", *more),
     ]
 
 

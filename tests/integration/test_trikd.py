@@ -16,6 +16,7 @@ from mclip_fairseq.evaluation import retrieval_metrics
 from tests.tiny_data import sentences
 
 Train = Callable[..., str]
+RARELY = ("--save-interval", "30", "--validate-interval", "30", "--pooling", "mean")
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,9 @@ def encoder(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPa
             "--arch",
             "mte_tiny",
         ),
-        *("--criterion", "mte", "--contrastive-weight", "2", "--optimizer", "fused_adamw", "--lr", "0.003"),
-        *("--max-tokens", "600", "--max-epoch", "8", "--save-dir", folder / "mte", "--disable-validation"),
+        *("--criterion", "mte", "--contrastive-weight", "5", "--optimizer", "fused_adamw", "--lr", "0.003"),
+        *("--contrastive-temperature", "0.2", "--num-workers", "0"),
+        *("--max-tokens", "1200", "--max-epoch", "25", "--save-dir", folder / "mte", "--disable-validation"),
         *("--no-epoch-checkpoints", "--no-progress-bar"),
     )
     checkpoint, archive = folder / "mte" / "checkpoint_last.pt", folder / "archive"
@@ -52,6 +54,7 @@ def options(corpus: Path, encoder: Path, folder: Path, *more: object) -> list[st
         *(corpus / "captions", "--task", "trikd", "--langs", "en", "--image-features", corpus / "features" / "image"),
         *("--text-features", corpus / "features" / "text", "--arch", "mclip_tiny", "--text-encoder", encoder),
         *("--criterion", "trikd", "--optimizer", "fused_adamw", "--lr", "0.003", "--batch-size", "40"),
+        *("--num-workers", "0"),
         *("--save-dir", folder, "--log-format", "json", "--no-epoch-checkpoints", "--no-progress-bar", *more),
     ]
     return [str(value) for value in values]
@@ -63,7 +66,7 @@ def trained(
 ) -> tuple[Path, str]:
     """A model after 30 epochs of English pairs, and its log."""
     folder = tmp_path_factory.mktemp("trikd")
-    log = run_train(*options(tiny_corpus, encoder, folder, "--max-epoch", "30", "--positives", "image"))
+    log = run_train(*options(tiny_corpus, encoder, folder, "--max-epoch", "30", "--positives", "image", *RARELY))
     return folder / "checkpoint_last.pt", log
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 COMMANDS = ("train", "generate", "validate", "interactive", "preprocess")
-HEAVY = ("transformers", "faiss", "matplotlib", "PIL", "ftfy", "sentencepiece", "safetensors")
+HEAVY = ("transformers", "faiss", "matplotlib", "ftfy", "sentencepiece", "safetensors")
 OURS = {
     "task": {"mte": "tasks.mte", "trikd": "tasks.trikd"},
     "model": {"mte": "models.mte", "mclip": "models.mclip", "teacher_learning": "models.teacher_learning"},
