@@ -71,7 +71,7 @@ mte=(fairseq-train "$OUT/bin/parallel" --user-dir "$PLUGIN" --task mte --seed "$
   --disable-validation --no-epoch-checkpoints --num-workers 0 --log-format simple --log-interval 50 --cpu)
 step "5 mte" "${mte[@]}" --both-directions --contrastive-weight 5 --contrastive-temperature 0.05 \
   --lr 4e-3 --warmup-updates 100 --max-update "${MTE_UPDATES:-300}" --save-dir "$OUT/mte1"
-step "5 mte contrast" "${mte[@]}" --translation-weight 0 --contrastive-weight 1 --contrastive-temperature 0.1 \
+step "5 mte contrast" "${mte[@]}" --translation-weight 0 --contrastive-weight 1 --contrastive-temperature "${TEMPERATURE:-0.15}" \
   --lr 3e-3 --warmup-updates 30 --max-update "${CONTRAST_UPDATES:-600}" \
   --finetune-from-model "$OUT/mte1/checkpoint_last.pt" --save-dir "$OUT/mte2"
 step "5 extract" mclip-extract-mte "$OUT/mte2/checkpoint_last.pt" --tokenizer "$T" --output "$OUT/encoder"
@@ -100,6 +100,7 @@ for gallery in seen held_out_artist held_out_concepts; do
   done
 done
 
-# 8. All results in one page.
+# 8. All results in one page: the table, plots, and six queries in six languages.
 step "8 report" python "$HERE/report.py" --corpus "$C" --evaluations "$OUT/evaluation" \
   --model "$OUT/trikd/checkpoint_last.pt" --seconds "$OUT/seconds.tsv" --seed "$SEED" --output "$OUT"
+cat "$OUT/8-report.log"
