@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mclip_fairseq.data.feature_files import read_lines
 from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.data.states import TokenStates
 from mclip_fairseq.data.tokens import FlatTokens
@@ -34,7 +35,7 @@ def read_ids(path: str | Path, lines: int) -> tuple[list[str] | None, list[str] 
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: not found; write one image id per caption (and, after a tab, a teacher text id)")
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [line.split("\t") for line in read_lines(path)]
     if len(rows) != lines:
         raise ValueError(f"{path}: {len(rows)} lines for {lines} captions; write exactly one line per caption")
     columns: list[list[str] | None] = []

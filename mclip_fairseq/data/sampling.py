@@ -141,11 +141,3 @@ class TemperatureSampledDataset(FairseqDataset):
     def can_reuse_epoch_itr_across_epochs(self) -> bool:
         """False while samples are redrawn."""
         return not self.shuffle
-
-    def prefetch(self, indices: Any) -> None:
-        """Nothing to fetch: rows are memory-mapped."""
-
-    @property
-    def supports_prefetch(self) -> bool:
-        """See `prefetch`."""
-        return False

@@ -1,5 +1,6 @@
 """What both tasks do alike: languages, batches of one part, and steps in which a rank has nothing to add."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
+
+logger = logging.getLogger(__name__)
 
 
 def split_list(value: str, option: str) -> list[str]:
@@ -69,11 +72,7 @@ class SampledTask(FairseqTask):
 
     def report_dropped(self, dropped: int, total: int, max_positions: Any) -> None:
         """Log what the length filter left out."""
-        import logging
-
-        logging.getLogger(__name__).warning(
-            "%d of %d samples are longer than %s tokens and left out", dropped, total, max_positions
-        )
+        logger.warning("%d of %d samples are longer than %s tokens and left out", dropped, total, max_positions)
 
 
 def check_names(given: Sequence[str], known: Sequence[str], option: str) -> None:
