@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import mclip_fairseq
-from mclip_fairseq.data.feature_files import DTYPES, read_lines
+from mclip_fairseq.data.feature_files import DTYPES
 from mclip_fairseq.data.feature_writer import FeatureWriter
+from mclip_fairseq.data.files import read_lines
 from mclip_fairseq.data.images import ImageError, load_image, resolve_images
 from mclip_fairseq.models.teacher import DualEncoderTeacher, ImageTransform
 

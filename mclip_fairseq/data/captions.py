@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mclip_fairseq.data.feature_files import read_lines
 from mclip_fairseq.data.features import FeatureStore
+from mclip_fairseq.data.files import read_lines
 from mclip_fairseq.data.states import TokenStates
 from mclip_fairseq.data.tokens import FlatTokens
 

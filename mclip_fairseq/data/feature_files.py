@@ -7,8 +7,6 @@ and `manifest.json`, which is written last: a directory without it is not finish
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from mclip_fairseq.data.files import file_sha256, read_lines
 
 FORMAT = "mclip_fairseq features"
 VERSION = 1
@@ -200,32 +200,9 @@ def encode_ids(ids: Sequence[str]) -> bytes:
         raise ValueError(f"an id is not Unicode text ({error}); rename the file") from error
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """Lines of a UTF-8 file, plain or `.gz`, split at line feeds only.
-
-    Raises:
-        ValueError: the file cannot be read.
-    """
-    path = Path(path)
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from error
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
-
-
 def shard_name(shard: int) -> str:
     """File name of a shard."""
     return f"features-{shard:05d}.npy"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -20,13 +20,12 @@ from mclip_fairseq.data.feature_files import (
     VERSION,
     check_values,
     encode_ids,
-    file_sha256,
-    read_lines,
     read_manifest,
     shard_name,
     write_bytes,
     write_json,
 )
+from mclip_fairseq.data.files import file_sha256, read_lines
 
 LABELS = {
     "inputs": "number of inputs",

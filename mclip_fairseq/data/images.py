@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from mclip_fairseq.data.feature_files import read_lines
+from mclip_fairseq.data.files import read_lines
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Checked against the header, before any pixel is decoded; a quarter of a gigabyte as RGB.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from mclip_fairseq.data.files import file_sha256, read_lines
 
 TSV_SUFFIXES = (".tsv", ".tsv.gz")
 
@@ -55,6 +55,8 @@ def read_captions(language: str, path: Path, ids_path: Path | None = None) -> Ca
         ValueError: naming file and line, when a file cannot be read, lines are empty or the counts differ.
     """
     lines = read_lines(path)
+    if not lines:
+        raise ValueError(f"{path} is empty: it must hold at least one line.")
     if is_tsv(path):
         fields = [line.partition("\t") for line in lines]
         for number, (image_id, tab, text) in enumerate(fields, start=1):
@@ -99,27 +101,6 @@ def read_caption_files(captions: Sequence[str], ids: Sequence[str]) -> list[Capt
 def is_tsv(path: Path) -> bool:
     """Whether a caption file holds ``id<TAB>caption`` lines, told by its extension alone."""
     return path.name.endswith(TSV_SUFFIXES)
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, plain or ``.gz``, without their ends; ``ValueError`` when there are none."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"Cannot read {path}: {reason}.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}): convert it first.") from error
-    if not text:
-        raise ValueError(f"{path} is empty: it must hold at least one line.")
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _by_language(options: Sequence[str]) -> dict[str, Path]:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.evaluation.captions import Captions, file_sha256, read_lines
+from mclip_fairseq.data.files import file_sha256
+from mclip_fairseq.data.images import SUFFIXES, resolve_images
+from mclip_fairseq.evaluation.captions import Captions
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Batches handed over at once, so that the encoder can sort texts by length and decode pictures ahead.
 CHUNK_BATCHES = 16
 
@@ -100,7 +101,7 @@ class IdIndex:
             self._short = {}
             for row, name in enumerate(self.names):
                 stem, suffix = os.path.splitext(name)
-                if suffix.lower() in IMAGE_SUFFIXES:
+                if suffix.lower() in SUFFIXES:
                     self._short.setdefault(stem, []).append(row)
         return self._short
 
@@ -117,7 +118,7 @@ class ImageGallery:
 
     def __init__(self, source: Path) -> None:
         self.source = source
-        names = _pictures_of_folder(source) if source.is_dir() else _pictures_of_list(source)
+        names = resolve_images(source) if source.is_dir() else resolve_images(None, source)
         self.index = IdIndex([name for name, _ in names], source)
         self.paths = [path for _, path in names]
 
@@ -238,26 +239,3 @@ def encode_in_chunks(encode: Callable[..., Tensor], items: Any, batch_size: int,
 def _teacher_sha256(model: Encoder) -> str | None:
     identity = (getattr(model, "identity", None) or {}).get("teacher") or {}
     return identity.get("sha256")
-
-
-def _pictures_of_folder(folder: Path) -> list[tuple[str, Path]]:
-    found = [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    ]
-    if not found:
-        raise ValueError(f"{folder} holds no pictures ({' '.join(IMAGE_SUFFIXES)}).")
-    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
-
-
-def _pictures_of_list(path: Path) -> list[tuple[str, Path]]:
-    pictures = []
-    for number, line in enumerate(read_lines(path), start=1):
-        name, tab, file = line.partition("\t")
-        file = file if tab else name
-        if not (name.strip() and file.strip()):
-            raise ValueError(f"{path} line {number} names no picture: write a path, or 'id, tab, path'.")
-        pictures.append((name.strip(), path.parent / file.strip()))
-    return pictures

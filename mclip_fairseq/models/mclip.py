@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.freezing import decode_identity, encode_identity, frozen_names
-from mclip_fairseq.models.pooling import POOLING
+from mclip_fairseq.models.pooling import pool_last, pool_mean
 from mclip_fairseq.models.projectors import XProjector, c_projector
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
@@ -53,7 +53,10 @@ class MCLIPModelConfig(FairseqDataclass):
     projector_attention_heads: int = field(default=12, metadata={"help": "attention heads of the X-projector"})
     pooling: ChoiceEnum(["last", "mean"]) = field(  # type: ignore[valid-type]
         default="last",
-        metadata={"help": "sentence vector: the last state, </s> (published), or the mean of all states"},
+        metadata={
+            "help": "sentence vector: the last projected state, </s> (published), or the projection of the mean of "
+            "the encoder's states, which is what MTE's contrast aligns"
+        },
     )
     dropout: float = field(
         default=0.3, metadata={"help": "dropout of the X-projector, and of the text encoder if trained"}
@@ -149,7 +152,9 @@ class MCLIPModel(BaseFairseqModel):
             assert tokens is not None
             states, padding = self.text_encoder(tokens), tokens.eq(self.padding_idx)
         states = states.to(self.c_projector.weight.dtype)
-        return F.normalize(POOLING[str(self.cfg.pooling)](self.x_projector(states, padding), padding), dim=1)
+        if self.cfg.pooling == "mean":
+            states, padding = pool_mean(states, padding)[:, None], padding.new_zeros(len(padding), 1)
+        return F.normalize(pool_last(self.x_projector(states, padding), padding), dim=1)
 
     def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Images in the joint space.

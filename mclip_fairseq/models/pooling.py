@@ -30,6 +30,3 @@ def pool_mean(states: Tensor, padding: Tensor) -> Tensor:
     """
     kept = (~padding).to(states.dtype).unsqueeze(2)
     return (states * kept).sum(1) / kept.sum(1).clamp(min=1)
-
-
-POOLING = {"last": pool_last, "mean": pool_mean}

@@ -188,3 +188,16 @@ def test_mean_pooling_leaves_pads_out() -> None:
     states = torch.arange(24.0).view(2, 4, 3)
     padding = torch.tensor([[False, False, True, True], [True, False, False, False]])
     assert torch.equal(pool_mean(states, padding), torch.stack([states[0, :2].mean(0), states[1, 1:].mean(0)]))
+
+
+@pytest.mark.parametrize(("pooling", "same"), [("mean", True), ("last", False)])
+def test_mean_pooling_comes_before_the_projector(
+    shared_dir: Path, dictionary: Dictionary, pooling: str, same: bool
+) -> None:
+    """Only the mean of the states counts then; with `last` it does not, so that this can fail."""
+    model = build(shared_dir, dictionary, pooling=pooling).eval()
+    states = torch.randn(3, 5, model.text_encoder.dim, generator=torch.Generator().manual_seed(1))
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [True] + [False] * 4])
+    whole = model.encode_text(states=states, padding=padding)
+    mean = model.encode_text(states=pool_mean(states, padding)[:, None], padding=torch.zeros(3, 1, dtype=torch.bool))
+    assert torch.allclose(whole, mean, atol=1e-6) is same
