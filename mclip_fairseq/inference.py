@@ -98,7 +98,7 @@ class TrainedTower:
         from fairseq.models import ARCH_MODEL_REGISTRY
 
         import mclip_fairseq  # noqa: F401  (registers the models)
-        from mclip_fairseq.models.freezing import decode_identity
+        from mclip_fairseq.models.freezing import decode_identity, holds_text_encoder
         from mclip_fairseq.models.mclip import IDENTITY
 
         builder = ARCH_MODEL_REGISTRY.get(name)
@@ -107,7 +107,7 @@ class TrainedTower:
                 f"{self.file}: holds a model {name!r}, which has no image side; train with --arch mclip_base"
             )
         options = Namespace(**cfg)
-        if options.freeze_text == "none" or getattr(options, "save_frozen", True):
+        if holds_text_encoder(options):
             options.text_encoder = ""
         elif options.text_encoder:
             options.text_encoder = str(self.directory)

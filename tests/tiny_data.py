@@ -107,3 +107,12 @@ def make_captions(folder: Path) -> Path:
     write_features(folder / "features" / "image", [f"img{i}" for i in range(40)], images, modality="image", **common)
     write_features(folder / "features" / "text", [f"txt{i}" for i in range(120)], texts, modality="text", **common)
     return folder / "captions"
+
+
+def mte_options(corpus: Path, folder: Path) -> list[str]:
+    """What every fairseq-train command line of the task `mte` on the tiny corpus has in common."""
+    return [
+        *(str(corpus / "mte"), "--task", "mte", "--langs", "en,de,fr", "--lang-pairs", "en-de,en-fr"),
+        *("--arch", "mte_tiny", "--criterion", "mte", "--optimizer", "fused_adamw", "--lr", "0.003"),
+        *("--save-dir", str(folder), "--no-progress-bar", "--num-workers", "0"),
+    ]

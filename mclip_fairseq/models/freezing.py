@@ -32,6 +32,14 @@ def decode_identity(tensor: Tensor) -> dict[str, Any]:
     return value
 
 
+def holds_text_encoder(cfg: Any) -> bool:
+    """Whether a checkpoint of this model configuration holds the text encoder's weights, so that no archive is needed.
+
+    `teacher_learning` has no `save_frozen`: it always stores its encoder.
+    """
+    return bool(cfg.freeze_text == "none" or getattr(cfg, "save_frozen", True))
+
+
 def frozen_names(module: nn.Module, prefixes: Iterable[str]) -> set[str]:
     """Names of parameters and buffers below `prefixes` that training never changes."""
     prefixes = tuple(prefixes)

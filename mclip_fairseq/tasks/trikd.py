@@ -21,6 +21,7 @@ from mclip_fairseq.data.images import load_image, resolve_image
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.states import TokenStates, cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
+from mclip_fairseq.models.freezing import holds_text_encoder
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.tasks.common import SampledTask, split_list
 
@@ -119,9 +120,8 @@ class TriKDTask(SampledTask):
             cfg.teacher_dim = store.dim
         if self.needs_teacher and not cfg.teacher:
             raise ValueError("--image-root needs --teacher, the dual encoder that encodes the pixels")
-        if from_checkpoint and (getattr(cfg, "save_frozen", True) or cfg.freeze_text == "none"):
-            # The checkpoint holds the text encoder's weights; the archive may be elsewhere by now.
-            cfg.text_encoder = ""
+        if from_checkpoint and holds_text_encoder(cfg):
+            cfg.text_encoder = ""  # the archive may be elsewhere by now
         self.model = super().build_model(cfg, from_checkpoint)
         return self.model
 

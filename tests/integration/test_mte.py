@@ -11,6 +11,7 @@ import torch
 from mclip_fairseq.cli.extract_mte import main as extract_mte
 from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from tests.tiny_data import mte_options
 
 Train = Callable[..., str]
 
@@ -18,20 +19,9 @@ Train = Callable[..., str]
 def options(corpus: Path, folder: Path, *more: str) -> list[str]:
     """fairseq-train's command line on the tiny corpus."""
     return [
-        *(
-            str(corpus / "mte"),
-            "--task",
-            "mte",
-            "--langs",
-            "en,de,fr",
-            "--lang-pairs",
-            "en-de,en-fr",
-            "--arch",
-            "mte_tiny",
-        ),
-        *("--both-directions", "--criterion", "mte", "--contrastive-weight", "2", "--optimizer", "fused_adamw"),
-        *("--lr", "0.003", "--max-tokens", "600", "--save-dir", str(folder), "--log-format", "json"),
-        *("--log-interval", "5", "--no-progress-bar", "--num-workers", "0", *more),
+        *mte_options(corpus, folder),
+        *("--both-directions", "--contrastive-weight", "2", "--max-tokens", "600"),
+        *("--log-format", "json", "--log-interval", "5", *more),
     ]
 
 

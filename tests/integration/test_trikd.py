@@ -13,7 +13,7 @@ from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.evaluation import retrieval_metrics
-from tests.tiny_data import sentences
+from tests.tiny_data import mte_options, sentences
 
 Train = Callable[..., str]
 RARELY = ("--save-interval", "30", "--validate-interval", "30", "--pooling", "mean")
@@ -26,21 +26,9 @@ def encoder(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPa
 
     folder = tmp_path_factory.mktemp("encoder")
     run_train(
-        *(
-            tiny_corpus / "mte",
-            "--task",
-            "mte",
-            "--langs",
-            "en,de,fr",
-            "--lang-pairs",
-            "en-de,en-fr",
-            "--arch",
-            "mte_tiny",
-        ),
-        *("--criterion", "mte", "--contrastive-weight", "5", "--optimizer", "fused_adamw", "--lr", "0.003"),
-        *("--contrastive-temperature", "0.2", "--num-workers", "0"),
-        *("--max-tokens", "1200", "--max-epoch", "25", "--save-dir", folder / "mte", "--disable-validation"),
-        *("--no-epoch-checkpoints", "--no-progress-bar"),
+        *mte_options(tiny_corpus, folder / "mte"),
+        *("--contrastive-weight", "5", "--contrastive-temperature", "0.2", "--max-tokens", "1200"),
+        *("--max-epoch", "25", "--disable-validation", "--no-epoch-checkpoints"),
     )
     checkpoint, archive = folder / "mte" / "checkpoint_last.pt", folder / "archive"
     tokenizer = tiny_corpus / "tokenizer"
