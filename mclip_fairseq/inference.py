@@ -1,198 +1,22 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.data.images import load_image
-from mclip_fairseq.data.tokenizer import XLMRTokenizer
-from mclip_fairseq.data.tokens import load_dictionary
-from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.formats.directory import is_saved_directory, load_directory
+from mclip_fairseq.formats.towers import TeacherTower, Tower
+from mclip_fairseq.formats.training import load_training_checkpoint
 
 ImageInput = str | Path | Image.Image | np.ndarray
-
-
-class Tower(Protocol):
-    """What `MultilingualCLIP` needs of a model."""
-
-    name: str
-    dim: int
-    languages: list[str]
-    identity: dict[str, Any]
-    module: nn.Module
-
-    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Model input of texts, over-long ones cut."""
-
-    def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(texts, dim), not necessarily normalised."""
-
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """(images, dim), not necessarily normalised."""
-
-    def project(self, features: Tensor) -> Tensor:
-        """Teacher image features (images, teacher dim) -> (images, dim)."""
-
-    @property
-    def transform(self) -> Callable[[list[Image.Image]], Tensor]:
-        """Image preprocessing."""
-
-
-class TrainedTower:
-    """A `mclip` or `teacher_learning` model from a training checkpoint.
-
-    Args:
-        state: the checkpoint.
-        file: where it is, for messages.
-        text_encoder: directory with the text encoder's archive, in place of the one named in the checkpoint.
-        teacher: Hub name or directory of the teacher, likewise.
-    """
-
-    def __init__(self, state: dict[str, Any], file: Path, text_encoder: str | None, teacher: str | None) -> None:
-        cfg = state["cfg"]["model"]
-        name = cfg.get("_name", "") if isinstance(cfg, Mapping) else getattr(cfg, "_name", "")
-        self.file = file
-        self.directory = self.find(
-            text_encoder or cfg.get("text_encoder") or cfg.get("text_tokenizer") or "", "text_encoder"
-        )
-        self.tokenizer = XLMRTokenizer(self.directory)
-        self.teacher_name = teacher or cfg.get("teacher") or ""
-        self.teacher_revision = None if teacher else cfg.get("teacher_revision") or None
-        self.module = self.build(name, cfg, state["model"])
-        self.tokenizer.max_tokens = int(
-            min(self.module.max_positions(), state["cfg"]["task"].get("max_caption_tokens") or 512)
-        )
-        self.name = file.parent.name + "/" + file.stem
-        self.identity: dict[str, Any] = dict(self.module.identity)
-        self.dim = int(self.module.text_encoder.dim if hasattr(self.module, "c_projector") else cfg["teacher_dim"])
-        stored = getattr(self.module.text_encoder.args, "langs", None) or state["cfg"]["task"].get("langs") or ""
-        self.languages = [lang for lang in stored.split(",") if lang]
-        self._teacher: DualEncoderTeacher | None = None
-
-    def find(self, path: str, argument: str) -> Path:
-        """Resolve a directory named in the checkpoint: as it stands, or beside the checkpoint."""
-        if not path:
-            raise ValueError(
-                f"{self.file}: the checkpoint names no {argument}; pass {argument}= with the directory that holds "
-                "dict.txt and sentencepiece.bpe.model"
-            )
-        for place in (Path(path), self.file.parent / path):
-            if place.is_dir():
-                return place
-        raise ValueError(
-            f"{self.file}: its {argument} {path} is not here; pass {argument}= with the directory as it is now"
-        )
-
-    def build(self, name: str, cfg: Mapping[str, Any], weights: dict[str, Tensor]) -> Any:
-        """Rebuild the model and load the weights."""
-        from argparse import Namespace
-
-        from fairseq.models import ARCH_MODEL_REGISTRY
-
-        import mclip_fairseq  # noqa: F401  (registers the models)
-        from mclip_fairseq.models.freezing import decode_identity, holds_text_encoder
-        from mclip_fairseq.models.mclip import IDENTITY
-
-        builder = ARCH_MODEL_REGISTRY.get(name)
-        if not hasattr(builder, "project_teacher"):
-            raise ValueError(
-                f"{self.file}: holds a model {name!r}, which has no image side; train with --arch mclip_base"
-            )
-        options = Namespace(**cfg)
-        if holds_text_encoder(options):
-            options.text_encoder = ""
-        elif options.text_encoder:
-            options.text_encoder = str(self.directory)
-        stored = decode_identity(weights[IDENTITY]) if IDENTITY in weights else {}
-        task = Namespace(
-            source_dictionary=load_dictionary(self.directory),
-            needs_teacher=False,
-            teacher_identity=stored.get("teacher") or {},
-        )
-        model = builder.build_model(options, task)
-        model.load_state_dict(weights, strict=True)
-        return model
-
-    @property
-    def teacher(self) -> DualEncoderTeacher:
-        """The image tower, loaded when first needed, and checked to be the one of the training."""
-        if self._teacher is None:
-            if not self.teacher_name:
-                raise ValueError(
-                    f"{self.file}: was trained on features and names no teacher; pass teacher= to encode images"
-                )
-            teacher = DualEncoderTeacher.from_pretrained(self.teacher_name, revision=self.teacher_revision)
-            trained = self.identity["teacher"].get("sha256")
-            if trained and trained != teacher.identity.get("sha256"):
-                raise ValueError(
-                    f"{self.teacher_name}: has weights {teacher.identity.get('sha256')} but the model was trained with "
-                    f"{trained}; pass the teacher of the training"
-                )
-            parameter = next(self.module.parameters())
-            self._teacher = teacher.to(device=parameter.device, dtype=parameter.dtype)
-        return self._teacher
-
-    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """See `Tower`."""
-        return {"tokens": self.tokenizer(texts)}
-
-    def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """See `Tower`."""
-        return self.module.encode_text(**inputs)
-
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """See `Tower`."""
-        return self.project(self.teacher.encode_image(pixel_values))
-
-    def project(self, features: Tensor) -> Tensor:
-        """See `Tower`."""
-        return self.module.project_teacher(features)
-
-    @property
-    def transform(self) -> Callable[[list[Image.Image]], Tensor]:
-        """See `Tower`."""
-        return self.teacher.transform
-
-
-class TeacherTower:
-    """A `transformers` dual encoder by itself, for comparison in the same tables."""
-
-    def __init__(self, name: str) -> None:
-        self.module = DualEncoderTeacher.from_pretrained(name)
-        self.name = Path(name).name
-        self.dim = self.module.dim
-        self.identity = {"teacher": dict(self.module.identity)}
-        self.languages = ["en"]
-        self.tokenizer = self.module.tokenize
-
-    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """See `Tower`."""
-        return dict(self.module.tokenize(list(texts)))
-
-    def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """See `Tower`."""
-        return self.module.encode_text(**inputs)
-
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """See `Tower`."""
-        return self.module.encode_image(pixel_values)
-
-    def project(self, features: Tensor) -> Tensor:
-        """Its own features are final already."""
-        return features
-
-    @property
-    def transform(self) -> Callable[[list[Image.Image]], Tensor]:
-        """See `Tower`."""
-        return self.module.transform
 
 
 class MultilingualCLIP:
@@ -206,7 +30,7 @@ class MultilingualCLIP:
 
     def __init__(
         self,
-        tower: TrainedTower | TeacherTower,
+        tower: Tower,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -238,15 +62,9 @@ class MultilingualCLIP:
         """
         path = Path(path_or_name)
         if path.suffix == ".pt" or path.is_file():
-            state = load_checkpoint(path)
-            if not isinstance(state.get("cfg"), dict) or "model" not in state:
-                raise ValueError(f"{path}: is not a training checkpoint of this project; it has no configuration")
-            tower: TrainedTower | TeacherTower = TrainedTower(
-                state,
-                path,
-                None if text_encoder is None else str(text_encoder),
-                None if teacher is None else str(teacher),
-            )
+            tower: Tower = load_training_checkpoint(path, str(text_encoder or ""), str(teacher or ""))
+        elif is_saved_directory(path):
+            tower = load_directory(path)
         else:
             tower = TeacherTower(str(path_or_name))
         return cls(tower, device, dtype)
@@ -289,7 +107,7 @@ class MultilingualCLIP:
 
     def encode_text(
         self,
-        texts: str | Sequence[str],
+        texts: str | Sequence[str] | Tensor,
         batch_size: int = 256,
         normalize: bool = True,
         show_progress_bar: bool = False,
@@ -297,7 +115,7 @@ class MultilingualCLIP:
         """Encode texts of any language.
 
         Args:
-            texts: one or several; over-long ones are cut.
+            texts: one or several, over-long ones are cut; or (texts, length) int64 token ids, padded on either side.
             batch_size: texts at a time.
             normalize: L2-normalise.
             show_progress_bar: draw one.
@@ -305,6 +123,8 @@ class MultilingualCLIP:
         Returns:
             (texts, dim) float32 on the CPU.
         """
+        if isinstance(texts, Tensor):
+            return self.encode_tokens(texts, batch_size, normalize, show_progress_bar)
         texts = [texts] if isinstance(texts, str) else list(texts)
         # Texts of like length share a batch, so that little padding is computed.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -315,9 +135,17 @@ class MultilingualCLIP:
 
         return self.run(order, encode, batch_size, normalize, show_progress_bar, "texts")
 
+    def encode_tokens(self, tokens: Tensor, batch_size: int, normalize: bool, show_progress_bar: bool) -> Tensor:
+        """Encode (texts, length) token ids of `tokenizer`; see `encode_text`."""
+
+        def encode(rows: list[int]) -> Tensor:
+            return self.tower.encode_text(self.tower.model_input(tokens[rows].to(self.device)))
+
+        return self.run(list(range(len(tokens))), encode, batch_size, normalize, show_progress_bar, "texts")
+
     def encode_image(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Sequence[ImageInput] | Tensor,
         batch_size: int = 64,
         normalize: bool = True,
         show_progress_bar: bool = False,
@@ -325,7 +153,8 @@ class MultilingualCLIP:
         """Encode images.
 
         Args:
-            images: paths, PIL images or (height, width, 3) uint8 arrays; one or several.
+            images: paths, PIL images or (height, width, 3) uint8 arrays, one or several; or (images, channels, height,
+                width) floats that `transform` made.
             batch_size: images at a time.
             normalize: L2-normalise.
             show_progress_bar: draw one.
@@ -337,10 +166,12 @@ class MultilingualCLIP:
             ValueError: an image cannot be read, or the model has no image tower.
         """
         single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        if isinstance(images, Tensor) and images.ndim != 4:
+            raise ValueError(f"pixels of shape {tuple(images.shape)}; a batch is (images, channels, height, width)")
         items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
 
         def encode(rows: list[int]) -> Tensor:
-            pixels = self.transform([to_pil(items[i]) for i in rows])
+            pixels = images[rows] if isinstance(images, Tensor) else self.transform([to_pil(items[i]) for i in rows])
             return self.tower.encode_pixels(self.to_device(pixels))
 
         return self.run(list(range(len(items))), encode, batch_size, normalize, show_progress_bar, "images")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sentencepiece
 
-CONTROL = 3  # <unk>, <s>, </s>: fairseq has its own
+from mclip_fairseq.data.tokenizer import write_dictionary
 
 
 def train(files: Sequence[Path], output: Path, vocabulary: int, model_type: str) -> None:
@@ -28,9 +28,7 @@ def train(files: Sequence[Path], output: Path, vocabulary: int, model_type: str)
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    processor = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
-    pieces = [processor.id_to_piece(i) for i in range(CONTROL, processor.get_piece_size())]
-    (output / "dict.txt").write_text("".join(f"{piece} 1\n" for piece in pieces), encoding="utf-8")
+    write_dictionary(output)
     prefix.with_suffix(".bpe.vocab").unlink()
 
 

@@ -12,6 +12,20 @@ from torch import Tensor
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
 
 SENTENCEPIECE = "sentencepiece.bpe.model"
+# A model file begins with <unk> <s> </s>; in a dictionary fairseq's four specials take their place.
+CONTROL_PIECES = 3
+
+
+def sentencepiece_pieces(directory: Path) -> list[str]:
+    """The pieces of `sentencepiece.bpe.model` in its order, without the control pieces."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(directory / SENTENCEPIECE))
+    return [processor.id_to_piece(i) for i in range(CONTROL_PIECES, processor.get_piece_size())]
+
+
+def write_dictionary(directory: Path) -> None:
+    """Write the `dict.txt` that a SentencePiece model implies: its pieces in their order, as XLM-R's."""
+    lines = "".join(f"{piece} 1\n" for piece in sentencepiece_pieces(directory))
+    (directory / "dict.txt").write_text(lines, encoding="utf-8")
 
 
 class XLMRTokenizer:

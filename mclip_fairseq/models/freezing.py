@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Key of the frozen parts' identity in a state dict.
+IDENTITY = "frozen_identity"
+
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a state dict: an identity that knows no path."""

@@ -13,13 +13,12 @@ from fairseq.models import BaseFairseqModel, register_model, register_model_arch
 from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
-from mclip_fairseq.models.freezing import decode_identity, encode_identity, frozen_names
+from mclip_fairseq.models.freezing import IDENTITY, decode_identity, encode_identity, frozen_names
 from mclip_fairseq.models.pooling import pool_last, pool_mean
 from mclip_fairseq.models.projectors import XProjector, c_projector
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
 
-IDENTITY = "frozen_identity"
 FROZEN_PREFIXES = ("text_encoder.", "teacher.")
 
 
@@ -129,6 +128,11 @@ class MCLIPModel(BaseFairseqModel):
             raise ValueError("the teacher's width is unknown; give --image-features, --text-features or --teacher")
         identity = teacher.identity if teacher is not None else task.teacher_identity
         return cls(cfg, text_encoder, teacher, identity)
+
+    @property
+    def dim(self) -> int:
+        """Width of the joint space."""
+        return self.text_encoder.dim
 
     @property
     def scale(self) -> Tensor:

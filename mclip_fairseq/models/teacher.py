@@ -55,7 +55,7 @@ class DualEncoderTeacher(nn.Module):
     Args:
         model: with `get_image_features` and `get_text_features`.
         processor: its image processor.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; None where there is none, and texts are then refused.
         name: Hub name, or directory name without its parents.
         revision: of a Hub name.
 
@@ -71,7 +71,7 @@ class DualEncoderTeacher(nn.Module):
         self.model: Any = model.requires_grad_(False)
         self.tokenizer = tokenizer
         self.transform = ImageTransform(processor)
-        self.max_tokens = _longest_text(model, tokenizer)
+        self.max_tokens = 0 if tokenizer is None else _longest_text(model, tokenizer)
         self.identity: dict[str, Any] = {
             "name": name,
             "revision": revision,
@@ -79,8 +79,9 @@ class DualEncoderTeacher(nn.Module):
             "sha256": state_hash({key: torch.atleast_1d(tensor) for key, tensor in model.state_dict().items()}),
         }
         self.eval()
-        self.dim = int(self.encode_text(**self.tokenize(["a"])).shape[1])
-        self.image_size = int(self.transform([Image.new("RGB", (64, 64))]).shape[-1])
+        pixels = self.transform([Image.new("RGB", (64, 64))])
+        self.image_size = int(pixels.shape[-1])
+        self.dim = int(self.encode_image(pixels).shape[1])
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None) -> DualEncoderTeacher:
@@ -107,7 +108,7 @@ class DualEncoderTeacher(nn.Module):
             )
             # The same pixels with and without torchvision.
             processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            tokenizer = None if _has_no_tokenizer(source) else AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
@@ -121,6 +122,13 @@ class DualEncoderTeacher(nn.Module):
         commit = None if local else getattr(model.config, "_commit_hash", None) or revision
         return cls(model, processor, tokenizer, Path(source).resolve().name if local else source, commit)
 
+    def save(self, path: Path) -> None:
+        """Write a `transformers` directory: weights as safetensors, image processor and tokenizer."""
+        self.model.save_pretrained(path, safe_serialization=True)
+        self.transform.processor.save_pretrained(path)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(path)
+
     def train(self, mode: bool = True) -> DualEncoderTeacher:
         """Stay in eval mode, whatever the parent does."""
         return super().train(False)
@@ -133,6 +141,8 @@ class DualEncoderTeacher(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Texts as (n, length) model inputs; over-long ones are cut to what the model can read."""
+        if self.tokenizer is None:
+            raise ValueError(f"{self.identity['name']}: has no tokenizer; add CLIP's to encode English text with it")
         padding = "max_length" if self.model.config.model_type in PADDED_TO_MAX_LENGTH else "longest"
         encoded = self.tokenizer(
             list(texts), padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
@@ -160,6 +170,12 @@ def _projection(output: Any) -> Tensor:
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise ValueError(f"the teacher returned a {type(output).__name__} without one vector per input")
     return features
+
+
+def _has_no_tokenizer(source: str) -> bool:
+    """Whether a local directory holds no tokenizer at all; on the Hub that is never presumed."""
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+    return Path(source).is_dir() and not any((Path(source) / name).is_file() for name in files)
 
 
 def _longest_text(model: nn.Module, tokenizer: Any) -> int:

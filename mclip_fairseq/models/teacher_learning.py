@@ -79,6 +79,11 @@ class TeacherLearningModel(BaseFairseqModel):
             encoder = XLMREncoder(xlmr_args(cfg), task.source_dictionary)
         return cls(cfg, encoder, task.teacher_identity)
 
+    @property
+    def dim(self) -> int:
+        """Width of the joint space, which is the teacher's."""
+        return int(self.cfg.teacher_dim)
+
     def student(self, tokens: Tensor) -> Tensor:
         """Text in the teacher's space, not normalised, (batch, length) -> (batch, teacher dim)."""
         return self.projection(pool_mean(self.text_encoder(tokens), tokens.eq(self.padding_idx)))

@@ -1,0 +1,134 @@
+"""``mclip-convert``: published checkpoints in, from the formats they were published in."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mclip_fairseq.compat import shield_torchaudio
+
+PROGRAM = "mclip-convert"
+EPILOG = """\
+examples:
+  mclip-convert released mclip_plus_base.pt --xlmr xlmr.base --output mclip-plus
+  mclip-convert clip ViT-B-32.pt --trust --tokenizer openai/clip-vit-base-patch32 --output clip-b32
+  mclip-convert xlmr-to-transformers mte --output mte-transformers
+  mclip-convert xlmr-to-fairseq xlm-roberta-base --output xlmr.base
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 after one sentence on stderr when something cannot be used."""
+    options = _parser().parse_args(argv)
+    try:
+        if options.output.exists() and any(options.output.iterdir()):
+            raise ValueError(f"{options.output}: is not empty; give a new directory")
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    print(f"Written: {options.output}")
+    return 0
+
+
+def convert_released(options: argparse.Namespace) -> None:
+    """A checkpoint of the released mCLIP to a directory for `MultilingualCLIP.from_pretrained`."""
+    from mclip_fairseq.formats.directory import save_directory
+    from mclip_fairseq.formats.released import load_released
+
+    tower = load_released(options.checkpoint, options.xlmr, options.resize, load_tokenizer(options.tokenizer))
+    save_directory(tower, "mclip", options.output)
+
+
+def convert_clip(options: argparse.Namespace) -> None:
+    """A CLIP state dict under OpenAI's names to a `transformers` directory."""
+    from mclip_fairseq.formats.openai_clip import Preprocessing, image_processor, read_state_dict, to_clip_model
+    from mclip_fairseq.models.teacher import DualEncoderTeacher
+
+    state = read_state_dict(options.checkpoint, options.trust)
+    model = to_clip_model(state, str(options.checkpoint), options.activation, options.head_width)
+    processor = image_processor(model.config.vision_config.image_size, Preprocessing(resize=options.resize))
+    tokenizer = load_tokenizer(options.tokenizer)
+    DualEncoderTeacher(model, processor, tokenizer, options.checkpoint.stem, None).save(options.output)
+
+
+def convert_xlmr_to_transformers(options: argparse.Namespace) -> None:
+    """A fairseq XLM-R archive to a `transformers` directory."""
+    from mclip_fairseq.formats.xlmr import write_transformers
+
+    write_transformers(options.archive, options.output)
+
+
+def convert_xlmr_to_fairseq(options: argparse.Namespace) -> None:
+    """A Hub name or `transformers` directory to a fairseq XLM-R archive."""
+    from mclip_fairseq.formats.xlmr import write_fairseq
+
+    write_fairseq(options.source, options.output, options.revision or None)
+
+
+def load_tokenizer(name: str) -> Any:
+    """CLIP's tokenizer by Hub name or directory; None for an empty name."""
+    if not name:
+        return None
+    shield_torchaudio()
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name}: cannot be loaded as a tokenizer: {reason}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        added.add_argument("--output", type=Path, required=True, help="directory to make")
+        added.set_defaults(run=run)
+        return added
+
+    released = command("released", convert_released)
+    released.add_argument("checkpoint", type=Path, help="mclip_base.pt or mclip_plus_base.pt")
+    released.add_argument(
+        "--xlmr", type=Path, required=True, help="the XLM-R archive: model.pt, dict.txt, SentencePiece"
+    )
+    clip = command("clip", convert_clip)
+    clip.add_argument(
+        "checkpoint", type=Path, help="OpenAI's .pt, or an open_clip state dict (.pt, .bin, .safetensors)"
+    )
+    clip.add_argument("--trust", action="store_true", help="read a TorchScript archive, which can run code")
+    clip.add_argument(
+        "--activation",
+        choices=["quick_gelu", "gelu"],
+        default="quick_gelu",
+        help="OpenAI's quick_gelu (default), or gelu as in most models of open_clip",
+    )
+    clip.add_argument("--head-width", type=int, default=64, help="columns of an attention head (64)")
+    for converter in (released, clip):
+        converter.add_argument(
+            "--tokenizer",
+            default="",
+            help="CLIP's tokenizer, Hub name or directory; without it English text is refused",
+        )
+        converter.add_argument(
+            "--resize",
+            type=int,
+            default=0,
+            help="pixels of the shorter edge before the crop (0: CLIP's; released: 248)",
+        )
+    to_transformers = command("xlmr-to-transformers", convert_xlmr_to_transformers)
+    to_transformers.add_argument("archive", type=Path, help="directory with model.pt, dict.txt and SentencePiece model")
+    to_fairseq = command("xlmr-to-fairseq", convert_xlmr_to_fairseq)
+    to_fairseq.add_argument("source", help="Hub name or transformers directory")
+    to_fairseq.add_argument("--revision", default="", help="branch, tag or commit on the Hub")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

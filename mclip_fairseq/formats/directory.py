@@ -1,0 +1,145 @@
+"""A whole model in one directory: what `mclip-export` and `mclip-convert released` write and `from_pretrained` reads.
+
+    config.json          format, architecture, sizes, languages, longest text, identities of the frozen parts
+    model.safetensors    text encoder, projectors, scale
+    dict.txt, sentencepiece.bpe.model
+    teacher/             a `transformers` directory: weights, image processor and, where there is one, tokenizer
+
+Nothing in it is a pickle, and no path leads out of it.
+"""
+
+import json
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mclip_fairseq.data.feature_files import write_json
+from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
+from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.formats.training import build_module
+from mclip_fairseq.models.freezing import IDENTITY, encode_identity
+from mclip_fairseq.models.teacher import DualEncoderTeacher
+
+FORMAT = "mclip_fairseq model"
+VERSION = 1
+CONFIG, WEIGHTS, TEACHER = "config.json", "model.safetensors", "teacher"
+# The output layer of the masked-language model is the token table.
+TIED = ("text_encoder.encoder.lm_head.weight", "text_encoder.encoder.sentence_encoder.embed_tokens.weight")
+# Options that name files of the machine that trained, or what only training uses.
+NOT_STORED = ("text_encoder", "text_tokenizer", "teacher", "teacher_revision", "save_frozen", "_name", "_parent")
+
+
+def is_saved_directory(path: Path) -> bool:
+    """Whether a directory was written by `save_directory`."""
+    if not (path / CONFIG).is_file():
+        return False
+    return _read_config(path).get("format") == FORMAT
+
+
+def save_directory(tower: ProjectedTower, architecture: str, output: Path) -> None:
+    """Write a model with everything that inference needs.
+
+    Args:
+        tower: the model; its teacher is loaded and written too.
+        architecture: the name it is registered under, such as `mclip`.
+        output: directory to make; it must be empty or absent.
+
+    Raises:
+        ValueError: the directory holds something, or the teacher cannot be loaded.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output}: is not empty; give a new directory")
+    teacher = tower.teacher
+    output.mkdir(parents=True, exist_ok=True)
+    teacher.save(output / TEACHER)
+    for name in ("dict.txt", SENTENCEPIECE):
+        shutil.copyfile(tower.tokenizer.directory / name, output / name)
+    save_file(portable_weights(tower.module), output / WEIGHTS)
+    options = {key: value for key, value in vars(as_namespace(tower.module.cfg)).items() if key not in NOT_STORED}
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": architecture,
+        "model": {key: getattr(value, "value", value) for key, value in options.items()},
+        "max_tokens": tower.tokenizer.max_tokens,
+        "vocabulary": len(tower.tokenizer.dictionary),
+        "image_size": teacher.image_size,
+        "languages": tower.languages,
+        "identity": tower.identity,
+    }
+    write_json(output / CONFIG, config)  # last: a directory without it is not finished
+
+
+def portable_weights(module: Any) -> dict[str, Tensor]:
+    """All weights but the teacher's, tied ones once, contiguous on the CPU."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in named
+        if name != TIED[0] and not name.startswith("teacher.")
+    }
+
+
+def as_namespace(cfg: Any) -> Namespace:
+    """A model configuration, of whichever kind fairseq gave it, as a namespace."""
+    return cfg if isinstance(cfg, Namespace) else Namespace(**(cfg if isinstance(cfg, Mapping) else vars(cfg)))
+
+
+def load_directory(path: Path) -> ProjectedTower:
+    """Read what `save_directory` wrote.
+
+    Raises:
+        ValueError: a file is missing or damaged, or parts do not belong together.
+    """
+    config = _read_config(path)
+    if config.get("version") != VERSION:
+        raise ValueError(f"{path}/{CONFIG}: version {config.get('version')} is not read here; update mclip_fairseq")
+    tokenizer = XLMRTokenizer(path, max_tokens=int(config["max_tokens"]))
+    if len(tokenizer.dictionary) != config["vocabulary"]:
+        raise ValueError(
+            f"{path}/dict.txt: has {len(tokenizer.dictionary)} entries but the model was made with "
+            f"{config['vocabulary']}; put back the dict.txt that was written with it"
+        )
+    options = Namespace(**config["model"], text_encoder="", text_tokenizer="", teacher="", save_frozen=True)
+    weights = _read_weights(path / WEIGHTS)
+    weights[TIED[0]] = weights[TIED[1]]
+    weights[IDENTITY] = encode_identity(config["identity"])
+    try:
+        module = build_module(config["architecture"], options, path, weights)
+    except (LookupError, RuntimeError) as error:
+        raise ValueError(f"{path}: {WEIGHTS} does not fit {CONFIG}: {error}") from error
+    module.identity.update(config["identity"])
+
+    def load_teacher() -> DualEncoderTeacher:
+        teacher = DualEncoderTeacher.from_pretrained(path / TEACHER)
+        if teacher.image_size != config["image_size"]:
+            raise ValueError(
+                f"{path / TEACHER}: its image processor makes {teacher.image_size} pixels but the model was made with "
+                f"{config['image_size']}; put back the preprocessor_config.json that was written with it"
+            )
+        return teacher
+
+    return ProjectedTower(module, tokenizer, path.resolve().name, config["languages"], load_teacher)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path / CONFIG}: cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path / CONFIG}: is not a JSON object")
+    return config
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: cannot be read: {error}; copy the directory again") from error

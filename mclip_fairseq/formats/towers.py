@@ -1,0 +1,153 @@
+"""The two kinds of model behind `MultilingualCLIP`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from mclip_fairseq.models.teacher import DualEncoderTeacher
+
+
+class Tower(Protocol):
+    """What `MultilingualCLIP` needs of a model."""
+
+    name: str
+    dim: int
+    languages: list[str]
+    identity: dict[str, Any]
+    module: Any
+    tokenizer: Any
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Model input of texts, over-long ones cut."""
+
+    def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Model input of (texts, length) token ids, padded on either side."""
+
+    def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(texts, dim), not necessarily normalised."""
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        """(images, dim), not necessarily normalised."""
+
+    def project(self, features: Tensor) -> Tensor:
+        """Teacher image features (images, teacher dim) -> (images, dim)."""
+
+    @property
+    def transform(self) -> Callable[[list[Image.Image]], Tensor]:
+        """Image preprocessing."""
+
+
+class ProjectedTower:
+    """A `mclip` or `teacher_learning` model, and the teacher whose image features it projects.
+
+    Args:
+        module: the model, without its teacher.
+        tokenizer: of its text encoder.
+        name: for tables.
+        languages: that the text encoder was strengthened or trained on.
+        load_teacher: called once, when the image tower is first needed.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        tokenizer: XLMRTokenizer,
+        name: str,
+        languages: Sequence[str],
+        load_teacher: Callable[[], DualEncoderTeacher],
+    ) -> None:
+        self.module = module
+        self.tokenizer = tokenizer
+        self.name = name
+        self.languages = list(languages)
+        self.identity: dict[str, Any] = dict(module.identity)
+        self.dim = int(module.dim)
+        self._load_teacher = load_teacher
+        self._teacher: DualEncoderTeacher | None = None
+
+    @property
+    def teacher(self) -> DualEncoderTeacher:
+        """The image tower, loaded when first needed, and checked to be the one of the training."""
+        if self._teacher is None:
+            teacher = self._load_teacher()
+            trained = self.identity["teacher"].get("sha256")
+            if trained and trained != teacher.identity.get("sha256"):
+                raise ValueError(
+                    f"{teacher.identity['name']}: has weights {teacher.identity.get('sha256')} but the model was "
+                    f"trained with {trained}; pass the teacher of the training"
+                )
+            parameter = next(self.module.parameters())
+            self._teacher = teacher.to(device=parameter.device, dtype=parameter.dtype)
+        return self._teacher
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """See `Tower`."""
+        return self.model_input(self.tokenizer(texts))
+
+    def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
+        """See `Tower`."""
+        if tokens.numel() and int(tokens.max()) >= len(self.tokenizer.dictionary):
+            raise ValueError(
+                f"token id {int(tokens.max())} is beyond the {len(self.tokenizer.dictionary)} entries of the text "
+                "encoder's dictionary; tokenise with this model's tokenizer"
+            )
+        return {"tokens": tokens}
+
+    def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """See `Tower`."""
+        return self.module.encode_text(**inputs)
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        """See `Tower`."""
+        return self.project(self.teacher.encode_image(pixel_values))
+
+    def project(self, features: Tensor) -> Tensor:
+        """See `Tower`."""
+        return self.module.project_teacher(features)
+
+    @property
+    def transform(self) -> Callable[[list[Image.Image]], Tensor]:
+        """See `Tower`."""
+        return self.teacher.transform
+
+
+class TeacherTower:
+    """A `transformers` dual encoder by itself, for comparison in the same tables."""
+
+    def __init__(self, name: str) -> None:
+        self.module = DualEncoderTeacher.from_pretrained(name)
+        self.name = Path(name).name
+        self.dim = self.module.dim
+        self.identity = {"teacher": dict(self.module.identity)}
+        self.languages = ["en"]
+        self.tokenizer = self.module.tokenize
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """See `Tower`."""
+        return dict(self.module.tokenize(list(texts)))
+
+    def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
+        """See `Tower`."""
+        pad = self.module.tokenizer.pad_token_id
+        return {"input_ids": tokens, "attention_mask": tokens.ne(pad).long()}
+
+    def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """See `Tower`."""
+        return self.module.encode_text(**inputs)
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        """See `Tower`."""
+        return self.module.encode_image(pixel_values)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Its own features are final already."""
+        return features
+
+    @property
+    def transform(self) -> Callable[[list[Image.Image]], Tensor]:
+        """See `Tower`."""
+        return self.module.transform

@@ -1,0 +1,104 @@
+"""A checkpoint of `fairseq-train`, read for inference."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from mclip_fairseq.data.tokens import load_dictionary
+from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.models.freezing import IDENTITY, decode_identity, holds_text_encoder
+from mclip_fairseq.models.teacher import DualEncoderTeacher
+
+
+def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = "") -> ProjectedTower:
+    """Rebuild a trained model.
+
+    Args:
+        file: the checkpoint.
+        text_encoder: directory with the text encoder's archive, in place of the one named in the checkpoint.
+        teacher: Hub name or directory of the teacher, likewise.
+
+    Raises:
+        ValueError: no checkpoint of this project, or a part of the model is not where the checkpoint says.
+    """
+    state = load_checkpoint(file)
+    if not isinstance(state.get("cfg"), dict) or "model" not in state:
+        raise ValueError(f"{file}: is not a training checkpoint of this project; it has no configuration")
+    cfg, task = state["cfg"]["model"], state["cfg"]["task"]
+    directory = find_text_encoder(file, text_encoder or cfg.get("text_encoder") or cfg.get("text_tokenizer") or "")
+    options = Namespace(**cfg)
+    if holds_text_encoder(options):
+        options.text_encoder = ""
+    elif options.text_encoder:
+        options.text_encoder = str(directory)
+    name = getattr(options, "_name", "")
+    try:
+        module = build_module(name, options, directory, state["model"])
+    except LookupError as error:
+        raise ValueError(f"{file}: {error}") from error
+    tokenizer = XLMRTokenizer(directory)
+    tokenizer.max_tokens = int(min(module.max_positions(), task.get("max_caption_tokens") or tokenizer.max_tokens))
+    languages = getattr(module.text_encoder.args, "langs", None) or task.get("langs") or ""
+
+    def load_teacher() -> DualEncoderTeacher:
+        source = teacher or cfg.get("teacher") or ""
+        if not source:
+            raise ValueError(f"{file}: was trained on features and names no teacher; pass teacher= to encode images")
+        revision = None if teacher else cfg.get("teacher_revision") or None
+        return DualEncoderTeacher.from_pretrained(source, revision=revision)
+
+    return ProjectedTower(
+        module,
+        tokenizer,
+        name=f"{file.parent.name}/{file.stem}",
+        languages=[lang for lang in languages.split(",") if lang],
+        load_teacher=load_teacher,
+    )
+
+
+def find_text_encoder(file: Path, path: str) -> Path:
+    """Resolve the text encoder named in a checkpoint: as it stands, or beside the checkpoint."""
+    if not path:
+        raise ValueError(
+            f"{file}: the checkpoint names no text_encoder; pass text_encoder= with the directory that holds dict.txt "
+            "and sentencepiece.bpe.model"
+        )
+    for place in (Path(path), file.parent / path):
+        if place.is_dir():
+            return place
+    raise ValueError(f"{file}: its text_encoder {path} is not here; pass text_encoder= with the directory as it is now")
+
+
+def build_module(name: str, options: Namespace, directory: Path, weights: Mapping[str, Tensor]) -> Any:
+    """Build a registered model without a task and load its weights.
+
+    Args:
+        name: of the model or architecture, as registered.
+        options: its configuration; an empty `text_encoder` builds the encoder from the sizes in it.
+        directory: where `dict.txt` is.
+        weights: its state dict.
+
+    Raises:
+        LookupError: the model has no image side.
+    """
+    from fairseq.models import ARCH_MODEL_REGISTRY
+
+    import mclip_fairseq  # noqa: F401  (registers the models)
+
+    builder = ARCH_MODEL_REGISTRY.get(name)
+    if not hasattr(builder, "project_teacher"):
+        raise LookupError(f"holds a model {name!r}, which has no image side; train with --arch mclip_base")
+    stored = decode_identity(weights[IDENTITY]) if IDENTITY in weights else {}
+    task = Namespace(
+        source_dictionary=load_dictionary(directory),
+        needs_teacher=False,
+        teacher_identity=stored.get("teacher") or {},
+    )
+    module = builder.build_model(options, task)
+    module.load_state_dict(dict(weights), strict=True)
+    return module
