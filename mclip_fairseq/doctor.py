@@ -28,6 +28,7 @@ MODULES = {
     "fairseq-fixed": "fairseq",
     "faiss-cpu": "faiss",
     "pillow": "PIL",
+    "protobuf": "google.protobuf",
 }  # where import and package differ
 WITHOUT = {  # what a missing package costs, where training does not need it
     "faiss-cpu": "mclip-search cannot search",

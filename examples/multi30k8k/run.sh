@@ -8,9 +8,10 @@
 #   SEED=1 VARIANT=mclip examples/multi30k8k/run.sh DATA runs/multi30k8k
 #
 # VARIANT is one of
-#   mclip           MTE, then the teacher's text features over the parallel captions, then TriKD on English pairs
-#   published       MTE and TriKD alone, as published
-#   distil          the teacher's text features and TriKD, without MTE
+#   mclip           MTE; then the encoder learns the teacher's features over the parallel captions and English pairs;
+#                   then TriKD on English pairs
+#   published       MTE, for the minutes of the two first stages, and TriKD alone, as published
+#   distil          mclip without MTE
 #   no-contrastive  mclip whose MTE has no contrastive term
 #   no-translation  mclip whose MTE has no translation
 #   no-text-text    mclip whose TriKD has no text-text term (takes the encoder of mclip with the same seed)
@@ -83,48 +84,52 @@ binarise() {
 
 # ---------------------------------------------------------------- the stages
 SIZES=(--encoder-layers 2 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512 --encoder-attention-heads 4)
-OPTIMIZER=(--optimizer fused_adamw --lr-scheduler inverse_sqrt --clip-norm 1 --seed "$SEED" --cpu)
-LOGGING=(--log-format simple --log-interval 50 --no-epoch-checkpoints)
+LOGGING=(--log-format simple --log-interval 50 --no-epoch-checkpoints --disable-validation --num-workers 0)
 FEATURES=(--image-features "$TEXT/features/image" --text-features "$TEXT/features/text")
 
-mte() { # mte DIRECTORY [OPTION...]: translation and contrast on the parallel captions
-  local folder=$1
-  shift
-  run fairseq-train "$TEXT/bin/mte" --user-dir "$PLUGIN" --task mte --langs "$LANGS" \
-    --lang-pairs en-de,en-fr,en-cs --both-directions --arch mte_tiny "${SIZES[@]}" \
-    --decoder-layers 1 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 --dropout 0.1 \
-    --criterion mte --contrastive-weight 3 --contrastive-temperature 0.05 \
-    "${OPTIMIZER[@]}" --lr 2e-3 --warmup-updates 100 --batch-size 256 --max-update "$(updates 400)" \
-    --disable-validation --save-dir "$folder" "${LOGGING[@]}" "$@"
+# train UPDATES WARMUP OPTION...: fairseq-train with the learning rate falling to 0 over the updates.
+train() {
+  local updates warmup=$2
+  updates=$(updates "$1")
+  shift 2
+  ((warmup < updates)) || warmup=1
+  run fairseq-train "$@" --user-dir "$PLUGIN" --seed "$SEED" --cpu --optimizer fused_adamw --clip-norm 1 \
+    --lr-scheduler polynomial_decay --warmup-updates "$warmup" --max-update "$updates" --total-num-update "$updates" \
+    "${LOGGING[@]}"
 }
 
-guide() { # guide ENCODER DIRECTORY: ENCODER is empty for random weights; the teacher's English text features, for captions in every language
-  run fairseq-train "$TEXT/bin/pairs:$TEXT/bin/parallel" --user-dir "$PLUGIN" --task trikd \
-    --langs "$LANGS" --valid-langs "$LANGS" "${FEATURES[@]}" --arch mclip_tiny --text-encoder "$1" --text-tokenizer "$TEXT/tokenizer" --freeze-text none \
-    "${SIZES[@]}" --projector-layers 0 --pooling mean --dropout 0.1 \
-    --criterion trikd --image-text-weight 0 --text-text-weight 1 --text-text-scale 20 --positives image \
-    "${OPTIMIZER[@]}" --lr 1e-3 --warmup-updates 100 --batch-size 512 --max-update "$(updates 1500)" \
-    --save-dir "$2" "${LOGGING[@]}"
+mte() { # mte UPDATES DIRECTORY [OPTION...]: translation and contrast on the parallel captions
+  local count=$1 folder=$2
+  shift 2
+  train "$count" 40 "$TEXT/bin/mte" --task mte --langs "$LANGS" --lang-pairs en-de,en-fr,en-cs --both-directions \
+    --arch mte_tiny "${SIZES[@]}" --decoder-layers 1 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 \
+    --dropout 0 --criterion mte --contrastive-weight 3 --contrastive-temperature 0.1 --lr 2e-3 --batch-size 256 \
+    --save-dir "$folder" "$@"
+}
+
+# guide ENCODER DIRECTORY: the teacher's features of the English captions, for the captions of every language, and of
+# the photos, for the English ones. ENCODER is empty for random weights.
+guide() {
+  train 900 100 "$TEXT/bin/pairs:$TEXT/bin/pairs5:$TEXT/bin/parallel" --task trikd --langs "$LANGS" "${FEATURES[@]}" \
+    --arch mclip_tiny --text-encoder "$1" --text-tokenizer "$TEXT/tokenizer" --freeze-text none "${SIZES[@]}" \
+    --projector-layers 0 --pooling mean --dropout 0 --criterion trikd --positives image \
+    --image-text-weight 1 --text-text-weight 1 --text-text-scale 8 --lr 2e-3 --batch-size 512 --save-dir "$2"
 }
 
 trikd() { # trikd ENCODER DIRECTORY [OPTION...]: English image-caption pairs only, the encoder frozen
   local encoder=$1 folder=$2
   shift 2
-  run fairseq-train "$TEXT/bin/pairs:$TEXT/bin/pairs5" --user-dir "$PLUGIN" --task trikd --langs en \
-    --valid-langs "$LANGS" "${FEATURES[@]}" --arch mclip_tiny --text-encoder "$encoder" --pooling mean \
-    --projector-layers 1 --projector-ffn-embed-dim 512 --projector-attention-heads 4 --dropout 0.1 \
-    --criterion trikd --positives image --text-text-weight 1 --text-text-scale 20 \
-    --text-state-cache "$OUT/states" --text-state-dtype float16 \
-    "${OPTIMIZER[@]}" --lr 1e-3 --warmup-updates 50 --batch-size 512 --max-update "$(updates 300)" \
-    --save-dir "$folder" "${LOGGING[@]}" "$@"
+  train 300 50 "$TEXT/bin/pairs:$TEXT/bin/pairs5" --task trikd --langs en "${FEATURES[@]}" \
+    --arch mclip_tiny --text-encoder "$encoder" --pooling mean --projector-layers 1 --projector-ffn-embed-dim 1024 \
+    --projector-attention-heads 4 --dropout 0.1 --criterion trikd --positives image \
+    --text-text-weight 1 --text-text-scale 8 --text-state-cache "$OUT/states" --text-state-dtype float16 \
+    --lr 1e-3 --batch-size 512 --save-dir "$folder" "$@"
 }
 
-teacher_learning() { # teacher_learning DIRECTORY: M-CLIP's way, for as many updates as the other stages together
-  run fairseq-train "$TEXT/bin/pairs:$TEXT/bin/parallel" --user-dir "$PLUGIN" --task trikd \
-    --langs "$LANGS" --valid-langs "$LANGS" "${FEATURES[@]}" --arch teacher_learning_tiny \
-    --text-tokenizer "$TEXT/tokenizer" "${SIZES[@]}" --dropout 0.1 --criterion teacher_learning \
-    "${OPTIMIZER[@]}" --lr 1e-3 --warmup-updates 100 --batch-size 512 --max-update "$(updates 2500)" \
-    --save-dir "$1" "${LOGGING[@]}"
+teacher_learning() { # teacher_learning DIRECTORY: M-CLIP's way, for about the minutes of the other stages together
+  train 1200 100 "$TEXT/bin/pairs:$TEXT/bin/parallel" --task trikd --langs "$LANGS" "${FEATURES[@]}" \
+    --arch teacher_learning_tiny --text-tokenizer "$TEXT/tokenizer" "${SIZES[@]}" --dropout 0 \
+    --criterion teacher_learning --lr 2e-3 --batch-size 512 --save-dir "$1"
 }
 
 evaluate() { # evaluate CHECKPOINT: the validation captions of every language
@@ -145,10 +150,12 @@ step data "$TEXT/complete" binarise
 strengthen() { # the encoder of this variant, in $RUN/encoder
   local start=
   if [[ $VARIANT != distil ]]; then
-    local options=()
+    local options=() count=120
+    # Without the stage in between, its minutes go to MTE.
+    [[ $VARIANT == published ]] && count=400
     [[ $VARIANT == no-contrastive ]] && options=(--contrastive-weight 0)
     [[ $VARIANT == no-translation ]] && options=(--translation-weight 0)
-    step mte "$RUN/mte/checkpoint_last.pt" mte "$RUN/mte" "${options[@]}"
+    step mte "$RUN/mte/checkpoint_last.pt" mte "$count" "$RUN/mte" "${options[@]}"
     step extract "$RUN/mte-encoder" extract "$RUN/mte/checkpoint_last.pt" "$RUN/mte-encoder"
     start=$RUN/mte-encoder
   fi

@@ -71,7 +71,7 @@ mte=(fairseq-train "$OUT/bin/parallel" --user-dir "$PLUGIN" --task mte --seed "$
   --optimizer fused_adamw --clip-norm 1 --batch-size 512
   --disable-validation --no-epoch-checkpoints --num-workers 0 --log-format simple --log-interval 50 --cpu)
 step "5 mte" "${mte[@]}" --both-directions --contrastive-weight 5 --contrastive-temperature 0.05 --dropout 0.1 \
-  --lr 4e-3 --lr-scheduler inverse_sqrt --warmup-updates 100 --max-update 250 --save-dir "$OUT/mte1"
+  --lr 4e-3 --lr-scheduler inverse_sqrt --warmup-updates 60 --max-update 120 --save-dir "$OUT/mte1"
 step "5 mte contrast" "${mte[@]}" --translation-weight 0 --contrastive-weight 1 --contrastive-temperature 0.15 --dropout 0 \
   --lr 6e-3 --lr-scheduler polynomial_decay --warmup-updates 30 --max-update 600 --total-num-update 600 \
   --finetune-from-model "$OUT/mte1/checkpoint_last.pt" --save-dir "$OUT/mte2"

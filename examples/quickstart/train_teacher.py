@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--corpus", type=Path, required=True, help="what build_corpus.py made")
     parser.add_argument("--output", type=Path, required=True, help="directory for the teacher")
-    parser.add_argument("--epochs", type=int, default=60, help="passes over the concepts (60)")
+    parser.add_argument("--epochs", type=int, default=48, help="passes over the concepts (48)")
     parser.add_argument("--batch-size", type=int, default=128, help="concepts in a step (128)")
     parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate (0.003)")
     parser.add_argument("--seed", type=int, default=1, help="of weights, order and augmentation (1)")

@@ -38,7 +38,7 @@ def convert_released(options: argparse.Namespace) -> None:
     from mclip_fairseq.formats.released import load_released
 
     tower = load_released(options.checkpoint, options.xlmr, options.resize, load_tokenizer(options.tokenizer))
-    save_directory(tower, "mclip", options.output)
+    save_directory(tower, options.output)
 
 
 def convert_clip(options: argparse.Namespace) -> None:

@@ -79,18 +79,17 @@ def format_notes(report: Mapping[str, Any]) -> str:
     return "\n".join(notes)
 
 
+def format_markdown(report: Mapping[str, Any]) -> str:
+    """The table, the sentences under it and the command, as they stand in a Markdown file."""
+    return "\n\n".join([format_table(report), format_notes(report), f"```\n{report['command']}\n```"]) + "\n"
+
+
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``report.json`` and ``report.md`` into a folder, made when needed; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     json_path, markdown_path = folder / "report.json", folder / "report.md"
     json_path.write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    sections = [
-        f"# {report['name']}",
-        format_table(report),
-        format_notes(report),
-        f"```\n{report['command']}\n```",
-    ]
-    markdown_path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    markdown_path.write_text(f"# {report['name']}\n\n{format_markdown(report)}", encoding="utf-8")
     return [json_path, markdown_path]
 
 

@@ -3,6 +3,7 @@
     config.json          format, architecture, sizes, languages, longest text, identities of the frozen parts
     model.safetensors    text encoder, projectors, scale
     dict.txt, sentencepiece.bpe.model
+    modules.json         for sentence-transformers
     teacher/             a `transformers` directory: weights, image processor and, where there is one, tokenizer
 
 Nothing in it is a pickle, and no path leads out of it.
@@ -28,9 +29,17 @@ from mclip_fairseq.models.teacher import DualEncoderTeacher
 
 FORMAT = "mclip_fairseq model"
 VERSION = 1
+MODULES = "modules.json"
+SENTENCE_TRANSFORMERS_MODULE = {
+    "idx": 0,
+    "name": "0",
+    "path": "",
+    "type": "mclip_fairseq.formats.sentence_transformers.MCLIPModule",
+}
 CONFIG, WEIGHTS, TEACHER = "config.json", "model.safetensors", "teacher"
 # The output layer of the masked-language model is the token table.
-TIED = ("text_encoder.encoder.lm_head.weight", "text_encoder.encoder.sentence_encoder.embed_tokens.weight")
+OUTPUT_TABLE = "text_encoder.encoder.lm_head.weight"
+TOKEN_TABLE = "text_encoder.encoder.sentence_encoder.embed_tokens.weight"
 # Options that name files of the machine that trained, or what only training uses.
 NOT_STORED = ("text_encoder", "text_tokenizer", "teacher", "teacher_revision", "save_frozen", "_name", "_parent")
 
@@ -42,18 +51,18 @@ def is_saved_directory(path: Path) -> bool:
     return _read_config(path).get("format") == FORMAT
 
 
-def save_directory(tower: ProjectedTower, architecture: str, output: Path) -> None:
+def save_directory(tower: ProjectedTower, output: Path, into: bool = False) -> None:
     """Write a model with everything that inference needs.
 
     Args:
         tower: the model; its teacher is loaded and written too.
-        architecture: the name it is registered under, such as `mclip`.
-        output: directory to make; it must be empty or absent.
+        output: directory to make; it must be empty or absent, unless
+        into: files may stand in it already.
 
     Raises:
         ValueError: the directory holds something, or the teacher cannot be loaded.
     """
-    if output.exists() and any(output.iterdir()):
+    if not into and output.exists() and any(output.iterdir()):
         raise ValueError(f"{output}: is not empty; give a new directory")
     teacher = tower.teacher
     output.mkdir(parents=True, exist_ok=True)
@@ -65,7 +74,7 @@ def save_directory(tower: ProjectedTower, architecture: str, output: Path) -> No
     config = {
         "format": FORMAT,
         "version": VERSION,
-        "architecture": architecture,
+        "architecture": registered_name(tower.module),
         "model": {key: getattr(value, "value", value) for key, value in options.items()},
         "max_tokens": tower.tokenizer.max_tokens,
         "vocabulary": len(tower.tokenizer.dictionary),
@@ -73,7 +82,15 @@ def save_directory(tower: ProjectedTower, architecture: str, output: Path) -> No
         "languages": tower.languages,
         "identity": tower.identity,
     }
+    (output / MODULES).write_text(json.dumps([SENTENCE_TRANSFORMERS_MODULE], indent=2) + "\n", encoding="utf-8")
     write_json(output / CONFIG, config)  # last: a directory without it is not finished
+
+
+def registered_name(module: Any) -> str:
+    """The name that a model's class is registered under with fairseq."""
+    from fairseq.models import MODEL_REGISTRY
+
+    return next(name for name, kind in MODEL_REGISTRY.items() if kind is type(module))
 
 
 def portable_weights(module: Any) -> dict[str, Tensor]:
@@ -82,7 +99,7 @@ def portable_weights(module: Any) -> dict[str, Tensor]:
     return {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in named
-        if name != TIED[0] and not name.startswith("teacher.")
+        if name != OUTPUT_TABLE and not name.startswith("teacher.")
     }
 
 
@@ -108,7 +125,7 @@ def load_directory(path: Path) -> ProjectedTower:
         )
     options = Namespace(**config["model"], text_encoder="", text_tokenizer="", teacher="", save_frozen=True)
     weights = _read_weights(path / WEIGHTS)
-    weights[TIED[0]] = weights[TIED[1]]
+    weights[OUTPUT_TABLE] = weights[TOKEN_TABLE]
     weights[IDENTITY] = encode_identity(config["identity"])
     try:
         module = build_module(config["architecture"], options, path, weights)
