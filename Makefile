@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
-EXTRAS := dev,demo
+EXTRAS := dev,demo,export
 
 ifneq ($(strip $(VENV)),)
   PREFIX := $(abspath $(VENV))

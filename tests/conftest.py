@@ -252,3 +252,11 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_data.make_parallel(folder)
     tiny_data.make_captions(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`images/`, `captions/` of them, a `teacher/` and its `features/`."""
+    from tests import tiny_data
+
+    return tiny_data.make_photos(tmp_path_factory.mktemp("photos"), tiny_corpus / "captions")

@@ -1,5 +1,6 @@
 """A tiny but real corpus: short captions in three languages, tokenised, with image and teacher text features."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +39,14 @@ def run(*command: object) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def preprocess(*args: object) -> None:
-    """fairseq-preprocess."""
-    run(sys.executable, "-m", "fairseq_cli.preprocess", *args)
+def binarise(folder: Path, output: str, *what: str) -> Path:
+    """fairseq-preprocess with the tokenizer's dictionary."""
+    dictionary = folder / "tokenizer" / "dict.txt"
+    run(
+        *(sys.executable, "preprocess/binarise.py", "--pieces", folder / "pieces", "--dictionary", dictionary),
+        *("--output", folder / output, *what),
+    )
+    return folder / output
 
 
 def write(path: Path, lines: list[str]) -> None:
@@ -72,13 +78,7 @@ def make_text(folder: Path) -> Path:
 
 def make_parallel(folder: Path) -> Path:
     """`mte/`: en-de and en-fr for the task mte. Needs `make_text`."""
-    for lang in LANGS[1:]:
-        preprocess(
-            *("-s", "en", "-t", lang, "--joined-dictionary", "--srcdict", folder / "tokenizer" / "dict.txt"),
-            *("--trainpref", folder / "pieces" / "train", "--validpref", folder / "pieces" / "valid"),
-            *("--destdir", folder / "mte"),
-        )
-    return folder / "mte"
+    return binarise(folder, "mte", "--pairs", "en-de", "en-fr")
 
 
 def teacher_features(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -93,12 +93,8 @@ def make_captions(folder: Path) -> Path:
     """`captions/` for the task trikd and `features/{image,text}`. Needs `make_text`."""
     from mclip_fairseq.data.features import write_features
 
+    binarise(folder, "captions", "--captions", *LANGS)
     for lang in LANGS:
-        preprocess(
-            *("--only-source", "-s", lang, "--srcdict", folder / "tokenizer" / "dict.txt"),
-            *("--trainpref", folder / "pieces" / "train", "--validpref", folder / "pieces" / "valid"),
-            *("--destdir", folder / "captions"),
-        )
         ids = [f"img{i % 40}\ttxt{i}" for i in range(120)]
         write(folder / "captions" / f"train.{lang}.ids", ids[:104])
         write(folder / "captions" / f"valid.{lang}.ids", ids[104:])
@@ -116,3 +112,44 @@ def mte_options(corpus: Path, folder: Path) -> list[str]:
         *("--arch", "mte_tiny", "--criterion", "mte", "--optimizer", "fused_adamw", "--lr", "0.003"),
         *("--save-dir", str(folder), "--no-progress-bar", "--num-workers", "0"),
     ]
+
+
+def make_photos(folder: Path, captions: Path) -> Path:
+    """Images for the captions of `make_captions`, a teacher, and the teacher's features of the images."""
+    from PIL import Image
+
+    from mclip_fairseq.cli.features import main as features
+    from tests.tiny_models import tiny_clip_directory
+
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for number in range(40):
+        colours = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((40, 40)).save(folder / "images" / f"img{number}.png")
+    shutil.copytree(captions, folder / "captions")
+    for split, start, stop in (("train", 0, 104), ("valid", 104, 120)):
+        write(folder / "captions" / f"{split}.en.ids", [f"img{number % 40}.png" for number in range(start, stop)])
+    teacher = tiny_clip_directory(folder / "teacher")
+    command = ["--model", str(teacher), "--images", str(folder / "images"), "--output", str(folder / "features")]
+    assert features([*command, "--store-dtype", "float32", "--device", "cpu"]) == 0
+    return folder
+
+
+def pixel_options(corpus: Path, tokenizer: Path, folder: Path, *more: object) -> list[str]:
+    """fairseq-train's command line on the corpus with photos, less where the images come from."""
+    values = [
+        *(corpus / "captions", "--task", "trikd", "--langs", "en", "--arch", "mclip_tiny", "--criterion", "trikd"),
+        *(
+            "--freeze-text",
+            "none",
+            "--text-tokenizer",
+            tokenizer,
+            "--teacher",
+            corpus / "teacher",
+            "--num-workers",
+            "0",
+        ),
+        *("--text-text-weight", "0", "--positives", "image", "--optimizer", "sgd", "--lr", "0.1", "--dropout", "0"),
+        *("--batch-size", "26", "--max-update", "4", "--disable-validation", "--no-progress-bar", "--save-dir", folder),
+    ]
+    return [str(value) for value in [*values, *more]]

@@ -62,20 +62,11 @@ binarise() {
     run python "$ROOT/preprocess/encode.py" --model "$tokenizer/sentencepiece.bpe.model" \
       --output "$TEXT/pieces/$folder" "$TEXT/text/$folder"/*.{en,de,fr,cs}
   done
-  for lang in de fr cs; do
-    run fairseq-preprocess --source-lang en --target-lang "$lang" --srcdict "$dictionary" --joined-dictionary \
-      --trainpref "$TEXT/pieces/parallel/train" --validpref "$TEXT/pieces/parallel/valid" --destdir "$TEXT/bin/mte"
-  done
-  for lang in en de fr cs; do
-    run fairseq-preprocess --only-source --source-lang "$lang" --srcdict "$dictionary" \
-      --trainpref "$TEXT/pieces/parallel/train" --destdir "$TEXT/bin/parallel"
-    run fairseq-preprocess --only-source --source-lang "$lang" --srcdict "$dictionary" \
-      --validpref "$TEXT/pieces/pairs/valid" --destdir "$TEXT/bin/pairs"
-  done
-  for folder in pairs pairs5; do
-    run fairseq-preprocess --only-source --source-lang en --srcdict "$dictionary" \
-      --trainpref "$TEXT/pieces/$folder/train" --destdir "$TEXT/bin/$folder"
-  done
+  local binarise=(python "$ROOT/preprocess/binarise.py" --dictionary "$dictionary")
+  run "${binarise[@]}" --pieces "$TEXT/pieces/parallel" --pairs en-de en-fr en-cs --output "$TEXT/bin/mte"
+  run "${binarise[@]}" --pieces "$TEXT/pieces/parallel" --captions en de fr cs --splits train --output "$TEXT/bin/parallel"
+  run "${binarise[@]}" --pieces "$TEXT/pieces/pairs" --captions en de fr cs --output "$TEXT/bin/pairs"
+  run "${binarise[@]}" --pieces "$TEXT/pieces/pairs5" --captions en --output "$TEXT/bin/pairs5"
   for folder in parallel pairs pairs5; do
     cp "$TEXT/text/$folder"/*.ids "$TEXT/bin/$folder/"
   done

@@ -54,12 +54,11 @@ step "3 text features" mclip-features --model "$OUT/teacher" --captions "$C/capt
 step "4 tokenizer" python "$ROOT/preprocess/train_tokenizer.py" --vocabulary 12000 --output "$T" "$C"/names/*.txt
 step "4 encode" python "$ROOT/preprocess/encode.py" --model "$T/sentencepiece.bpe.model" --output "$OUT/pieces" \
   "$C"/parallel/* "$C"/captions/{train,valid}.en
-# Two at a time: most of the four seconds of each is Python starting.
-step "4 binarise" xargs -P 2 -I LANG fairseq-preprocess --source-lang en --target-lang LANG \
-  --trainpref "$OUT/pieces/train.en-LANG" --validpref "$OUT/pieces/valid.en-LANG" \
-  --srcdict "$T/dict.txt" --joined-dictionary --destdir "$OUT/bin/parallel" < <(printf '%s\n' "${OTHERS[@]}")
-step "4 binarise captions" fairseq-preprocess --only-source --source-lang en --srcdict "$T/dict.txt" \
-  --trainpref "$OUT/pieces/train" --validpref "$OUT/pieces/valid" --destdir "$OUT/bin/captions"
+# fairseq-preprocess for every pair, in one process.
+step "4 binarise" python "$ROOT/preprocess/binarise.py" --pieces "$OUT/pieces" --dictionary "$T/dict.txt" \
+  --pairs "${OTHERS[@]/#/en-}" --output "$OUT/bin/parallel"
+step "4 binarise captions" python "$ROOT/preprocess/binarise.py" --pieces "$OUT/pieces" --dictionary "$T/dict.txt" \
+  --captions en --output "$OUT/bin/captions"
 cp "$C"/captions/*.en.ids "$OUT/bin/captions/"
 
 # 5. MTE: the multilingual text encoder learns to translate and to put translations close together; then the contrast
@@ -73,7 +72,7 @@ mte=(fairseq-train "$OUT/bin/parallel" --user-dir "$PLUGIN" --task mte --seed "$
 step "5 mte" "${mte[@]}" --both-directions --contrastive-weight 5 --contrastive-temperature 0.05 --dropout 0.1 \
   --lr 4e-3 --lr-scheduler inverse_sqrt --warmup-updates 60 --max-update 120 --save-dir "$OUT/mte1"
 step "5 mte contrast" "${mte[@]}" --translation-weight 0 --contrastive-weight 1 --contrastive-temperature 0.15 --dropout 0 \
-  --lr 6e-3 --lr-scheduler polynomial_decay --warmup-updates 30 --max-update 600 --total-num-update 600 \
+  --lr 6e-3 --lr-scheduler polynomial_decay --warmup-updates 30 --max-update 800 --total-num-update 800 \
   --finetune-from-model "$OUT/mte1/checkpoint_last.pt" --save-dir "$OUT/mte2"
 step "5 extract" mclip-extract-mte "$OUT/mte2/checkpoint_last.pt" --tokenizer "$T" --output "$OUT/encoder"
 

@@ -58,8 +58,8 @@ def model_card(
     for report in reports:
         if report["model"].get("identity") != tower.identity:
             raise ValueError(
-                f"the report of {report['command']!r} is of another model ({report['model'].get('identity')}); evaluate "
-                "the model that is exported"
+                f"the report of {report['command']!r} is of another model ({report['model'].get('identity')}); "
+                "evaluate the model that is exported"
             )
     teacher = tower.identity["teacher"]
     text = tower.identity.get("text_encoder") or {}
@@ -84,8 +84,8 @@ def model_card(
         "",
         f"- images: {teacher.get('name', 'unknown')} ({teacher.get('architecture', 'unknown')}, revision "
         f"{teacher.get('revision') or 'unknown'}, weights SHA-256 `{teacher.get('sha256', 'unknown')}`)",
-        f"- text: XLM-R of {tower.module.text_encoder.dim} dimensions, weights SHA-256 `{text.get('sha256', 'trained')}`; "
-        f"texts are cut to {tower.tokenizer.max_tokens} tokens",
+        f"- text: XLM-R of {tower.module.text_encoder.dim} dimensions, weights SHA-256 "
+        f"`{text.get('sha256', 'trained')}`; texts are cut to {tower.tokenizer.max_tokens} tokens",
         "",
         "## Training data",
         "",

@@ -76,9 +76,8 @@ def export_onnx(
         write_int8(text, output / "text.int8.onnx")
         report["int8"] = measure_int8(tower, output, read_caption_files(captions, ids), features)
     write_json(output / "report.json", report)
-    print(
-        f"Written: {output}; largest difference to torch: text {differences['text']:.1e}, image {differences['image']:.1e}"
-    )
+    found = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+    print(f"Written: {output}; largest difference to torch: {found}")
     for lang, row in report.get("int8", {}).items():
         print(f"int8 text tower, {lang}: mean recall {row['float32']:.1f} -> {row['int8']:.1f}")
     return report

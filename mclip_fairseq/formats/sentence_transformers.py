@@ -74,8 +74,19 @@ class MCLIPModule(InputModule):
         save_directory(self.tower, Path(output_path), into=True)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> "MCLIPModule":
-        """Read an exported directory, local or from the Hub."""
-        where = {key: kwargs.get(key) for key in ("token", "cache_folder", "revision", "local_files_only")}
-        folder = load_dir_path(model_name_or_path, subfolder=subfolder, **where)
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        init_defaults: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> "MCLIPModule":
+        """Read an exported directory, local or from the Hub; the arguments are those of sentence-transformers."""
+        folder = load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
+        if folder is None:
+            raise ValueError(f"{model_name_or_path}: holds no directory written by mclip-export")
         return cls(load_directory(Path(folder)))

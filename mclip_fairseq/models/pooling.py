@@ -15,7 +15,7 @@ def pool_last(states: Tensor, padding: Tensor) -> Tensor:
         (batch, dim).
     """
     last = padding.shape[1] - 1 - (~padding).flip(1).to(torch.uint8).argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), last]
+    return states[torch.arange(states.shape[0], device=states.device), last]
 
 
 def pool_mean(states: Tensor, padding: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Run `fairseq-preprocess` with one dictionary for many language pairs, or many caption languages, in one process.
+
+Pairs are read from `SPLIT.SRC-TGT.SRC` and `SPLIT.SRC-TGT.TGT` below --pieces, or from `SPLIT.SRC` and `SPLIT.TGT`
+where all pairs share their files; captions from `SPLIT.LANG`. Splits that are not there are left out.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+SPLITS = ("train", "valid", "test")
+
+
+def pair_options(pieces: Path, splits: Sequence[str], source: str, target: str) -> list[str]:
+    """Languages and prefixes of one pair.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+    options = ["--source-lang", source, "--target-lang", target, "--joined-dictionary"]
+    for split in splits:
+        for prefix in (pieces / f"{split}.{source}-{target}", pieces / split):
+            files = [Path(f"{prefix}.{lang}") for lang in (source, target)]
+            there = [file.is_file() for file in files]
+            if any(there) and not all(there):
+                raise ValueError(f"{files[there.index(False)]}: not found beside {files[there.index(True)].name}")
+            if all(there):
+                options += [f"--{split}pref", str(prefix)]
+                break
+    if len(options) == 5:
+        raise ValueError(f"{pieces}: has no {source}-{target} in any of the splits {', '.join(splits)}")
+    return options
+
+
+def caption_options(pieces: Path, splits: Sequence[str], lang: str) -> list[str]:
+    """Prefixes of the captions of one language.
+
+    Raises:
+        ValueError: there are none.
+    """
+    options = ["--only-source", "--source-lang", lang]
+    for split in splits:
+        if (pieces / f"{split}.{lang}").is_file():
+            options += [f"--{split}pref", str(pieces / split)]
+    if len(options) == 3:
+        raise ValueError(f"{pieces}: has none of {', '.join(f'{split}.{lang}' for split in splits)}")
+    return options
+
+
+@contextmanager
+def log_of_one_run() -> Iterator[None]:
+    """Let fairseq-preprocess write its log file and nothing else; it never closes the file itself."""
+    logger = logging.getLogger("fairseq_cli.preprocess")
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        logger.propagate = True
+
+
+def binarise(jobs: dict[str, list[str]], dictionary: Path, output: Path, workers: int) -> None:
+    """Run fairseq-preprocess for every job."""
+    from fairseq import options
+    from fairseq_cli import preprocess
+
+    common = ["--srcdict", str(dictionary), "--destdir", str(output), "--workers", str(workers)]
+    with tqdm(jobs.items(), unit="job") as progress:
+        for name, job in progress:
+            progress.set_description(name)
+            with log_of_one_run():
+                preprocess.main(options.get_preprocessing_parser().parse_args([*job, *common]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pieces", type=Path, required=True, help="directory with the files that encode.py wrote")
+    parser.add_argument("--dictionary", type=Path, required=True, help="the text encoder's dict.txt")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    parser.add_argument("--workers", type=int, default=1, help="processes per file (1)")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="which to take (all)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pairs", nargs="+", metavar="SRC-TGT", help="language pairs")
+    what.add_argument("--captions", nargs="+", metavar="LANG", help="languages of captions")
+    args = parser.parse_args(argv)
+    try:
+        if not args.dictionary.is_file():
+            raise ValueError(f"{args.dictionary}: not found; give the text encoder's dict.txt")
+        if wrong := [pair for pair in args.pairs or [] if pair.count("-") != 1 or not all(pair.split("-"))]:
+            raise ValueError(f"--pairs {wrong[0]}: write a pair as SRC-TGT, such as en-de")
+        jobs = {pair: pair_options(args.pieces, args.splits, *pair.split("-")) for pair in args.pairs or []}
+        jobs |= {lang: caption_options(args.pieces, args.splits, lang) for lang in args.captions or []}
+        binarise(jobs, args.dictionary, args.output, args.workers)
+    except ValueError as error:
+        print(f"binarise.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
