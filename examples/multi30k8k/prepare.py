@@ -6,7 +6,8 @@ Reads the directory that the README describes and writes, below the output:
 - `text/parallel/{train,valid}.{en,de,fr,cs}`: aligned captions, with `.ids` for the teacher's English text features;
 - `text/pairs/train.en` and `text/pairs/valid.{en,de,fr,cs}`: captions of the photos, with `.ids`;
 - `text/pairs5/train.en`: the five independent English captions of each training photo, with `.ids`;
-- `gallery/valid.{en,de,fr,cs}` and `gallery/valid.ids`: the validation captions and their photos;
+- `gallery/valid.{en,de,fr,cs}` and `gallery/valid.ids`: the validation captions and their photos, and those of `test`
+  where the directory has that split;
 - `features/image`, `features/text`: indexed feature directories.
 
 No non-English caption is ever paired with a photo outside the gallery.
@@ -24,6 +25,7 @@ from mclip_fairseq.data.features import write_features
 
 LANGS = ("en", "de", "fr", "cs")
 SPLITS = ("train", "valid")
+HELD_OUT = "test"  # not part of the directory as given: evaluated when somebody has put it there
 TEACHER = "multi30k8k English dual encoder (EfficientNet-lite2 + all-MiniLM-L6-v2)"
 
 
@@ -40,6 +42,11 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write one item per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def galleries(data: Path) -> tuple[str, ...]:
+    """Splits that are evaluated."""
+    return ("valid", HELD_OUT) if (data / "images" / f"{HELD_OUT}.ids").is_file() else ("valid",)
 
 
 def write_parallel(data: Path, output: Path) -> dict[str, int]:
@@ -71,22 +78,24 @@ def write_pairs(data: Path, output: Path) -> None:
     five = [line.split("\t", 1) for line in read_lines(data / "captions" / "train.en5.tsv.gz")]
     write_lines(output / "text" / "pairs5" / "train.en", [caption for _, caption in five])
     write_lines(output / "text" / "pairs5" / "train.en.ids", [image for image, _ in five])
-    write_lines(output / "gallery" / "valid.ids", read_lines(data / "images" / "valid.ids"))
-    for lang in LANGS:
-        write_lines(output / "gallery" / f"valid.{lang}", read_lines(data / "captions" / f"valid.{lang}"))
+    for split in galleries(data):
+        write_lines(output / "gallery" / f"{split}.ids", read_lines(data / "images" / f"{split}.ids"))
+        for lang in LANGS:
+            write_lines(output / "gallery" / f"{split}.{lang}", read_lines(data / "captions" / f"{split}.{lang}"))
 
 
 def write_feature_directories(data: Path, output: Path, parallel: int) -> None:
     """Turn the given arrays into indexed feature directories."""
-    ids = {split: read_lines(data / "images" / f"{split}.ids") for split in SPLITS}
+    photos = ("train", *galleries(data))
+    ids = {split: read_lines(data / "images" / f"{split}.ids") for split in photos}
 
     def load(name: str) -> np.ndarray:
         return np.load(data / "features" / f"{name}.npy", allow_pickle=False)
 
     write_features(
         output / "features" / "image",
-        [image for split in SPLITS for image in ids[split]],
-        np.concatenate([load(f"{split}.image") for split in SPLITS]),
+        [image for split in photos for image in ids[split]],
+        np.concatenate([load(f"{split}.image") for split in photos]),
         model=TEACHER,
         normalized=True,
         preprocessing="as given with the data",

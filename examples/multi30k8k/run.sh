@@ -35,6 +35,7 @@ LANGS=en,de,fr,cs
 TEXT=$OUT/data
 RUN=$OUT/$VARIANT-$SEED
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+command -v fairseq-train > /dev/null || PATH=$ROOT/.venv/bin:$PATH
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { printf '+ %s\n' "$*"; "$@"; }
@@ -123,11 +124,11 @@ teacher_learning() { # teacher_learning DIRECTORY: M-CLIP's way, for about the m
     --criterion teacher_learning --lr 2e-3 --batch-size 512 --save-dir "$1"
 }
 
-evaluate() { # evaluate CHECKPOINT: the validation captions of every language
+evaluate() { # evaluate CHECKPOINT SPLIT: the captions of every language
   local captions=() lang
-  for lang in en de fr cs; do captions+=("$lang=$TEXT/gallery/valid.$lang"); done
-  run mclip-evaluate --model "$1" --features "$TEXT/features/image" --ids "$TEXT/gallery/valid.ids" \
-    --captions "${captions[@]}" --output "$RUN/evaluation"
+  for lang in en de fr cs; do captions+=("$lang=$TEXT/gallery/$2.$lang"); done
+  run mclip-evaluate --model "$1" --features "$TEXT/features/image" --ids "$TEXT/gallery/$2.ids" \
+    --captions "${captions[@]}" --output "$RUN/evaluation/$2"
 }
 
 extract() { # extract CHECKPOINT DIRECTORY: the encoder as an XLM-R archive
@@ -179,4 +180,7 @@ case $VARIANT in
     exit 2
     ;;
 esac
-step evaluate "$RUN/evaluation/report.json" evaluate "$RUN/trikd/checkpoint_last.pt"
+for gallery in "$TEXT"/gallery/*.ids; do
+  split=$(basename "$gallery" .ids)
+  step "evaluate-$split" "$RUN/evaluation/$split/report.json" evaluate "$RUN/trikd/checkpoint_last.pt" "$split"
+done

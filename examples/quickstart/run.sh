@@ -18,6 +18,7 @@ OTHERS=(es ja ko pt it fr de fa id zh ru tr ar)
 LANGS=en,$(IFS=,; echo "${OTHERS[*]}")
 PAIRS=$(printf 'en-%s,' "${OTHERS[@]}")
 export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+command -v fairseq-train > /dev/null || PATH=$ROOT/.venv/bin:$PATH
 mkdir -p "$OUT"
 : > "$OUT/seconds.tsv"
 

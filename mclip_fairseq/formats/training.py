@@ -62,13 +62,16 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
 
 
 def find_text_encoder(file: Path, path: str) -> Path:
-    """Resolve the text encoder named in a checkpoint: as it stands, or beside the checkpoint."""
+    """Resolve the text encoder named in a checkpoint: as it stands, or below a folder that the checkpoint is in.
+
+    Trainings are started in one place and used from others, with relative paths in their options.
+    """
     if not path:
         raise ValueError(
             f"{file}: the checkpoint names no text_encoder; pass text_encoder= with the directory that holds dict.txt "
             "and sentencepiece.bpe.model"
         )
-    for place in (Path(path), file.parent / path):
+    for place in (Path(path), *(parent / path for parent in file.resolve().parents)):
         if place.is_dir():
             return place
     raise ValueError(f"{file}: its text_encoder {path} is not here; pass text_encoder= with the directory as it is now")
