@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from mclip_fairseq.data.images import load_image
 from mclip_fairseq.formats.directory import is_saved_directory, load_directory
-from mclip_fairseq.formats.towers import TeacherTower, Tower
+from mclip_fairseq.formats.peers import load_peer
+from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.formats.training import load_training_checkpoint
 
 ImageInput = str | Path | Image.Image | np.ndarray
@@ -51,11 +52,13 @@ class MultilingualCLIP:
         """Load a model.
 
         Args:
-            path_or_name: a training checkpoint (`.pt`), or a `transformers` dual encoder (Hub name or directory).
+            path_or_name: a training checkpoint (`.pt`); a directory of `mclip-export` or `mclip-convert released`; or,
+                by Hub name or directory, a `transformers` dual encoder, a text tower of M-CLIP or one of
+                sentence-transformers.
             device: see the class.
             dtype: see the class.
             text_encoder: where the text encoder's archive is now, if not where the training found it.
-            teacher: where the teacher is now, likewise.
+            teacher: where the teacher is now, likewise; for a text tower, the image tower it was trained for.
 
         Raises:
             ValueError: a file is missing or of another kind, or the frozen parts are not those of the training.
@@ -66,7 +69,7 @@ class MultilingualCLIP:
         elif is_saved_directory(path):
             tower = load_directory(path)
         else:
-            tower = TeacherTower(str(path_or_name))
+            tower = load_peer(str(path_or_name), str(teacher or ""))
         return cls(tower, device, dtype)
 
     @property

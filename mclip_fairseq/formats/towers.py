@@ -1,13 +1,14 @@
-"""The two kinds of model behind `MultilingualCLIP`."""
+"""The kinds of model behind `MultilingualCLIP`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 
 
@@ -151,3 +152,77 @@ class TeacherTower:
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """See `Tower`."""
         return self.module.transform
+
+
+class PairTower:
+    """A text tower of another project beside the image tower whose space it was trained for.
+
+    Args:
+        text: (texts, dim) from what `tokenizer` gives.
+        tokenizer: texts to model inputs by name, of the arguments of `text.forward`.
+        padding_idx: its padding id.
+        name: for tables.
+        teacher: the image tower; None where images come as its features.
+        dim: width of the texts' embeddings.
+
+    Raises:
+        ValueError: the two towers differ in width.
+    """
+
+    def __init__(
+        self,
+        text: nn.Module,
+        tokenizer: Callable[[list[str]], dict[str, Tensor]],
+        padding_idx: int,
+        name: str,
+        teacher: DualEncoderTeacher | None,
+        dim: int,
+    ) -> None:
+        if teacher is not None and teacher.dim != dim:
+            raise ValueError(
+                f"{name}: its texts have {dim} dimensions but the images of {teacher.identity['name']} have "
+                f"{teacher.dim}; give the image tower it was trained for as teacher"
+            )
+        self.module: Any = nn.ModuleDict({"text": text} | ({} if teacher is None else {"teacher": teacher}))
+        self.tokenizer = tokenizer
+        self.padding_idx = padding_idx
+        self.name = name
+        self.dim = dim
+        self.languages: list[str] = []
+        self.identity = {
+            "text_encoder": {"architecture": type(text).__name__, "sha256": state_hash(text.state_dict())},
+            "teacher": {} if teacher is None else dict(teacher.identity),
+        }
+
+    @property
+    def teacher(self) -> DualEncoderTeacher:
+        """The image tower."""
+        if "teacher" not in self.module:
+            raise ValueError(f"{self.name}: is a text tower; pass teacher= with the image tower it was trained for")
+        found: DualEncoderTeacher = self.module["teacher"]
+        return found
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """See `Tower`."""
+        return self.tokenizer(list(texts))
+
+    def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
+        """See `Tower`."""
+        return {"input_ids": tokens, "attention_mask": tokens.ne(self.padding_idx).long()}
+
+    def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """See `Tower`."""
+        return self.module["text"](**inputs)
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        """See `Tower`."""
+        return self.teacher.encode_image(pixel_values)
+
+    def project(self, features: Tensor) -> Tensor:
+        """The image tower's features are final already."""
+        return features
+
+    @property
+    def transform(self) -> Callable[[list[Image.Image]], Tensor]:
+        """See `Tower`."""
+        return self.teacher.transform

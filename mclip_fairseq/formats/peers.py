@@ -1,0 +1,93 @@
+"""Models of other projects, told by the files they publish, as towers for `MultilingualCLIP`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.formats.m_clip import is_m_clip, load_m_clip
+from mclip_fairseq.formats.towers import PairTower, TeacherTower, Tower
+from mclip_fairseq.models.teacher import DualEncoderTeacher
+
+
+def load_peer(source: str, teacher: str = "") -> Tower:
+    """Load a model of another project.
+
+    Args:
+        source: Hub name or directory: of a dual encoder of `transformers` (CLIP, SigLIP, Chinese-CLIP, AltCLIP ...), of
+            a text tower of M-CLIP, or of sentence-transformers.
+        teacher: image tower of a text tower; empty where images come as its features.
+
+    Raises:
+        ValueError: nothing usable there, or the image tower is not the one of the text tower.
+    """
+    config = published_json(source, "config.json")
+    if config is not None and is_m_clip(config):
+        return load_m_clip(source, config, teacher)
+    if published_json(source, "modules.json") is not None:
+        return load_sentence_transformer(source, teacher)
+    if teacher:
+        raise ValueError(f"{source}: has an image tower of its own; leave teacher out")
+    return TeacherTower(source)
+
+
+def published_json(source: str, name: str) -> Any:
+    """A JSON file of a Hub name or directory; None where there is none, or no connection to ask."""
+    shield_torchaudio()
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # whoever loads the model says what is wrong with it
+
+
+class SentenceText(nn.Module):
+    """A text model of sentence-transformers.
+
+    Args:
+        model: `SentenceTransformer`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Model inputs -> (texts, dim)."""
+        embedding: Tensor = self.model({**inputs, "modality": "text"})["sentence_embedding"]
+        return embedding
+
+
+def load_sentence_transformer(source: str, teacher: str = "") -> PairTower:
+    """Load a text model of sentence-transformers, whose space is that of an image tower.
+
+    Args:
+        source: Hub name or directory.
+        teacher: see `load_peer`.
+
+    Raises:
+        ValueError: sentence-transformers is not installed, or cannot load it.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ValueError(
+            f"{source}: is a model of sentence-transformers, which is not installed: pip install mclip_fairseq[export]"
+        ) from error
+    try:
+        model = SentenceTransformer(source, device="cpu").requires_grad_(False).eval()
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{source}: cannot be loaded by sentence-transformers: {reason}") from error
+
+    def tokenize(texts: list[str]) -> dict[str, Tensor]:
+        return {name: value for name, value in model.preprocess(texts).items() if isinstance(value, Tensor)}
+
+    images = DualEncoderTeacher.from_pretrained(teacher) if teacher else None
+    padding = getattr(model.tokenizer, "pad_token_id", None) or 0
+    name, dim = Path(source).name, int(model.get_embedding_dimension() or 0)
+    return PairTower(SentenceText(model), tokenize, int(padding), name, images, dim)
