@@ -101,6 +101,21 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def untrained_bookkeeping(criterion: str) -> dict[str, Any]:
+    """The entries of a checkpoint, besides weights and options, that fairseq looks for when it reads one."""
+    history = {
+        "criterion_name": criterion,
+        "optimizer_name": "FairseqAdam",
+        "lr_scheduler_state": {},
+        "num_updates": 0,
+    }
+    return {
+        "optimizer_history": [history],
+        "extra_state": {"train_iterator": {"epoch": 1}},
+        "last_optimizer_state": None,
+    }
+
+
 def _forbidden_types(path: Path, error: Exception) -> list[str]:
     """Names of functions and classes in a checkpoint that are not allowed; all of them where the format tells."""
     named = re.findall(r"GLOBAL ([\w.]+)", str(error)) or re.findall(r"got <class '([\w.]+)'>", str(error))

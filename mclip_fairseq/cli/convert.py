@@ -1,6 +1,7 @@
 """``mclip-convert``: published checkpoints in, from the formats they were published in."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ PROGRAM = "mclip-convert"
 EPILOG = """\
 examples:
   mclip-convert released mclip_plus_base.pt --xlmr xlmr.base --output mclip-plus
+  mclip-convert encoder mte_mclip_plus.pt --xlmr xlmr.base --output mte-plus
   mclip-convert clip ViT-B-32.pt --trust --tokenizer openai/clip-vit-base-patch32 --output clip-b32
   mclip-convert xlmr-to-transformers mte --output mte-transformers
   mclip-convert xlmr-to-fairseq xlm-roberta-base --output xlmr.base
@@ -39,6 +41,39 @@ def convert_released(options: argparse.Namespace) -> None:
 
     tower = load_released(options.checkpoint, options.xlmr, options.resize, load_tokenizer(options.tokenizer))
     save_directory(tower, options.output)
+
+
+def convert_translation(options: argparse.Namespace) -> None:
+    """A translation model of the released mCLIP to a checkpoint for `fairseq-generate --task mte`."""
+    import torch
+
+    from mclip_fairseq.formats.released import load_released_mte, mte_checkpoint
+
+    model, cfg = load_released_mte(options.checkpoint, options.xlmr)
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.save(mte_checkpoint(model, cfg), options.output / "checkpoint.pt")
+    copy_text_files(options.xlmr, options.output)
+
+
+def convert_encoder(options: argparse.Namespace) -> None:
+    """An enhanced encoder alone (`mte_mclip.pt`) to an XLM-R archive that fairseq reads too."""
+    import torch
+
+    from mclip_fairseq.data.tokenizer import XLMRTokenizer
+    from mclip_fairseq.models.text_encoder import XLMREncoder
+
+    encoder = XLMREncoder.from_checkpoint(options.checkpoint, XLMRTokenizer(options.xlmr).dictionary)
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.save(encoder.checkpoint(), options.output / "model.pt")
+    copy_text_files(options.xlmr, options.output)
+
+
+def copy_text_files(source: Path, output: Path) -> None:
+    """Dictionary and SentencePiece model."""
+    from mclip_fairseq.data.tokenizer import SENTENCEPIECE
+
+    for name in ("dict.txt", SENTENCEPIECE):
+        shutil.copyfile(source / name, output / name)
 
 
 def convert_clip(options: argparse.Namespace) -> None:
@@ -98,6 +133,14 @@ def _parser() -> argparse.ArgumentParser:
     released.add_argument(
         "--xlmr", type=Path, required=True, help="the XLM-R archive: model.pt, dict.txt, SentencePiece"
     )
+    translation = command("translation", convert_translation)
+    translation.add_argument("checkpoint", type=Path, help="a translation model of the released code, stage 1 or 2")
+    encoder = command("encoder", convert_encoder)
+    encoder.add_argument("checkpoint", type=Path, help="mte_mclip.pt or mte_mclip_plus.pt")
+    for converter in (translation, encoder):
+        converter.add_argument(
+            "--xlmr", type=Path, required=True, help="the XLM-R archive that the training began from"
+        )
     clip = command("clip", convert_clip)
     clip.add_argument(
         "checkpoint", type=Path, help="OpenAI's .pt, or an open_clip state dict (.pt, .bin, .safetensors)"

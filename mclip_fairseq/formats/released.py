@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.compat import load_checkpoint, untrained_bookkeeping
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.openai_clip import Preprocessing, image_processor, refuse_mismatch, to_clip_model
 from mclip_fairseq.formats.towers import ProjectedTower
 from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
+from mclip_fairseq.models.mte import MTEModel, MTEModelConfig
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.text_encoder import XLMREncoder, checkpoint_file, stored_args
 
@@ -108,11 +109,88 @@ def build(
     )
     encoder.store_sizes(cfg)
     model = MCLIPModel(cfg, encoder, None, teacher.identity)
-    weights = weights | {"logit_scale": scale.float().reshape(())}
+    copy_weights(model, weights | {"logit_scale": scale.float().reshape(())}, f"{checkpoint} with {xlmr}")
+    model.identity["text_encoder"] = encoder.identity()
+    return model.eval()
+
+
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy all weights, refusing any that is missing, unknown, misshapen, or tied in the model and not in the file."""
     own = dict(model.named_parameters(remove_duplicate=False))
-    refuse_mismatch(weights, own, [], f"{checkpoint} with {xlmr}")
+    refuse_mismatch(weights, own, [], source)
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
-    model.identity["text_encoder"] = encoder.identity()
-    return model.eval()
+    untied = [name for name, parameter in own.items() if not torch.equal(parameter, weights[name])]
+    if untied:
+        raise ValueError(f"{source}: {', '.join(untied)} differ from the token table, with which the model ties them")
+
+
+# ------------------------------------------------------------------------------------------ the translation model
+
+MTE_BOOKKEEPING = (
+    "encoder.xlmr._float_tensor",
+    "encoder.xlmr.model.encoder.sentence_encoder.version",
+    "decoder.version",
+    "decoder.embed_positions._float_tensor",
+)
+
+
+def load_released_mte(checkpoint: Path, xlmr: Path) -> tuple[MTEModel, MTEModelConfig]:
+    """Rebuild a translation model of the released code (`--xlmr-task ... --enable-lang-proj`, stage 1 or 2).
+
+    Args:
+        checkpoint: the file.
+        xlmr: the XLM-R archive that the training began from.
+
+    Returns:
+        the model, and its options without a path.
+
+    Raises:
+        ValueError: another kind of checkpoint, or weights that are missing, unknown or misshapen, all of them named.
+    """
+    state = load_checkpoint(checkpoint)
+    options = (state.get("cfg") or {}).get("model") or state.get("args")
+    if not isinstance(options, Namespace) or "encoder.lang_proj.0.weight" not in state.get("model", {}):
+        raise ValueError(f"{checkpoint}: is no translation model of the released mCLIP; it has no encoder.lang_proj")
+    languages = list(options.langs)
+    cfg = MTEModelConfig(
+        xlmr=str(xlmr),
+        decoder_layers=options.decoder_layers,
+        decoder_ffn_embed_dim=options.decoder_ffn_embed_dim,
+        decoder_attention_heads=options.decoder_attention_heads,
+        decoder_max_positions=options.max_target_positions,
+        dropout=options.dropout,
+        attention_dropout=options.attention_dropout,
+    )
+    dictionary = XLMRTokenizer(xlmr).dictionary
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary, langs=languages)
+    model = MTEModel.build_model(cfg, task)
+    copy_weights(model, rename_mte(state["model"], len(languages)), f"{checkpoint} with {xlmr}")
+    cfg.xlmr, cfg.langs = "", ",".join(languages)
+    return model.eval(), cfg
+
+
+def rename_mte(weights: Mapping[str, Tensor], languages: int) -> dict[str, Tensor]:
+    """The released names to ours; the projections, one a language, become rows of one parameter."""
+    renamed = {
+        name.replace("encoder.xlmr.model.encoder.", "encoder.xlmr.encoder."): tensor.float()
+        for name, tensor in weights.items()
+        if name not in MTE_BOOKKEEPING
+    }
+    for kind in ("weight", "bias"):
+        rows = [renamed.pop(f"encoder.lang_proj.{row}.{kind}", None) for row in range(languages + 1)]
+        found = [row for row in rows if row is not None]
+        if len(found) == len(rows):
+            renamed[f"encoder.lang_proj.{kind}"] = torch.stack(found)
+    return renamed
+
+
+def mte_checkpoint(model: MTEModel, cfg: MTEModelConfig) -> dict[str, Any]:
+    """A checkpoint that `fairseq-generate --task mte` reads, and `fairseq-train --finetune-from-model` too."""
+    options = {**vars(cfg), "_name": "mte"}
+    return {
+        "cfg": {"model": {key: getattr(value, "value", value) for key, value in options.items()}},
+        "model": model.state_dict(),
+        **untrained_bookkeeping("MTECriterion"),
+    }

@@ -10,7 +10,7 @@ from fairseq.data import Dictionary
 from fairseq.models.roberta.model import RobertaEncoder
 from torch import Tensor, nn
 
-from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.compat import load_checkpoint, untrained_bookkeeping
 from mclip_fairseq.models.freezing import state_hash
 
 PREFIX = "encoder."
@@ -171,16 +171,7 @@ class XLMREncoder(nn.Module):
             "model": {
                 PREFIX + name: tensor.detach().cpu().clone() for name, tensor in self.encoder.state_dict().items()
             },
-            "optimizer_history": [
-                {
-                    "criterion_name": "MaskedLmLoss",
-                    "optimizer_name": "FairseqAdam",
-                    "lr_scheduler_state": {},
-                    "num_updates": 0,
-                }
-            ],
-            "extra_state": {"train_iterator": {"epoch": 1}},
-            "last_optimizer_state": None,
+            **untrained_bookkeeping("MaskedLmLoss"),
         }
 
 

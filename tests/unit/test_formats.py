@@ -298,3 +298,29 @@ def test_dictionary_in_another_order_is_refused(
     (folder / "dict.txt").write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
     assert convert(["xlmr-to-transformers", str(folder), "--output", str(tmp_path / "out")]) == 2
     assert "dict.txt line 1: is 'e' where sentencepiece.bpe.model has '▁'" in capsys.readouterr().err
+
+
+def test_enhanced_encoder_alone(fixtures: Path, tmp_path: Path) -> None:
+    """Stock fairseq refuses the released file for want of bookkeeping; the archive it takes."""
+    from fairseq.models.roberta import XLMRModel
+
+    source, archive = fixtures / "mte_tiny_extracted.pt", tmp_path / "archive"
+    arguments = [str(source), "--xlmr", str(fixtures / "xlmr_tiny"), "--output", str(archive)]
+    assert convert(["encoder", *arguments]) == 0
+    hub = XLMRModel.from_pretrained(str(archive), bpe=None).eval()
+    tokenizer = XLMRTokenizer(archive)
+    tokens = tokenizer(SENTENCES)
+    with torch.no_grad():
+        expected = XLMREncoder.from_checkpoint(source, tokenizer.dictionary).eval()(tokens)
+        found = hub.extract_features(tokens)
+    torch.testing.assert_close(found[tokens.ne(1)], expected[tokens.ne(1)], rtol=1e-5, atol=1e-5)
+
+
+def test_other_checkpoints_are_no_translation_model(
+    fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--xlmr", str(fixtures / "xlmr_tiny"), "--output", str(tmp_path / "out")]
+    assert convert(["translation", str(fixtures / "mclip_tiny.pt"), *arguments]) == 2
+    assert "is no translation model of the released mCLIP" in capsys.readouterr().err
+    assert convert(["encoder", str(fixtures / "clip_tiny.pt"), *arguments]) == 2
+    assert "has no model options" in capsys.readouterr().err

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq.checkpoint_utils import load_model_ensemble
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 
+from mclip_fairseq.cli.convert import main as convert
 from mclip_fairseq.compat import allow_checkpoint_globals, load_checkpoint
 from mclip_fairseq.criterions.mte import MTECriterion
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.mte import MTEModel, MTEModelConfig
+from mclip_fairseq.tasks.mte import MTETask, MTETaskConfig
 
 allow_checkpoint_globals()
 
@@ -28,29 +31,14 @@ def dictionary(shared_dir: Path) -> Dictionary:
 
 
 @pytest.fixture
-def model(recorded: dict[str, Any], dictionary: Dictionary, shared_dir: Path) -> MTEModel:
-    """Our model with the recorded weights under our names."""
-    cfg = MTEModelConfig(
-        xlmr=str(shared_dir / "fixtures" / "xlmr_tiny"),
-        freeze="embeddings",
-        decoder_layers=2,
-        decoder_ffn_embed_dim=80,
-        decoder_attention_heads=4,
-        dropout=0.0,
-        attention_dropout=0.0,
-    )
-    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary, langs=["en", "de", "cs"])
-    model = MTEModel.build_model(cfg, task)
-    state = model.state_dict()
-    for name, tensor in recorded["model"].items():
-        if name.startswith("encoder.xlmr.model.encoder."):
-            state[name.replace("encoder.xlmr.model.encoder.", "encoder.xlmr.encoder.")] = tensor
-        elif name.startswith("decoder."):
-            state[name] = tensor
-    for kind in ("weight", "bias"):
-        rows = [recorded["model"][f"encoder.lang_proj.{k}.{kind}"] for k in range(4)]
-        state[f"encoder.lang_proj.{kind}"] = torch.stack(rows)
-    model.load_state_dict(state, strict=False)
+def model(dictionary: Dictionary, shared_dir: Path, tmp_path: Path) -> MTEModel:
+    """The converted checkpoint as fairseq loads it, with stage 2's freezing and no dropout."""
+    fixtures = shared_dir / "fixtures"
+    arguments = [str(fixtures / "mte_tiny.pt"), "--xlmr", str(fixtures / "xlmr_tiny"), "--output", str(tmp_path / "m")]
+    assert convert(["translation", *arguments]) == 0
+    task = MTETask(MTETaskConfig(langs="en,de,cs"), dictionary)
+    (model,), _ = load_model_ensemble([str(tmp_path / "m" / "checkpoint.pt")], task=task)
+    model.encoder.xlmr.freeze("embeddings")
     return model.eval()
 
 
