@@ -191,8 +191,16 @@ class MultilingualCLIP:
 
         Returns:
             (images, dim) float32 on the CPU.
+
+        Raises:
+            ValueError: features of another width than the teacher's.
         """
         rows = torch.as_tensor(np.asarray(features), dtype=torch.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.tower.feature_dim:
+            raise ValueError(
+                f"features of shape {tuple(rows.shape)}, but {self.name} takes (images, {self.tower.feature_dim}); "
+                "store them with the teacher it was trained with"
+            )
 
         def encode(numbers: list[int]) -> Tensor:
             return self.tower.project(self.to_device(rows[numbers]))

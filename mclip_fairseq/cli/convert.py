@@ -1,6 +1,7 @@
 """``mclip-convert``: published checkpoints in, from the formats they were published in."""
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -78,12 +79,22 @@ def copy_text_files(source: Path, output: Path) -> None:
 
 def convert_clip(options: argparse.Namespace) -> None:
     """A CLIP state dict under OpenAI's names to a `transformers` directory."""
-    from mclip_fairseq.formats.openai_clip import Preprocessing, image_processor, read_state_dict, to_clip_model
+    from mclip_fairseq.formats.openai_clip import (
+        Preprocessing,
+        image_processor,
+        open_clip_settings,
+        read_state_dict,
+        to_clip_model,
+    )
     from mclip_fairseq.models.teacher import DualEncoderTeacher
 
     state = read_state_dict(options.checkpoint, options.trust)
-    model = to_clip_model(state, str(options.checkpoint), options.activation, options.head_width)
-    processor = image_processor(model.config.vision_config.image_size, Preprocessing(resize=options.resize))
+    settings, pixels = open_clip_settings(options.checkpoint) or ({}, Preprocessing())
+    settings |= {"activation": options.activation} if options.activation else {}
+    settings |= {"head_width": options.head_width} if options.head_width else {}
+    model = to_clip_model(state, str(options.checkpoint), **settings)
+    pixels = dataclasses.replace(pixels, resize=options.resize)
+    processor = image_processor(model.config.vision_config.image_size, pixels)
     tokenizer = load_tokenizer(options.tokenizer)
     DualEncoderTeacher(model, processor, tokenizer, options.checkpoint.stem, None).save(options.output)
 
@@ -149,10 +160,12 @@ def _parser() -> argparse.ArgumentParser:
     clip.add_argument(
         "--activation",
         choices=["quick_gelu", "gelu"],
-        default="quick_gelu",
-        help="OpenAI's quick_gelu (default), or gelu as in most models of open_clip",
+        default="",
+        help="default: what open_clip_config.json beside the checkpoint says, else OpenAI's quick_gelu",
     )
-    clip.add_argument("--head-width", type=int, default=64, help="columns of an attention head (64)")
+    clip.add_argument(
+        "--head-width", type=int, default=0, help="columns of an attention head (open_clip's file, or 64)"
+    )
     for converter in (released, clip):
         converter.add_argument(
             "--tokenizer",

@@ -4,6 +4,7 @@ Sizes are read off the tensors. Only what no tensor tells (the activation, the w
 from arguments: OpenAI's own values are the defaults.
 """
 
+import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from torch import Tensor
 from mclip_fairseq.compat import load_checkpoint, shield_torchaudio
 
 HEAD_WIDTH = 64
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 # Bookkeeping in OpenAI's archives; the model is whole without it.
 IGNORED = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -93,6 +95,34 @@ def read_state_dict(file: Path, trust: bool = False) -> dict[str, Tensor]:
     state = load_checkpoint(file)
     state = state.get("state_dict", state)
     return {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def open_clip_settings(file: Path) -> tuple[dict[str, Any], Preprocessing] | None:
+    """What `open_clip_config.json` beside the weights says that no tensor tells.
+
+    Args:
+        file: the weights.
+
+    Returns:
+        arguments of `to_clip_model`, and the preprocessing; None where there is no such file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    config = file.parent / OPEN_CLIP_CONFIG
+    if not config.is_file():
+        return None
+    try:
+        stored = json.loads(config.read_text(encoding="utf-8"))
+        model, pixels = stored["model_cfg"], stored.get("preprocess_cfg", {})
+        settings = {
+            "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
+            "head_width": int(model["vision_cfg"].get("head_width", HEAD_WIDTH)),
+        }
+        mean, std = (tuple(pixels.get(name, default)) for name, default in (("mean", MEAN), ("std", STD)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{config}: is no configuration of open_clip: {type(error).__name__} {error}") from error
+    return settings, Preprocessing(mean=mean, std=std)
 
 
 def is_torchscript(file: Path) -> bool:

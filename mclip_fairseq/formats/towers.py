@@ -17,6 +17,7 @@ class Tower(Protocol):
 
     name: str
     dim: int
+    feature_dim: int
     languages: list[str]
     identity: dict[str, Any]
     module: Any
@@ -67,6 +68,7 @@ class ProjectedTower:
         self.languages = list(languages)
         self.identity: dict[str, Any] = dict(module.identity)
         self.dim = int(module.dim)
+        self.feature_dim = int(module.cfg.teacher_dim)
         self._load_teacher = load_teacher
         self._teacher: DualEncoderTeacher | None = None
 
@@ -122,7 +124,7 @@ class TeacherTower:
     def __init__(self, name: str) -> None:
         self.module = DualEncoderTeacher.from_pretrained(name)
         self.name = Path(name).name
-        self.dim = self.module.dim
+        self.dim = self.feature_dim = self.module.dim
         self.identity = {"teacher": dict(self.module.identity)}
         self.languages = ["en"]
         self.tokenizer = self.module.tokenize
@@ -187,7 +189,7 @@ class PairTower:
         self.tokenizer = tokenizer
         self.padding_idx = padding_idx
         self.name = name
-        self.dim = dim
+        self.dim = self.feature_dim = dim
         self.languages: list[str] = []
         self.identity = {
             "text_encoder": {"architecture": type(text).__name__, "sha256": state_hash(text.state_dict())},

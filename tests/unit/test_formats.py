@@ -147,6 +147,12 @@ def test_image_processor_of_another_resolution_is_refused(released: Path, tmp_pa
         model.encode_image(torch.zeros(1, 3, 64, 64))
 
 
+def test_features_of_another_width_are_refused(released: Path) -> None:
+    model = MultilingualCLIP.from_pretrained(released, device="cpu")
+    with pytest.raises(ValueError, match=r"features of shape \(2, 256\), but mclip takes \(images, 512\)"):
+        model.encode_image_features(torch.zeros(2, 256))
+
+
 def test_token_ids_of_another_dictionary_are_refused(released: Path) -> None:
     model = MultilingualCLIP.from_pretrained(released, device="cpu")
     with pytest.raises(ValueError, match="token id 104 is beyond the 104 entries"):
@@ -189,6 +195,17 @@ def test_the_activation_matters(fixtures: Path, tmp_path: Path, recorded: dict[s
             pixel_values=recorded["inputs"]["pixels"].float()
         )
     assert (features.pooler_output - recorded["outputs"]["clip_image_cls"]).abs().max() > 1e-3
+
+
+def test_open_clip_configuration_is_read(fixtures: Path, tmp_path: Path) -> None:
+    torch.save(openai_weights(fixtures), tmp_path / "open_clip_pytorch_model.bin")
+    config = {"model_cfg": {"vision_cfg": {"head_width": 32}}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert convert(["clip", str(tmp_path / "open_clip_pytorch_model.bin"), "--output", str(tmp_path / "c")]) == 0
+    vision = json.loads((tmp_path / "c" / "config.json").read_text())["vision_config"]
+    assert (vision["hidden_act"], vision["num_attention_heads"]) == ("gelu", 2)
+    pixels = json.loads((tmp_path / "c" / "preprocessor_config.json").read_text())
+    assert (pixels["image_mean"], pixels["image_std"]) == ([0.5] * 3, [0.25] * 3)
 
 
 class Archive(torch.nn.Module):
