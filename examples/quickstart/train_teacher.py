@@ -33,7 +33,6 @@ from mclip_fairseq.losses import symmetric_info_nce
 SIZE = 48  # pixels along an edge that the image tower sees
 CHANNELS = (24, 48, 96, 192)  # of the residual network's stages, each of one block
 DIM = 128  # of the text tower and of the joint space
-WORDPIECES = 1500
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
 LONGEST = 32  # tokens
 WHITE = 1.0  # value of a white pixel after the image processor
@@ -69,16 +68,20 @@ def read_captions(corpus: Path, split: str) -> Captions:
 
 
 def build_tokenizer(names: Sequence[str]) -> Any:
-    """A WordPiece tokenizer of the names."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    """A WordPiece tokenizer whose pieces are the words of the names, and letters for all others.
+
+    The trainers of `tokenizers` give other pieces in every process, and with them another teacher.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = list(SPECIAL.values())
-    tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=WORDPIECES, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(sorted(set(names)), trainer)
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = {word for name in names for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(name))}
+    letters = sorted({letter for word in words for letter in word})
+    pieces = dict.fromkeys([*SPECIAL.values(), *letters, *(f"##{letter}" for letter in letters), *sorted(words)])
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=SPECIAL["unk_token"]))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     ends = [(token, tokenizer.token_to_id(token)) for token in (SPECIAL["bos_token"], SPECIAL["eos_token"])]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends

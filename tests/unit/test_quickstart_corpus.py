@@ -13,16 +13,30 @@ ARTISTS = ["openmoji", "twemoji"]
 KEYS = [f"{number:x}" for number in range(0x1F300, 0x1F300 + 400)]
 
 
-@pytest.fixture(scope="module")
-def corpus() -> ModuleType:
-    path = ROOT / "examples" / "quickstart" / "build_corpus.py"
-    spec = importlib.util.spec_from_file_location("quickstart_build_corpus", path)
+def load(name: str) -> ModuleType:
+    """A script of the quickstart as a module."""
+    path = ROOT / "examples" / "quickstart" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"quickstart_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def corpus() -> ModuleType:
+    return load("build_corpus")
+
+
+def test_the_tokenizer_of_the_teacher_depends_on_the_names_alone() -> None:
+    """Its pieces are written down here, because two processes must agree and one cannot tell."""
+    tokenizer = load("train_teacher").build_tokenizer(["Red bed", "bed"])
+    vocabulary = tokenizer.get_vocab()
+    pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
+    assert pieces[-10:] == ["b", "d", "e", "r", "##b", "##d", "##e", "##r", "bed", "red"]
+    assert tokenizer.tokenize("red deer") == ["red", "d", "##e", "##e", "##r"]
 
 
 @pytest.mark.parametrize(
