@@ -17,7 +17,7 @@ from mclip_fairseq.models.freezing import IDENTITY, decode_identity, encode_iden
 from mclip_fairseq.models.pooling import pool_last, pool_mean
 from mclip_fairseq.models.projectors import XProjector, c_projector
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.models.text_encoder import XLMREncoder
 
 FROZEN_PREFIXES = ("text_encoder.", "teacher.")
 
@@ -113,13 +113,7 @@ class MCLIPModel(BaseFairseqModel):
     @classmethod
     def build_model(cls, cfg: MCLIPModelConfig, task: Any) -> "MCLIPModel":
         """Build from options; sizes of a given text encoder replace those of the options and are kept with them."""
-        dictionary = task.source_dictionary
-        if cfg.text_encoder:
-            dropouts = {"dropout": cfg.dropout, "attention_dropout": cfg.attention_dropout}
-            text_encoder = XLMREncoder.from_checkpoint(cfg.text_encoder, dictionary, **dropouts)
-            text_encoder.store_sizes(cfg)
-        else:
-            text_encoder = XLMREncoder(xlmr_args(cfg), dictionary)
+        text_encoder = XLMREncoder.build(cfg.text_encoder, cfg, task.source_dictionary)
         teacher = None
         if cfg.teacher and task.needs_teacher:
             teacher = DualEncoderTeacher.from_pretrained(cfg.teacher, revision=cfg.teacher_revision or None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.pooling import pool_mean
-from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.models.text_encoder import XLMREncoder
 
 
 @dataclass
@@ -144,13 +144,7 @@ class MTEModel(FairseqEncoderDecoderModel):
     def build_model(cls, cfg: MTEModelConfig, task: Any) -> "MTEModel":
         """Build from options; sizes of a given XLM-R replace those of the options and are kept with them."""
         dictionary = task.source_dictionary
-        if cfg.xlmr:
-            xlmr = XLMREncoder.from_checkpoint(
-                cfg.xlmr, dictionary, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout
-            )
-            xlmr.store_sizes(cfg)
-        else:
-            xlmr = XLMREncoder(xlmr_args(cfg), dictionary)
+        xlmr = XLMREncoder.build(cfg.xlmr, cfg, dictionary)
         encoder = MTEEncoder(xlmr, len(task.langs))
         # The decoder shares XLM-R's table; a language model head of its own would be a second 250,002-row matrix.
         decoder = TransformerDecoderBase(decoder_config(cfg, xlmr.dim), dictionary, xlmr.embed_tokens)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.pooling import pool_mean
-from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.models.text_encoder import XLMREncoder
 
 
 @dataclass
@@ -67,16 +67,7 @@ class TeacherLearningModel(BaseFairseqModel):
         """Build from options."""
         if not cfg.teacher_dim:
             raise ValueError("the teacher's width is unknown; give --text-features")
-        if cfg.text_encoder:
-            encoder = XLMREncoder.from_checkpoint(
-                cfg.text_encoder,
-                task.source_dictionary,
-                dropout=cfg.dropout,
-                attention_dropout=cfg.attention_dropout,
-            )
-            encoder.store_sizes(cfg)
-        else:
-            encoder = XLMREncoder(xlmr_args(cfg), task.source_dictionary)
+        encoder = XLMREncoder.build(cfg.text_encoder, cfg, task.source_dictionary)
         return cls(cfg, encoder, task.teacher_identity)
 
     @property

@@ -104,6 +104,21 @@ class XLMREncoder(nn.Module):
             raise ValueError(f"{file}: not an XLM-R of these sizes; missing {missing}, unexpected {unexpected}")
         return encoder
 
+    @classmethod
+    def build(cls, archive: str, cfg: Any, dictionary: Dictionary) -> "XLMREncoder":
+        """The encoder of an archive, or a random one.
+
+        Args:
+            archive: XLM-R archive, whose sizes replace those in `cfg`; empty for random weights.
+            cfg: a model configuration, see `xlmr_args`.
+            dictionary: one entry per row of the embedding table.
+        """
+        if not archive:
+            return cls(xlmr_args(cfg), dictionary)
+        encoder = cls.from_checkpoint(archive, dictionary, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
+        encoder.store_sizes(cfg)
+        return encoder
+
     @property
     def dim(self) -> int:
         """Width of a token state."""
