@@ -1,5 +1,7 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from mclip_fairseq.formats.directory import is_saved_directory, load_directory
 from mclip_fairseq.formats.peers import load_peer
 from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.formats.training import load_training_checkpoint
+from mclip_fairseq.models.freezing import state_hash
 
 ImageInput = str | Path | Image.Image | np.ndarray
 
@@ -97,6 +100,16 @@ class MultilingualCLIP:
     def identity(self) -> dict[str, Any]:
         """Path-free identities of the frozen parts."""
         return self.tower.identity
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of whatever the features hang on: weights of both towers, tokens per text, numeric type."""
+        parameters = self.tower.module.state_dict()
+        weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in parameters.items()})
+        limit = getattr(self.tower.tokenizer, "max_tokens", None)
+        dtype = str(next(self.tower.module.parameters()).dtype)
+        facts = json.dumps([weights, self.identity, limit, dtype], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()
 
     @property
     def tokenizer(self) -> Any:
