@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.data.images import load_image
+from mclip_fairseq.data.images import MAX_PIXELS, load_image, upright_rgb
 from mclip_fairseq.formats.directory import is_saved_directory, load_directory
 from mclip_fairseq.formats.peers import load_peer
 from mclip_fairseq.formats.towers import Tower
@@ -152,6 +152,7 @@ class MultilingualCLIP:
         batch_size: int = 64,
         normalize: bool = True,
         show_progress_bar: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> Tensor:
         """Encode images.
 
@@ -161,6 +162,7 @@ class MultilingualCLIP:
             batch_size: images at a time.
             normalize: L2-normalise.
             show_progress_bar: draw one.
+            max_pixels: a file whose header claims more is refused before it is decoded.
 
         Returns:
             (images, dim) float32 on the CPU.
@@ -174,7 +176,9 @@ class MultilingualCLIP:
         items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
 
         def encode(rows: list[int]) -> Tensor:
-            pixels = images[rows] if isinstance(images, Tensor) else self.transform([to_pil(items[i]) for i in rows])
+            if isinstance(images, Tensor):
+                return self.tower.encode_pixels(self.to_device(images[rows]))
+            pixels = self.transform([to_pil(items[i], max_pixels) for i in rows])
             return self.tower.encode_pixels(self.to_device(pixels))
 
         return self.run(list(range(len(items))), encode, batch_size, normalize, show_progress_bar, "images")
@@ -231,10 +235,13 @@ class MultilingualCLIP:
         return F.normalize(out, dim=1) if normalize else out
 
 
-def to_pil(image: ImageInput) -> Image.Image:
-    """Read a path, or turn an array into an RGB image."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
+def to_pil(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a path, or turn an array or an image of any mode into what reading its file would give."""
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image).convert("RGB")
-    return load_image(image)
+        try:
+            image = Image.fromarray(image)
+        except TypeError as error:
+            raise ValueError(
+                f"an array of {image.dtype} and shape {image.shape} is no image; give (height, width, 3) uint8"
+            ) from error
+    return upright_rgb(image) if isinstance(image, Image.Image) else load_image(image, max_pixels)

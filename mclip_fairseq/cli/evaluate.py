@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels
 from mclip_fairseq.evaluation.captions import Captions, read_caption_files
 from mclip_fairseq.evaluation.galleries import (
     Encoder,
@@ -163,7 +164,7 @@ def load_model(options: argparse.Namespace) -> Any:
 def open_gallery(options: argparse.Namespace) -> Gallery:
     """What ``--features`` or ``--images`` names."""
     if options.images is not None:
-        return ImageGallery(options.images)
+        return ImageGallery(options.images, options.max_pixels)
     from mclip_fairseq.data.features import FeatureStore
 
     return FeatureGallery(FeatureStore.open(options.features), options.features, options.images_root)
@@ -219,6 +220,10 @@ def _examples(encoded: Encoded, number: int) -> list[Any]:
 def _refuse_contradictions(options: argparse.Namespace) -> None:
     if options.images_root is not None and options.features is None:
         raise ValueError("--images-root goes with --features: with --images the pictures are known already.")
+    if options.max_pixels is not None:
+        if options.images is None:
+            raise ValueError("--max-pixels goes with --images: a feature directory holds no pictures.")
+        check_max_pixels(options.max_pixels)
     if options.output is None and (options.queries is not None or options.font):
         raise ValueError("--queries and --font shape the pictures in the output folder: give --output too.")
 
@@ -251,6 +256,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--features", type=_path, metavar="DIR", help="directory that mclip-features made")
     source.add_argument("--images", type=_path, metavar="PATH", help="folder of pictures, or a list of paths")
     add("--images-root", type=_path, metavar="DIR", help="pictures behind --features, to draw examples.png")
+    add("--max-pixels", type=_positive, metavar="N", help=f"refuse a picture of more pixels (default {MAX_PIXELS})")
     galleries = "; ".join(f"{name}: {meaning}" for name, meaning in GALLERIES.items())
     add("--gallery", choices=tuple(GALLERIES), default="captioned", help=galleries)
     add(

@@ -1,25 +1,110 @@
-"""Reading and hashing the plain files of a user."""
+"""Reading and hashing the plain files of a user, whoever wrote them."""
 
-import gzip
 import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+# Text packs 3 to 20 times; what is larger than this and packs better than that is a decompression bomb.
+BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 200
+BLOCK = 2**20
+# What code raises that walks through data of an unexpected shape; RuntimeError is torch's and RecursionError's.
+BAD_SHAPE = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, MemoryError, OSError)
 
 
 def read_lines(path: str | Path) -> list[str]:
     """Lines of a UTF-8 file, plain or `.gz`, split at line feeds only.
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: the file cannot be read, is not UTF-8, or unpacks to far more than text would.
     """
     path = Path(path)
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = unpack(path) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text (byte {error.start}); convert it first") from error
-    except (OSError, EOFError) as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: is not UTF-8 text (byte {error.start}); convert it first") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def unpack(path: Path) -> bytes:
+    """Content of a `.gz` file of one or several members.
+
+    Raises:
+        ValueError: a decompression bomb.
+        OSError, zlib.error: it is damaged.
+    """
+    packed, parts, size = path.read_bytes(), [], 0
+    rest, limit = packed, max(BOMB_BYTES, BOMB_RATIO * len(packed))
+    while rest:
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            parts.append(member.decompress(rest, BLOCK))
+            size, rest = size + len(parts[-1]), member.unconsumed_tail
+            if size > limit:
+                raise ValueError(
+                    f"{path}: unpacks to more than {limit} bytes from {len(packed)}, as no text does; unpack it "
+                    "yourself if you trust it"
+                )
+            if not (rest or member.eof or parts[-1]):
+                raise OSError("the file ends early")
+        rest = member.unused_data.lstrip(b"\0")
+    return b"".join(parts)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read, is not JSON, or is nested too deeply.
+    """
+    try:
+        return parse_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: not JSON, or nested too deeply for any honest writer.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    return " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())
+
+
+@contextmanager
+def expecting(path: str | Path, what: str) -> Iterator[None]:
+    """Turn what code raises over data of an unexpected shape into one sentence.
+
+    Args:
+        path: the file that the data come from.
+        what: what it should have been.
+
+    Raises:
+        ValueError: in place of anything that such data can cause; one that names the file already is left alone.
+    """
+    try:
+        yield
+    except BAD_SHAPE as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{path}: is not {what}, or is damaged ({reason})") from error
 
 
 def file_sha256(path: Path) -> str:

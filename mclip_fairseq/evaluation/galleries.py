@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -27,7 +28,9 @@ class Encoder(Protocol):
     def encode_text(self, texts: list[str], batch_size: int = ..., normalize: bool = ...) -> Tensor:
         """(n, D) features of texts."""
 
-    def encode_image(self, images: list[Path], batch_size: int = ..., normalize: bool = ...) -> Tensor:
+    def encode_image(
+        self, images: list[Path], batch_size: int = ..., normalize: bool = ..., *, max_pixels: int = ...
+    ) -> Tensor:
         """(n, D) features of picture files."""
 
     def encode_image_features(self, features: Tensor, batch_size: int = ..., normalize: bool = ...) -> Tensor:
@@ -112,12 +115,14 @@ class ImageGallery:
     Args:
         source: a folder (searched recursively; an id is a path relative to it) or a list file with one
             path per line, relative to the list's folder, or ``id<TAB>path`` lines.
+        max_pixels: pictures whose header claims more are refused; None leaves that to the model.
     """
 
     has_pictures = True
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, max_pixels: int | None = None) -> None:
         self.source = source
+        self.limits = {} if max_pixels is None else {"max_pixels": max_pixels}
         names = resolve_images(source) if source.is_dir() else resolve_images(None, source)
         self.index = IdIndex([name for name, _ in names], source)
         self.paths = [path for _, path in names]
@@ -132,7 +137,7 @@ class ImageGallery:
         for path in paths:
             if not path.is_file():
                 raise ValueError(f"{self.source}: the picture {path} is not there; evaluation skips nothing.")
-        return encode_in_chunks(model.encode_image, paths, batch_size, "images")
+        return encode_in_chunks(functools.partial(model.encode_image, **self.limits), paths, batch_size, "images")
 
     def picture(self, row: int) -> Path:
         """The file of a row."""
