@@ -238,10 +238,9 @@ class MultilingualCLIP:
 def to_pil(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a path, or turn an array or an image of any mode into what reading its file would give."""
     if isinstance(image, np.ndarray):
+        shape = f"{image.dtype} and shape {image.shape}"
         try:
             image = Image.fromarray(image)
         except TypeError as error:
-            raise ValueError(
-                f"an array of {image.dtype} and shape {image.shape} is no image; give (height, width, 3) uint8"
-            ) from error
+            raise ValueError(f"an array of {shape} is no image; give (height, width, 3) uint8") from error
     return upright_rgb(image) if isinstance(image, Image.Image) else load_image(image, max_pixels)

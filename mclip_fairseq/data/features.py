@@ -131,6 +131,10 @@ class FeatureStore:
     def _index(self) -> dict[str, int]:
         return {identifier: row for row, identifier in enumerate(self.ids)}
 
+    def has(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """(n,) whether there are features of each id."""
+        return np.fromiter((name in self._index for name in ids), dtype=bool, count=len(ids))
+
     def rows(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
         """(n,) row of each id.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from typing import Any
 BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 200
 BLOCK = 2**20
 # What code raises that walks through data of an unexpected shape; RuntimeError is torch's and RecursionError's.
-BAD_SHAPE = (LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError, MemoryError, OSError)
+BAD_SHAPE = (
+    *(LookupError, TypeError, AttributeError, ValueError, AssertionError, RuntimeError),
+    *(ArithmeticError, MemoryError, OSError, zipfile.BadZipFile),
+)
 
 
 def read_lines(path: str | Path) -> list[str]:

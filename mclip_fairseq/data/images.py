@@ -17,6 +17,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Checked against the header, before any pixel is decoded; a quarter of a gigabyte as RGB.
 MAX_PIXELS = 89_478_485
+# The shorter side is enlarged to what the model reads: a line of 1 x 60000 pixels would become gigabytes.
+MAX_RATIO = 200
 # Pillow itself opens nothing larger.
 PIXEL_CEILING = 2 * MAX_PIXELS
 
@@ -54,6 +56,9 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(path, too_large(f"{image.width} x {image.height}", max_pixels))
+            if max(image.size) > MAX_RATIO * min(image.size):
+                sides = f"{image.width} x {image.height} pixels"
+                raise ImageError(path, f"has {sides}, one side more than {MAX_RATIO} times the other; crop it")
             image.load()
             return upright_rgb(image)
     except ImageError:

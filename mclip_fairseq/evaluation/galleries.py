@@ -122,7 +122,7 @@ class ImageGallery:
 
     def __init__(self, source: Path, max_pixels: int | None = None) -> None:
         self.source = source
-        self.limits = {} if max_pixels is None else {"max_pixels": max_pixels}
+        self.max_pixels = max_pixels
         names = resolve_images(source) if source.is_dir() else resolve_images(None, source)
         self.index = IdIndex([name for name, _ in names], source)
         self.paths = [path for _, path in names]
@@ -137,7 +137,10 @@ class ImageGallery:
         for path in paths:
             if not path.is_file():
                 raise ValueError(f"{self.source}: the picture {path} is not there; evaluation skips nothing.")
-        return encode_in_chunks(functools.partial(model.encode_image, **self.limits), paths, batch_size, "images")
+        encode = model.encode_image
+        if self.max_pixels is not None:
+            encode = functools.partial(encode, max_pixels=self.max_pixels)
+        return encode_in_chunks(encode, paths, batch_size, "images")
 
     def picture(self, row: int) -> Path:
         """The file of a row."""

@@ -1,12 +1,12 @@
 """Models of other projects, told by the files they publish, as towers for `MultilingualCLIP`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.data.files import first_line, read_json
 from mclip_fairseq.formats.m_clip import is_m_clip, load_m_clip
 from mclip_fairseq.formats.towers import PairTower, TeacherTower, Tower
 from mclip_fairseq.models.teacher import DualEncoderTeacher
@@ -24,7 +24,7 @@ def load_peer(source: str, teacher: str = "") -> Tower:
         ValueError: nothing usable there, or the image tower is not the one of the text tower.
     """
     config = published_json(source, "config.json")
-    if config is not None and is_m_clip(config):
+    if is_m_clip(config):
         return load_m_clip(source, config, teacher)
     if published_json(source, "modules.json") is not None:
         return load_sentence_transformer(source, teacher)
@@ -40,7 +40,7 @@ def published_json(source: str, name: str) -> Any:
 
     try:
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+        return None if found is None else read_json(found)
     except (OSError, ValueError):
         return None  # whoever loads the model says what is wrong with it
 
@@ -79,10 +79,9 @@ def load_sentence_transformer(source: str, teacher: str = "") -> PairTower:
             f"{source}: is a model of sentence-transformers, which is not installed: pip install mclip_fairseq[export]"
         ) from error
     try:
-        model = SentenceTransformer(source, device="cpu").requires_grad_(False).eval()
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{source}: cannot be loaded by sentence-transformers: {reason}") from error
+        model = SentenceTransformer(source, device="cpu", trust_remote_code=False).requires_grad_(False).eval()
+    except Exception as error:  # its loaders raise whatever broken files lead them to
+        raise ValueError(f"{source}: cannot be loaded by sentence-transformers: {first_line(error)}") from error
 
     def tokenize(texts: list[str]) -> dict[str, Tensor]:
         return {name: value for name, value in model.preprocess(texts).items() if isinstance(value, Tensor)}
