@@ -1,5 +1,6 @@
 """Reading and hashing the plain files of a user, whoever wrote them."""
 
+import dis
 import hashlib
 import json
 import zipfile
@@ -100,15 +101,26 @@ def expecting(path: str | Path, what: str) -> Iterator[None]:
         what: what it should have been.
 
     Raises:
-        ValueError: in place of anything that such data can cause; one that names the file already is left alone.
+        ValueError: in place of anything that such data can cause; a ValueError that this package raises is left alone.
     """
     try:
         yield
     except BAD_SHAPE as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+        if isinstance(error, ValueError) and is_ours(error):
             raise
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(f"{path}: is not {what}, or is damaged ({reason})") from error
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an exception comes from a `raise` in this package, and so says what is wrong and what to do."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_globals["__name__"].split(".")[0] != __name__.split(".")[0]:
+        return False
+    # What is not raised by name, such as int("x"), leaves its call as the last instruction.
+    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
 def file_sha256(path: Path) -> str:

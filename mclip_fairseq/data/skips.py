@@ -57,6 +57,16 @@ class SkipList:
         if len(new) > SHOWN:
             logger.warning("left out: %d more (%s)", len(new) - SHOWN, self.path)
 
+    def check(self) -> None:
+        """Refuse a budget that earlier runs have used up.
+
+        Raises:
+            ValueError: with the budget that it takes.
+        """
+        known = len(self.listed())
+        if 0 < self.budget < known:
+            raise ValueError(f"{self.path}: {known} items were left out before, so it needs --skip-budget {known}")
+
     def listed(self) -> list[str]:
         """Ids in the file, in its order.
 

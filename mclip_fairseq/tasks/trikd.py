@@ -157,6 +157,8 @@ class TriKDTask(SampledTask):
             ValueError: a language without captions, ids that do not match, unknown ids.
         """
         training = split == "train"
+        if training:
+            self.skips.check()
         langs = split_list(self.cfg.langs, "--langs")
         if not training and self.cfg.valid_langs:
             langs = split_list(self.cfg.valid_langs, "--valid-langs")
