@@ -254,6 +254,13 @@ def flip_a_bit(folder: Path) -> None:
     file.write_bytes(data)
 
 
+def empty_first_shard(folder: Path) -> None:
+    shard_entry(folder, rows=0)
+    (folder / "ids.txt").write_text("".join(f"id{number}\n" for number in range(4, 10)))
+    manifest(folder, count=6, ids_sha256=sha256((folder / "ids.txt").read_bytes()).hexdigest())
+    replace_shard(folder, npy_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (0, {10**15}), }}\n"))
+
+
 NOT_NPY = r"features-00000.npy: is truncated or no \.npy file"
 # name -> (damage to a directory of ten float32 rows of three columns in shards of four, what is said of it)
 FEATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -279,13 +286,7 @@ FEATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
         NOT_NPY,
     ),
     "an empty shard of 10^15 values": (
-        lambda f: (
-            shard_entry(f, rows=0),
-            manifest(f, count=6),
-            (f / "ids.txt").write_text("".join(f"id{n}\n" for n in range(4, 10))),
-            manifest(f, ids_sha256=sha256((f / "ids.txt").read_bytes()).hexdigest()),
-            replace_shard(f, npy_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (0, {10**15}), }}\n")),
-        ),
+        empty_first_shard,
         r"holds float32 of shape \(0, 1000000000000000\)",
     ),
     "a shard above": (lambda f: shard_entry(f, file="../x.npy"), r"is damaged \(dtype or shards\)"),

@@ -89,7 +89,17 @@ def parse_json(text: str | bytes) -> Any:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
-    return " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def printable(text: str) -> str:
+    """A text of one line without what a terminal would obey."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message; what a terminal would obey is written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from mclip_fairseq.data.files import read_lines
+from mclip_fairseq.data.files import printable, read_lines, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Others are never tried, whatever the name says: Pillow would start Ghostscript for PostScript.
@@ -32,8 +32,8 @@ class ImageError(ValueError):
     """
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        self.reason = " ".join(reason.split())
-        super().__init__(f"{path}: {self.reason}")
+        self.reason = printable(reason)
+        super().__init__(f"{shown(path)}: {self.reason}")
 
 
 def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from mclip_fairseq.data.files import read_lines
+from mclip_fairseq.data.files import printable, read_lines
 
 logger = logging.getLogger(__name__)
 SHOWN = 5
@@ -35,7 +35,7 @@ class SkipList:
         Raises:
             ValueError: more than the budget allows, naming the first of these items.
         """
-        new = {name: " ".join(reason.split()) for name, reason in items if name not in self._known}
+        new = {name: printable(reason) for name, reason in items if name not in self._known}
         if not new:
             return
         if not self.budget:

@@ -36,7 +36,7 @@ def refused(message: str, call: Callable[[], object], error: type[Exception] = V
         call()
     said = str(caught.value)
     assert re.search(message, said), said
-    assert "\n" not in said
+    assert said.isprintable()
     return said
 
 
