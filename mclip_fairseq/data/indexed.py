@@ -69,9 +69,15 @@ def _read_legacy(prefix: str | Path, index: Path) -> Flat:
     with expecting(index, "an index of fairseq-preprocess"):
         dataset = IndexedDataset(str(prefix), fix_lua_indexing=True)
         sizes = np.asarray(dataset.sizes)
-        if len(dataset) != len(sizes) or (len(sizes) and sizes.min() < 1):
-            raise ValueError("it does not hold one row of tokens for each sentence")
-        if sizes.sum() * dataset.element_size != Path(f"{prefix}.bin").stat().st_size:
-            raise ValueError("its .bin file has another size")
+        places = np.concatenate([[0], np.cumsum(sizes)])
+        stored = Path(f"{prefix}.bin").stat().st_size
+        if not (
+            np.array_equal(dataset.dim_offsets, np.arange(len(sizes) + 1))
+            and np.array_equal(dataset.data_offsets, places)
+            and (len(sizes) == 0 or 1 <= sizes.min() <= sizes.max() <= stored)
+            and int(places[-1]) * int(dataset.element_size) == stored
+            and np.dtype(dataset.dtype).itemsize == dataset.element_size
+        ):
+            raise ValueError(f"{index}: does not describe the sentences of its .bin file; {REMAKE}")
         rows = [dataset[number].numpy() for number in range(len(dataset))]
     return np.concatenate(rows) if rows else np.zeros(0, np.int64), sizes
