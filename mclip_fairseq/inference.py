@@ -1,5 +1,7 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from mclip_fairseq.formats.directory import is_saved_directory, load_directory
 from mclip_fairseq.formats.peers import load_peer
 from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.formats.training import load_training_checkpoint
+from mclip_fairseq.models.freezing import state_hash
 
 ImageInput = str | Path | Image.Image | np.ndarray
 
@@ -37,6 +40,7 @@ class MultilingualCLIP:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.tower = tower
+        self.max_pixels = MAX_PIXELS
         tower.module.to(device=self.device, dtype=dtype or torch.float32).eval()
 
     @classmethod
@@ -99,6 +103,16 @@ class MultilingualCLIP:
         return self.tower.identity
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 of whatever the features hang on: weights of both towers, tokens per text, numeric type."""
+        parameters = self.tower.module.state_dict()
+        weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in parameters.items()})
+        limit = getattr(self.tower.tokenizer, "max_tokens", None)
+        dtype = str(next(self.tower.module.parameters()).dtype)
+        facts = json.dumps([weights, self.identity, limit, dtype], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+    @property
     def tokenizer(self) -> Any:
         """Texts to model input."""
         return self.tower.tokenizer
@@ -152,7 +166,7 @@ class MultilingualCLIP:
         batch_size: int = 64,
         normalize: bool = True,
         show_progress_bar: bool = False,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
     ) -> Tensor:
         """Encode images.
 
@@ -162,7 +176,7 @@ class MultilingualCLIP:
             batch_size: images at a time.
             normalize: L2-normalise.
             show_progress_bar: draw one.
-            max_pixels: a file whose header claims more is refused before it is decoded.
+            max_pixels: a file whose header claims more is refused before it is decoded; None is `self.max_pixels`.
 
         Returns:
             (images, dim) float32 on the CPU.
@@ -173,12 +187,13 @@ class MultilingualCLIP:
         single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
         if isinstance(images, Tensor) and images.ndim != 4:
             raise ValueError(f"pixels of shape {tuple(images.shape)}; a batch is (images, channels, height, width)")
+        limit = self.max_pixels if max_pixels is None else max_pixels
         items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
 
         def encode(rows: list[int]) -> Tensor:
             if isinstance(images, Tensor):
                 return self.tower.encode_pixels(self.to_device(images[rows]))
-            pixels = self.transform([to_pil(items[i], max_pixels) for i in rows])
+            pixels = self.transform([to_pil(items[i], limit) for i in rows])
             return self.tower.encode_pixels(self.to_device(pixels))
 
         return self.run(list(range(len(items))), encode, batch_size, normalize, show_progress_bar, "images")
