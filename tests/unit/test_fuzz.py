@@ -63,7 +63,7 @@ def fuzz(fairseq_cli: Run, tmp_path: Path, target: str, runs: int, timeout: floa
     assert found, said[-3000:]
     assert int(found[1]) >= runs
     coverage = [int(number) for number in re.findall(r"cov: (\d+)", said)]
-    assert coverage[-1] > 20, "nothing is instrumented, so that nothing guides the fuzzer"
+    assert coverage[-1] > 5, "nothing is instrumented, so that nothing guides the fuzzer"
 
 
 @needs_atheris
