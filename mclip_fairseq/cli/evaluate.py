@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels
 from mclip_fairseq.evaluation.benchmark import CAPTIONS, Benchmark, Settings
 from mclip_fairseq.evaluation.benchmarks import Places, open_benchmark
 from mclip_fairseq.evaluation.cache import CachedEncoder
@@ -69,6 +70,7 @@ def evaluate(options: argparse.Namespace, command: Sequence[str]) -> list[Report
         ValueError: in one sentence, when an option or a file cannot be used.
     """
     _refuse_contradictions(options)
+    check_max_pixels(options.max_pixels)
     if options.hypotheses:
         return [score_translations(options, command)]
     benchmarks = open_benchmarks(options)
@@ -155,7 +157,9 @@ def load_model(options: argparse.Namespace, number: int) -> Any:
         for name, values in (("text_encoder", options.text_encoder), ("teacher", options.teacher))
         if values and values[number] != NOTHING
     }
-    return MultilingualCLIP.from_pretrained(options.model[number], device=options.device, dtype=dtype, **beside)
+    model = MultilingualCLIP.from_pretrained(options.model[number], device=options.device, dtype=dtype, **beside)
+    model.max_pixels = options.max_pixels
+    return model
 
 
 def _refuse_contradictions(options: argparse.Namespace) -> None:
@@ -214,6 +218,13 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add("--features", type=_path, nargs="+", default=[], metavar="DIR", help="directories that mclip-features made")
     add("--images", type=_path, metavar="PATH", help="folder of pictures, or a list of paths")
     add("--images-root", type=_path, metavar="DIR", help="pictures of the benchmarks, or those behind --features")
+    add(
+        "--max-pixels",
+        type=_positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"refuse a picture of more pixels (default {MAX_PIXELS})",
+    )
     add("--languages", nargs="+", metavar="LANG", help="which of the benchmarks' languages (all)")
     galleries = "; ".join(f"{name}: {meaning}" for name, meaning in GALLERIES.items())
     add("--hypotheses", nargs="+", default=[], metavar="LANG=FILE", help="translations, plain or of fairseq-generate")

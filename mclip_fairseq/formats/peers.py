@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mclip_fairseq.data.files import first_line
 from mclip_fairseq.data.hub import packed_dual_encoder, published_json
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.m_clip import is_m_clip, load_m_clip
@@ -29,7 +30,7 @@ def load_peer(source: str, teacher: str = "") -> Tower:
     if (Path(source) / "model.pt").is_file():
         return load_encoder(Path(source))
     config = published_json(source, "config.json")
-    if config is not None and is_m_clip(config):
+    if is_m_clip(config):
         return load_m_clip(source, config, teacher)
     packed = packed_dual_encoder(source) is not None
     if not packed and published_json(source, "modules.json") is not None:
@@ -110,10 +111,9 @@ def load_sentence_transformer(source: str, teacher: str = "") -> PairTower:
             f"{source}: is a model of sentence-transformers, which is not installed: pip install mclip_fairseq[export]"
         ) from error
     try:
-        model = SentenceTransformer(source, device="cpu").requires_grad_(False).eval()
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{source}: cannot be loaded by sentence-transformers: {reason}") from error
+        model = SentenceTransformer(source, device="cpu", trust_remote_code=False).requires_grad_(False).eval()
+    except Exception as error:  # its loaders raise whatever broken files lead them to
+        raise ValueError(f"{source}: cannot be loaded by sentence-transformers: {first_line(error)}") from error
 
     def tokenize(texts: list[str]) -> dict[str, Tensor]:
         return {name: value for name, value in model.preprocess(texts).items() if isinstance(value, Tensor)}
