@@ -1,0 +1,55 @@
+"""A directory that is written in one go: files appear under their names when all of them are complete."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from corpora.files import sha256
+
+PART = ".part"
+MANIFEST = "manifest.json"
+
+
+class Output:
+    """Writes text files into a directory, and a manifest last.
+
+    Args:
+        folder: made when it is not there; files of the same names are replaced.
+        manifest: name of the manifest.
+    """
+
+    def __init__(self, folder: Path, manifest: str = MANIFEST) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.streams: dict[str, TextIO] = {}
+
+    def __enter__(self) -> Self:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder}: is a file; --output names a directory")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / self.manifest).unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name, stream in self.streams.items():
+            stream.close()
+            (self.folder / (name + PART)).unlink(missing_ok=True)
+
+    def write(self, name: str, line: str) -> None:
+        """Add a line to a file."""
+        stream = self.streams.get(name)
+        if stream is None:
+            stream = self.streams[name] = (self.folder / (name + PART)).open("w", encoding="utf-8", newline="\n")
+        stream.write(line + "\n")
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Give all files their names, and write what is known of them."""
+        for name, stream in self.streams.items():
+            stream.close()
+            (self.folder / (name + PART)).replace(self.folder / name)
+        hashes = {name: sha256(self.folder / name) for name in sorted(self.streams)}
+        text = json.dumps(facts | {"files": hashes}, indent=2, ensure_ascii=False)
+        (self.folder / self.manifest).write_text(text + "\n", encoding="utf-8")
