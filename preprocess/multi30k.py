@@ -42,6 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the repository's folder data")
     parser.add_argument("--task", type=int, choices=tuple(SPLITS), default=1, help="which captions (1)")
     parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES, help="which to take (all)")
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="which to take, by the repository's names (all)")
 
 
 def read_images(path: Path) -> list[str]:
@@ -66,7 +67,9 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     """All captions of the chosen task."""
     task = options.task
     folder = existing(options.data / f"task{task}")
-    for split in SPLITS[task]:
+    if wrong := set(options.splits or ()) - set(SPLITS[task]):
+        raise ValueError(f"--splits {wrong.pop()}: task {task} has {', '.join(SPLITS[task])}")
+    for split in options.splits or SPLITS[task]:
         list_name = f"{split}.txt" if task == 1 else f"{split}_images.txt"
         files = {lang: caption_files(folder, task, split, lang) for lang in options.languages}
         if not any(files.values()):

@@ -76,6 +76,8 @@ class Duplicates:
 
     def _append(self, name: str, values: npt.NDArray[np.generic], bucket: npt.NDArray[np.integer]) -> None:
         """Append values to the files of their buckets."""
+        if not len(values):
+            return
         order = np.argsort(bucket, kind="stable")
         numbers, starts = np.unique(bucket[order], return_index=True)
         for number, some in zip(numbers.tolist(), np.split(values[order], starts[1:]), strict=True):

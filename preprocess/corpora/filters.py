@@ -114,26 +114,29 @@ def why_dropped(source: str, target: str, rules: Rules) -> str | None:
 
 
 def judge(chunk: Chunk, rules: Rules, all_examples: bool) -> Judged:
-    """Mend and judge every pair of a chunk; duplicates are found later."""
+    """Mend and judge every pair of a chunk; it finds the duplicates within the chunk, `Duplicates` the others."""
     judged = Judged()
-    keys = []
+    # In the order of the pairs; a corpus of one line a million times then costs one key per chunk.
+    keys: dict[int, None] = {}
     for number, pair in enumerate(chunk.pairs, chunk.first):
         place = f"{chunk.name}, line {number}"
         source, target = (mend(decode(side, place)) for side in pair)
         reason = why_dropped(source, target, rules)
-        if reason is None:
-            sides = bare(source), bare(target)
-            if rules.held_out and not rules.held_out.isdisjoint(map(key_of, sides)):
-                reason = "held out"
+        sides = bare(source), bare(target)
+        key = key_of("\t".join(sides))
+        if reason is None and rules.held_out and not rules.held_out.isdisjoint(map(key_of, sides)):
+            reason = "held out"
+        if reason is None and key in keys:
+            reason = DUPLICATE
         if reason is None:
             judged.source.append(source + "\n")
             judged.target.append(target + "\n")
-            keys.append(key_of("\t".join(sides)))
-        else:
-            judged.dropped[reason] += 1
-            if all_examples or judged.dropped[reason] <= EXAMPLES:
-                judged.examples.append((reason, place, source, target))
-    judged.keys = np.array(keys, dtype=np.uint64)
+            keys[key] = None
+            continue
+        judged.dropped[reason] += 1
+        if all_examples or judged.dropped[reason] <= EXAMPLES:
+            judged.examples.append((reason, place, source, target))
+    judged.keys = np.array(list(keys), dtype=np.uint64)
     return judged
 
 

@@ -40,12 +40,10 @@ OTHER = {
 SCRIPTS = dict.fromkeys(LATIN.split(), "Latin")
 SCRIPTS |= {lang: scripts for scripts, langs in OTHER.items() for lang in langs.split()}
 LETTER = regex.compile(r"\p{L}")
-ASCII_LETTER = regex.compile(r"[A-Za-z]")
 # Scripts without spaces between words: a character counts as a word.
-WORD = regex.compile(
-    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
-    r"|[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]+"
-)
+SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+NO_SPACES = regex.compile(f"[{SPACELESS}]")
+WORD = regex.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
 
 
 def scripts_of(language: str, given: dict[str, str]) -> str:
@@ -72,23 +70,33 @@ def letters_in(scripts: str) -> regex.Pattern[str]:
     Raises:
         ValueError: Unicode has no such script.
     """
+    return compile_scripts(scripts, "[[{}]&&\\p{{L}}]")
+
+
+@cache
+def only_in(scripts: str) -> regex.Pattern[str]:
+    """A pattern of texts whose letters are all in the scripts."""
+    return compile_scripts(scripts, "[{}\\P{{L}}]*+")
+
+
+def compile_scripts(scripts: str, pattern: str) -> regex.Pattern[str]:
+    """A pattern with the scripts put in."""
     try:
-        properties = "".join(rf"\p{{Script={name}}}" for name in scripts.split())
-        return regex.compile(rf"[[{properties}]&&\p{{L}}]", regex.V1)
+        return regex.compile(pattern.format("".join(rf"\p{{Script={name}}}" for name in scripts.split())), regex.V1)
     except regex.error as error:
         raise ValueError(f"{scripts!r} names a script that Unicode does not have ({error})") from error
 
 
 def script_share(text: str, scripts: str) -> float | None:
     """How many of the letters are in one of the scripts, from 0 to 1; None of a text without letters."""
-    if text.isascii():
-        letters = len(ASCII_LETTER.findall(text))
-        return (1.0 if "Latin" in scripts.split() else 0.0) if letters else None
-    letters = len(LETTER.findall(text))
-    return len(letters_in(scripts).findall(text)) / letters if letters else None
+    if LETTER.search(text) is None:
+        return None
+    if only_in(scripts).fullmatch(text) is not None:
+        return 1.0
+    return len(letters_in(scripts).findall(text)) / len(LETTER.findall(text))
 
 
 def measure(text: str) -> tuple[int, int]:
     """Number of words, and characters of the longest; where a script has no spaces, a character is a word."""
-    words = text.split() if text.isascii() else WORD.findall(text)
+    words = text.split() if NO_SPACES.search(text) is None else WORD.findall(text)
     return len(words), max(map(len, words), default=0)

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import ftfy
 import regex
+from ftfy.badness import is_bad
 
 # Known elements only: "a <b and c> d" is no markup.
 MARKUP = regex.compile(
@@ -13,7 +14,8 @@ MARKUP = regex.compile(
     regex.IGNORECASE,
 )
 NOT_WORD = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
-PLAIN = regex.compile(r"[ !-%'-;=?-~]*+")
+# No markup, entity, control or formatting character, and no line break: nothing that mending changes but mojibake.
+CLEAR = regex.compile(r"[^&<>\p{C}\p{Zl}\p{Zp}]*+")
 POS_TAG = regex.compile(r":[A-Za-z]{1,4}$")
 # Quotes and widths belong to the language; the text encoder's own normalisation folds widths.
 MENDING = ftfy.TextFixerConfig(
@@ -28,7 +30,7 @@ def one_line(text: str) -> str:
 
 def mend(text: str) -> str:
     """Text from the web without markup, entities, mojibake and control characters, in NFC, on one line."""
-    if PLAIN.fullmatch(text) is None:
+    if CLEAR.fullmatch(text) is None or not unicodedata.is_normalized("NFC", text) or is_bad(text):
         # Before and after, for entities may hide markup.
         text = MARKUP.sub(" ", ftfy.fix_text(MARKUP.sub(" ", text), MENDING))
     return one_line(text)
