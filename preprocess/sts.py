@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Semantic textual similarity in English and other languages, as tables of score, sentence, sentence.
 
+From the web sites of the shared tasks and the repositories that are named:
+
 - --stsb DIR: STS-B (Cer et al., 2017), `sts-{train,dev,test}.csv` of `Stsbenchmark.tar.gz`: tab separated columns
   genre, file, year, id, score, sentences;
 - --stsb-multi DIR: STS-B translated, `stsb-LANG-{train,dev,test}.csv` of the repository stsb-multi-mt (May, 2021):
