@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Speed and memory of `preprocess/parallel.py` on made-up corpora of two sizes; the memory must not follow the size.
 
-A third of the pairs come again, a few are damaged as web text is. The peak is that of the largest process, as the system
-counts it.
+A third of the pairs come again, a few are damaged as web text is. The peak is that of the largest process, as the
+system counts it.
 """
 
 import argparse
@@ -17,47 +17,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[1] / "preprocess" / "parallel.py"
-SOURCE = [
-    "the",
-    "a",
-    "dog",
-    "cat",
-    "house",
-    "runs",
-    "sleeps",
-    "under",
-    "over",
-    "with",
-    "green",
-    "old",
-    "and",
-    "two",
-    "people",
-    "are",
-    "standing",
-    "near",
-    "water",
-]
-TARGET = [
-    "der",
-    "ein",
-    "Hund",
-    "Katze",
-    "Häuser",
-    "läuft",
-    "schläft",
-    "unter",
-    "über",
-    "mit",
-    "grün",
-    "alt",
-    "und",
-    "zwei",
-    "Menschen",
-    "stehen",
-    "nahe",
-    "Wasser",
-]
+WORDS = {
+    "a": "ein",
+    "the": "der",
+    "dog": "Hund",
+    "cat": "Katze",
+    "house": "Häuser",
+    "runs": "läuft",
+    "sleeps": "schläft",
+    "under": "unter",
+    "over": "über",
+    "green": "grün",
+    "people": "Menschen",
+    "near": "nahe",
+    "water": "Wasser",
+}
+SIZES = (100_000, 400_000)
+SOURCE, TARGET = list(WORDS), list(WORDS.values())
 DAMAGE = ("<b>{}</b>", "{} &amp; so", "{}\u2028", "schÃ¶n {}")
 
 

@@ -66,10 +66,8 @@ def xm3600_record(key: str, **captions: list[str]) -> dict[str, object]:
 
 
 def test_xm3600(tmp_path: Path) -> None:
-    records = [
-        xm3600_record("00ab", en=["A dog", "Two\u2028dogs"], te=["కుక్క"]),
-        xm3600_record("01", en=["x"], te=["y"]),
-    ]
+    records = [xm3600_record("00ab", en=["A dog", "Two\u2028dogs"], te=["కుక్క"])]
+    records += [xm3600_record("01", en=["x"], te=["y"])]
     path = write_json_lines(tmp_path / "captions.jsonl", records)
     options = ["--captions", path, "--languages", "en", "te", *FREE, "--output"]
     works("xm3600", *options, tmp_path / "all")
@@ -243,18 +241,14 @@ def babel(folder: Path, labels: object) -> list[object]:
 
 def test_babel_imagenet(tmp_path: Path) -> None:
     options = babel(tmp_path, {"DE": [[0, 2], ["Schleie", "Weißer\tHai"]], "ZH": [[1], ["金鱼"]]})
-    images = touch(
-        tmp_path / "val", ["n01443537/ILSVRC2012_val_00000002.JPEG", "n01440764/ILSVRC2012_val_00000001.JPEG"]
-    )
+    names = ["ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG"]
+    images = touch(tmp_path / "val", [f"n01443537/{names[1]}", f"n01440764/{names[0]}"])
     options += ["--imagenet", images, "--output", tmp_path / "out"]
     assert "2 folders of classes where 1000 were published" in refuses("babel_imagenet", *options)
     works("babel_imagenet", *options, *FREE)
     assert lines(tmp_path / "out" / "classes.de.tsv") == ["0\tSchleie", "2\tWeißer Hai"]
     assert lines(tmp_path / "out" / "prompts.de") == ["ein Foto von {}.", "{}"]
-    assert lines(tmp_path / "out" / "labels.tsv") == [
-        "ILSVRC2012_val_00000001.JPEG\t0",
-        "ILSVRC2012_val_00000002.JPEG\t1",
-    ]
+    assert lines(tmp_path / "out" / "labels.tsv") == [f"{names[0]}\t0", f"{names[1]}\t1"]
     assert lines(tmp_path / "out" / "images.tsv")[0] == f"{names[0]}\tn01440764/{names[0]}"
     assert manifest(tmp_path / "out")["languages"]["zh"] == {"classes": 1, "prompts": 1}
 
