@@ -32,7 +32,7 @@ WORDS = {
     "near": "nahe",
     "water": "Wasser",
 }
-SIZES = (100_000, 400_000)
+SIZES = (300_000, 1_200_000)
 SOURCE, TARGET = list(WORDS), list(WORDS.values())
 DAMAGE = ("<b>{}</b>", "{} &amp; so", "{}\u2028", "schÃ¶n {}")
 

@@ -1,5 +1,6 @@
 """Captions of images on their way from a reader to the project's files."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from corpora.output import Output
 from corpora.text import one_line
 
 TRAIN = "train"
+SAFE_NAME = re.compile(r"[^\s/][^\s]*")
 TEXTS = "texts.en.tsv"
 IMAGES = "images.tsv"
 Counts = Mapping[tuple[str, str], tuple[int | None, int | None]]
@@ -127,6 +129,8 @@ class CaptionWriter:
             if caption.image in self.listed:
                 return
             self.listed.add(caption.image)
+        if not SAFE_NAME.fullmatch(caption.image) or ".." in caption.image:
+            raise ValueError(f"{caption.place}: {caption.image!r} is no name that an image can have")
         self.image_count += 1
         self.output.write(IMAGES, f"{caption.image}\t{path}")
 

@@ -7,7 +7,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-WINDOW = 1 << 20
+WINDOW = 1 << 18
 KEY = np.dtype("<u8")
 ROW = np.dtype([("key", "<u8"), ("row", "<i8")])
 Mask = npt.NDArray[np.bool_]

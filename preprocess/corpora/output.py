@@ -9,6 +9,8 @@ from corpora.files import sha256
 
 PART = ".part"
 MANIFEST = "manifest.json"
+# Fewer than any system lets a process open.
+MOST_OPEN = 128
 
 
 class Output:
@@ -22,6 +24,7 @@ class Output:
     def __init__(self, folder: Path, manifest: str = MANIFEST) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.names: set[str] = set()
         self.streams: dict[str, TextIO] = {}
 
     def __enter__(self) -> Self:
@@ -34,22 +37,32 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name, stream in self.streams.items():
-            stream.close()
+        self._close()
+        for name in self.names:
             (self.folder / (name + PART)).unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        for stream in self.streams.values():
+            stream.close()
+        self.streams.clear()
 
     def write(self, name: str, line: str) -> None:
         """Add a line to a file."""
         stream = self.streams.get(name)
         if stream is None:
-            stream = self.streams[name] = (self.folder / (name + PART)).open("w", encoding="utf-8", newline="\n")
+            if len(self.streams) >= MOST_OPEN:
+                self._close()
+            mode = "a" if name in self.names else "w"
+            stream = (self.folder / (name + PART)).open(mode, encoding="utf-8", newline="\n")
+            self.streams[name] = stream
+            self.names.add(name)
         stream.write(line + "\n")
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Give all files their names, and write what is known of them."""
-        for name, stream in self.streams.items():
-            stream.close()
+        self._close()
+        for name in self.names:
             (self.folder / (name + PART)).replace(self.folder / name)
-        hashes = {name: sha256(self.folder / name) for name in sorted(self.streams)}
+        hashes = {name: sha256(self.folder / name) for name in sorted(self.names)}
         text = json.dumps(facts | {"files": hashes}, indent=2, ensure_ascii=False)
         (self.folder / self.manifest).write_text(text + "\n", encoding="utf-8")

@@ -97,6 +97,11 @@ def test_the_project_reads_what_is_written(tmp_path: Path, split_file: Path) -> 
         ([karpathy_image(9, "dev", ["a"])], FREE, "image 1: the split 'dev' is not one of train, restval, val, test"),
         ([karpathy_image(9, "test", ["a", " "])], [*FREE, "--skip-budget", "9"], "image 1: the caption of COCO_val"),
         ([karpathy_image(9, "train", [" ", "a"])], FREE, "is empty (--skip-budget 0 is used up)"),
+        (
+            [karpathy_image(9, "train", ["a"]) | {"filename": "../x.jpg"}],
+            FREE,
+            "'../x.jpg' is no name that an image can",
+        ),
         ([{"filename": "x.jpg"}], FREE, "image 1: has no 'split' of type str; is this the file that --help names?"),
         ([], FREE, "the source files hold no caption"),
     ],

@@ -1,12 +1,14 @@
 """What is done to texts, how much of them is in a script, and which pairs are kept."""
 
 import unicodedata
+from pathlib import Path
 
 import ftfy
 import numpy as np
 import pytest
 from corpora.duplicates import Duplicates
 from corpora.filters import Chunk, RawPair, Rules, judge, key_of, why_dropped
+from corpora.output import Output
 from corpora.pool import in_order
 from corpora.scripts import SCRIPTS, letters_in, measure, only_in, script_share, scripts_of
 from corpora.text import MARKUP, MENDING, bare, join_segmented, looks_tagged, mend, one_line
@@ -174,6 +176,23 @@ def test_duplicates_are_those_of_a_set(tmp_path_factory: pytest.TempPathFactory,
     assert found == [key in keys[:row] for row, key in enumerate(keys)]
     assert all(len(mask) <= window for mask in masks)
     assert not list(folder.iterdir())
+
+
+def test_output_has_few_files_open_and_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corpora.output.MOST_OPEN", 3)
+    with Output(tmp_path) as output:
+        for number in range(40):
+            output.write(f"file.{number % 8}", str(number))
+            assert len(output.streams) <= 3
+        assert not (tmp_path / "file.0").exists()
+        output.finish({})
+    assert (tmp_path / "file.3").read_text() == "3\n11\n19\n27\n35\n"
+    assert len(list(tmp_path.iterdir())) == 9
+    with pytest.raises(RuntimeError), Output(tmp_path) as output:
+        output.write("file.0", "other")
+        raise RuntimeError
+    assert (tmp_path / "file.0").read_text().startswith("0\n8\n")
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def square(number: int) -> int:
