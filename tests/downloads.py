@@ -137,8 +137,9 @@ def tokenizer(folder: Path) -> Path:
     folder.mkdir(parents=True)
     prefix = folder / "sentencepiece.bpe"
     texts = iter(["a dog runs and a cat sleeps", "ein Hund läuft und eine Katze schläft", "犬がいる 一只狗"] * 9)
-    options = {"vocab_size": 60, "hard_vocab_limit": False, "minloglevel": 2}
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_prefix=str(prefix), **options)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_prefix=str(prefix), vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
     pieces = [line.split("\t")[0] for line in lines(folder / "sentencepiece.bpe.vocab")[3:]]
     write(folder / "dict.txt", "".join(f"{piece} 1\n" for piece in pieces))
     return folder

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, cast
 
 from corpora.files import sha256
 
@@ -48,15 +48,14 @@ class Output:
 
     def write(self, name: str, line: str) -> None:
         """Add a line to a file."""
-        stream = self.streams.get(name)
-        if stream is None:
+        if name not in self.streams:
             if len(self.streams) >= MOST_OPEN:
                 self._close()
             mode = "a" if name in self.names else "w"
-            stream = (self.folder / (name + PART)).open(mode, encoding="utf-8", newline="\n")
-            self.streams[name] = stream
+            path = self.folder / (name + PART)
+            self.streams[name] = cast(TextIO, path.open(mode, encoding="utf-8", newline="\n"))
             self.names.add(name)
-        stream.write(line + "\n")
+        self.streams[name].write(line + "\n")
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Give all files their names, and write what is known of them."""

@@ -1,5 +1,6 @@
 """What is done to texts, how much of them is in a script, and which pairs are kept."""
 
+import contextlib
 import unicodedata
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_output_has_few_files_open_and_all_or_none(tmp_path: Path, monkeypatch: 
         output.finish({})
     assert (tmp_path / "file.3").read_text() == "3\n11\n19\n27\n35\n"
     assert len(list(tmp_path.iterdir())) == 9
-    with pytest.raises(RuntimeError), Output(tmp_path) as output:
+    with contextlib.suppress(RuntimeError), Output(tmp_path) as output:
         output.write("file.0", "other")
         raise RuntimeError
     assert (tmp_path / "file.0").read_text().startswith("0\n8\n")
