@@ -49,6 +49,17 @@ def read_classes(labels: Any, lang: str, place: str) -> list[tuple[int, str]]:
     return list(zip(numbers, names, strict=True))
 
 
+def read_prompts(prompts: Any, lang: str, options: Options) -> list[Any]:
+    """The prompts of a language; some have none, English among them, whose prompts are OpenAI's.
+
+    Raises:
+        ValueError: a language that was asked for has none.
+    """
+    if prompts is None or (options.languages is None and isinstance(prompts, dict) and lang not in prompts):
+        return []
+    return member(prompts, lang, list, str(options.prompts))
+
+
 def write_languages(options: Options, sources: Sources, output: Output) -> dict[str, dict[str, int]]:
     """Write classes and prompts; returns their numbers."""
     labels = read_json(sources.file(options.labels))
@@ -62,7 +73,7 @@ def write_languages(options: Options, sources: Sources, output: Output) -> dict[
         for number, name in read_classes(labels, lang, str(options.labels)):
             output.write(f"classes.{code}.tsv", f"{number}\t{name}")
             counts[code]["classes"] += 1
-        for prompt in [] if prompts is None else member(prompts, lang, list, str(options.prompts)):
+        for prompt in read_prompts(prompts, lang, options):
             text = one_line(prompt) if isinstance(prompt, str) else ""
             if text.count("{}") != 1:
                 raise ValueError(f"{options.prompts}, {lang}: the prompt {prompt!r} has not exactly one {{}}")
@@ -97,7 +108,8 @@ def make(options: Options) -> str:
         photos = 0 if options.imagenet is None else write_photos(options.imagenet, output, whole)
         facts = {"name": "Babel-ImageNet", "script": f"preprocess/{SCRIPT}", "sources": sources.files}
         output.finish(facts | {"languages": counts, "images": photos, "notes": list(NOTES)})
-    return f"{options.output}: {len(counts)} languages, {photos} images"
+    without = [lang for lang, count in counts.items() if not count["prompts"]]
+    return f"{options.output}: {len(counts)} languages, {photos} images; without prompts: {' '.join(without) or 'none'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,7 +28,14 @@ SPLITS = {
     1: ("train", "val", "test_2016_flickr", "test_2017_flickr", "test_2018_flickr", "test_2017_mscoco"),
     2: ("train", "val", "test_2016"),
 }
-IMAGES = {"train": 29000, "valid": 1014, "test_2016_flickr": 1000, "test_2017_flickr": 1000, "test_2017_mscoco": 461}
+IMAGES = {
+    "train": 29000,
+    "valid": 1014,
+    "test_2016_flickr": 1000,
+    "test_2017_flickr": 1000,
+    "test_2018_flickr": 1071,
+    "test_2017_mscoco": 461,
+}
 TASK_1 = {(split, lang): (count, count) for split, count in IMAGES.items() for lang in LANGUAGES}
 TASK_2 = {
     (split, lang): (5 * IMAGES[split], IMAGES[split])

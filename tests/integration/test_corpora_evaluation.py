@@ -1,6 +1,6 @@
 """Evaluation sets: XTD10, Crossmodal-3600, xFlickr&CO, WIT, Flickr30k-CN, Tatoeba, STS and Babel-ImageNet."""
 
-import os
+import importlib
 import subprocess
 from pathlib import Path
 
@@ -260,12 +260,17 @@ def test_babel_imagenet(tmp_path: Path) -> None:
         ({"DE": [[0, 0], ["a", "b"]]}, "DE: has a class twice or one without a name"),
         ({"DE": [[0], [" "]]}, "DE: has a class twice or one without a name"),
         ({"DE": [[1000], ["a"]]}, "DE: has a number that is none of ImageNet's classes 0 to 999"),
-        ({"FR": [[0], ["a"]]}, "has no 'FR' of type list"),
         ([], "is no JSON object of languages"),
     ],
 )
 def test_babel_imagenet_of_another_shape(tmp_path: Path, labels: object, message: str) -> None:
     assert message in refuses("babel_imagenet", *babel(tmp_path, labels), "--output", tmp_path / "out")
+
+
+def test_a_language_may_have_no_prompts_unless_it_was_asked_for(tmp_path: Path) -> None:
+    options = [*babel(tmp_path, {"EN": [[0], ["tench"]], "DE": [[0], ["Schleie"]]}), "--output", tmp_path / "out"]
+    assert "2 languages, 0 images; without prompts: en" in works("babel_imagenet", *options)
+    assert "has no 'EN' of type list" in refuses("babel_imagenet", *options, "--languages", "en")
 
 
 def test_prompts_have_one_place_for_the_name(tmp_path: Path) -> None:
@@ -275,32 +280,77 @@ def test_prompts_have_one_place_for_the_name(tmp_path: Path) -> None:
     assert "the prompt 'ein Foto' has not exactly one {}" in error
 
 
-def test_all_sets_from_one_folder_of_downloads(tmp_path: Path, xtd10: Path, repository_root: Path) -> None:
-    downloads = tmp_path
-    images = [karpathy_image(number, "test", ["a cat", "cats"]) for number in (42, 43)]
-    karpathy(downloads / "coco" / "dataset_coco.json", images)
+def coco_downloads(downloads: Path, xtd10: Path) -> None:
+    """Everything over COCO's images."""
+    karpathy(downloads / "coco" / "dataset_coco.json", [karpathy_image(n, "test", ["a cat"]) for n in (42, 43)])
     touch(downloads / "coco", [f"val2014/COCO_val2014_{number:012d}.jpg" for number in (42, 43)])
     touch(downloads / "coco" / "train2014", [NAMES[0]])
     annotations(downloads / "stair" / "stair_captions_v1.2_val.json", {42: ["猫"], 43: ["犬"]})
-    for lang in ("en", "es", "id", "ja", "ru", "tr", "zh", "de"):
-        record = {"sentences": ["x"], "id": 42, "img_path": NAMES[1]}
-        write_json_lines(downloads / "iglue" / "datasets" / "xFlickrCO" / "annotations" / lang / "test.jsonl", [record])
+    folder = downloads / "coco-cn" / "coco-cn-version1805v1.1"
+    write(folder / "imageid.human-written-caption.txt", "COCO_val2014_000000000042#0\t猫\n")
+    for part in ("train", "val", "test"):
+        write(folder / f"coco-cn_{part}.txt", "COCO_val2014_000000000042\n" if part == "test" else "")
     for lang in ("en", "fr"):
         write(xtd10 / "MIC" / f"test_1kcaptions_{lang}.txt", "x\ny\n")
     for lang in ("es", "it", "ko", "pl", "ru", "tr"):
         write(xtd10 / "XTD10" / f"test_1kcaptions_{lang}.txt", "x\ny\n")
+
+
+def flickr_downloads(downloads: Path) -> None:
+    """Everything over Flickr30k's images."""
     touch(downloads / "flickr30k", ["1007129816.jpg"])
     write(downloads / "flickr30k-cn" / "flickr30k_cn_test.txt", "1007129816#0\t一只狗\n")
+    for task, split, name in ((1, "test_2016_flickr", "test_2016_flickr"), (2, "test_2016", "test_2016_images")):
+        folder = downloads / "multi30k" / "data" / f"task{task}"
+        write(folder / "image_splits" / f"{name}.txt", "1007129816.jpg\n")
+        for number in ("",) if task == 1 else (".1", ".2", ".3", ".4", ".5"):
+            write(folder / "raw" / f"{split}{number}.de.gz", "Ein Mann.\n")
+
+
+def other_downloads(downloads: Path) -> None:
+    """The rest, with images where their place is known."""
+    datasets = downloads / "iglue" / "datasets"
+    for lang in importlib.import_module("xflickrco").LANGUAGES:
+        record = {"sentences": ["x"], "id": 42, "img_path": NAMES[1]}
+        write_json_lines(datasets / "xFlickrCO" / "annotations" / lang / "test.jsonl", [record])
+    for lang in importlib.import_module("wit").LANGUAGES:
+        record = {"wit_ix": "wit-test_1", "caption_reference_description": "x", "language": lang}
+        write_json_lines(datasets / "wit" / "annotations" / f"test_{lang}.jsonl", [record])
+    captions = {lang: ["x"] for lang in importlib.import_module("xm3600").LANGUAGES}
+    write_json_lines(downloads / "xm3600" / "captions.jsonl", [xm3600_record("00ab", **captions)])
+    touch(downloads / "xm3600" / "images", ["00ab.jpg"])
+    babel(downloads / "babel-imagenet" / "data", {"DE": [[0], ["Schleie"]]})
     laser(downloads / "laser" / "data" / "tatoeba" / "v1")
     sts(downloads)
-    command = ["preprocess/evaluation.sh", "--downloads", downloads, "--output", tmp_path / "sets", *FREE]
-    environment = {**os.environ, "PYTHON": "python"}
-    done = subprocess.run(
-        list(map(str, command)), cwd=repository_root, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    made = {path.name for path in (tmp_path / "sets").iterdir() if not path.name.startswith(".")}
-    assert made == {"coco-en", "coco-ja", "flickr30k-cn", "xtd10", "xflickrco", "tatoeba", "sts"}
+
+
+def test_all_sets_from_one_folder_of_downloads(tmp_path: Path, xtd10: Path, repository_root: Path) -> None:
+    coco_downloads(tmp_path, xtd10)
+    flickr_downloads(tmp_path)
+    other_downloads(tmp_path)
+
+    def make() -> str:
+        command = ["preprocess/evaluation.sh", "--downloads", tmp_path, "--output", tmp_path / "sets", *FREE]
+        done = subprocess.run(list(map(str, command)), cwd=repository_root, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "not there" not in make()
+    sets = tmp_path / "sets"
+    made = {path.name for path in sets.iterdir() if not path.name.startswith(".")}
+    coco = {"coco-en", "coco-ja", "coco-zh", "xtd10", "xflickrco"}
+    flickr = {"flickr30k-cn", "multi30k-task1", "multi30k-task2"}
+    assert made == coco | flickr | {"xm3600", "wit", "tatoeba", "sts", "babel-imagenet"}
+    assert all((sets / name / "manifest.json").is_file() for name in made)
+    assert manifest(sets / "xflickrco")["images"] == {"list": "images.tsv", "count": 1, "checked": True}
+    assert manifest(sets / "coco-ja")["splits"]["test"]["ja"]["images"] == 2
+
+
+def test_sets_whose_downloads_are_not_there_are_named(tmp_path: Path, repository_root: Path) -> None:
+    laser(tmp_path / "laser" / "data" / "tatoeba" / "v1")
+    command = [str(repository_root / "preprocess" / "evaluation.sh"), "--downloads", str(tmp_path)]
+    command += ["--output", str(tmp_path / "sets"), *FREE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == ["tatoeba"]
     assert "not there: coco-zh (coco-cn)" in done.stdout
-    assert manifest(tmp_path / "sets" / "xflickrco")["images"] == {"list": "images.tsv", "count": 1, "checked": True}
-    assert manifest(tmp_path / "sets" / "coco-ja")["splits"]["test"]["ja"]["images"] == 2
+    assert "not there: sts (stsb, stsb-multi, sts2017)" in done.stdout
