@@ -13,6 +13,8 @@ from corpora.text import one_line
 TRAIN = "train"
 SAFE_NAME = re.compile(r"[^\s/][^\s]*")
 TEXTS = "texts.en.tsv"
+# Splits whose English captions the teacher reads.
+TAUGHT = (TRAIN, "valid")
 IMAGES = "images.tsv"
 Counts = Mapping[tuple[str, str], tuple[int | None, int | None]]
 
@@ -118,7 +120,7 @@ class CaptionWriter:
         group = (caption.split, caption.language)
         name = f"{caption.split}.{caption.language}"
         identifier = caption.image
-        if caption.language == "en" and not caption.split.startswith("test"):
+        if caption.language == "en" and caption.split in TAUGHT:
             identifier = f"{caption.image}\t{caption.split}/{self.lines[group]}"
             self.output.write(TEXTS, f"{caption.split}/{self.lines[group]}\t{text}")
         self.output.write(name, text)

@@ -13,6 +13,7 @@ MARKUP = regex.compile(
     r"|t[bdrh]|table|u|ul|x)\b[^<>]{0,300}>",
     regex.IGNORECASE,
 )
+SURROGATE = regex.compile("[\ud800-\udfff]")
 NOT_WORD = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
 # No markup, entity, control or formatting character, and no line break: nothing that mending changes but mojibake.
 CLEAR = regex.compile(r"[^&<>\p{C}\p{Zl}\p{Zp}]*+")
@@ -25,6 +26,8 @@ MENDING = ftfy.TextFixerConfig(
 
 def one_line(text: str) -> str:
     """The text with every run of white space, of any kind of line break and tab too, as one space."""
+    if SURROGATE.search(text) is not None:  # JSON may hold them, UTF-8 may not
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return " ".join(text.replace("\ufeff", "").split())
 
 

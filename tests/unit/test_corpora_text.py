@@ -28,6 +28,7 @@ LATIN = Rules(("Latin", "Latin"))
         ("Ａ，犬。", "Ａ，犬。"),
         ("cafe\u0301", "cafe\u0301"),
         ("\t \r", ""),
+        ("\ud83d\udc15 and \ud83d", "\U0001f415 and \ufffd"),
     ],
 )
 def test_one_line_changes_white_space_only(text: str, line: str) -> None:
