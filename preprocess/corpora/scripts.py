@@ -98,5 +98,5 @@ def script_share(text: str, scripts: str) -> float | None:
 
 def measure(text: str) -> tuple[int, int]:
     """Number of words, and characters of the longest; where a script has no spaces, a character is a word."""
-    words = text.split() if NO_SPACES.search(text) is None else WORD.findall(text)
+    words = text.split() if text.isascii() or NO_SPACES.search(text) is None else WORD.findall(text)
     return len(words), max(map(len, words), default=0)

@@ -26,17 +26,23 @@ MENDING = ftfy.TextFixerConfig(
 
 def one_line(text: str) -> str:
     """The text with every run of white space, of any kind of line break and tab too, as one space."""
-    if SURROGATE.search(text) is not None:  # JSON may hold them, UTF-8 may not
+    # JSON may hold them, UTF-8 may not.
+    if not text.isascii() and SURROGATE.search(text) is not None:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return " ".join(text.replace("\ufeff", "").split())
 
 
 def mend(text: str) -> str:
     """Text from the web without markup, entities, mojibake and control characters, in NFC, on one line."""
-    if CLEAR.fullmatch(text) is None or not unicodedata.is_normalized("NFC", text) or is_bad(text):
+    if CLEAR.fullmatch(text) is None or not (text.isascii() or is_whole(text)):
         # Before and after, for entities may hide markup.
         text = MARKUP.sub(" ", ftfy.fix_text(MARKUP.sub(" ", text), MENDING))
     return one_line(text)
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is in NFC and shows no trace of a wrong encoding."""
+    return unicodedata.is_normalized("NFC", text) and not is_bad(text)
 
 
 def bare(text: str) -> str:
