@@ -95,9 +95,8 @@ def read_inputs(options: Options, sources: Sources) -> Iterator[Chunk]:
     inputs = [(form, files) for form in READERS for files in getattr(options, form)]
     if not inputs:
         raise ValueError(f"give at least one of {', '.join('--' + form for form in READERS)}")
-    for _, files in inputs:
-        for file in files:
-            sources.file(file)
+    for file in chain(options.exclude, *(files for _, files in inputs)):
+        sources.file(file)
     for form, files in inputs:
         pairs = READERS[form][1](files, tuple(options.languages), tuple(options.columns))
         yield from chunks(files[0].name, pairs)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import regex
-from corpora.command import guarded, start_parser
+from corpora.command import Options, guarded, start_parser
 from corpora.files import fields, numbered_lines, quoted_fields, same_length
 from corpora.output import Output
 from corpora.sources import Sources, existing
@@ -29,7 +29,10 @@ from corpora.text import one_line
 SCRIPT = "sts.py"
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 STSB = {"train": 5749, "valid": 1500, "test": 1379}
-STS2017 = 250
+# Some copies have other pairs of languages too, which come from elsewhere.
+STS2017 = dict.fromkeys(
+    ["ar-ar", "ar-en", "en-ar", "en-en", "es-es", "es-en", "en-tr", "tr-en", "en-de", "fr-en", "it-en", "nl-en"], 250
+)
 NOTES = (
     "Scores go from 0 to 5; report Pearson and Spearman of the cosine.",
     "The translations of STS-B are made by machine.",
@@ -59,8 +62,8 @@ def read_sts2017(folder: Path, sources: Sources) -> Iterator[Table]:
     """All pairs of languages that are there."""
     for path in sorted(existing(folder).glob("STS.??-??.txt")):
         rows = fields(sources.file(path), 3)
-        name = f"sts2017.test.{path.stem.removeprefix('STS.')}"
-        yield name, ((p, row[2], row[0], row[1]) for p, row in rows), STS2017
+        pair = path.stem.removeprefix("STS.")
+        yield f"sts2017.test.{pair}", ((p, row[2], row[0], row[1]) for p, row in rows), STS2017.get(pair)
 
 
 def read_tracks(folder: Path, sources: Sources) -> Iterator[Table]:
@@ -74,7 +77,7 @@ def read_tracks(folder: Path, sources: Sources) -> Iterator[Table]:
         same_length({path: sides, gold: scores})
         rows = ((p, score, row[0], row[1]) for (p, row), (_, score) in zip(sides, scores, strict=True))
         second = ".4b" if match[2] == "4b" else ""
-        yield f"sts2017.test.{match[3]}{second}", rows, STS2017
+        yield f"sts2017.test.{match[3]}{second}", rows, STS2017.get(match[3])
 
 
 READERS: dict[str, tuple[str, Callable[[Path, Sources], Iterator[Table]]]] = {
@@ -107,37 +110,52 @@ def write_table(name: str, rows: Iterator[Row], output: Output) -> int:
     return count
 
 
+def tables_of(options: Options, sources: Sources) -> Iterator[Table]:
+    """All tables of the folders that are given.
+
+    Raises:
+        ValueError: none is given, or one has no table.
+    """
+    given = [name for name in READERS if getattr(options, name) is not None]
+    if not given:
+        raise ValueError(f"give at least one of {', '.join('--' + name.replace('_', '-') for name in READERS)}")
+    for name in given:
+        what, reader = READERS[name]
+        folder = getattr(options, name)
+        tables = reader(folder, sources)
+        first = next(tables, None)
+        if first is None:
+            raise ValueError(f"{folder}: has none of the files of {what}; --help names them")
+        yield first
+        yield from tables
+
+
+def make(options: Options) -> str:
+    """Run the command; returns what to tell the user."""
+    sources = Sources(options.checksums)
+    counts: dict[str, int] = {}
+    with Output(options.output) as output:
+        for name, rows, expected in tables_of(options, sources):
+            if name in counts:
+                raise ValueError(f"{name} comes from two of the folders; give each set once")
+            counts[name] = write_table(name, rows, output)
+            if options.expect_counts == "yes" and expected is not None and counts[name] != expected:
+                raise ValueError(
+                    f"{name}: {counts[name]} pairs where {expected} were published; if you use a part on purpose, give "
+                    "--expect-counts no"
+                )
+        facts = {"name": "STS", "script": f"preprocess/{SCRIPT}", "sources": sources.files}
+        output.finish(facts | {"tables": counts, "notes": list(NOTES)})
+    return "\n".join([f"{options.output}:", *(f"  {name}: {count} pairs" for name, count in counts.items())])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = start_parser(__doc__, SCRIPT)
     for option, (what, _) in READERS.items():
         parser.add_argument(f"--{option.replace('_', '-')}", type=Path, metavar="DIR", help=what)
     options = parser.parse_args(argv)
-
-    def make() -> str:
-        sources = Sources(options.checksums)
-        counts: dict[str, int] = {}
-        with Output(options.output) as output:
-            for option, (what, reader) in READERS.items():
-                folder = getattr(options, option)
-                for name, rows, expected in reader(folder, sources) if folder is not None else ():
-                    if name in counts:
-                        raise ValueError(f"{folder}: {name} is there already, from another option")
-                    counts[name] = write_table(name, rows, output)
-                    if options.expect_counts == "yes" and counts[name] != expected:
-                        raise ValueError(
-                            f"{name}: {counts[name]} pairs where {expected} were published; if you use a part on "
-                            "purpose, give --expect-counts no"
-                        )
-                if folder is not None and not counts:
-                    raise ValueError(f"{folder}: has none of the files of {what}; --help names them")
-            if not counts:
-                raise ValueError(f"give at least one of {', '.join('--' + name.replace('_', '-') for name in READERS)}")
-            facts = {"name": "STS", "script": f"preprocess/{SCRIPT}", "sources": sources.files}
-            output.finish(facts | {"tables": counts, "notes": list(NOTES)})
-        return "\n".join([f"{options.output}:", *(f"  {name}: {count} pairs" for name, count in counts.items())])
-
-    return guarded(SCRIPT, make)
+    return guarded(SCRIPT, lambda: make(options))
 
 
 if __name__ == "__main__":

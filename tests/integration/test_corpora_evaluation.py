@@ -211,6 +211,10 @@ def test_sts(tmp_path: Path) -> None:
     assert lines(tmp_path / "out" / "sts2017.test.en-de.tsv") == ["3.8\tA plane\tEin Flug"]
     assert lines(tmp_path / "out" / "sts2017.test.en-en.tsv") == ["0.2\tA plane\tA car"]
     assert manifest(tmp_path / "out")["tables"]["stsb.test.de"] == 2
+    (folder / "sts2017" / "STS.en-de.txt").rename(folder / "sts2017" / "STS.ko-ko.txt")
+    works("sts", "--sts2017", folder / "sts2017", "--output", tmp_path / "ko")
+    write(folder / "sts2017" / "STS.en-en.txt", "a\tb\t1\n")
+    assert "sts2017.test.en-en comes from two of the folders" in refuses("sts", *options, *FREE)
 
 
 @pytest.mark.parametrize(

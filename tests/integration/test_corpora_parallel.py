@@ -112,7 +112,9 @@ def test_the_sets_that_are_evaluated_on_are_not_trained_on(tmp_path: Path) -> No
     clean(*options, "--output", tmp_path)
     assert lines(tmp_path / "valid.en-de.en") == ["word number d", "word number g"]
     assert len(lines(tmp_path / "train.en-de.de")) == 5
-    assert manifest(tmp_path, "train.en-de.json")["dropped"]["held out"]["pairs"] == 1
+    facts = manifest(tmp_path, "train.en-de.json")
+    assert facts["dropped"]["held out"]["pairs"] == 1
+    assert facts["sources"][0]["file"] == "newstest.de"
 
 
 def test_result_does_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
