@@ -106,7 +106,7 @@ def make(options: Options) -> str:
         counts = write_languages(options, sources, output)
         whole = options.expect_counts == "yes"
         photos = 0 if options.imagenet is None else write_photos(options.imagenet, output, whole)
-        facts = {"name": "Babel-ImageNet", "script": f"preprocess/{SCRIPT}", "sources": sources.files}
+        facts = {"name": "Babel-ImageNet", "script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         output.finish(facts | {"languages": counts, "images": photos, "notes": list(NOTES)})
     without = [lang for lang, count in counts.items() if not count["prompts"]]
     return f"{options.output}: {len(counts)} languages, {photos} images; without prompts: {' '.join(without) or 'none'}"

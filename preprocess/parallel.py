@@ -38,17 +38,18 @@ RULES = ("min_words", "max_words", "max_word", "max_ratio", "min_script")
 
 
 class Report:
-    """What was read, kept and dropped.
+    """What was read, written and dropped.
 
     Args:
-        output: where `DROPPED` goes when all dropped pairs are listed.
-        listing: the file of that list, or None.
+        output: where pairs go.
+        listing: the file that dropped pairs go to, or None.
     """
 
     def __init__(self, output: Output, listing: str | None) -> None:
         self.output = output
         self.listing = listing
         self.read = 0
+        self.written: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.examples: dict[str, list[list[str]]] = {}
 
@@ -67,11 +68,18 @@ class Report:
         for example in judged.examples:
             self.drop(*example)
 
+    def write(self, split: str, languages: Sequence[str], pair: tuple[str, str]) -> None:
+        """Write both sides of a pair that is kept."""
+        self.written[split] += 1
+        for lang, text in zip(languages, pair, strict=True):
+            self.output.write(f"{split}.{'-'.join(languages)}.{lang}", text)
+
     def facts(self) -> dict[str, object]:
         """For the manifest."""
         return {
             "read": self.read,
             "kept": self.read - self.dropped.total(),
+            "splits": dict(self.written),
             "dropped": {
                 reason: {"pairs": self.dropped[reason], "why": why, "examples": self.examples.get(reason, [])}
                 for reason, why in REASONS.items()
@@ -124,7 +132,7 @@ def rules_of(options: Options) -> Rules:
     )
 
 
-def clean(options: Options, all_chunks: Iterator[Chunk], output: Output, report: Report, scratch: Path) -> None:
+def clean(options: Options, all_chunks: Iterator[Chunk], report: Report, scratch: Path) -> None:
     """Mend, filter and deduplicate a corpus for training."""
     judge = judge_with(rules_of(options), report.listing is not None)
     source, target = (scratch / lang for lang in ("source", "target"))
@@ -144,12 +152,10 @@ def clean(options: Options, all_chunks: Iterator[Chunk], output: Output, report:
         left.close()
         right.close()
         with source.open("rb") as first, target.open("rb") as second:
-            write_first(duplicates, first, second, options, output, report)
+            write_first(duplicates, first, second, options, report)
 
 
-def write_first(
-    duplicates: Duplicates, source: BinaryIO, target: BinaryIO, options: Options, output: Output, report: Report
-) -> None:
+def write_first(duplicates: Duplicates, source: BinaryIO, target: BinaryIO, options: Options, report: Report) -> None:
     """Write the pairs that did not come before."""
     kept = 0
     for mask in duplicates.masks():
@@ -162,10 +168,10 @@ def write_first(
                 continue
             kept += 1
             held = options.valid_every and kept % options.valid_every == 0
-            write_pair(output, "valid" if held else options.split, options.languages, pair)
+            report.write("valid" if held else options.split, options.languages, pair)
 
 
-def copy(options: Options, all_chunks: Iterator[Chunk], output: Output, report: Report) -> None:
+def copy(options: Options, all_chunks: Iterator[Chunk], report: Report) -> None:
     """Write a set that is evaluated on: every pair, on one line each, and nothing else done to it.
 
     Raises:
@@ -177,14 +183,8 @@ def copy(options: Options, all_chunks: Iterator[Chunk], output: Output, report: 
             sides = [one_line(decode(side, place)) for side in pair]
             if not all(sides):
                 raise ValueError(f"{place}: a side is empty; an evaluation leaves nothing out, so mend the file")
-            write_pair(output, options.split, options.languages, (sides[0], sides[1]))
+            report.write(options.split, options.languages, (sides[0], sides[1]))
         report.read += len(chunk.pairs)
-
-
-def write_pair(output: Output, split: str, languages: Sequence[str], pair: tuple[str, str]) -> None:
-    """Write both sides of a pair."""
-    for lang, text in zip(languages, pair, strict=True):
-        output.write(f"{split}.{'-'.join(languages)}.{lang}", text)
 
 
 def make(options: Options) -> str:
@@ -197,13 +197,13 @@ def make(options: Options) -> str:
         all_chunks = read_inputs(options, sources)
         if options.split == TRAIN:
             with tempfile.TemporaryDirectory(dir=options.scratch or options.output, prefix=".parallel-") as scratch:
-                clean(options, all_chunks, output, report, Path(scratch))
+                clean(options, all_chunks, report, Path(scratch))
         else:
-            copy(options, all_chunks, output, report)
+            copy(options, all_chunks, report)
         if report.read == report.dropped.total():
             raise ValueError(f"{name}: no pair is left of {report.read}\n{report.table()}")
         rules = {key: getattr(options, key) for key in RULES}
-        facts = {"name": name, "script": f"preprocess/{SCRIPT}", "sources": sources.files}
+        facts = {"name": name, "script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         output.finish(facts | ({"rules": rules} if options.split == TRAIN else {}) | report.facts())
     return f"{options.output}/{name}\n{report.table()}"
 

@@ -144,7 +144,7 @@ def make(options: Options) -> str:
                     f"{name}: {counts[name]} pairs where {expected} were published; if you use a part on purpose, give "
                     "--expect-counts no"
                 )
-        facts = {"name": "STS", "script": f"preprocess/{SCRIPT}", "sources": sources.files}
+        facts = {"name": "STS", "script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         output.finish(facts | {"tables": counts, "notes": list(NOTES)})
     return "\n".join([f"{options.output}:", *(f"  {name}: {count} pairs" for name, count in counts.items())])
 

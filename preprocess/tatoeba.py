@@ -47,7 +47,7 @@ def make(options: Options) -> str:
             counts[lang] = copy_pair(options.folder, lang, sources, output)
             if options.expect_counts == "yes" and counts[lang] > MOST:
                 raise ValueError(f"{lang}: {counts[lang]} sentences where {MOST} at most were published")
-        facts = {"name": "Tatoeba-112", "script": f"preprocess/{SCRIPT}", "sources": sources.files}
+        facts = {"name": "Tatoeba-112", "script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         output.finish(facts | {"pairs": {f"{lang}-eng": count for lang, count in counts.items()}, "notes": list(NOTES)})
     return f"{options.output}: {len(languages)} languages, {sum(counts.values())} sentences"
 

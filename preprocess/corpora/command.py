@@ -105,7 +105,7 @@ def facts(
     return {
         "name": corpus.name,
         "script": f"preprocess/{script}",
-        "sources": sources.files,
+        "sources": sources.described(),
         "images": {"list": IMAGES, "count": writer.image_count, "checked": writer.images.root is not None},
         "splits": writer.splits(),
         "folds": folds,

@@ -34,9 +34,16 @@ class Sources:
             raise ValueError(f"{path}: its SHA-256 is {digest}, expected is {expected}; download it again")
         self.files.append({"file": path.name, "bytes": path.stat().st_size, "sha256": digest})
 
-    def first(self, *paths: Path) -> Path:
-        """The first of several paths that is a file; the last one's absence is an error."""
-        return self.file(next((path for path in paths if path.is_file()), paths[-1]))
+    def described(self) -> list[dict[str, object]]:
+        """Name, size and hash of every source.
+
+        Raises:
+            ValueError: checksums were given, but of none of them.
+        """
+        if self.expected and self.expected.keys().isdisjoint(str(source["file"]) for source in self.files):
+            names = ", ".join(str(source["file"]) for source in self.files)
+            raise ValueError(f"--checksums names none of the files that were read ({names}); is it of another set?")
+        return self.files
 
 
 def existing(folder: Path) -> Path:

@@ -115,6 +115,7 @@ def test_the_sets_that_are_evaluated_on_are_not_trained_on(tmp_path: Path) -> No
     facts = manifest(tmp_path, "train.en-de.json")
     assert facts["dropped"]["held out"]["pairs"] == 1
     assert facts["sources"][0]["file"] == "newstest.de"
+    assert facts["splits"] == {"train": 5, "valid": 2}
 
 
 def test_result_does_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +168,8 @@ def bad_inputs(folder: Path) -> dict[str, list[object]]:
         "no script": ["--moses", left, right, "--scripts", "de=Elvish"],
         "workers": ["--moses", left, right, "--workers", 0],
         "whole": ["--moses", left, right, "--split", "test", "--list-dropped"],
+        "other checksums": ["--moses", left, right, "--checksums", write(folder / "other", "0" * 64 + " *x.fr\n")],
+        "wrong checksums": ["--moses", left, right, "--checksums", left],
         "checksums": ["--moses", left, right, "--checksums", write(folder / "sums", "0" * 64 + "  x.en-de.en\n")],
     }
 
@@ -190,6 +193,8 @@ def bad_inputs(folder: Path) -> dict[str, list[object]]:
         ("workers", "--workers 0: give at least 1"),
         ("whole", "--list-dropped go with --split train"),
         ("checksums", "x.en-de.en: its SHA-256 is"),
+        ("other checksums", "--checksums names none of the files that were read (x.en-de.en, x.en-de.de)"),
+        ("wrong checksums", "line 1: write it as sha256sum does"),
     ],
 )
 def test_what_cannot_be_used_is_said(tmp_path: Path, case: str, message: str) -> None:
