@@ -5,16 +5,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 3
+# What a worker process calls; sent to it once, for it may hold a lot.
+_work: list[Callable[[Any], Any]] = []
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(function: Callable[[Any], Any]) -> None:
+    _work.append(function)
+
+
+def _call(item: Any) -> Any:
+    return _work[-1](item)
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -31,11 +41,11 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
     if workers == 1:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start, initargs=(function,)) as pool:
         pending: deque[Future[R]] = deque()
         try:
             for item in items:
-                pending.append(pool.submit(function, item))
+                pending.append(pool.submit(_call, item))
                 if len(pending) >= AHEAD * workers:
                     yield pending.popleft().result()
             while pending:
