@@ -68,13 +68,17 @@ def write_parallel(data: Path, output: Path) -> dict[str, int]:
 
 
 def write_pairs(data: Path, output: Path) -> None:
-    """English captions with photos, and the galleries for evaluation."""
+    """English captions with photos, those of every language for fine-tuning, and the galleries for evaluation."""
     for split in SPLITS:
         ids = read_lines(data / "images" / f"{split}.ids")
         for lang in LANGS if split == "valid" else ("en",):
             captions = read_lines(data / "captions" / f"{split}.{lang}")
             write_lines(output / "text" / "pairs" / f"{split}.{lang}", captions)
             write_lines(output / "text" / "pairs" / f"{split}.{lang}.ids", [f"{i}\t{split}/{i}" for i in ids])
+    train_ids = read_lines(data / "images" / "train.ids")
+    for lang in LANGS:
+        write_lines(output / "text" / "photos" / f"train.{lang}", read_lines(data / "captions" / f"train.{lang}"))
+        write_lines(output / "text" / "photos" / f"train.{lang}.ids", [f"{i}\ttrain/{i}" for i in train_ids])
     five = [line.split("\t", 1) for line in read_lines(data / "captions" / "train.en5.tsv.gz")]
     write_lines(output / "text" / "pairs5" / "train.en", [caption for _, caption in five])
     write_lines(output / "text" / "pairs5" / "train.en.ids", [image for image, _ in five])

@@ -60,7 +60,7 @@ binarise() {
   run python "$ROOT/examples/multi30k8k/prepare.py" "$DATA" "$TEXT"
   run python "$ROOT/preprocess/train_tokenizer.py" --vocabulary 10000 --output "$tokenizer" \
     "$TEXT"/text/parallel/train.{en,de,fr,cs}
-  for folder in parallel pairs pairs5; do
+  for folder in parallel pairs pairs5 photos; do
     run python "$ROOT/preprocess/encode.py" --model "$tokenizer/sentencepiece.bpe.model" \
       --output "$TEXT/pieces/$folder" "$TEXT/text/$folder"/*.{en,de,fr,cs}
   done
@@ -69,7 +69,8 @@ binarise() {
   run "${binarise[@]}" --pieces "$TEXT/pieces/parallel" --captions en de fr cs --splits train --output "$TEXT/bin/parallel"
   run "${binarise[@]}" --pieces "$TEXT/pieces/pairs" --captions en de fr cs --output "$TEXT/bin/pairs"
   run "${binarise[@]}" --pieces "$TEXT/pieces/pairs5" --captions en --output "$TEXT/bin/pairs5"
-  for folder in parallel pairs pairs5; do
+  run "${binarise[@]}" --pieces "$TEXT/pieces/photos" --captions en de fr cs --output "$TEXT/bin/photos"
+  for folder in parallel pairs pairs5 photos; do
     cp "$TEXT/text/$folder"/*.ids "$TEXT/bin/$folder/"
   done
   touch "$TEXT/complete"
@@ -120,7 +121,7 @@ trikd() { # trikd ENCODER DIRECTORY [OPTION...]: English image-caption pairs onl
 }
 
 finetune() { # finetune CHECKPOINT LANGUAGES DIRECTORY: the projectors go on, on the captions of these languages
-  train 150 20 "$TEXT/bin/pairs:$TEXT/bin/pairs5" --task trikd --langs "$2" "${FEATURES[@]}" \
+  train 150 20 "$TEXT/bin/photos" --task trikd --langs "$2" "${FEATURES[@]}" \
     --arch mclip_tiny --text-encoder "$ENCODER" --finetune-from-model "$1" --pooling mean --projector-layers 1 \
     --projector-ffn-embed-dim 1024 --projector-attention-heads 4 --dropout 0.1 --criterion trikd --positives image \
     --text-text-weight 1 --text-text-scale 8 --text-state-cache "$OUT/states" --text-state-dtype float16 \
