@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary, indexed_dataset
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from omegaconf import II
 from torch import Tensor
@@ -23,13 +23,13 @@ from mclip_fairseq.data.states import TokenStates, cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.models.freezing import holds_text_encoder
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.tasks.common import SampledTask, split_list
+from mclip_fairseq.tasks.common import SampledTask, SampledTaskConfig, split_list
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class TriKDTaskConfig(FairseqDataclass):
+class TriKDTaskConfig(SampledTaskConfig):
     """Captions, images and what the teacher says of them."""
 
     data: str = field(
