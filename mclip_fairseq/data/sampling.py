@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fairseq.data import FairseqDataset
 
 from mclip_fairseq.data.batches import RowDataset
-from mclip_fairseq.resilience.signals import shield_worker
+from mclip_fairseq.resilience.workers import shield_worker
 
 
 def temperature_sizes(sizes: Sequence[int], temperature: float) -> npt.NDArray[np.int64]:

@@ -24,6 +24,7 @@ from omegaconf import open_dict
 from mclip_fairseq.resilience import signals
 from mclip_fairseq.resilience.resume import LAST, check_settings, choose_checkpoint, remove_leftovers
 from mclip_fairseq.resilience.sealed import copy_sealed, damage, save_sealed
+from mclip_fairseq.resilience.workers import close_workers_at_exit
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +189,7 @@ def get_train_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
     """Fairseq's method, after which the run ends where a signal asked for it."""
+    close_workers_at_exit(self, getattr(self, ITERATOR, None))
     result = _train_step_of_fairseq(self, *args, **kwargs)
     wanted = self.cfg.optimization.max_update
     if not wanted or self.get_num_updates() < wanted:

@@ -9,7 +9,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.utils.data
 
 from mclip_fairseq.losses.gather import sum_over_ranks
 
@@ -18,7 +17,6 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 _received: list[int] = []
 _before: dict[int, Any] = {}
 _listeners: list[int] = []
-_shielded: list[int] = []
 
 
 def listen() -> None:
@@ -59,15 +57,3 @@ def asked_to_stop(device: torch.device | str = "cpu") -> str:
     counts = torch.tensor([float(_received.count(number)) for number in SIGNALS], device=device)
     counts = sum_over_ranks(counts)
     return next((signal.Signals(n).name for n, count in zip(SIGNALS, counts.tolist(), strict=True) if count), "")
-
-
-def shield_worker() -> None:
-    """Let a data loading worker leave these signals to its trainer, which ends it in time.
-
-    A scheduler signals every process of a job. A worker that died of it would take the trainer's last step along.
-    """
-    if _shielded or torch.utils.data.get_worker_info() is None:
-        return
-    _shielded.append(1)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
