@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
@@ -166,19 +167,18 @@ def test_what_cannot_be_written_leaves_everything_as_it_was(tmp_path: Path) -> N
 
 
 def test_a_passing_fault_is_tried_again_with_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    fsync = os.fsync
+    calls: list[bool] = []
 
     def failing_once(handle: int) -> None:
-        calls.append(handle)
+        calls.append(stat.S_ISDIR(os.fstat(handle).st_mode))
         if len(calls) == 1:
             raise OSError(5, "Input/output error")
-        fsync(handle)
 
     monkeypatch.setattr(os, "fsync", failing_once)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     save_sealed(state(4), tmp_path / "checkpoint_last.pt", 4)
     assert choose_checkpoint(tmp_path) == (tmp_path / "checkpoint_last.pt", [])
+    assert calls == [False, False, True], "the file is on the disk before its name, and its name before we go on"
 
 
 def test_a_full_tmpfs(tmp_path: Path) -> None:
