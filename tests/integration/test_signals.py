@@ -82,8 +82,8 @@ def test_nobody_listens_outside_of_training(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started, with theirs."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """Processes that a process has started, with theirs; fairseq starts its data workers in a thread."""
+    found = [name for thread in Path(f"/proc/{pid}/task").glob("*/children") for name in thread.read_text().split()]
     return [one for child in map(int, found) for one in [child, *children(child)]]
 
 
@@ -136,6 +136,7 @@ def test_two_ranks_under_torchrun_stop_together(tiny_corpus: Path, tmp_path: Pat
         ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         everyone = children(process.pid)
         assert len(ranks) == 2
+        assert len(everyone) >= 6
         for worker in set(everyone) - set(ranks):
             os.kill(worker, signal.SIGTERM)
         os.kill(ranks[1], signal.SIGTERM)
