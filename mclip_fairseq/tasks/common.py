@@ -74,6 +74,8 @@ class SampledTask(FairseqTask):
             {**sample, "is_dummy": dummy}, model, checked, optimizer, update_num, dummy
         )
         loss, sample_size, logged = step
+        if self.skipped:
+            metrics.log_scalar("skipped_nonfinite", self.skipped, weight=0, round=0)
         return (loss, 0, zeroed(logged)) if dummy else (loss, sample_size, logged)
 
     def checked_loss(
@@ -99,7 +101,6 @@ class SampledTask(FairseqTask):
                 f"{max(self.skipped, 10)} to leave out up to that many such batches"
             )
         logger.warning("%s; batch left out, %d of --skip-nonfinite %d", message, self.skipped, self.cfg.skip_nonfinite)
-        metrics.log_scalar("skipped_nonfinite", self.skipped, weight=0, round=0)
         return zero_gradient(model, criterion), 0, zeroed(logged)
 
     def optimizer_step(self, optimizer: Any, model: torch.nn.Module, update_num: int) -> None:
