@@ -106,7 +106,7 @@ def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: 
     from tests.conftest import _forget_last_run
 
     torch.set_num_threads(1)
-    os.fsync = lambda handle: None  # see tests/conftest.py
+    vars(os)["fsync"] = lambda handle: None  # see tests/conftest.py
     for number, (run, port) in enumerate(zip(runs, ports, strict=True)):
         here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
         os.environ.update({name: str(value) for name, value in here.items()})

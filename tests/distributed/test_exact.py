@@ -21,7 +21,10 @@ from tests.runs import free_ports, start_ranks, state_of, train_on_ranks
 pytestmark = pytest.mark.distributed
 Train = Callable[..., str]
 # Rows per rank; a negative number is a dummy batch of so many rows, which must not count.
-SPLITS = {2: [(4, 4), (5, 2), (3, -4), (-2, 1)], 4: [(3, 3, 3, 3), (5, 1, 4, 2), (3, -2, -2, 2), (1, -1, -1, -1)]}
+SPLITS: dict[int, list[tuple[int, ...]]] = {
+    2: [(4, 4), (5, 2), (3, -4), (-2, 1)],
+    4: [(3, 3, 3, 3), (5, 1, 4, 2), (3, -2, -2, 2), (1, -1, -1, -1)],
+}
 WIDTH, WORDS = 6, 12
 
 

@@ -49,8 +49,7 @@ def test_a_signalled_run_saves_ends_well_and_goes_on_exactly(
 
             patch.setattr(SampledTask, "optimizer_step", signalled)
         else:
-            begin = Trainer.begin_valid_epoch
-            patch.setattr(Trainer, "begin_valid_epoch", lambda *a: (begin(*a), os.kill(os.getpid(), number)))
+            patch.setattr(Trainer, "begin_valid_epoch", lambda self, epoch: os.kill(os.getpid(), number))
         log = run_train(*options(tiny_corpus, tmp_path / "stopped", *common, "--no-last-checkpoints"))
     saved = load_checkpoint(tmp_path / "stopped" / "checkpoint_last.pt")
     expected = 5 if moment == "training" else 3
