@@ -49,6 +49,7 @@ def own_memory() -> float:
 
 
 def row(what: str, seconds: float) -> None:
+    """Print one line of the table."""
     print(f"| {what:<44} | {seconds:9.3f} | {own_memory():10.0f} |", flush=True)
 
 

@@ -25,7 +25,7 @@ from mclip_fairseq.tasks.common import SampledTask  # noqa: E402
 from tests import tiny_data  # noqa: E402
 
 MEMORY_TOLERANCE = 0.02
-Sample = tuple[int, float, int, int, int, float]
+Sample = tuple[int, float, int, int, int, float]  # update, MB, open files, threads, workers, their MB
 
 
 def children(pid: int) -> list[int]:
@@ -58,13 +58,10 @@ class Watch:
         self.samples.append(
             (update, resident(pid), files, threading.active_count(), len(workers), sum(map(resident, workers)))
         )
-        _, memory, _, threads, _, theirs = self.samples[-1]
-        passed = time.monotonic() - self.begin
-        print(
-            f"| {update:7} | {memory:8.1f} | {files:6} | {threads:7} | {len(workers):7} | {theirs:11.1f} | {passed:7.0f} |",
-            file=sys.stderr,
-            flush=True,
-        )
+        widths = (7, 8, 6, 7, 7, 11, 7)
+        cells = zip((*self.samples[-1], time.monotonic() - self.begin), widths, strict=True)
+        line = " | ".join(f"{round(value):{width}}" for value, width in cells)
+        print(f"| {line} |", file=sys.stderr, flush=True)
 
     def grew(self) -> str:
         """What grew from the second quarter to the last; empty if nothing did."""
