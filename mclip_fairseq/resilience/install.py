@@ -1,6 +1,6 @@
 """Puts the promises of this package into fairseq's training, at the places for which it has no hook.
 
-Five functions of fairseq are replaced in memory, each by one that calls it or does the same more safely; no file of
+Six functions of fairseq are replaced in memory, each by one that calls it or does the same more safely; no file of
 fairseq changes. Everything else hangs on the hooks that tasks have.
 """
 
@@ -37,7 +37,7 @@ ITERATOR = "mclip_epoch_itr"
 
 
 def install() -> None:
-    """Replace the five functions; idempotent."""
+    """Replace the six; idempotent."""
     # fairseq's save retries into the half-written file, and nothing is brought to the disk.
     checkpoint_utils.torch_persistent_save = torch_persistent_save
     # fairseq copies checkpoint_last and checkpoint_best over the old ones, byte by byte.

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,11 +115,13 @@ class SampledTask(FairseqTask):
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this task, under its class's name, as fairseq looks for it."""
-        return {type(self).__name__: {"skipped_nonfinite": self.skipped}}
+        state = {"skipped_nonfinite": self.skipped, "early_stopping": dict(early_stopping())}
+        return {type(self).__name__: state}
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Go on counting where the checkpoint stopped."""
         self.skipped = int(state.get("skipped_nonfinite", 0))
+        early_stopping().update(state.get("early_stopping", {}))
 
     def can_reuse_epoch_itr(self, dataset: TemperatureSampledDataset) -> bool:
         """Only where samples are not redrawn."""
@@ -142,6 +145,15 @@ class SampledTask(FairseqTask):
     def report_dropped(self, dropped: int, total: int, max_positions: Any) -> None:
         """Log what the length filter left out."""
         logger.warning("%d of %d samples are longer than %s tokens and left out", dropped, total, max_positions)
+
+
+def early_stopping() -> dict[str, Any]:
+    """What fairseq counts for --patience, as attributes of a function; its checkpoints leave it out."""
+    for name in ("__main__", "fairseq_cli.train"):  # the former under torchrun -m fairseq_cli.train
+        function = getattr(sys.modules.get(name), "should_stop_early", None)
+        if function is not None:
+            return vars(function)
+    return {}
 
 
 def check_names(given: Sequence[str], known: Sequence[str], option: str) -> None:

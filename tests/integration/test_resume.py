@@ -93,6 +93,17 @@ def test_a_stop_at_the_end_of_an_epoch_keeps_the_running_means(
     assert difference(state_of(tmp_path / "stopped"), done) == ""
 
 
+def test_patience_counts_over_a_stop(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
+    """No validation beats the first one while nothing is learned: the run ends after three more, two before a stop."""
+    patient = ("--num-workers", "0", "--validate-interval-updates", "1", "--patience", "3", "--lr", "0", "--batch-size")
+    common = options(tiny_corpus, "trikd", "--save-dir", tmp_path, *patient, "32")
+    common.remove("--disable-validation")
+    run_train(*common, "--max-update", "3")
+    log = run_train(*common, "--max-update", "9")
+    assert "early stop since valid performance hasn't improved for last 3 runs" in log
+    assert state_of(tmp_path)["optimizer_history"][-1]["num_updates"] == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["mte", "trikd"])
 @pytest.mark.parametrize("workers", ["0", "2"])
