@@ -90,6 +90,12 @@ def _same_start_for_every_test() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the system its time to write: what a test looks at is in the cache, and a busy disk takes seconds."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 def _command(name: str) -> list[str]:
     """The command line that starts a console script: ours from the checkout, others as installed."""
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]

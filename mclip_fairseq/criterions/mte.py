@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mclip_fairseq.criterions.logging import log_ratio, loss_arithmetic
 from mclip_fairseq.losses import chunked_linear_label_smoothed_nll, global_info_nce, sum_over_ranks
+from mclip_fairseq.resilience.finite import NONFINITE, count_nonfinite_rows
 
 
 @dataclass
@@ -122,6 +123,7 @@ class MTECriterion(FairseqCriterion):
         if self.released and total_rows:
             weight /= total_rows
         logged["contrastive_loss"] = (out.loss * total_tokens).detach()
+        logged[NONFINITE] = count_nonfinite_rows(source, target)
         logged.update(accuracy_hits=0.5 * (out.hits_xy + out.hits_yx).float(), accuracy_rows=out.rows)
         # The pooled rows of a dummy batch stay in the graph, so that every rank's backward meets the same collectives.
         return out.loss * weight + 0.0 * (source.sum() + target.sum())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mclip_fairseq.criterions.logging import log_ratio, loss_arithmetic
 from mclip_fairseq.losses import ContrastiveOutput, global_info_nce, sum_over_ranks
+from mclip_fairseq.resilience.finite import NONFINITE, count_nonfinite_rows
 
 
 @dataclass
@@ -95,6 +96,7 @@ class TriKDCriterion(FairseqCriterion):
             "ntokens": 0 if dummy else int(sample["ntokens"]),
             "nsentences": rows,
             "sample_size": rows,
+            NONFINITE: count_nonfinite_rows(text, out["image"], out["teacher_text"]),
         }
         return loss, rows, logged
 

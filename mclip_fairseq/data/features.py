@@ -35,7 +35,7 @@ class FeatureStore:
     Args:
         paths: the directories.
         manifests: their manifests.
-        ids: id of each row, over all directories.
+        ids: id of each row, over all directories; None reads them when they are first asked for.
         shards: (rows, dim) arrays, memory-mapped, over all directories.
     """
 
@@ -43,12 +43,13 @@ class FeatureStore:
         self,
         paths: Sequence[Path],
         manifests: Sequence[dict[str, Any]],
-        ids: list[str],
+        ids: list[str] | None,
         shards: Sequence[npt.NDArray[np.floating]],
     ) -> None:
         self.paths = tuple(paths)
         self.manifests = tuple(manifests)
-        self.ids = ids
+        if ids is not None:
+            self.ids = ids
         self._shards = tuple(shards)
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
 
@@ -63,8 +64,8 @@ class FeatureStore:
 
         Args:
             paths: the directories.
-            verify: compare hashes, look for repeated ids and for values that are not finite; without it, only sizes
-                and types are checked.
+            verify: compare hashes, look for repeated ids and for values that are not finite; without it, only sizes and
+                types are checked, and the ids are not read before they are needed.
 
         Raises:
             ValueError: a directory is unfinished, a file is missing, altered or does not fit its manifest, an id
@@ -78,8 +79,8 @@ class FeatureStore:
             check_alike(folders[0], manifests[0], folder, manifest)
         if verify:
             verify_hashes(folders, manifests)
-        ids = list(chain.from_iterable(map(read_ids, folders, manifests)))
-        if verify and len(set(ids)) != len(ids):
+        ids = list(chain.from_iterable(map(read_ids, folders, manifests))) if verify else None
+        if ids is not None and len(set(ids)) != len(ids):
             twice = first_duplicate(ids)
             raise ValueError(f"{', '.join(map(str, folders))}: the id {twice!r} appears twice; ids must be unique")
         shards = [
@@ -87,7 +88,7 @@ class FeatureStore:
             for folder, manifest in zip(folders, manifests, strict=True)
             for entry in manifest["shards"]
         ]
-        if verify:
+        if ids is not None:
             check_finite(folders[0], ids, shards)
         return cls(folders, manifests, ids, shards)
 
@@ -96,7 +97,7 @@ class FeatureStore:
         return (FeatureStore.open_all, (self.paths, False))
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return int(self._starts[-1])
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -126,6 +127,11 @@ class FeatureStore:
             hashes = [manifest["ids_sha256"], *(entry["sha256"] for entry in manifest["shards"])]
             digest.update("".join(f"{value}\n" for value in hashes).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Id of each row, over all directories."""
+        return list(chain.from_iterable(map(read_ids, self.paths, self.manifests)))
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from fairseq.data import FairseqDataset
 
 from mclip_fairseq.data.batches import RowDataset
+from mclip_fairseq.resilience.workers import shield_worker
 
 
 def temperature_sizes(sizes: Sequence[int], temperature: float) -> npt.NDArray[np.int64]:
@@ -81,10 +82,16 @@ class TemperatureSampledDataset(FairseqDataset):
         return index
 
     def collater(self, samples: Sequence[int]) -> dict[str, Any]:
-        """Build the batch of some sample numbers, all of one part."""
+        """Build the batch of some sample numbers, all of one part.
+
+        Where the batches do not divide by the ranks, fairseq asks for an empty one. In training it is one sample that
+        is marked as `is_dummy`: fairseq's own dummy would make it forget, with --update-freq, what the rank's other
+        batches of the same update weigh.
+        """
+        shield_worker()
         index = np.asarray(samples, dtype=np.int64)
         if len(index) == 0:
-            return {}
+            return {**self.collater([self.shortest]), "is_dummy": True} if self.shuffle and len(self) else {}
         part = int(self.part_of[index[0]])
         batch = self.parts[part].rows(self.row_of[index])
         batch["part"] = self.names[part]
@@ -92,6 +99,11 @@ class TemperatureSampledDataset(FairseqDataset):
             # Consumers that put outputs back in order (fairseq-generate) need the number within the whole.
             batch["id"] = batch["id"].new_tensor(index)
         return batch
+
+    @property
+    def shortest(self) -> int:
+        """Number of a sample that no limit of length leaves out."""
+        return int(np.argmin(self.num_tokens_vec(np.arange(len(self)))))
 
     def num_tokens(self, index: int) -> int:
         """Length that --max-tokens counts: the longer side."""

@@ -1,15 +1,22 @@
 """What both tasks do alike: languages, batches of one part, and steps in which a rank has nothing to add."""
 
+import functools
 import logging
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
+from mclip_fairseq.resilience.finite import NONFINITE, NonFiniteError, find_nonfinite, zero_gradient, zeroed
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +36,25 @@ def split_list(value: str, option: str) -> list[str]:
     return items
 
 
+@dataclass
+class SampledTaskConfig(FairseqDataclass):
+    """What every task of sampled batches offers."""
+
+    skip_nonfinite: int = field(
+        default=0,
+        metadata={"help": "leave out up to this many batches whose loss or features are not finite; then stop"},
+    )
+
+
 class SampledTask(FairseqTask):
     """A task whose datasets are `TemperatureSampledDataset`s and whose losses look across ranks."""
+
+    cfg: Any
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.skipped = 0
+        self.kept_in_update = {"update": -1, "kept": 0, "skipped": 0}
 
     def train_step(
         self,
@@ -41,17 +65,65 @@ class SampledTask(FairseqTask):
         update_num: int,
         ignore_grad: bool = False,
     ) -> tuple[Tensor, Any, dict[str, Any]]:
-        """Fairseq's step, except that a dummy batch says so.
+        """Fairseq's step, except that a dummy batch says so and a batch that is not finite does not count.
 
-        fairseq replays a rank's first batch where shards are uneven. Its loss is zeroed, but its rows would still be
-        gathered as false negatives of the other ranks; the criterions leave the rows of a marked batch out, and so
-        they do where the data say that nothing of it could be read.
+        The loss of a dummy batch (see `TemperatureSampledDataset`) is zeroed, but its rows would still be gathered as
+        false negatives of the other ranks; the criterions leave the rows of a marked batch out, and so they do where
+        the data say that nothing of it could be read.
         """
-        sample = {**sample, "is_dummy": ignore_grad or sample.get("is_dummy", False)}
+        dummy = bool(sample.get("is_dummy", False)) or ignore_grad
+        checked = functools.partial(self.checked_loss, criterion, update_num)
         step: tuple[Tensor, Any, dict[str, Any]] = super().train_step(
-            sample, model, criterion, optimizer, update_num, ignore_grad
+            {**sample, "is_dummy": dummy}, model, checked, optimizer, update_num, dummy
         )
-        return step
+        loss, sample_size, logged = step
+        if self.skipped:
+            metrics.log_scalar("skipped_nonfinite", self.skipped, weight=0, round=0)
+        return (loss, 0, zeroed(logged)) if dummy else (loss, sample_size, logged)
+
+    def checked_loss(
+        self, criterion: torch.nn.Module, update_num: int, model: torch.nn.Module, sample: dict[str, Any]
+    ) -> tuple[Tensor, Any, dict[str, Any]]:
+        """The criterion's answer; zeros where a rank's loss or features are not finite.
+
+        Raises:
+            NonFiniteError: on all ranks alike, when --skip-nonfinite is used up.
+        """
+        loss, sample_size, logged = criterion(model, sample)
+        blame = find_nonfinite(loss, logged.pop(NONFINITE, 0), sample, sample["is_dummy"])
+        if self.kept_in_update["update"] != update_num:
+            self.kept_in_update = {"update": update_num, "kept": 0, "skipped": 0}
+        self.kept_in_update["skipped" if blame else "kept"] += 1
+        if not blame:
+            return loss, sample_size, logged
+        self.skipped += 1
+        message = f"update {update_num + 1}: not finite: {'; '.join(blame)}"
+        if self.skipped > self.cfg.skip_nonfinite:
+            raise NonFiniteError(
+                f"{message}; repair these samples, lower the learning rate, or pass --skip-nonfinite "
+                f"{max(self.skipped, 10)} to leave out up to that many such batches"
+            )
+        logger.warning("%s; batch left out, %d of --skip-nonfinite %d", message, self.skipped, self.cfg.skip_nonfinite)
+        return zero_gradient(model, criterion), 0, zeroed(logged)
+
+    def optimizer_step(self, optimizer: Any, model: torch.nn.Module, update_num: int) -> None:
+        """Fairseq's step, unless every batch of this update was left out: momentum and decay must not act alone."""
+        counts = self.kept_in_update
+        if counts["update"] == update_num and counts["skipped"] and not counts["kept"]:
+            if isinstance(optimizer, AMPOptimizer):
+                optimizer.scaler.update()
+            return
+        super().optimizer_step(optimizer, model, update_num)
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this task, under its class's name, as fairseq looks for it."""
+        state = {"skipped_nonfinite": self.skipped, "early_stopping": dict(early_stopping())}
+        return {type(self).__name__: state}
+
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting where the checkpoint stopped."""
+        self.skipped = int(state.get("skipped_nonfinite", 0))
+        early_stopping().update(state.get("early_stopping", {}))
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> torch.nn.Module:
         """Build the model; from a checkpoint, only one of this project.
@@ -90,6 +162,15 @@ class SampledTask(FairseqTask):
     def report_dropped(self, dropped: int, total: int, max_positions: Any) -> None:
         """Log what the length filter left out."""
         logger.warning("%d of %d samples are longer than %s tokens and left out", dropped, total, max_positions)
+
+
+def early_stopping() -> dict[str, Any]:
+    """What fairseq counts for --patience, as attributes of a function; its checkpoints leave it out."""
+    for name in ("__main__", "fairseq_cli.train"):  # the former under torchrun -m fairseq_cli.train
+        function = getattr(sys.modules.get(name), "should_stop_early", None)
+        if function is not None:
+            return vars(function)
+    return {}
 
 
 def check_names(given: Sequence[str], known: Sequence[str], option: str) -> None:

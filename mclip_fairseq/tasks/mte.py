@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary, indexed_dataset
-from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import register_task
 from omegaconf import II
 from torch import Tensor
@@ -17,13 +16,13 @@ from torch import Tensor
 from mclip_fairseq.data.parallel import ParallelDataset, shifted_blocks
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
-from mclip_fairseq.tasks.common import SampledTask, check_names, split_list
+from mclip_fairseq.tasks.common import SampledTask, SampledTaskConfig, check_names, split_list
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class MTETaskConfig(FairseqDataclass):
+class MTETaskConfig(SampledTaskConfig):
     """Data, languages and directions."""
 
     data: str = field(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary, indexed_dataset
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from omegaconf import II
@@ -28,7 +28,7 @@ from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.evaluation.in_training import validation_recalls
 from mclip_fairseq.models.freezing import holds_text_encoder
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.tasks.common import SampledTask, split_list
+from mclip_fairseq.tasks.common import SampledTask, SampledTaskConfig, split_list
 
 logger = logging.getLogger(__name__)
 Ids = list[str] | None
@@ -36,7 +36,7 @@ BLANK = (64, 64)
 
 
 @dataclass
-class TriKDTaskConfig(FairseqDataclass):
+class TriKDTaskConfig(SampledTaskConfig):
     """Captions, images and what the teacher says of them."""
 
     data: str = field(

@@ -1,0 +1,94 @@
+"""A feature directory of three million rows: how long it takes to open, and what memory sampling from it needs.
+
+The shards are sparse files, so that the directory takes no room on the disk. Prints a table; the exit status is 1 if
+opening takes a second or more, or if memory grows with the number of rows that were read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mclip_fairseq.data.feature_files import FORMAT, VERSION, shard_name
+from mclip_fairseq.data.features import FeatureStore
+from mclip_fairseq.data.files import file_sha256
+
+SHARD_ROWS = 1 << 19
+
+
+def make_directory(folder: Path, rows: int, dim: int) -> None:
+    """A finished feature directory whose values are all zero."""
+    (folder / "ids.txt").write_text("".join(f"{row:012d}.jpg\n" for row in range(rows)))
+    shards = []
+    for number, start in enumerate(range(0, rows, SHARD_ROWS)):
+        count, path = min(SHARD_ROWS, rows - start), folder / shard_name(number)
+        with path.open("wb") as stream:
+            header = {"descr": "<f2", "fortran_order": False, "shape": (count, dim)}
+            np.lib.format.write_array_header_1_0(stream, header)
+            stream.truncate(stream.tell() + count * dim * 2)
+        shards.append({"file": path.name, "rows": count, "sha256": file_sha256(path)})
+    manifest = {
+        **{"format": FORMAT, "version": VERSION, "teacher": {"name": "zeros"}, "modality": "image", "dim": dim},
+        **{"count": rows, "dtype": "float16", "normalized": False, "shards": shards},
+        "ids_sha256": file_sha256(folder / "ids.txt"),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def own_memory() -> float:
+    """MB that belong to this process alone; mapped pages of files are the system's, which takes them back at need."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+def row(what: str, seconds: float) -> None:
+    """Print one line of the table."""
+    print(f"| {what:<44} | {seconds:9.3f} | {own_memory():10.0f} |", flush=True)
+
+
+def measure(folder: Path, batches: int, batch: int) -> bool:
+    """Print the table; whether both promises hold."""
+    print(f"| {'step':<44} | {'seconds':>9} | {'own MB':>10} |\n|{'-' * 46}|{'-' * 11}|{'-' * 12}|")
+    row("start", 0.0)
+    begin = time.perf_counter()
+    store = FeatureStore.open(folder, verify=False)
+    opening = time.perf_counter() - begin
+    row(f"open {len(store):,} rows of {store.dim}", opening)
+    begin = time.perf_counter()
+    copied = len(pickle.dumps(store))
+    row(f"hand to a data worker: {copied} bytes", time.perf_counter() - begin)
+    draw, memory = np.random.default_rng(0), []
+    for half in ("first", "second"):
+        begin = time.perf_counter()
+        for _ in range(batches // 2):
+            store.take(draw.integers(0, len(store), batch))
+        row(f"{half} {batches // 2} batches of {batch} random rows", time.perf_counter() - begin)
+        memory.append(own_memory())
+    begin = time.perf_counter()
+    FeatureStore.open(folder)
+    row("open and verify all hashes and ids", time.perf_counter() - begin)
+    return opening < 1.0 and memory[1] - memory[0] < 20
+
+
+def main() -> int:
+    """Make the directory, measure, remove it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=3_000_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--batches", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=512)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_directory(Path(folder), options.rows, options.dim)
+        return 0 if measure(Path(folder), options.batches, options.batch_size) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

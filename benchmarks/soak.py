@@ -1,0 +1,117 @@
+"""Thousands of updates of a small run, with data workers, checkpoints and validation: does anything grow?
+
+Prints memory, open files, threads and child processes at intervals; the exit status is 1 if memory or open files of
+the last quarter exceed those of the second quarter (the first warms up) by more than the tolerance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fairseq_cli import train  # noqa: E402
+
+from mclip_fairseq.tasks.common import SampledTask  # noqa: E402
+from tests import tiny_data  # noqa: E402
+
+MEMORY_TOLERANCE = 0.02
+Sample = tuple[int, float, int, int, int, float]  # update, MB, open files, threads, workers, their MB
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(name) for name in thread.read_text().split()]
+    return found
+
+
+def resident(pid: int) -> float:
+    """MB that a process holds."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
+
+
+class Watch:
+    """Looks at this process every so many updates."""
+
+    def __init__(self, interval: int) -> None:
+        self.interval, self.samples, self.begin = interval, list[Sample](), time.monotonic()
+
+    def look(self, update: int) -> None:
+        """One line of the table."""
+        pid = os.getpid()
+        files, workers = len(os.listdir(f"/proc/{pid}/fd")), children(pid)
+        self.samples.append(
+            (update, resident(pid), files, threading.active_count(), len(workers), sum(map(resident, workers)))
+        )
+        widths = (7, 8, 6, 7, 7, 11, 7)
+        cells = zip((*self.samples[-1], time.monotonic() - self.begin), widths, strict=True)
+        line = " | ".join(f"{round(value):{width}}" for value, width in cells)
+        print(f"| {line} |", file=sys.stderr, flush=True)
+
+    def grew(self) -> str:
+        """What grew from the second quarter to the last; empty if nothing did."""
+        quarter = max(len(self.samples) // 4, 1)
+        early, late = self.samples[quarter : 2 * quarter], self.samples[-quarter:]
+        memory = [mean(sample[1] for sample in part) for part in (early, late)]
+        files = [max(sample[2] for sample in part) for part in (early, late)]
+        print(f"memory {memory[0]:.1f} -> {memory[1]:.1f} MB, open files {files[0]} -> {files[1]}", file=sys.stderr)
+        if memory[1] > memory[0] * (1 + MEMORY_TOLERANCE):
+            return "memory"
+        return "open files" if files[1] > files[0] else ""
+
+
+def options(corpus: Path, folder: Path, updates: int, workers: int) -> list[str]:
+    """A run of TriKD over three languages that does everything often."""
+    values = [
+        *("fairseq-train", corpus / "captions", "--user-dir", ROOT / "mclip_fairseq", "--task", "trikd", "--cpu"),
+        *("--langs", ",".join(tiny_data.LANGS), "--arch", "mclip_tiny", "--criterion", "trikd", "--freeze-text"),
+        *("none", "--image-features", corpus / "features" / "image", "--text-features", corpus / "features" / "text"),
+        *("--sampling-temperature", 5, "--optimizer", "fused_adamw", "--lr", 0.0001, "--batch-size", 8),
+        *("--max-update", updates, "--num-workers", workers, "--save-dir", folder, "--save-interval-updates", 500),
+        *("--keep-interval-updates", 2, "--no-epoch-checkpoints", "--log-interval", 1000, "--log-format", "none"),
+    ]
+    return [str(value) for value in values]
+
+
+def main() -> int:
+    """Train and watch."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--updates", type=int, default=5000)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    watch, step = Watch(max(arguments.updates // 20, 1)), SampledTask.optimizer_step
+
+    def watched(self: Any, optimizer: Any, model: Any, update_num: int) -> None:
+        step(self, optimizer, model, update_num)
+        if (update_num + 1) % watch.interval == 0:
+            watch.look(update_num + 1)
+
+    SampledTask.optimizer_step = watched  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as name:
+        corpus = tiny_data.make_text(Path(name))
+        tiny_data.make_captions(corpus)
+        print("|  update |   RSS MB |  files | threads | workers | their RSS MB | seconds |", file=sys.stderr)
+        sys.argv = options(corpus, corpus / "run", arguments.updates, arguments.workers)
+        train.cli_main()
+    grown = watch.grew()
+    print(f"{grown} grew" if grown else "flat", file=sys.stderr)
+    return 1 if grown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Which checkpoint a run goes on from, and whether it may."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import OmegaConf
+
+from mclip_fairseq.compat import allow_checkpoint_globals
+from mclip_fairseq.resilience.sealed import TEMPORARY, damage, sealed_updates
+
+logger = logging.getLogger(__name__)
+
+LAST = "checkpoint_last.pt"
+OF_A_RUN = re.compile(r"checkpoint(_last|_best|\d+|_\d+_\d+|\.best_.+)\.pt")
+# What the position within an epoch is counted in: with another value it would point to other samples.
+POSITION_OPTIONS = (
+    "distributed_training.distributed_world_size",
+    "dataset.batch_size",
+    "dataset.max_tokens",
+    "dataset.required_batch_size_multiple",
+    "dataset.train_subset",
+    "dataset.grouped_shuffling",
+    "dataset.update_ordered_indices_seed",
+    "optimization.update_freq",
+    "optimization.skip_remainder_batch",
+    "common.seed",
+    "task._name",
+    "task.langs",
+    "task.lang_pairs",
+    "task.both_directions",
+    "task.sampling_temperature",
+    "task.truncate",
+    "task.max_source_positions",
+    "task.max_target_positions",
+    "task.max_caption_tokens",
+)
+
+
+class Choice(NamedTuple):
+    """What to go on from.
+
+    Attributes:
+        path: the checkpoint; None where there is none and the run begins.
+        skipped: `name (why)` of each file that was passed over.
+    """
+
+    path: Path | None
+    skipped: list[str]
+
+
+def choose_checkpoint(folder: str | Path) -> Choice:
+    """The newest checkpoint of a run that verifies.
+
+    That is `checkpoint_last.pt`, or a file with more updates that was written after it (the run was killed between the
+    two), or, where it is damaged or missing, the one with the most updates.
+
+    Raises:
+        ValueError: there are checkpoints, and none of them verifies.
+    """
+    folder = Path(folder)
+    skipped: list[str] = []
+    updates: dict[Path, int] = {}
+    found = [path for path in folder.glob("checkpoint*.pt") if OF_A_RUN.fullmatch(path.name) and path.is_file()]
+    for path in found:
+        known = sealed_updates(path)
+        try:
+            updates[path] = _updates_inside(path) if known is None else known
+        except ValueError as error:
+            skipped.append(f"{path.name} ({error})")
+    for path in _in_order(updates, folder / LAST):
+        reason = damage(path)
+        if not reason:
+            return Choice(path, skipped)
+        skipped.append(f"{path.name} ({reason})")
+    if found:
+        raise ValueError(
+            f"{folder}: no checkpoint verifies: {', '.join(skipped)}; bring one back from a copy, or move them away to "
+            "start anew"
+        )
+    return Choice(None, [])
+
+
+def _in_order(updates: Mapping[Path, int], last: Path) -> list[Path]:
+    """Candidates, best first."""
+    order = sorted(updates, key=lambda path: (updates[path], path.stat().st_mtime_ns), reverse=True)
+    if last not in updates:
+        return order
+    # Whoever copies an older checkpoint to checkpoint_last.pt wants to go back: then it is the youngest file.
+    newer = [
+        path for path in order if updates[path] > updates[last] and path.stat().st_mtime_ns > last.stat().st_mtime_ns
+    ]
+    return [*newer, last, *(path for path in order if path != last and path not in newer)]
+
+
+def _updates_inside(path: Path) -> int:
+    """Updates of a checkpoint without a seal.
+
+    Raises:
+        ValueError: why it is no checkpoint to go on from, in a few words.
+    """
+    reason = damage(path)
+    if reason:
+        raise ValueError(reason)
+    history = read_lazily(path).get("optimizer_history") or [{}]
+    return int(history[-1].get("num_updates", 0))
+
+
+def read_lazily(path: Path) -> dict[str, Any]:
+    """A checkpoint whose tensors stay on the disk until they are looked at.
+
+    Raises:
+        ValueError: it is not one, in a few words.
+    """
+    allow_checkpoint_globals()
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before zip archives cannot be mapped
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
+        raise ValueError(f"it cannot be read: {str(error).splitlines()[0][:80]}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not a checkpoint")
+    return state
+
+
+def remove_leftovers(folder: str | Path) -> list[str]:
+    """Remove the temporary files of a save that was cut short; returns their names."""
+    removed = []
+    for path in sorted(Path(folder).glob(f"*.pt{TEMPORARY}")):
+        if OF_A_RUN.fullmatch(path.name.removesuffix(TEMPORARY)):
+            path.unlink(missing_ok=True)
+            removed.append(path.name)
+    return removed
+
+
+def check_settings(path: Path, cfg: Any) -> None:
+    """Refuse to go on in mid-epoch with options that give its position another meaning; at its start, say so.
+
+    Args:
+        path: a checkpoint.
+        cfg: fairseq's configuration of this run.
+
+    Raises:
+        ValueError: naming the options, then and now.
+    """
+    state = read_lazily(path)
+    position = (state.get("extra_state") or {}).get("train_iterator") or {}
+    if not isinstance(state.get("cfg"), dict) or not position:
+        return
+    changed = changed_options(state["cfg"], cfg)
+    if changed and position.get("iterations_in_epoch", 0):
+        raise ValueError(
+            f"{path}: was written in the middle of epoch {position.get('epoch')} with {'; '.join(changed)}; its place "
+            "in the data has no meaning here: resume with the options it was written with, or pass --reset-dataloader "
+            "to keep its parameters and begin the data anew"
+        )
+    if changed:
+        logger.warning(
+            "%s was written at the end of an epoch with %s: the run goes on, but not with the steps it had taken",
+            path.name,
+            "; ".join(changed),
+        )
+
+
+def changed_options(stored: Mapping[str, Any], cfg: Any) -> list[str]:
+    """`option then (now: value)` for each of `POSITION_OPTIONS` that two configurations hold differently."""
+    changed = []
+    for name in POSITION_OPTIONS:
+        group, option = name.split(".")
+        if option not in (stored.get(group) or {}):
+            continue
+        new = OmegaConf.select(cfg, name)
+        old, new = stored[group][option], OmegaConf.to_container(new) if OmegaConf.is_config(new) else new
+        if old != new:
+            shown = "task" if option == "_name" else option.replace("_", "-")
+            changed.append(f"--{shown} {old} (now {new})")
+    return changed

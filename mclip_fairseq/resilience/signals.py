@@ -1,0 +1,59 @@
+"""SIGTERM and SIGUSR1 ask a run to finish its step, save and end well, as SLURM does before it takes a machine away."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+
+from mclip_fairseq.losses.gather import sum_over_ranks
+
+logger = logging.getLogger(__name__)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_received: list[int] = []
+_before: dict[int, Any] = {}
+_listeners: list[int] = []
+
+
+def listen() -> None:
+    """Note the signals from now on; only the main thread may ask, elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    _listeners.append(1)
+    if _before:
+        return
+    for number in SIGNALS:
+        _before[number] = signal.signal(number, _note)
+
+
+def listen_no_more() -> None:
+    """Give the signals back to whom they belonged before `listen`, when nobody listens any more."""
+    if threading.current_thread() is not threading.main_thread() or not _listeners:
+        return
+    _listeners.pop()
+    if _listeners:
+        return
+    for number, handler in _before.items():
+        signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    _before.clear()
+    _received.clear()
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    # No logging here: the signal may have come in the middle of a log line.
+    _received.append(number)
+
+
+def asked_to_stop(device: torch.device | str = "cpu") -> str:
+    """Name of the signal that some rank has received; empty if none has. Every rank must call it, and all agree.
+
+    Args:
+        device: of a tensor that the process group can sum.
+    """
+    counts = torch.tensor([float(_received.count(number)) for number in SIGNALS], device=device)
+    counts = sum_over_ranks(counts)
+    return next((signal.Signals(n).name for n, count in zip(SIGNALS, counts.tolist(), strict=True) if count), "")

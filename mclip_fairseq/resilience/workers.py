@@ -1,0 +1,62 @@
+"""Data loading workers that neither take a run down nor stay behind when it ends."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+import weakref
+from typing import Any
+
+import torch.utils.data
+
+_shielded: list[int] = []
+_closing: list[weakref.ref[Any]] = []
+_counted: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def shield_worker() -> None:
+    """Let a worker obey only its trainer's SIGTERM; called in the trainer itself, it does nothing.
+
+    A scheduler signals every process of a job. A worker that died of it would take the trainer's last step along.
+    """
+    if _shielded or torch.utils.data.get_worker_info() is None:
+        return
+    _shielded.append(1)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # A handler is not told who sent a signal; whoever waits for a blocked one is.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(trainer: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != trainer:
+        pass
+    os._exit(0)
+
+
+def close_workers_at_exit(trainer: Any, iterator: Any) -> None:
+    """End the workers of a trainer's iterators before torch waits five seconds for each of them.
+
+    Args:
+        trainer: fairseq's trainer.
+        iterator: the one it trains on; called again with the same one, nothing happens.
+    """
+    if iterator is None or iterator in _counted:
+        return
+    _counted.add(iterator)
+    _closing[:] = [weakref.ref(trainer), weakref.ref(iterator)]
+    # Torch registers its own clean-up whenever workers start, and the last to register is the first to run.
+    atexit.unregister(_close)
+    atexit.register(_close)
+
+
+def _close() -> None:
+    trainer, iterator = (reference() for reference in _closing)
+    cached = list(getattr(getattr(trainer, "task", None), "dataset_to_epoch_iter", {}).values())
+    for source in [iterator, *cached]:
+        running = getattr(getattr(source, "dataloader", None), "_iterator", None)
+        shut_down = getattr(running, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()

@@ -1,0 +1,204 @@
+"""N updates straight, and the same N with a stop: equal bit for bit, whatever lies between."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.runs import difference, losses_of, state_of, train_on_ranks
+
+Train = Callable[..., str]
+UPDATES = 16  # the tiny corpus makes 13 an epoch
+LOGGED = 4
+
+
+def options(corpus: Path, task: str, *more: object) -> list[object]:
+    """Everything at once that could break: dropout, shuffling, sampled languages, accumulation, a mean of log lines."""
+    common = [
+        *("--sampling-temperature", "5", "--dropout", "0.3", "--batch-size", "8", "--update-freq", "2"),
+        *("--optimizer", "fused_adamw", "--lr", "0.003", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "5"),
+        *("--log-format", "json", "--log-interval", LOGGED, "--disable-validation", "--no-epoch-checkpoints"),
+    ]
+    if task == "mte":
+        return [
+            *(corpus / "mte", "--task", "mte", "--langs", "en,de,fr", "--lang-pairs", "en-de,en-fr"),
+            *("--arch", "mte_tiny", "--criterion", "mte", "--contrastive-weight", "2", *common, *more),
+        ]
+    return [
+        *(corpus / "captions", "--task", "trikd", "--langs", "en,de", "--arch", "mclip_tiny", "--criterion", "trikd"),
+        *("--image-features", corpus / "features" / "image", "--text-features", corpus / "features" / "text"),
+        *("--freeze-text", "none", "--text-text-weight", "0.5", *common, *more),
+    ]
+
+
+def straight(run_train: Train, corpus: Path, task: str, folder: Path, *more: object) -> str:
+    """The run that never stops, and a checkpoint of each of its updates."""
+    every = ("--save-interval-updates", "1", "--save-dir", folder, "--max-update", UPDATES)
+    return run_train(*options(corpus, task, *every, *more))
+
+
+def checkpoint_after(folder: Path, updates: int) -> Path:
+    """What a run that stopped after so many updates leaves as its last checkpoint."""
+    return next(folder.glob(f"checkpoint_*_{updates}.pt"))
+
+
+def check_resumed(log: str, resumed: str, one: Path, two: Path, after: int) -> None:
+    """Parameters, optimizer, learned scale, schedule, position and every logged average agree."""
+    assert difference(state_of(one), state_of(two)) == ""
+    expected = {updates: line for updates, line in losses_of(log).items() if updates > after}
+    assert expected
+    assert losses_of(resumed) == expected
+
+
+def resume(run_train: Train, corpus: Path, task: str, source: Path, folder: Path, *more: object) -> str:
+    folder.mkdir()
+    shutil.copy(source, folder / "checkpoint_last.pt")
+    return run_train(*options(corpus, task, "--save-dir", folder, "--max-update", UPDATES, *more))
+
+
+@pytest.mark.parametrize("task", ["mte", "trikd"])
+def test_a_stop_changes_nothing(task: str, tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
+    log = straight(run_train, tiny_corpus, task, tmp_path / "straight", "--num-workers", "0")
+    state = state_of(tmp_path / "straight")
+    assert ("logit_scale" in state["model"]) == (task == "trikd")
+    assert state["last_optimizer_state"]["state"]
+    epoch = [path for path in (tmp_path / "straight").glob("checkpoint_*.pt") if path.name.startswith("checkpoint_2")]
+    first_of_epoch = min(int(path.stem.split("_")[2]) for path in epoch)
+    # In mid-epoch and within the mean of a log line, loaded by other processes; and across the end of an epoch.
+    for updates, workers in ((6, "2"), (first_of_epoch, "0")):
+        folder = tmp_path / f"after{updates}"
+        source = checkpoint_after(tmp_path / "straight", updates)
+        resumed = resume(run_train, tiny_corpus, task, source, folder, "--num-workers", workers)
+        check_resumed(log, resumed, tmp_path / "straight", folder, updates)
+
+
+def test_a_stop_at_the_end_of_an_epoch_keeps_the_running_means(
+    tiny_corpus: Path, run_train: Train, tmp_path: Path
+) -> None:
+    """Its last checkpoint belongs to the next epoch, and the log line that spans both counts the steps of both."""
+    log = straight(run_train, tiny_corpus, "trikd", tmp_path / "straight", "--num-workers", "0")
+    stopped = options(tiny_corpus, "trikd", "--save-dir", tmp_path / "stopped", "--num-workers", "0")
+    run_train(*stopped, "--max-epoch", "1")
+    resumed = run_train(*stopped, "--max-update", UPDATES)
+    done = state_of(tmp_path / "stopped")
+    assert done["extra_state"]["train_iterator"]["epoch"] == 2
+    end = min(updates for updates in losses_of(resumed))
+    assert end % LOGGED == 0
+    check_resumed(log, resumed, tmp_path / "straight", tmp_path / "stopped", end - 1)
+    again = run_train(*stopped, "--max-update", UPDATES)  # fairseq alone would take one more update
+    assert f"has all its {UPDATES} updates already" in again
+    assert difference(state_of(tmp_path / "stopped"), done) == ""
+
+
+def test_patience_counts_over_a_stop(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
+    """No validation beats the first one while nothing is learned: the run ends after three more, two before a stop."""
+    patient = ("--num-workers", "0", "--validate-interval-updates", "1", "--patience", "3", "--lr", "0", "--batch-size")
+    common = options(tiny_corpus, "trikd", "--save-dir", tmp_path, *patient, "32")
+    common.remove("--disable-validation")
+    run_train(*common, "--max-update", "3")
+    log = run_train(*common, "--max-update", "9")
+    assert "early stop since valid performance hasn't improved for last 3 runs" in log
+    assert state_of(tmp_path)["optimizer_history"][-1]["num_updates"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["mte", "trikd"])
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_stop_after_any_update_changes_nothing(
+    task: str, workers: str, tiny_corpus: Path, run_train: Train, tmp_path: Path
+) -> None:
+    log = straight(run_train, tiny_corpus, task, tmp_path / "straight", "--num-workers", workers)
+    sources = sorted((tmp_path / "straight").glob("checkpoint_*_*.pt"))
+    assert len(sources) >= UPDATES - 2
+    for source in sources:
+        updates = int(source.stem.split("_")[2])
+        if updates < UPDATES:
+            folder = tmp_path / f"after{updates}"
+            resumed = resume(run_train, tiny_corpus, task, source, folder, "--num-workers", workers)
+            check_resumed(log, resumed, tmp_path / "straight", folder, updates)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("--batch-size", "4"), r"middle of epoch 1 with --batch-size 8 \(now 4\).*--reset-dataloader"),
+        (("--seed", "5", "--update-freq", "1"), r"--update-freq \[2\] \(now \[1\]\); --seed 1 \(now 5\)"),
+        (("--langs", "en"), r"--langs en,de \(now en\)"),
+    ],
+)
+def test_another_meaning_of_the_position_is_refused(
+    change: Sequence[str], sentence: str, tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    changed = options(tiny_corpus, "trikd", "--save-dir", folder, "--num-workers", "0", *change)
+    with pytest.raises(ValueError, match=sentence):
+        run_train(*changed, "--max-update", "4")
+    if change[0] == "--batch-size":
+        assert "Loaded checkpoint" in run_train(*changed, "--max-update", "4", "--reset-dataloader")
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped in the middle of its first epoch, with two checkpoints."""
+    folder = tmp_path_factory.mktemp("stopped")
+    every = ("--save-interval-updates", "1", "--keep-interval-updates", "2")
+    stop = ("--num-workers", "0", "--max-update", "3", "--save-dir", folder)
+    run_train(*options(tiny_corpus, "trikd", *stop, *every))
+    return folder
+
+
+def test_a_damaged_last_checkpoint_costs_nothing(
+    tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path
+) -> None:
+    """The run goes on from the newest file that verifies, says so, and ends where the undamaged one would."""
+    sound, damaged = tmp_path / "sound", tmp_path / "damaged"
+    for folder in (sound, damaged):
+        shutil.copytree(stopped, folder)
+    for name in ("checkpoint_last.pt", "checkpoint_1_3.pt"):
+        data = bytearray((damaged / name).read_bytes())
+        data[len(data) // 3] ^= 4
+        (damaged / name).write_bytes(data)
+    logs = [
+        run_train(*options(tiny_corpus, "trikd", "--save-dir", folder, "--num-workers", "0", "--max-update", "5"))
+        for folder in (sound, damaged)
+    ]
+    assert "skipped checkpoint" not in logs[0]
+    for name in ("checkpoint_last.pt", "checkpoint_1_3.pt"):
+        assert f"skipped checkpoint {name} (its bytes are not those that were written)" in logs[1]
+    assert f"going on from {damaged / 'checkpoint_1_2.pt'}" in logs[1]
+    assert difference(state_of(sound), state_of(damaged)) == ""
+    (tmp_path / "given.pt").write_bytes(data)
+    with pytest.raises(ValueError, match="its bytes are not those that were written; give another checkpoint"):
+        run_train(*options(tiny_corpus, "trikd", "--save-dir", tmp_path, "--restore-file", tmp_path / "given.pt"))
+
+
+def test_the_comparison_can_fail(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:
+    """The negative control: another seed of dropout after the stop, which no loss would give away, is noticed."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, more in zip(folders, ((), ("--dropout", "0.31")), strict=True):
+        shutil.copytree(stopped, folder)
+        run_train(
+            *options(tiny_corpus, "trikd", "--save-dir", folder, "--num-workers", "0", "--max-update", "4", *more)
+        )
+    assert ".model." in difference(state_of(folders[0]), state_of(folders[1]))
+
+
+@pytest.mark.distributed
+def test_a_stop_of_two_ranks_changes_nothing(tiny_corpus: Path, tmp_path: Path) -> None:
+    """Both tasks over two gloo ranks, with uneven shards; and one rank is refused what two have begun."""
+    runs, names = [], []
+    for task in ("mte", "trikd"):
+        common = options(tiny_corpus, task, "--num-workers", "0", "--save-interval-updates", "1")
+        for folder, updates in (("straight", 9), ("stopped", 3), ("stopped", 9)):
+            runs.append([*common, "--save-dir", tmp_path / f"{task}-{folder}", "--max-update", updates])
+            names.append((task, folder))
+    logs = train_on_ranks(2, runs, tmp_path)
+    for log in logs:
+        assert all(output.endswith("exit status 0\n") for output in log), log
+    for number, task in ((0, "mte"), (3, "trikd")):
+        one, two = tmp_path / f"{task}-straight", tmp_path / f"{task}-stopped"
+        check_resumed(logs[number][0], logs[number + 2][0], one, two, 3)

@@ -1,0 +1,175 @@
+"""SIGTERM and SIGUSR1: the step is finished, everything saved, and the run ends well and goes on exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairseq.trainer import Trainer
+
+from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.resilience import install, signals
+from mclip_fairseq.tasks.common import SampledTask
+from tests.runs import ROOT, difference, state_of
+
+Train = Callable[..., str]
+
+
+def options(corpus: Path, folder: Path, *more: object) -> list[object]:
+    return [
+        *(corpus / "captions", "--task", "trikd", "--langs", "en,de", "--arch", "mclip_tiny", "--criterion", "trikd"),
+        *("--image-features", corpus / "features" / "image", "--text-text-weight", "0", "--freeze-text", "none"),
+        *("--optimizer", "fused_adamw", "--lr", "0.003", "--batch-size", "8", "--no-epoch-checkpoints"),
+        *("--save-dir", folder, "--log-interval", "1", "--log-format", "json", *more),
+    ]
+
+
+@pytest.mark.parametrize(("number", "moment"), [(signal.SIGTERM, "training"), (signal.SIGUSR1, "validation")])
+def test_a_signalled_run_saves_ends_well_and_goes_on_exactly(
+    number: int, moment: str, tiny_corpus: Path, run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ("--num-workers", "0", "--validate-interval-updates", "3", "--max-update", "8")
+    run_train(*options(tiny_corpus, tmp_path / "straight", *common))
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        if moment == "training":
+            step = SampledTask.optimizer_step
+
+            def signalled(self: Any, optimizer: Any, model: Any, update_num: int) -> None:
+                if update_num == 4:
+                    os.kill(os.getpid(), number)  # in the middle of the fifth step
+                step(self, optimizer, model, update_num)
+
+            patch.setattr(SampledTask, "optimizer_step", signalled)
+        else:
+            patch.setattr(Trainer, "begin_valid_epoch", lambda self, epoch: os.kill(os.getpid(), number))
+        log = run_train(*options(tiny_corpus, tmp_path / "stopped", *common, "--no-last-checkpoints"))
+    saved = load_checkpoint(tmp_path / "stopped" / "checkpoint_last.pt")
+    expected = 5 if moment == "training" else 3
+    assert saved["optimizer_history"][-1]["num_updates"] == expected
+    assert f"{signal.Signals(number).name}: saving after {expected} updates and ending" in log
+    assert signal.getsignal(number) == before, "the signals belong to the program again"
+    run_train(*options(tiny_corpus, tmp_path / "stopped", *common))
+    one, two = state_of(tmp_path / "straight"), state_of(tmp_path / "stopped")
+    assert difference(one["model"], two["model"]) == ""
+    assert difference(one["last_optimizer_state"], two["last_optimizer_state"]) == ""
+
+
+def test_nobody_listens_outside_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing the plugin leaves a program's signals alone, and so does the end of a run."""
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    signals.listen()
+    signals.listen()
+    assert signals.asked_to_stop() == ""
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.asked_to_stop() == "SIGTERM"
+    signals.listen_no_more()
+    assert signals.asked_to_stop() == "SIGTERM", "another run is still listening"
+    signals.listen_no_more()
+    signals.listen_no_more()
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+    assert signals.asked_to_stop() == ""
+    install.install()
+    install.install()
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started, with theirs; fairseq starts its data workers in a thread."""
+    found = [name for thread in Path(f"/proc/{pid}/task").glob("*/children") for name in thread.read_text().split()]
+    return [one for child in map(int, found) for one in [child, *children(child)]]
+
+
+def start(command: Sequence[object], log: Path, **environment: str) -> subprocess.Popen[bytes]:
+    path = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    with log.open("wb") as stream:
+        return subprocess.Popen([*map(str, command)], stdout=stream, stderr=stream, env=path, start_new_session=True)
+
+
+def wait_for(what: str, log: Path, process: subprocess.Popen[bytes], patience: float = 120) -> str:
+    """The log, once it holds some words."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end and process.poll() is None:
+        if what in log.read_text(errors="replace"):
+            return log.read_text(errors="replace")
+        time.sleep(0.05)
+    raise AssertionError(f"{what!r} is not in the log:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+def gone(processes: Sequence[int], patience: float = 10) -> list[int]:
+    """Processes that are still there after a while; none, if all is well."""
+    end = time.monotonic() + patience
+    left = list(processes)
+    while left and time.monotonic() < end:
+        left = [pid for pid in left if Path(f"/proc/{pid}").exists() and "State:\tZ" not in status(pid)]
+        time.sleep(0.05)
+    return left
+
+
+def status(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return "State:\tZ"
+
+
+@pytest.mark.distributed
+def test_two_ranks_under_torchrun_stop_together(tiny_corpus: Path, tmp_path: Path) -> None:
+    """One rank is signalled, and so is every data worker, as a scheduler does; torchrun ends with status 0."""
+    log = tmp_path / "log"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "fairseq_cli.train", *options(tiny_corpus, tmp_path / "run", "--user-dir", ROOT / "mclip_fairseq")),
+        *("--cpu", "--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp", "--distributed-world-size", "2"),
+        *("--num-workers", "2", "--max-update", "100000", "--disable-validation"),
+    ]
+    process = start(command, log)
+    try:
+        wait_for("| train_inner | {", log, process)
+        ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        everyone = children(process.pid)
+        assert len(ranks) == 2
+        assert len(everyone) >= 6
+        for worker in set(everyone) - set(ranks):
+            os.kill(worker, signal.SIGTERM)
+        os.kill(ranks[1], signal.SIGTERM)
+        assert process.wait(timeout=60) == 0, log.read_text()[-4000:]
+        assert gone(everyone) == []
+    finally:
+        process.kill()
+    text = log.read_text()
+    assert "SIGTERM: saving after" in text
+    assert "Traceback" not in text
+    updates = load_checkpoint(tmp_path / "run" / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"]
+    assert f"saving after {updates} updates" in text
+
+
+def test_eight_workers_end_with_an_interrupt(tiny_corpus: Path, tmp_path: Path) -> None:
+    """Control-C reaches every process of the terminal: all are gone soon, and only the trainer says why."""
+    log = tmp_path / "log"
+    command = [
+        *(sys.executable, "-m", "fairseq_cli.train", *options(tiny_corpus, tmp_path / "run", "--num-workers", "8")),
+        *("--user-dir", ROOT / "mclip_fairseq", "--cpu", "--disable-validation", "--no-save", "--max-update", "100000"),
+    ]
+    process = start(command, log)
+    try:
+        wait_for("| train_inner | {", log, process)
+        everyone = children(process.pid)
+        assert len(everyone) >= 8
+        os.killpg(process.pid, signal.SIGINT)
+        begin = time.monotonic()
+        assert process.wait(timeout=60) in (-signal.SIGINT, 128 + signal.SIGINT)
+        assert time.monotonic() - begin < 10  # torch alone waits five seconds for each worker
+        assert gone(everyone) == []
+    finally:
+        process.kill()
+    text = log.read_text()
+    assert text.count("Traceback") == 1, text[-4000:]
+    assert text.rstrip().endswith("KeyboardInterrupt")
+    assert "leaked" not in text

@@ -1,0 +1,148 @@
+"""Training runs to compare: several ranks without a launcher, what a checkpoint holds, and what was logged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing as mp
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mclip_fairseq.compat import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+# What the clock decides, and what names the run's own folder.
+CLOCK = {"wps", "ups", "wall", "train_wall", "previous_training_time", "save_dir", "restore_file", "metrics"}
+GLOO = ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp")
+RANK = "__rank__"
+
+
+def difference(one: Any, two: Any, where: str = "") -> str:
+    """Path to the first value in which two checkpoints differ, bit for bit; empty if none does."""
+    if type(one) is not type(two):
+        return f"{where}: {type(one).__name__} and {type(two).__name__}"
+    if isinstance(one, dict):
+        if one.keys() != two.keys():
+            return f"{where}: {sorted(map(str, one.keys() ^ two.keys()))}"
+        pairs = ((f"{where}.{key}", one[key], two[key]) for key in one if key not in CLOCK)
+        return next(filter(None, (difference(a, b, path) for path, a, b in pairs)), "")
+    if isinstance(one, list | tuple):
+        if len(one) != len(two):
+            return f"{where}: lengths {len(one)} and {len(two)}"
+        return next(
+            filter(None, (difference(a, b, f"{where}.{n}") for n, (a, b) in enumerate(zip(one, two, strict=True)))), ""
+        )
+    if isinstance(one, torch.Tensor):
+        return "" if torch.equal(one, two) else where
+    return "" if one == two else f"{where}: {one} and {two}"
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    """What a run has saved last, less its options."""
+    state = load_checkpoint(folder / "checkpoint_last.pt")
+    del state["cfg"]
+    del state["optimizer_history"][:-1]  # one entry more after each stop
+    return state
+
+
+def losses_of(log: str) -> dict[int, dict[str, Any]]:
+    """Every logged average of the training, by number of updates, less what the clock decides (--log-format json)."""
+    lines = [json.loads(line[line.index("{") :]) for line in log.splitlines() if "| train_inner | {" in line]
+    values = [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+    return {int(value["num_updates"]): value for value in values}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def train_on_ranks(world: int, runs: Sequence[Sequence[object]], logs: Path, timeout: float = 120) -> list[list[str]]:
+    """Run fairseq-train with several argument lists, one after the other, in `world` gloo processes.
+
+    Returns:
+        for each run the output of each rank; it ends with `exit status N`.
+    """
+    arguments = [[*map(str, run), *GLOO, "--distributed-world-size", str(world)] for run in runs]
+    start_ranks("train", world, (arguments, free_ports(len(runs)), str(logs)), timeout)
+    return [[(logs / f"run{run}.rank{rank}").read_text() for rank in range(world)] for run in range(len(runs))]
+
+
+def start_ranks(
+    function: str, world: int, arguments: tuple[Any, ...], timeout: float = 90, file: str = __file__
+) -> None:
+    """Call a function of a file, by its name, with (rank, world, *arguments) in `world` processes."""
+    context = mp.get_context("forkserver")  # one server imports fairseq once; the ranks are forked from it
+    context.set_forkserver_preload(["torch", "fairseq_cli.train", "mclip_fairseq", "mclip_fairseq.losses", "pytest"])
+    ranks = []
+    for rank in range(world):
+        # By path: the module name that pytest gives a test file cannot be imported elsewhere.
+        call = {"call": (function, (rank, world, *arguments))}
+        ranks.append(context.Process(target=runpy.run_path, args=(file, call, RANK)))
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=timeout)
+        process.kill()  # nothing to a rank that has ended
+    assert [process.exitcode for process in ranks] == [0] * world
+
+
+def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: str) -> None:
+    """One rank of `train_on_ranks`."""
+    from fairseq.distributed import utils as distributed_utils
+    from fairseq_cli import train as fairseq_train
+
+    from tests.conftest import _forget_last_run
+
+    torch.set_num_threads(1)
+    vars(os)["fsync"] = lambda handle: None  # see tests/conftest.py
+    for number, (run, port) in enumerate(zip(runs, ports, strict=True)):
+        here = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank}
+        os.environ.update({name: str(value) for name, value in here.items()})
+        vars(distributed_utils.get_global_group).clear()
+        sys.argv = ["fairseq-train", *run, "--user-dir", str(ROOT / "mclip_fairseq"), "--cpu"]
+        with _into_file(Path(logs) / f"run{number}.rank{rank}"):
+            status: Any = 0
+            try:
+                fairseq_train.cli_main()
+            except SystemExit as stop:
+                status = stop.code
+            except Exception as error:
+                status = f"{type(error).__name__}: {error}"
+            print(f"exit status {status}")
+        _forget_last_run()
+
+
+@contextlib.contextmanager
+def _into_file(path: Path) -> Iterator[None]:
+    """Send everything that this process writes to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with path.open("wb") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in enumerate(kept, 1):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+if __name__ == RANK:
+    name, values = call  # type: ignore[name-defined] # noqa: F821
+    globals()[name](*values)
