@@ -1,6 +1,8 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
+import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mclip_fairseq.data.images import load_image
-from mclip_fairseq.formats.directory import is_saved_directory, load_directory
+from mclip_fairseq.formats.directory import is_saved_directory, load_directory, portable_weights
 from mclip_fairseq.formats.peers import load_peer
 from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.formats.training import load_training_checkpoint
+from mclip_fairseq.models.freezing import state_hash
 
 ImageInput = str | Path | Image.Image | np.ndarray
 
@@ -97,6 +100,12 @@ class MultilingualCLIP:
     def identity(self) -> dict[str, Any]:
         """Path-free identities of the frozen parts."""
         return self.tower.identity
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over all weights, trained and frozen, of texts and images: equal ones give comparable vectors."""
+        teacher = (self.identity.get("teacher") or {}).get("sha256")
+        return hashlib.sha256(f"{state_hash(portable_weights(self.tower.module))} {teacher}".encode()).hexdigest()
 
     @property
     def tokenizer(self) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,20 +25,27 @@ class ImageError(ValueError):
         reason: what is wrong with it, without the path.
     """
 
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+    def __init__(self, path: str | Path | BinaryIO, reason: str) -> None:
+        super().__init__(f"{path if isinstance(path, str | Path) else 'the image'}: {reason}")
         self.reason = reason
 
 
-def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    path: str | Path | BinaryIO,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+    near: int | None = None,
+) -> Image.Image:
     """Decode an image file completely.
 
     Orientation (EXIF) is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, and of an animation
     the first frame is taken. A truncated file is an error.
 
     Args:
-        path: the file.
+        path: the file, or an open one.
         max_pixels: more pixels than this, according to the header, are refused.
+        formats: names of Pillow's formats that are tried; None tries all.
+        near: an edge in pixels that is enough, which a JPEG then decodes to faster.
 
     Returns:
         An image of mode RGB.
@@ -46,11 +54,13 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageError: a ValueError that names the file and what is wrong with it.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=formats) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(
                     path, f"has {image.width} x {image.height} pixels, more than {max_pixels}; make it smaller"
                 )
+            if near is not None:
+                image.draft("RGB", (near, near))
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
@@ -121,13 +131,18 @@ def resolve_images(root: str | Path | None, list_file: str | Path | None = None)
 def _walk(root: Path) -> Iterable[Path]:
     """All image files below a folder; linked folders are followed, each folder once."""
     seen: set[str] = set()
-    for parent, folders, names in os.walk(root, followlinks=True):
+    for parent, folders, names in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # a link that leads back
             folders.clear()
             continue
         seen.add(real)
         yield from (Path(parent, name) for name in names if name.lower().endswith(SUFFIXES))
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed is not taken for an empty one."""
+    raise ValueError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
 def _images_of_list(list_file: Path, root: str | Path | None) -> list[tuple[str, Path]]:
