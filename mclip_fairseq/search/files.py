@@ -1,9 +1,9 @@
 """What an index directory holds, and the checks on it.
 
 `index.json` is written last, in one step: what is in use with hashes, the model, the kind and its measured recall.
-`vectors-00001.faiss` is the faiss index, `rows-00001.tsv` has per row the id and, where its picture is known, the number
-of its root and the path below it: an addition writes the next number and then removes the old one. `partial/` is what an
-interrupted build or addition goes on from.
+`vectors-00001.faiss` is the faiss index; `rows-00001.tsv` has per row the id and, where its picture is known, the
+number of its root and the path below it. An addition writes the next number and then removes the old one. `partial/` is
+what an interrupted build or addition goes on from.
 """
 
 from __future__ import annotations

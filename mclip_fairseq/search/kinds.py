@@ -170,7 +170,7 @@ class Searcher:
 
     def __call__(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
         """Cosines and rows of the k nearest, (n, k) each, best first; a row of -1 where there are no more."""
-            k = min(k, self.alive)
+        k = min(k, self.alive)
         if not len(queries) or k < 1:
             empty = np.zeros((len(queries), 0))
             return empty.astype(np.float32), empty.astype(np.int64)
