@@ -105,7 +105,8 @@ class MultilingualCLIP:
     def sha256(self) -> str:
         """SHA-256 over all weights, trained and frozen, of texts and images: equal ones give comparable vectors."""
         teacher = (self.identity.get("teacher") or {}).get("sha256")
-        return hashlib.sha256(f"{state_hash(portable_weights(self.tower.module))} {teacher}".encode()).hexdigest()
+        weights = {name: torch.atleast_1d(tensor) for name, tensor in portable_weights(self.tower.module).items()}
+        return hashlib.sha256(f"{state_hash(weights)} {teacher}".encode()).hexdigest()
 
     @property
     def tokenizer(self) -> Any:

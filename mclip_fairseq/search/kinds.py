@@ -68,7 +68,7 @@ def factory_string(kind: str, dim: int, count: int, lists: int | None = None, co
     if code_bytes is not None and kind != "pq":
         raise ValueError(f"--bytes goes with --kind pq, not with {kind}")
     chosen = lists or 2 ** max(0, round(math.log2(2 * math.sqrt(max(count, 1)))))
-    chosen = min(chosen, MAX_LISTS) if lists is None else chosen
+    chosen = min(chosen, MAX_LISTS, max(count, 1)) if lists is None else chosen
     if kind not in ("exact", "hnsw") and chosen > count:
         raise ValueError(f"{chosen} lists for {count} images; take fewer --lists, or --kind exact")
     size = code_bytes or max(1, dim // 8)

@@ -61,7 +61,7 @@ class Yardstick:
         return {
             "effort": searcher.effort,
             "k": self.k,
-            "recall_at_1": round(float(hits[:, 0].mean()), 4),
+            "nearest_found": round(float(hits[:, 0].mean()), 4),
             "recall_at_k": round(float(hits.mean()), 4),
             "queries": len(self.queries),
             "queries_are": "images of the index" if self.own is not None else "texts",
@@ -96,7 +96,7 @@ def sentence(recall: dict[str, Any], kind: str) -> str:
     effort = {"hnsw": "breadth {}"}.get(kind, "{} lists searched").format(recall["effort"])
     return (
         f"{kind}: finds {100 * recall['recall_at_k']:.1f} % of the {recall['k']} nearest and "
-        f"{100 * recall['recall_at_1']:.1f} % of the nearest that exact search finds ({recall['queries']} "
+        f"{100 * recall['nearest_found']:.1f} % of the nearest that exact search finds ({recall['queries']} "
         f"{recall['queries_are']} as queries, {effort}); {recall['ms_per_query']:.2f} ms a query instead of "
         f"{recall['exact_ms_per_query']:.2f}"
     )
