@@ -6,6 +6,7 @@ Pictures are named by the number of their row and read through the index alone; 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.resources
 import io
 import json
@@ -183,6 +184,12 @@ def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> Starl
     return Starlette(routes=routes, middleware=[Middleware(SafeHeaders), trusted], exception_handlers=handlers)
 
 
+def make_server(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> uvicorn.Server:
+    """The application in its server, which says nothing of itself and writes no log of who asked what."""
+    app = make_app(index, model, hosts)
+    return uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, server_header=False, lifespan="off"))
+
+
 def serve(index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
     """Serve the page until the process is interrupted.
 
@@ -196,10 +203,7 @@ def serve(index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: S
         raise ValueError(f"{host}, port {port}: cannot be listened on: {error}") from error
     everywhere = host in ("0.0.0.0", "::")
     hosts = list(allowed_hosts) or (["*"] if everywhere else [f"[{host}]" if ":" in host else host])
-    config = uvicorn.Config(
-        make_app(index, model, hosts), log_level="warning", access_log=False, server_header=False, lifespan="off"
-    )
     shown = "localhost" if everywhere else hosts[-1] if not allowed_hosts else host
     print(f"{len(index)} images at http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
-    with listening:
-        uvicorn.Server(config).run(sockets=[listening])
+    with listening, contextlib.suppress(KeyboardInterrupt):
+        make_server(index, model, hosts).run(sockets=[listening])

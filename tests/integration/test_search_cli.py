@@ -358,9 +358,7 @@ def test_unknown_options_are_refused(run: Run, capsys: pytest.CaptureFixture[str
         assert stop.value.code == 2
 
 
-def test_a_real_model_reads_pictures_and_its_features_alike(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_real_model_reads_pictures_and_its_features_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher, images = str(tiny_clip_directory(tmp_path / "teacher")), tmp_path / "images"
     images.mkdir()
     for number in range(12):

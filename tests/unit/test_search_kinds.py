@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-
 from mclip_fairseq.search.kinds import KINDS, Searcher, efforts, factory_string, new_index, read_index, write_index
 from mclip_fairseq.search.recall import Yardstick, exact_neighbours, sentence
 
