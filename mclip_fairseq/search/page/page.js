@@ -131,11 +131,7 @@ at("forget").addEventListener("click", () => {
   query.focus();
 });
 file.addEventListener("change", () => file.files.length && askImage(file.files[0]));
-at("choose").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" && event.key !== " ") return;
-  event.preventDefault();
-  file.click();
-});
+at("choose").addEventListener("click", () => file.click());
 
 let depth = 0;
 const carriesFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
