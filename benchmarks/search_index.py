@@ -31,15 +31,7 @@ from mclip_fairseq.search.kinds import KINDS, Searcher, factory_string, faiss, n
 
 DIM, K, SINGLE, BATCH = 512, 10, 50, 256
 COLUMNS = (
-    "kind",
-    "program",
-    "build s",
-    "peak GiB",
-    "on disk GiB",
-    "open s",
-    "peak GiB ",
-    "ms/query",
-    "ms batched",
+    *("kind", "program", "build s", "peak GiB", "on disk GiB", "open s", "peak GiB", "ms/query", "ms batched"),
     "recall@10",
 )
 

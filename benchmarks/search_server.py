@@ -33,29 +33,7 @@ from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.server import serve
 
 DIM, PICTURES, SHOWN, PAUSE, MAX_TOKENS = 512, 200, 8, 0.5, 64
-WORDS = [
-    "a",
-    "the",
-    "dog",
-    "cat",
-    "beach",
-    "house",
-    "red",
-    "small",
-    "ein",
-    "Hund",
-    "am",
-    "Strand",
-    "une",
-    "plage",
-    "rouge",
-    "浜辺",
-    "犬",
-    "كلب",
-    "شاطئ",
-    "собака",
-    "море",
-]
+WORDS = "a the dog cat beach house red small ein Hund am Strand une plage rouge 浜辺 犬 كلب شاطئ собака море"
 
 
 class LikeXLMR(NoModel):
@@ -100,7 +78,7 @@ def user(port: int, number: int, until: float, searches: list[float], pictures: 
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     time.sleep(PAUSE * number / 20)
     while time.monotonic() < until:
-        text = " ".join([*rng.choice(WORDS, rng.integers(2, 7)), str(rng.integers(10**6))])
+        text = " ".join([*rng.choice(WORDS.split(), rng.integers(2, 7)), str(rng.integers(10**6))])
         start = time.perf_counter()
         connection.request("POST", "/search", json.dumps({"query": text}), {"Content-Type": "application/json"})
         answer = connection.getresponse()

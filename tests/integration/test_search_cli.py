@@ -212,7 +212,8 @@ def test_kinds_say_what_they_cost(kind: str, run: Run, model: ColourModel) -> No
 
 def test_an_interrupted_encoding_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel) -> None:
     monkeypatch.setattr(sources, "SHARD_ROWS", 3)
-    encode, seen = model.encode_image, []
+    encode = model.encode_image
+    seen: list[int] = []
 
     def failing(images: Any, **options: Any) -> Any:
         if len(seen) == 2:
@@ -223,7 +224,12 @@ def test_an_interrupted_encoding_goes_on(run: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(model, "encode_image", failing)
     assert "power cut" in run(*BUILD, status=2)
     assert "its index is not finished" in run("query", "index", "red", status=2)
-    monkeypatch.setattr(model, "encode_image", lambda images, **o: (seen.append(len(images)), encode(images, **o))[1])
+
+    def counting(images: Any, **options: Any) -> Any:
+        seen.append(len(images))
+        return encode(images, **options)
+
+    monkeypatch.setattr(model, "encode_image", counting)
     run(*BUILD)
     assert seen == [3, 3, 2]  # nothing twice
     resumed = SearchIndex.open("index")
