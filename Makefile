@@ -27,7 +27,7 @@ endif
 STAMP := $(PREFIX)/.mclip_fairseq$(subst /,_,$(CURDIR))
 CODE := $(wildcard mclip_fairseq preprocess examples benchmarks tests)
 SCRIPTS := .ci/run $(sort $(shell find examples preprocess benchmarks -name '*.sh' 2>/dev/null))
-BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -51,7 +51,7 @@ lint: $(STAMP)
 	@$(RUN) ruff check . && ruff format --check . && $(PY) -m mypy $(CODE) && shellcheck $(SCRIPTS)
 
 bench: $(STAMP)
-	@$(RUN) set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(PY) "$$file"; done
+	@$(RUN) set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(PY) -m "$$name"; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

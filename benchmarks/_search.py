@@ -19,7 +19,7 @@ class NoModel:
     """Takes features as they are."""
 
     name = "made-up"
-    sha256 = "0" * 64
+    fingerprint = "0" * 64
     languages: tuple[str, ...] = ()
 
     def __init__(self, dim: int) -> None:

@@ -1,8 +1,8 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mclip_fairseq.data.images import load_image
-from mclip_fairseq.formats.directory import is_saved_directory, load_directory, portable_weights
+from mclip_fairseq.formats.directory import is_saved_directory, load_directory
 from mclip_fairseq.formats.peers import load_peer
 from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.formats.training import load_training_checkpoint
@@ -101,12 +101,15 @@ class MultilingualCLIP:
         """Path-free identities of the frozen parts."""
         return self.tower.identity
 
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 over all weights, trained and frozen, of texts and images: equal ones give comparable vectors."""
-        teacher = (self.identity.get("teacher") or {}).get("sha256")
-        weights = {name: torch.atleast_1d(tensor) for name, tensor in portable_weights(self.tower.module).items()}
-        return hashlib.sha256(f"{state_hash(weights)} {teacher}".encode()).hexdigest()
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of whatever the features hang on: weights of both towers, tokens per text, numeric type."""
+        parameters = self.tower.module.state_dict()
+        weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in parameters.items()})
+        limit = getattr(self.tower.tokenizer, "max_tokens", None)
+        dtype = str(next(self.tower.module.parameters()).dtype)
+        facts = json.dumps([weights, self.identity, limit, dtype], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()
 
     @property
     def tokenizer(self) -> Any:

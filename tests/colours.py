@@ -36,9 +36,9 @@ class ColourModel:
 
     dim = 5
 
-    def __init__(self, sha256: str = "0" * 64) -> None:
+    def __init__(self, fingerprint: str = "0" * 64) -> None:
         self.name = "colours"
-        self.sha256 = sha256
+        self.fingerprint = fingerprint
         self.identity = {"teacher": {"sha256": "abc"}}
         self.languages = ["en", *NAMES]
         self.texts: list[str] = []

@@ -83,6 +83,7 @@ def convert_clip(options: argparse.Namespace) -> None:
         Preprocessing,
         image_processor,
         open_clip_settings,
+        pixels_along_an_edge,
         read_state_dict,
         to_clip_model,
     )
@@ -94,7 +95,7 @@ def convert_clip(options: argparse.Namespace) -> None:
     settings |= {"head_width": options.head_width} if options.head_width else {}
     model = to_clip_model(state, str(options.checkpoint), **settings)
     pixels = dataclasses.replace(pixels, resize=options.resize)
-    processor = image_processor(model.config.vision_config.image_size, pixels)
+    processor = image_processor(pixels_along_an_edge(model), pixels)
     tokenizer = load_tokenizer(options.tokenizer)
     DualEncoderTeacher(model, processor, tokenizer, options.checkpoint.stem, None).save(options.output)
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.cli import evaluate
 from mclip_fairseq.cli.features import count, positive
 from mclip_fairseq.data.files import read_lines
 from mclip_fairseq.data.images import load_image
@@ -52,8 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def load_model(options: argparse.Namespace) -> Any:
-    """The model of the options; see `mclip-evaluate`."""
-    return evaluate.load_model(argparse.Namespace(**vars(options), dtype=None))
+    """The model that the options name, on the device asked for."""
+    from mclip_fairseq.inference import MultilingualCLIP
+
+    return MultilingualCLIP.from_pretrained(
+        options.model, options.device, text_encoder=options.text_encoder, teacher=options.teacher
+    )
 
 
 def load_model_of(index: SearchIndex, options: argparse.Namespace) -> Any:

@@ -14,11 +14,17 @@ from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
 SENTENCEPIECE = "sentencepiece.bpe.model"
 # A model file begins with <unk> <s> </s>; in a dictionary fairseq's four specials take their place.
 CONTROL_PIECES = 3
+# A dictionary counted from a corpus also has characters that the model does not know; a foreign one shares far less.
+SHARED_ENTRIES = 0.8
 
 
 def sentencepiece_pieces(directory: Path) -> list[str]:
     """The pieces of `sentencepiece.bpe.model` in its order, without the control pieces."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(directory / SENTENCEPIECE))
+    return piece_list(sentencepiece.SentencePieceProcessor(model_file=str(directory / SENTENCEPIECE)))
+
+
+def piece_list(processor: sentencepiece.SentencePieceProcessor) -> list[str]:
+    """The pieces in the model's order, without the control pieces."""
     return [processor.id_to_piece(i) for i in range(CONTROL_PIECES, processor.get_piece_size())]
 
 
@@ -36,7 +42,7 @@ class XLMRTokenizer:
         max_tokens: texts are cut to this many tokens, `<s>` and `</s>` included.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing, or the two do not belong together.
     """
 
     def __init__(self, directory: str | Path, max_tokens: int = 512) -> None:
@@ -46,7 +52,17 @@ class XLMRTokenizer:
         self.directory = Path(directory)
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
         self.dictionary: Dictionary = load_dictionary(directory)
+        self._refuse_foreign_dictionary()
         self.max_tokens = max_tokens
+
+    def _refuse_foreign_dictionary(self) -> None:
+        entries = self.dictionary.symbols[self.dictionary.nspecial :]
+        shared = len(set(entries).intersection(piece_list(self.processor)))
+        if shared < SHARED_ENTRIES * len(entries):
+            raise ValueError(
+                f"{self.directory}: only {shared} of the {len(entries)} entries of dict.txt are pieces of "
+                f"{SENTENCEPIECE}; one of the two belongs to another text encoder"
+            )
 
     def flat(self, texts: Sequence[str]) -> FlatTokens:
         """Tokenise without padding.

@@ -87,12 +87,17 @@ class IdIndex:
         Raises:
             ValueError: naming the first id that is not there with its file and line, and how many there are.
         """
-        found = [self.find(name) for name in captions.ids]
+        return self.rows_of(captions.ids, captions.ids_path, captions.language)
+
+    def rows_of(self, ids: Sequence[str], file: Path, language: str = "") -> np.ndarray:
+        """(n,) int64 row of each id, the ids being the lines of a file; see ``rows``."""
+        found = [self.find(name) for name in ids]
         missing = [row for row, image in enumerate(found) if image is None]
         if missing:
+            of = f" ({language})" if language else ""
             raise ValueError(
-                f"{captions.place(missing[0])}: image {captions.ids[missing[0]]!r} ({captions.language}) "
-                f"is not in {self.place}; {len(missing)} of {len(found)} captions name an unknown image."
+                f"{file} line {missing[0] + 1}: image {ids[missing[0]]!r}{of} is not in {self.place}; "
+                f"{len(missing)} of {len(found)} {'captions' if language else 'lines'} name an unknown image."
             )
         return np.array(found, dtype=np.int64)
 
@@ -111,14 +116,15 @@ class ImageGallery:
 
     Args:
         source: a folder (searched recursively; an id is a path relative to it) or a list file with one
-            path per line, relative to the list's folder, or ``id<TAB>path`` lines.
+            path per line, or ``id<TAB>path`` lines.
+        root: what the paths of a list are relative to; None stands for the list's own folder.
     """
 
     has_pictures = True
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, root: Path | None = None) -> None:
         self.source = source
-        names = resolve_images(source) if source.is_dir() else resolve_images(None, source)
+        names = resolve_images(source) if source.is_dir() else resolve_images(root, source)
         self.index = IdIndex([name for name, _ in names], source)
         self.paths = [path for _, path in names]
 
@@ -210,6 +216,27 @@ class FeatureGallery:
 
 
 Gallery = ImageGallery | FeatureGallery
+
+
+def gallery_for(model: Encoder, galleries: Sequence[Gallery], name: str) -> Gallery:
+    """What a model is tried on: features of its own teacher where there are any, else the pictures.
+
+    Args:
+        model: the dual encoder.
+        galleries: all that is given for a benchmark.
+        name: of the benchmark, for messages.
+
+    Raises:
+        ValueError: nothing is given.
+    """
+    if not galleries:
+        raise ValueError(f"{name}: needs images: give --images-root, or --features of the model's teacher.")
+    teacher = _teacher_sha256(model)
+    for gallery in galleries:
+        if isinstance(gallery, FeatureGallery) and teacher and gallery.store.identity.get("sha256") == teacher:
+            return gallery
+    pictures = [gallery for gallery in galleries if isinstance(gallery, ImageGallery)]
+    return pictures[0] if pictures else galleries[0]  # which then says whose features it holds
 
 
 def encode_in_chunks(encode: Callable[..., Tensor], items: Any, batch_size: int, label: str) -> Tensor:

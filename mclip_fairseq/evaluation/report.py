@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mclip_fairseq
-from mclip_fairseq.evaluation.retrieval import RECALL_AT
+from mclip_fairseq.evaluation.languages import COUNTS
 
 # Names in a report -> the installed distributions that provide them.
 DISTRIBUTIONS = {
@@ -22,8 +22,6 @@ DISTRIBUTIONS = {
     "fairseq": "fairseq-fixed",
     "mclip_fairseq": "mclip-fairseq",
 }
-RECALL_KEYS = [f"{direction}_R@{k}" for direction in ("t2i", "i2t") for k in RECALL_AT]
-COLUMNS = [*RECALL_KEYS, "mean_recall"]
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:
@@ -51,24 +49,33 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
     """A Markdown table, aligned so that it reads well on a terminal: a row per language and average.
 
     Args:
-        evaluation: ``results`` and ``average`` as ``evaluate_languages`` returns them.
+        evaluation: ``results`` and ``average`` as a benchmark returns them.
     """
     averages = {"all": "average", "without_en": "average without en"}
-    rows = [["language", *(key.replace("_R@", " R@").replace("_", " ") for key in COLUMNS)]]
-    rows += [[language, *_cells(metrics)] for language, metrics in evaluation["results"].items()]
-    rows += [[averages[key], *_cells(metrics)] for key, metrics in evaluation["average"].items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(f"| {' | '.join(_align(row, widths))} |" for row in rows)
+    first = next(iter(evaluation["results"].values()))
+    columns = [key for key in first if key not in COUNTS]
+    rows = [["language", *(key.replace("_R@", " R@").replace("_", " ") for key in columns)]]
+    rows += [[language, *_cells(metrics, columns)] for language, metrics in evaluation["results"].items()]
+    rows += [[averages[key], *_cells(metrics, columns)] for key, metrics in evaluation["average"].items()]
+    return align_table(rows)
+
+
+def align_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the header first, as a Markdown table; the first column to the left, the others to the right."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(f"| {' | '.join(_align(row, widths))} |" for row in [rows[0], rule, *rows[1:]])
 
 
 def format_notes(report: Mapping[str, Any]) -> str:
-    """The sentences that belong under the table: protocol, gallery, ties and consistency over languages."""
-    gallery = {"captioned": "the images that the language's captions name", "all": "all images"}[report["gallery"]]
-    notes = [f"Recall in percent, {report['protocol']} protocol, searched in {gallery}."]
-    ties = {language: int(metrics["ties"]) for language, metrics in report["results"].items() if metrics["ties"]}
-    if ties:
-        counts = ", ".join(f"{language} {count}" for language, count in ties.items())
+    """The sentences that belong under the table: protocol, gallery, ties, consistency over languages, warnings."""
+    notes = []
+    if "gallery" in report:
+        gallery = {"captioned": "the images that the language's captions name", "all": "all images"}[report["gallery"]]
+        notes.append(f"Recall in percent, {report['protocol']} protocol, searched in {gallery}.")
+    ties = {language: int(metrics.get("ties", 0)) for language, metrics in report["results"].items()}
+    if any(ties.values()):
+        counts = ", ".join(f"{language} {count}" for language, count in ties.items() if count)
         notes.append(f"Queries whose best own item ties with a foreign one, counted against them: {counts}.")
     if spread := report.get("mean_rank_variance"):
         variance, std = spread["variance"], spread["std"]
@@ -76,7 +83,7 @@ def format_notes(report: Mapping[str, Any]) -> str:
             f"Mean rank variance over languages: t2i {variance['t2i']:.2f}, i2t {variance['i2t']:.2f} "
             f"(standard deviation {std['t2i']:.2f}, {std['i2t']:.2f})."
         )
-    return "\n".join(notes)
+    return "\n".join([*notes, *report.get("notes", ())])
 
 
 def format_markdown(report: Mapping[str, Any]) -> str:
@@ -93,8 +100,8 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     return [json_path, markdown_path]
 
 
-def _cells(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{metrics[key]:.1f}" for key in COLUMNS]
+def _cells(metrics: Mapping[str, float], columns: Sequence[str]) -> list[str]:
+    return [f"{metrics[key]:.1f}" for key in columns]
 
 
 def _align(row: Sequence[str], widths: Sequence[int]) -> list[str]:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mclip_fairseq.data.feature_files import write_json
+from mclip_fairseq.data.files import file_sha256
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
 from mclip_fairseq.formats.towers import ProjectedTower
 from mclip_fairseq.formats.training import build_module
@@ -37,6 +38,7 @@ SENTENCE_TRANSFORMERS_MODULE = {
     "type": "mclip_fairseq.formats.sentence_transformers.MCLIPModule",
 }
 CONFIG, WEIGHTS, TEACHER = "config.json", "model.safetensors", "teacher"
+TOKENIZER_FILES = ("dict.txt", SENTENCEPIECE)
 # The output layer of the masked-language model is the token table.
 OUTPUT_TABLE = "text_encoder.encoder.lm_head.weight"
 TOKEN_TABLE = "text_encoder.encoder.sentence_encoder.embed_tokens.weight"
@@ -67,7 +69,7 @@ def save_directory(tower: ProjectedTower, output: Path, into: bool = False) -> N
     teacher = tower.teacher
     output.mkdir(parents=True, exist_ok=True)
     teacher.save(output / TEACHER)
-    for name in ("dict.txt", SENTENCEPIECE):
+    for name in TOKENIZER_FILES:
         shutil.copyfile(tower.tokenizer.directory / name, output / name)
     save_file(portable_weights(tower.module), output / WEIGHTS)
     options = {key: value for key, value in vars(as_namespace(tower.module.cfg)).items() if key not in NOT_STORED}
@@ -77,7 +79,7 @@ def save_directory(tower: ProjectedTower, output: Path, into: bool = False) -> N
         "architecture": registered_name(tower.module),
         "model": {key: getattr(value, "value", value) for key, value in options.items()},
         "max_tokens": tower.tokenizer.max_tokens,
-        "vocabulary": len(tower.tokenizer.dictionary),
+        "files": {name: file_sha256(output / name) for name in TOKENIZER_FILES},
         "image_size": teacher.image_size,
         "languages": tower.languages,
         "identity": tower.identity,
@@ -117,12 +119,10 @@ def load_directory(path: Path) -> ProjectedTower:
     config = _read_config(path)
     if config.get("version") != VERSION:
         raise ValueError(f"{path}/{CONFIG}: version {config.get('version')} is not read here; update mclip_fairseq")
+    for name, written in config["files"].items():
+        if file_sha256(path / name) != written:
+            raise ValueError(f"{path / name}: is not the file that was written with the model; put that back")
     tokenizer = XLMRTokenizer(path, max_tokens=int(config["max_tokens"]))
-    if len(tokenizer.dictionary) != config["vocabulary"]:
-        raise ValueError(
-            f"{path}/dict.txt: has {len(tokenizer.dictionary)} entries but the model was made with "
-            f"{config['vocabulary']}; put back the dict.txt that was written with it"
-        )
     options = Namespace(**config["model"], text_encoder="", text_tokenizer="", teacher="", save_frozen=True)
     weights = _read_weights(path / WEIGHTS)
     weights[OUTPUT_TABLE] = weights[TOKEN_TABLE]

@@ -19,8 +19,11 @@ from mclip_fairseq.compat import load_checkpoint, shield_torchaudio
 
 HEAD_WIDTH = 64
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-# Bookkeeping in OpenAI's archives; the model is whole without it.
+# Bookkeeping in OpenAI's archives and in transformers; the model is whole without it.
 IGNORED = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+BOOKKEEPING = ("position_ids", "num_batches_tracked")
+RESNET = "visual.layer1.0.conv1.weight"
+RESNET_STRIDE = 32
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 LAYER_PARTS = {
@@ -118,6 +121,7 @@ def open_clip_settings(file: Path) -> tuple[dict[str, Any], Preprocessing] | Non
         settings = {
             "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
             "head_width": int(model["vision_cfg"].get("head_width", HEAD_WIDTH)),
+            "text_heads": int(model.get("text_cfg", {}).get("heads", 0)),
         }
         mean, std = (tuple(pixels.get(name, default)) for name, default in (("mean", MEAN), ("std", STD)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -134,46 +138,58 @@ def is_torchscript(file: Path) -> bool:
 
 
 def clip_sizes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """`CLIPConfig` arguments read off the tensors.
+    """`CLIPConfig` or, for a ResNet, `CLIPResNetConfig` arguments read off the tensors.
 
     Raises:
-        ValueError: a ResNet, or no CLIP at all.
+        ValueError: no CLIP under OpenAI's names.
     """
-    if "visual.layer1.0.conv1.weight" in state:
-        raise ValueError(
-            f"{source}: has a ResNet image tower, which transformers' CLIP does not offer; store its features with "
-            "open_clip and use them as --image-features, or take a ViT"
-        )
-    needed = ("visual.conv1.weight", "visual.positional_embedding", "positional_embedding", "text_projection")
+    visual = (RESNET, "visual.attnpool.positional_embedding") if RESNET in state else ("visual.positional_embedding",)
+    needed = ("visual.conv1.weight", *visual, "positional_embedding", "token_embedding.weight", "text_projection")
     if missing := [name for name in needed if name not in state]:
-        raise ValueError(f"{source}: is no CLIP with a ViT under OpenAI's names; it lacks {', '.join(missing)}")
-    width, _, patch, _ = state["visual.conv1.weight"].shape
-    grid = round((len(state["visual.positional_embedding"]) - 1) ** 0.5)
+        raise ValueError(f"{source}: is no CLIP under OpenAI's names; it lacks {', '.join(missing)}")
     text_width, dim = state["text_projection"].shape
     vocabulary = len(state["token_embedding.weight"])
-    return {
+    text = {
+        "hidden_size": text_width,
+        "intermediate_size": len(state["transformer.resblocks.0.mlp.c_fc.weight"]),
+        "num_hidden_layers": count_layers(state, "transformer"),
+        "max_position_embeddings": len(state["positional_embedding"]),
+        "vocab_size": vocabulary,
         "projection_dim": dim,
-        "vision_config": {
-            "hidden_size": width,
-            "intermediate_size": len(state["visual.transformer.resblocks.0.mlp.c_fc.weight"]),
-            "num_hidden_layers": count_layers(state, "visual.transformer"),
-            "patch_size": patch,
-            "image_size": patch * grid,
-            "projection_dim": dim,
-        },
-        "text_config": {
-            "hidden_size": text_width,
-            "intermediate_size": len(state["transformer.resblocks.0.mlp.c_fc.weight"]),
-            "num_hidden_layers": count_layers(state, "transformer"),
-            "max_position_embeddings": len(state["positional_embedding"]),
-            "vocab_size": vocabulary,
-            "projection_dim": dim,
-            # The pooled token is <|endoftext|>, the last entry.
-            "bos_token_id": vocabulary - 2,
-            "eos_token_id": vocabulary - 1,
-            "pad_token_id": 0,
-        },
+        # The pooled token is <|endoftext|>, the last entry.
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+        "pad_token_id": 0,
     }
+    image = resnet_sizes(state) if RESNET in state else {"vision_config": vit_sizes(state) | {"projection_dim": dim}}
+    return {"projection_dim": dim, "text_config": text, **image}
+
+
+def vit_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`CLIPVisionConfig` arguments of a ViT."""
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    return {
+        "hidden_size": width,
+        "intermediate_size": len(state["visual.transformer.resblocks.0.mlp.c_fc.weight"]),
+        "num_hidden_layers": count_layers(state, "visual.transformer"),
+        "patch_size": patch,
+        "image_size": patch * edge(state["visual.positional_embedding"]),
+    }
+
+
+def resnet_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The image tower's part of `CLIPResNetConfig`."""
+    stages = [{name.split(".")[2] for name in state if name.startswith(f"visual.layer{n}.")} for n in range(1, 5)]
+    return {
+        "blocks": [len(stage) for stage in stages],
+        "width": len(state["visual.conv3.weight"]),
+        "image_size": RESNET_STRIDE * edge(state["visual.attnpool.positional_embedding"]),
+    }
+
+
+def edge(positions: Tensor) -> int:
+    """Places along an edge of a position table, whose first row is not a place."""
+    return round((len(positions) - 1) ** 0.5)
 
 
 def count_layers(state: Mapping[str, Tensor], stack: str) -> int:
@@ -184,31 +200,41 @@ def count_layers(state: Mapping[str, Tensor], stack: str) -> int:
 
 
 def to_clip_model(
-    state: Mapping[str, Tensor], source: str, activation: str = "quick_gelu", head_width: int = HEAD_WIDTH
+    state: Mapping[str, Tensor],
+    source: str,
+    activation: str = "quick_gelu",
+    head_width: int = HEAD_WIDTH,
+    text_heads: int = 0,
 ) -> Any:
-    """Build a `transformers.CLIPModel` of these weights in float32.
+    """Build a `transformers.CLIPModel`, or a `CLIPResNetModel`, of these weights in float32.
 
     Args:
         state: OpenAI's names.
         source: for messages.
         activation: `quick_gelu` (OpenAI) or `gelu` (most of open_clip).
-        head_width: columns of an attention head.
+        head_width: columns of an attention head of a ViT.
+        text_heads: attention heads of the text tower; 0: one for every 64 columns.
 
     Raises:
         ValueError: missing, unknown or misshapen tensors, all of them named.
     """
     shield_torchaudio()
-    from transformers import CLIPConfig, CLIPModel
-
     sizes = clip_sizes(state, source)
-    for tower in ("vision_config", "text_config"):
-        sizes[tower] |= {
-            "hidden_act": activation,
-            "num_attention_heads": sizes[tower]["hidden_size"] // head_width,
-        }
-    model = CLIPModel(CLIPConfig(**sizes))
+    for tower, given, width in (("vision_config", 0, head_width), ("text_config", text_heads, HEAD_WIDTH)):
+        if tower in sizes:
+            heads = given or sizes[tower]["hidden_size"] // width
+            sizes[tower] |= {"hidden_act": activation, "num_attention_heads": heads}
     weights, unknown = rename(state)
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("position_ids")}
+    if RESNET in state:
+        from mclip_fairseq.models.clip_resnet import CLIPResNetConfig, CLIPResNetModel
+
+        model: Any = CLIPResNetModel(CLIPResNetConfig(**sizes))
+        weights = {f"text.{name}" if name.startswith("text_") else name: tensor for name, tensor in weights.items()}
+    else:
+        from transformers import CLIPConfig, CLIPModel
+
+        model = CLIPModel(CLIPConfig(**sizes))
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(BOOKKEEPING)}
     refuse_mismatch(weights, own, unknown, source)
     model.load_state_dict(weights, strict=False)
     return model.eval()
@@ -218,10 +244,13 @@ def rename(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """OpenAI's names to those of `transformers`, and the names that fit none."""
     weights: dict[str, Tensor] = {}
     unknown = []
+    resnet = RESNET in state
     for name, tensor in state.items():
         block = BLOCK.fullmatch(name)
         tensor = tensor.float()
-        if name in SINGLE:
+        if resnet and name.startswith("visual.") and not name.endswith(BOOKKEEPING):
+            weights[f"vision_model.{name.removeprefix('visual.')}"] = tensor
+        elif name in SINGLE:
             weights[SINGLE[name]] = tensor
         elif name in TRANSPOSED:
             weights[TRANSPOSED[name]] = tensor.T.contiguous()
@@ -232,7 +261,7 @@ def rename(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
                     weights[f"{prefix}self_attn.{letter}_proj.{block[4]}"] = third.contiguous()
             else:
                 weights[f"{prefix}{LAYER_PARTS[block[3]]}.{block[4]}"] = tensor
-        elif name not in IGNORED:
+        elif name not in IGNORED and not name.endswith(BOOKKEEPING):
             unknown.append(name)
     return weights, unknown
 
@@ -250,6 +279,11 @@ def refuse_mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], u
     if any(names for _, names in found):
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names)
         raise ValueError(f"{source}: its weights are not those of the model; {listed}")
+
+
+def pixels_along_an_edge(model: Any) -> int:
+    """What the image tower of `to_clip_model` takes."""
+    return int(getattr(model.config, "vision_config", model.config).image_size)
 
 
 def image_processor(image_size: int, preprocessing: Preprocessing) -> Any:

@@ -1,12 +1,11 @@
 """Models of other projects, told by the files they publish, as towers for `MultilingualCLIP`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.data.hub import packed_dual_encoder, published_json
 from mclip_fairseq.formats.m_clip import is_m_clip, load_m_clip
 from mclip_fairseq.formats.towers import PairTower, TeacherTower, Tower
 from mclip_fairseq.models.teacher import DualEncoderTeacher
@@ -16,8 +15,8 @@ def load_peer(source: str, teacher: str = "") -> Tower:
     """Load a model of another project.
 
     Args:
-        source: Hub name or directory: of a dual encoder of `transformers` (CLIP, SigLIP, Chinese-CLIP, AltCLIP ...), of
-            a text tower of M-CLIP, or of sentence-transformers.
+        source: Hub name or directory: of a dual encoder of `transformers` (CLIP, SigLIP, Chinese-CLIP, AltCLIP ...),
+            also as sentence-transformers packs it, of a text tower of M-CLIP, or of sentence-transformers.
         teacher: image tower of a text tower; empty where images come as its features.
 
     Raises:
@@ -26,23 +25,12 @@ def load_peer(source: str, teacher: str = "") -> Tower:
     config = published_json(source, "config.json")
     if config is not None and is_m_clip(config):
         return load_m_clip(source, config, teacher)
-    if published_json(source, "modules.json") is not None:
+    packed = packed_dual_encoder(source) is not None
+    if not packed and published_json(source, "modules.json") is not None:
         return load_sentence_transformer(source, teacher)
     if teacher:
         raise ValueError(f"{source}: has an image tower of its own; leave teacher out")
     return TeacherTower(source)
-
-
-def published_json(source: str, name: str) -> Any:
-    """A JSON file of a Hub name or directory; None where there is none, or no connection to ask."""
-    shield_torchaudio()
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # whoever loads the model says what is wrong with it
 
 
 class SentenceText(nn.Module):

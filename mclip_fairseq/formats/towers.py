@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor, nn
 
+from mclip_fairseq.data.hub import stated_languages
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.teacher import DualEncoderTeacher
@@ -126,7 +127,7 @@ class TeacherTower:
         self.name = Path(name).name
         self.dim = self.feature_dim = self.module.dim
         self.identity = {"teacher": dict(self.module.identity)}
-        self.languages = ["en"]
+        self.languages = stated_languages(name)
         self.tokenizer = self.module.tokenize
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -135,6 +136,8 @@ class TeacherTower:
 
     def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
         """See `Tower`."""
+        if self.module.tokenizer is None:  # CLIP's text tower is causal: what follows the end does not matter
+            return {"input_ids": tokens}
         pad = self.module.tokenizer.pad_token_id
         return {"input_ids": tokens, "attention_mask": tokens.ne(pad).long()}
 

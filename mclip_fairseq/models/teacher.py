@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.data.hub import packed_dual_encoder
 from mclip_fairseq.models.freezing import state_hash
 
 # SigLIP pools the last position, whatever it holds: it was trained with all texts padded to one length.
@@ -90,7 +91,7 @@ class DualEncoderTeacher(nn.Module):
         Weights are read from safetensors where there are any, and otherwise without running code that a file may hold.
 
         Args:
-            name_or_path: Hub name or local directory.
+            name_or_path: Hub name or local directory, also of a CLIP that sentence-transformers packed.
             revision: branch, tag or commit of a Hub name.
 
         Raises:
@@ -99,7 +100,10 @@ class DualEncoderTeacher(nn.Module):
         shield_torchaudio()
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        source = str(name_or_path)
+        import mclip_fairseq.models.clip_resnet  # noqa: F401  (registers it with AutoModel)
+
+        named = str(name_or_path)
+        source = packed_dual_encoder(named) or named
         options: dict[str, Any] = {"revision": revision} if revision else {}
         options["trust_remote_code"] = False
         try:
@@ -120,7 +124,7 @@ class DualEncoderTeacher(nn.Module):
             raise ValueError(f"{source}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
         local = Path(source).is_dir()
         commit = None if local else getattr(model.config, "_commit_hash", None) or revision
-        return cls(model, processor, tokenizer, Path(source).resolve().name if local else source, commit)
+        return cls(model, processor, tokenizer, Path(named).resolve().name if Path(named).is_dir() else named, commit)
 
     def save(self, path: Path) -> None:
         """Write a `transformers` directory: weights as safetensors, image processor and tokenizer."""

@@ -53,7 +53,7 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
         vectors = open_vectors(gallery, model, identity, folder / PARTIAL / "images", options)
         count = len(vectors.ids)
         factory = factory_string(options.kind, model.dim, count, options.lists, options.bytes)
-        index = fill(options.kind, factory, model.dim, vectors, folder / PARTIAL, identity["sha256"])
+        index = fill(options.kind, factory, model.dim, vectors, folder / PARTIAL, identity["fingerprint"])
         recall = None
         if efforts(options.kind, index):
             texts = model.encode_text(list(queries)).numpy() if queries else None
@@ -104,7 +104,7 @@ def open_vectors(
     return features
 
 
-def fill(kind: str, factory: str, dim: int, vectors: VectorSource, partial: Path, model_sha256: str) -> Any:
+def fill(kind: str, factory: str, dim: int, vectors: VectorSource, partial: Path, fingerprint: str) -> Any:
     """Train a faiss index and add all vectors, going on from what an interrupted run has saved.
 
     Args:
@@ -113,11 +113,11 @@ def fill(kind: str, factory: str, dim: int, vectors: VectorSource, partial: Path
         dim: columns.
         vectors: what to add.
         partial: where intermediate states are saved.
-        model_sha256: of the model that makes the vectors.
+        fingerprint: of the model that makes the vectors.
     """
     # What the saved state depends on: another list of images, or another model, does not go on from it.
     ids = hashlib.sha256(encode_ids(vectors.ids)).hexdigest()
-    plan = {"factory": factory, "ids_sha256": ids, "model": model_sha256}
+    plan = {"factory": factory, "ids_sha256": ids, "model": fingerprint}
     file, record = partial / "index.faiss", partial / "saved.json"
     saved = time.monotonic()
     index = _saved(file, record, plan, kind, dim)

@@ -72,7 +72,7 @@ def _is_sound(manifest: Mapping[str, Any]) -> bool:
         and all(isinstance(entry.get("file"), str) and Path(entry["file"]).name == entry["file"] for entry in names)
         and all(type(row) is int and 0 <= row < manifest["rows"] for row in manifest["removed"])
         and all(isinstance(root, str) for root in manifest["roots"])
-        and isinstance(manifest["model"].get("sha256"), str)
+        and isinstance(manifest["model"].get("fingerprint"), str)
         and isinstance(manifest["model"].get("load"), dict)
         and isinstance(manifest.get("effort"), int | None)
         and manifest["dim"] > 0

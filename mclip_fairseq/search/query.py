@@ -98,7 +98,7 @@ def as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, Any]:
     """The answers for programs: query, and per image its rank, score, id and file."""
     return {
         "index": str(index.path),
-        "model": {key: index.model.get(key) for key in ("name", "sha256")},
+        "model": {key: index.model.get(key) for key in ("name", "fingerprint")},
         "images": len(index),
         "answers": [
             {"query": answer.query}

@@ -26,11 +26,11 @@ def describe_model(model: Any, load: Mapping[str, str | None]) -> dict[str, Any]
     """What an index remembers of its model: who it is, and how it was loaded.
 
     Args:
-        model: with `name`, `dim`, `sha256` and `identity`.
+        model: with `name`, `dim`, `fingerprint` and `identity`.
         load: `path`, `text_encoder` and `teacher` of the command line.
     """
     here = {name: os.path.abspath(value) if value and Path(value).exists() else value for name, value in load.items()}
-    return {"name": model.name, "sha256": model.sha256, "identity": model.identity, "load": here}
+    return {"name": model.name, "fingerprint": model.fingerprint, "identity": model.identity, "load": here}
 
 
 def check_model(model: Any, stored: Mapping[str, Any], place: Path) -> None:
@@ -39,10 +39,10 @@ def check_model(model: Any, stored: Mapping[str, Any], place: Path) -> None:
     Raises:
         ValueError: naming both models.
     """
-    if model.sha256 != stored["sha256"]:
+    if model.fingerprint != stored["fingerprint"]:
         raise ValueError(
-            f"{place}: was made with the model {stored.get('name')!r} (weights {stored['sha256'][:12]}), but this is "
-            f"{model.name!r} ({model.sha256[:12]}), whose vectors do not compare; use the model of the index, or build "
+            f"{place}: was made with the model {stored.get('name')!r} (weights {stored['fingerprint'][:12]}), but this is "
+            f"{model.name!r} ({model.fingerprint[:12]}), whose vectors do not compare; use the model of the index, or build "
             "another index"
         )
 
@@ -148,7 +148,7 @@ def encode_images(
     writer = FeatureWriter(
         folder,
         source.ids,
-        teacher={"name": identity["name"], "sha256": identity["sha256"]},
+        teacher={"name": identity["name"], "sha256": identity["fingerprint"]},
         dim=model.dim,
         modality="image",
         normalized=True,

@@ -11,6 +11,7 @@ import torch
 from fairseq import utils
 from fairseq.data import Dictionary, indexed_dataset
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from omegaconf import II
 from torch import Tensor
@@ -21,6 +22,7 @@ from mclip_fairseq.data.images import load_image, resolve_image
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.states import TokenStates, cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
+from mclip_fairseq.evaluation.in_training import validation_recalls
 from mclip_fairseq.models.freezing import holds_text_encoder
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.tasks.common import SampledTask, split_list
@@ -60,6 +62,13 @@ class TriKDTaskConfig(FairseqDataclass):
     text_state_dtype: ChoiceEnum(["float32", "float16"]) = field(  # type: ignore[valid-type]
         default="float32", metadata={"help": "storage of --text-state-cache"}
     )
+    valid_retrieval: bool = field(
+        default=False,
+        metadata={
+            "help": "at each validation, search every caption of the split `valid` in all its images and log "
+            "mean_recall, for --best-checkpoint-metric mean_recall --maximize-best-checkpoint-metric"
+        },
+    )
     seed: int = II("common.seed")
     cpu: bool = II("common.cpu")
 
@@ -78,6 +87,8 @@ class TriKDTask(SampledTask):
         self.images = open_features(cfg.image_features)
         self.texts = open_features(cfg.text_features)
         self.model: Any = None
+        self.recalls: dict[str, float] = {}
+        self.validating = False
         if self.images is not None and self.texts is not None:
             check_same_teacher(self.images, self.texts)
 
@@ -157,6 +168,35 @@ class TriKDTask(SampledTask):
         dataset = TemperatureSampledDataset(parts, self.cfg.sampling_temperature, seed=self.cfg.seed, shuffle=training)
         dataset.set_epoch(epoch)
         self.datasets[split] = dataset
+
+    def begin_valid_epoch(self, epoch: int, model: torch.nn.Module) -> None:
+        """Measure retrieval over the whole split, on every rank alike."""
+        super().begin_valid_epoch(epoch, model)
+        if self.cfg.valid_retrieval and "valid" in self.datasets:
+            dataset = self.datasets["valid"]
+            self.recalls = validation_recalls(model, dict(zip(dataset.names, dataset.parts, strict=True)))
+            if not self.recalls:
+                raise ValueError("--valid-retrieval: no caption of the split valid has an image")
+
+    def valid_step(
+        self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
+    ) -> tuple[Tensor, Any, dict[str, Any]]:
+        """Fairseq's step; what is logged next belongs to validation."""
+        self.validating = True
+        step: tuple[Tensor, Any, dict[str, Any]] = super().valid_step(sample, model, criterion)
+        return step
+
+    def train_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, dict[str, Any]]:
+        """See `SampledTask`; what is logged next belongs to training."""
+        self.validating = False
+        return super().train_step(*args, **kwargs)
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Log the criterion's sums and, in validation, the recalls over the whole split."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if self.validating:
+            for name, value in self.recalls.items():
+                metrics.log_scalar(name, value, round=2)
 
     def load_captions(self, directory: Path, split: str, lang: str) -> CaptionDataset:
         """Read one caption file with its ids."""

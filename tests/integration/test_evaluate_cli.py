@@ -23,6 +23,7 @@ class ColourModel:
     """Knows colours by name and by sight; "xx" means nothing to it."""
 
     name = "colours"
+    fingerprint = "1"
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -51,7 +52,7 @@ class ColourModel:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> ColourModel:
     model = ColourModel()
-    monkeypatch.setattr(cli, "load_model", lambda options: model)
+    monkeypatch.setattr(cli, "load_model", lambda options, number: model)
     return model
 
 
@@ -150,7 +151,8 @@ def test_feature_directory(
     root = Path("photos") if with_pictures else None
     Path("features").mkdir()
     Path("features/manifest.json").write_text("{}")
-    monkeypatch.setattr(cli, "open_gallery", lambda options: cli.FeatureGallery(Store(), options.features, root))
+    folder = Path("features")
+    monkeypatch.setattr(cli, "open_galleries", lambda options: [cli.FeatureGallery(Store(), folder, root)])
     arguments = ["--model", "m", "--captions", "de=valid.de", "--ids", "valid.ids", "--features", "features"]
     assert cli.main([*arguments, "--output", "out"]) == 0
     report = json.loads(Path("out/report.json").read_text())
@@ -163,7 +165,9 @@ def test_feature_directory(
 def test_features_of_another_teacher_are_refused(
     model: ColourModel, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "open_gallery", lambda options: cli.FeatureGallery(Store("def"), options.features))
+    monkeypatch.setattr(cli, "open_galleries", lambda options: [cli.FeatureGallery(Store("def"), Path("features"))])
+    Path("features").mkdir()
+    Path("features/manifest.json").write_text("{}")
     arguments = ["--model", "m", "--captions", "de=valid.de", "--ids", "valid.ids", "--features", "features"]
     assert cli.main(arguments) == 2
     assert "a teacher with weights def, but the model was trained with abc" in capsys.readouterr().err
@@ -179,6 +183,12 @@ def test_features_of_another_teacher_are_refused(
         ),
         ([*COMMAND, "--images", "photos", "--images-root", "photos"], "--images-root goes with --features"),
         ([*COMMAND, "--images", "photos", "--queries", "3"], "give --output too"),
+        ([*COMMAND, "--images", "photos", "--features", "f"], "give one of the two"),
+        ([*COMMAND, "--images", "photos", "--languages", "de"], "--languages chooses among those of benchmarks"),
+        ([*COMMAND, "--images", "photos", "--name", "a", "b"], "--name: 2 given for 1 models"),
+        ([*COMMAND], "--captions need something to search"),
+        (["--model", "m"], "nothing to evaluate on"),
+        (["photos", *COMMAND], "leave them out beside benchmarks"),
     ],
 )
 def test_errors_are_one_sentence_and_status_2(
@@ -193,7 +203,7 @@ def test_errors_are_one_sentence_and_status_2(
     assert not model.seen  # told before anything is encoded
 
 
-@pytest.mark.parametrize("wrong", [["--features", "f"], ["--protocol", "loose"], ["--batch-size", "0"], ["--quiet"]])
+@pytest.mark.parametrize("wrong", [["--protocol", "loose"], ["--batch-size", "0"], ["--quiet"]])
 def test_contradictory_and_unknown_options_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
 ) -> None:

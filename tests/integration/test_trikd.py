@@ -86,6 +86,30 @@ def test_every_language_finds_the_images(trained: tuple[Path, str], tiny_corpus:
     assert recall["fr"]["t2i_R@1"] > 15
 
 
+def test_checkpoints_are_chosen_by_recall_over_the_whole_validation_set(
+    tiny_corpus: Path, encoder: Path, run_train: Train, tmp_path: Path
+) -> None:
+    """The logged recall is that of the best checkpoint, over all images at once."""
+    log = run_train(
+        *options(tiny_corpus, encoder, tmp_path, "--max-epoch", "4", "--pooling", "mean", "--valid-langs", "en,de"),
+        *("--valid-retrieval", "--best-checkpoint-metric", "mean_recall", "--maximize-best-checkpoint-metric"),
+        *("--batch-size-valid", "4"),
+    )
+    lines = [line for line in log.splitlines() if "| valid |" in line and "{" in line]
+    epochs = [json.loads(line[line.index("{") :]) for line in lines]
+    values = [float(epoch["valid_mean_recall"]) for epoch in epochs]
+    assert float(epochs[-1]["valid_best_mean_recall"]) == max(values)
+    model = MultilingualCLIP.from_pretrained(tmp_path / "checkpoint_best.pt", device="cpu")
+    store = FeatureStore.open(tiny_corpus / "features" / "image")
+    ids = (tiny_corpus / "captions" / "valid.de.ids").read_text().split("\n")[:-1]
+    rows = store.rows([line.split("\t")[0] for line in ids])
+    used, own = np.unique(rows, return_inverse=True)
+    texts = model.encode_text(sentences("de")[-len(ids) :])
+    expected = retrieval_metrics(texts, model.encode_image_features(store.take(used)), own)["mean_recall"]
+    best = epochs[values.index(max(values))]
+    assert float(best["valid_mean_recall_de"]) == pytest.approx(expected, abs=0.01)
+
+
 def test_inference_uses_the_learned_parts(trained: tuple[Path, str]) -> None:
     state = load_checkpoint(trained[0])
     model = MultilingualCLIP.from_pretrained(trained[0], device="cpu")

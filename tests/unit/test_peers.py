@@ -122,6 +122,18 @@ def test_sentence_transformers_pair(clip: Path, tmp_path: Path) -> None:
     assert model.encode_image(torch.zeros(1, 3, 32, 32)).shape == (1, 16)
 
 
+def test_a_clip_packed_by_sentence_transformers(clip: Path, tmp_path: Path) -> None:
+    """The layout of its clip-ViT-B-32: modules.json in front, the model of `transformers` in a folder."""
+    shutil.copytree(clip, tmp_path / "packed" / "0_CLIPModel")
+    module = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
+    (tmp_path / "packed" / "modules.json").write_text(json.dumps([module]))
+    (tmp_path / "packed" / "README.md").write_text("---\nlanguage:\n- en\n- de\n---\nA model.\n")
+    plain, packed = (MultilingualCLIP.from_pretrained(path, device="cpu") for path in (clip, tmp_path / "packed"))
+    assert torch.equal(plain.encode_text(TEXTS), packed.encode_text(TEXTS))
+    assert packed.identity["teacher"] == plain.identity["teacher"] | {"name": "packed"}
+    assert (packed.languages, plain.languages) == (["en", "de"], [])
+
+
 def alt_clip(folder: Path) -> Path:
     from transformers import AltCLIPConfig, AltCLIPModel, CLIPImageProcessorPil
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary, load_dictionary
 
 SENTENCES = [[5, 6, 7, 8, 2], [2], [9, 2], [4, 4, 4, 4, 4, 4, 4, 2]]
@@ -67,3 +68,12 @@ def test_dictionaries_must_agree(tmp_path: Path, tiny_corpus: Path) -> None:
         load_dictionary(tmp_path / "nowhere")
     xlmr = load_dictionary(tiny_corpus / "tokenizer")
     assert xlmr.index("<mask>") == len(xlmr) - 1
+
+
+def test_a_dictionary_of_another_tokenizer_is_refused(tiny_corpus: Path, tmp_path: Path) -> None:
+    for file in (tiny_corpus / "tokenizer").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    XLMRTokenizer(tmp_path)
+    (tmp_path / "dict.txt").write_text("".join(f"of_another_{i} 1\n" for i in range(50)))
+    with pytest.raises(ValueError, match=r"only 0 of the 51 entries of dict.txt are pieces"):
+        XLMRTokenizer(tmp_path)

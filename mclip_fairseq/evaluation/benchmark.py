@@ -1,0 +1,79 @@
+"""What every benchmark offers, whatever it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mclip_fairseq.evaluation.galleries import Encoder
+
+CAPTIONS = {"all": "every caption of an image", "first": "only the first caption of an image"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices that hold for every model and benchmark of a call.
+
+    Attributes:
+        batch_size: captions or images at once.
+        protocol: of retrieval, see ``retrieval_ranks``.
+        gallery: "captioned": the images that the captions of a language name; "all": also those without a caption.
+        captions: "all" captions of an image or the "first".
+    """
+
+    batch_size: int = 256
+    protocol: str = "strict"
+    gallery: str = "captioned"
+    captions: str = "all"
+
+
+class Benchmark(Protocol):
+    """Data, and what to do with them.
+
+    Attributes:
+        name: for tables.
+        kind: "retrieval", "bitext", "similarity" or "classification".
+        headline: the metric that stands for a language in a comparison.
+        notes: what a reader of the numbers must know, such as leaks.
+    """
+
+    name: str
+    kind: str
+    headline: str
+    notes: Sequence[str]
+
+    def describe(self) -> dict[str, Any]:
+        """Files, hashes and counts, for reports and to tell whether a report is of these data."""
+
+    def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
+        """``results``, ``average``, ``confidence`` and whatever else belongs into the report."""
+
+
+def read_table(path: Path, columns: int) -> list[list[str]]:
+    """Tab-separated rows.
+
+    Raises:
+        ValueError: a row with another number of columns, or none at all.
+    """
+    from mclip_fairseq.data.files import read_lines
+
+    rows = [line.split("\t") for line in read_lines(path)]
+    for number, row in enumerate(rows, 1):
+        if len(row) != columns:
+            raise ValueError(f"{path} line {number}: has {len(row)} columns instead of {columns}; make the file again.")
+    if not rows:
+        raise ValueError(f"{path}: is empty; make the file again.")
+    return rows
+
+
+def chosen(languages: Sequence[str] | None, there: Mapping[str, Any], place: Path) -> list[str]:
+    """The languages asked for, or all that are there.
+
+    Raises:
+        ValueError: one that is not there.
+    """
+    if missing := [language for language in languages or () if language not in there]:
+        raise ValueError(f"{place}: has no language {missing[0]!r}; it has {', '.join(there)}.")
+    return list(languages or there)

@@ -1,0 +1,102 @@
+"""Benchmarks from the directories that the scripts of `preprocess/` write, told by their manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mclip_fairseq.data.files import read_json
+from mclip_fairseq.evaluation.benchmark import Benchmark, chosen, read_table
+from mclip_fairseq.evaluation.captions import read_captions
+from mclip_fairseq.evaluation.classification_benchmark import ClassificationBenchmark
+from mclip_fairseq.evaluation.galleries import FeatureGallery, Gallery, ImageGallery
+from mclip_fairseq.evaluation.retrieval_benchmark import RetrievalBenchmark
+from mclip_fairseq.evaluation.text_benchmarks import BitextBenchmark, SimilarityBenchmark
+
+MANIFEST = "manifest.json"
+IMAGES = "images.tsv"
+DEFAULT_SPLIT = "test"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where images and features of the benchmarks are.
+
+    Attributes:
+        images_root: folder that `images.tsv` is relative to; None where only features are given.
+        features: directories of `mclip-features`.
+        languages: which to evaluate; None takes all.
+    """
+
+    images_root: Path | None = None
+    features: Sequence[Path] = ()
+    languages: Sequence[str] | None = None
+
+
+def open_benchmark(source: str, places: Places) -> Benchmark:
+    """Open a directory, or one of its splits.
+
+    Args:
+        source: `DIR` or `DIR:SPLIT`; the split is "test" where none is named.
+        places: see there.
+
+    Raises:
+        ValueError: it has no manifest of a known form, or lacks the split or a language.
+    """
+    name, colon, split = source.rpartition(":")
+    folder = Path(source)
+    if colon and not folder.exists():
+        folder = Path(name)
+    else:
+        split = ""
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{folder / MANIFEST}: is not a JSON object; make the directory by a script of preprocess/.")
+    title, notes = str(manifest.get("name", folder.name)), [str(note) for note in manifest.get("notes", ())]
+    if "splits" in manifest:
+        return _retrieval(folder, manifest, split or DEFAULT_SPLIT, title, notes, places)
+    if split:
+        raise ValueError(f"{source}: has no splits; give {folder} alone.")
+    if "pairs" in manifest:
+        return BitextBenchmark(folder, title, list(manifest["pairs"]), places.languages, notes)
+    if "tables" in manifest:
+        return SimilarityBenchmark(folder, title, list(manifest["tables"]), places.languages, notes)
+    if "languages" in manifest:
+        galleries = _galleries(folder, places)
+        return ClassificationBenchmark(folder, title, list(manifest["languages"]), places.languages, galleries, notes)
+    raise ValueError(
+        f"{folder / MANIFEST}: is of no kind that is known; make the directory by a script of preprocess/."
+    )
+
+
+def _retrieval(
+    folder: Path, manifest: dict[str, Any], split: str, title: str, notes: list[str], places: Places
+) -> RetrievalBenchmark:
+    splits = manifest["splits"]
+    if split not in splits:
+        raise ValueError(
+            f"{folder}: has no split {split!r}; name one of {', '.join(splits)}, as in {folder}:{next(iter(splits))}."
+        )
+    there = splits[split]
+    captions = [
+        read_captions(language, folder / there[language]["captions"], folder / there[language]["ids"])
+        for language in chosen(places.languages, there, folder)
+    ]
+    file = folder / f"{split}.folds.tsv"
+    folds = {name: int(fold) for name, fold in read_table(file, 2)} if file.is_file() else {}
+    name = title if split == DEFAULT_SPLIT else f"{title} ({split})"
+    return RetrievalBenchmark(name, captions, _galleries(folder, places), folds, notes)
+
+
+def _galleries(folder: Path, places: Places) -> list[Gallery]:
+    """What is given; features of other images than this benchmark's are left to others."""
+    from mclip_fairseq.data.features import FeatureStore
+
+    needed = {name for name, _ in read_table(folder / IMAGES, 2)}
+    stores = [(FeatureStore.open(path), path) for path in places.features]
+    galleries: list[Gallery] = [FeatureGallery(store, path) for store, path in stores if needed <= set(store.ids)]
+    if places.images_root is not None:
+        galleries.append(ImageGallery(folder / IMAGES, places.images_root))
+    return galleries

@@ -1,0 +1,89 @@
+"""Zero-shot classification of photographs by class names in many languages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mclip_fairseq.data.files import file_sha256, read_lines
+from mclip_fairseq.evaluation.benchmark import Settings, chosen, read_table
+from mclip_fairseq.evaluation.classification import class_features, zero_shot_accuracy
+from mclip_fairseq.evaluation.galleries import Encoder, Gallery, encode_in_chunks, gallery_for
+from mclip_fairseq.evaluation.languages import average_languages
+
+
+class ClassificationBenchmark:
+    """Class names and prompts per language, and labelled photographs, as `preprocess/babel_imagenet.py` writes them.
+
+    Args:
+        folder: with `classes.LANG.tsv`, `prompts.LANG` and `labels.tsv`.
+        name: for tables.
+        there: the languages of the manifest.
+        languages: which; None takes all.
+        galleries: the photographs, or features of them.
+        notes: see ``Benchmark``.
+
+    Raises:
+        ValueError: a file is missing or not of this form.
+    """
+
+    kind = "classification"
+    headline = "top1"
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        there: Sequence[str],
+        languages: Sequence[str] | None,
+        galleries: Sequence[Gallery],
+        notes: Sequence[str],
+    ) -> None:
+        self.name = name
+        self.notes = notes
+        self.folder = folder
+        self.galleries = galleries
+        self.languages = chosen(languages, dict.fromkeys(there), folder)
+        self.classes = {lang: read_table(folder / f"classes.{lang}.tsv", 2) for lang in self.languages}
+        self.prompts = {lang: self._prompts(lang) for lang in self.languages}
+        labels = read_table(folder / "labels.tsv", 2)
+        self.ids = [name for name, _ in labels]
+        self.labels = np.array([int(label) for _, label in labels])
+
+    def _prompts(self, language: str) -> list[str]:
+        path = self.folder / f"prompts.{language}"
+        return read_lines(path) if path.is_file() else ["{}"]
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Benchmark``."""
+        names = [f"classes.{language}.tsv" for language in self.languages]
+        counts = {"photos": len(self.ids), "classes": {lang: len(rows) for lang, rows in self.classes.items()}}
+        return counts | {"sha256": {name: file_sha256(self.folder / name) for name in ["labels.tsv", *names]}}
+
+    def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
+        """See ``Benchmark``; a language is tried on the photographs whose class it names."""
+        gallery = gallery_for(model, self.galleries, self.name)
+        rows = gallery.index.rows_of(self.ids, self.folder / "labels.tsv")
+        image = gallery.encode(model, rows, settings.batch_size)
+        results, confidence = {}, {}
+        for language, classes in self.classes.items():
+            numbers = np.array([int(number) for number, _ in classes])
+            kept = np.flatnonzero(np.isin(self.labels, numbers))
+            if not len(kept):
+                raise ValueError(f"{self.folder}: no photograph is of a class that {language!r} names.")
+            order = np.argsort(numbers)
+            labels = order[np.searchsorted(numbers[order], self.labels[kept])]
+
+            def encode(texts: list[str], language: str = language) -> torch.Tensor:
+                return encode_in_chunks(model.encode_text, texts, settings.batch_size, f"classes ({language})")
+
+            features = class_features([name for _, name in classes], self.prompts[language], encode)
+            results[language], confidence[language] = zero_shot_accuracy(
+                image[torch.from_numpy(kept)], features, torch.from_numpy(labels)
+            )
+            results[language] |= {"classes": len(classes), "photos": len(kept)}
+        return {"results": results, "confidence": confidence, "average": average_languages(results)}

@@ -1,0 +1,57 @@
+"""Retrieval over a whole validation set while a model is trained, to choose checkpoints by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from fairseq import utils
+from torch import Tensor, nn
+
+from mclip_fairseq.data.captions import CaptionDataset
+from mclip_fairseq.evaluation.languages import average_languages, evaluate_languages
+
+BATCH = 256
+
+
+@torch.no_grad()
+def validation_recalls(model: nn.Module, parts: Mapping[str, CaptionDataset]) -> dict[str, float]:
+    """Mean recall of each language, its captions searched in all images of the set, and of all languages.
+
+    Args:
+        model: `MCLIPModel`; it is put into eval mode, and back.
+        parts: `language:number` -> captions; those without images are left out.
+
+    Returns:
+        ``mean_recall`` (over languages) and ``mean_recall_LANG``, in percent, strict protocol; empty where no caption
+        has an image.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        texts: dict[str, list[Tensor]] = {}
+        groups: dict[str, list[np.ndarray]] = {}
+        images: dict[int, Tensor] = {}
+        for name, part in parts.items():
+            if part.images is None and part.pixels is None:
+                continue
+            language = name.split(":")[0]
+            for start in range(0, len(part), BATCH):
+                sample = part.rows(np.arange(start, min(start + BATCH, len(part))))
+                rows = sample["group"].numpy()
+                sample["net_input"].pop("teacher_text", None)
+                out = model(**utils.apply_to_sample(lambda tensor: tensor.to(device), sample["net_input"]))
+                texts.setdefault(language, []).append(out["text"].float().cpu())
+                groups.setdefault(language, []).append(rows)
+                images.update(zip(rows.tolist(), out["image"].float().cpu(), strict=True))
+    finally:
+        model.train(training)
+    if not images:
+        return {}
+    numbers = np.array(sorted(images))
+    image = torch.stack([images[number] for number in numbers.tolist()])
+    own = {lang: torch.from_numpy(np.searchsorted(numbers, np.concatenate(found))) for lang, found in groups.items()}
+    results = evaluate_languages({lang: torch.cat(found) for lang, found in texts.items()}, image, own)["results"]
+    recalls = {f"mean_recall_{lang}": metrics["mean_recall"] for lang, metrics in results.items()}
+    return {"mean_recall": average_languages(results)["all"]["mean_recall"], **recalls}

@@ -1,0 +1,83 @@
+"""Published numbers of the benchmarks, with their protocol and source, to be put beside one's own."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from mclip_fairseq.evaluation.comparison import parts_of
+from mclip_fairseq.evaluation.report import align_table
+
+
+@dataclass
+class Published:
+    """What a paper reports of a system on a benchmark.
+
+    Attributes:
+        benchmark: as in reports.
+        system: as in the source.
+        protocol: in the words of ``comparison.protocol_words``, and whatever else sets the numbers apart.
+        source: where they are printed.
+        results: language -> metric -> value in percent.
+    """
+
+    benchmark: str
+    system: str
+    protocol: str
+    source: str
+    results: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def read_published() -> list[Published]:
+    """All published numbers of this package."""
+    here = resources.files(__package__)
+    sources = json.loads((here / "sources.json").read_text(encoding="utf-8"))
+    found: dict[tuple[str, str, str], Published] = {}
+    for row in csv.DictReader((here / "retrieval.tsv").read_text(encoding="utf-8").splitlines(), delimiter="\t"):
+        benchmark, system, protocol, source, language = (
+            row.pop(name) for name in ("benchmark", "system", "protocol", "source", "language")
+        )
+        key = (benchmark, system, protocol)
+        entry = found.setdefault(key, Published(benchmark, system, protocol, sources[source]))
+        entry.results[language] = {name: float(value) for name, value in row.items() if value}
+    return list(found.values())
+
+
+def published_beside(reports: Sequence[Mapping[str, Any]]) -> list[Published]:
+    """The published numbers of the benchmarks of some reports."""
+    benchmarks = {report["benchmark"] for report in reports}
+    return [entry for entry in read_published() if entry.benchmark in benchmarks]
+
+
+def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[Published]) -> str:
+    """Markdown tables: own rows, then published ones, each saying whether its protocol is that of the own rows.
+
+    Averages are over the languages that all rows have.
+    """
+    blocks = []
+    for title, parts in parts_of(reports).items():
+        known = [entry for entry in published if entry.benchmark == parts[0].benchmark]
+        headline = parts[0].headline
+        own = set.intersection(*(set(part.results) for part in parts))
+        if not known or parts[0].part.startswith("mean of"):
+            continue
+        languages = [lang for lang in parts[0].results if lang in own and all(lang in e.results for e in known)]
+        rows = [["model", *languages, "average", "same protocol"]]
+        for part in parts:
+            rows.append([part.model, *_cells(part.results, languages, headline), "own"])
+        for entry in known:
+            same = "yes" if entry.protocol == part.protocol else f"no: {entry.protocol}"
+            rows.append([entry.system, *_cells(entry.results, languages, headline), same])
+        sources = "\n".join(f"Source: {source}." for source in dict.fromkeys(entry.source for entry in known))
+        blocks.append(f"{title}, beside published numbers\n\n{align_table(rows)}\n\n{sources}")
+    return "\n\n".join(blocks)
+
+
+def _cells(results: Mapping[str, Mapping[str, float]], languages: Sequence[str], headline: str) -> list[str]:
+    values = [results[language][headline] for language in languages]
+    shown = [f"{value:.1f}" for value in values]
+    return [*shown, f"{sum(values) / len(values):.1f}" if values else ""]

@@ -1,0 +1,209 @@
+"""``mclip-evaluate BENCHMARK ...``: several models on directories as preprocess/ writes them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mclip_fairseq.cli import evaluate as cli
+from mclip_fairseq.evaluation.benchmarks import Places, open_benchmark
+from mclip_fairseq.evaluation.published import read_published
+
+GREYS = {"a": 40, "b": 90, "c": 140, "d": 190}
+WORDS = {"en": {name: f"grey {name}" for name in GREYS}, "de": {name: f"grau {name}" for name in GREYS}}
+
+
+class GreyModel:
+    """Knows how bright a word means an image to be; the second model takes German d for a."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.fingerprint = name
+        self.identity: dict[str, Any] = {}
+        self.calls = 0
+
+    def encode_text(self, texts: Sequence[str], batch_size: int = 1, normalize: bool = False) -> Tensor:
+        self.calls += 1
+        wrong = {"grau d": "a"} if self.name == "second" else {}
+        return self.features([GREYS[wrong.get(text, text[-1])] for text in texts])
+
+    def encode_image(self, images: Sequence[Path], batch_size: int = 1, normalize: bool = False) -> Tensor:
+        self.calls += 1
+        values = []
+        for path in images:
+            with Image.open(path) as picture:
+                values.append(picture.getpixel((0, 0)))
+        return self.features(values)
+
+    @staticmethod
+    def features(values: Any) -> Tensor:
+        angle = torch.tensor(values, dtype=torch.float32) / 100
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, GreyModel]:
+    loaded = {name: GreyModel(name) for name in ("first", "second")}
+    monkeypatch.setattr(cli, "load_model", lambda options, number: loaded[options.model[number]])
+    return loaded
+
+
+def write(path: Path, lines: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One benchmark of each kind."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name, grey in GREYS.items():
+        Image.new("L", (4, 4), grey).save(tmp_path / "pictures" / f"{name}.png")
+    images = [f"{name}\t{name}.png" for name in GREYS]
+    ids = [name for name in GREYS for _ in range(2)]
+    retrieval = {
+        "name": "XTD10",
+        "notes": ["Leak: half of it was seen.", "Another note."],
+        "splits": {"test": {lang: {"captions": f"test.{lang}", "ids": f"test.{lang}.ids"} for lang in WORDS}},
+    }
+    for lang, words in WORDS.items():
+        write(tmp_path / f"xtd/test.{lang}", [words[name] for name in ids])
+        write(tmp_path / f"xtd/test.{lang}.ids", ids)
+    write(tmp_path / "xtd/images.tsv", images)
+    write(tmp_path / "xtd/test.folds.tsv", [f"{name}\t{number // 2}" for number, name in enumerate(GREYS)])
+    write(tmp_path / "xtd/manifest.json", [json.dumps(retrieval)])
+    for side, lang in (("deu", "de"), ("eng", "en")):
+        write(tmp_path / f"tatoeba/test.deu-eng.{side}", [WORDS[lang][name] for name in GREYS])
+    write(tmp_path / "tatoeba/manifest.json", [json.dumps({"name": "Tatoeba", "pairs": {"deu-eng": 4}})])
+    scores = ["5\tgrey a\tgrau a", "3\tgrey a\tgrau b", "0.5\tgrey a\tgrau c", "0\tgrey a\tgrau d"]
+    write(tmp_path / "sts/stsb.test.de.tsv", scores)
+    write(tmp_path / "sts/manifest.json", [json.dumps({"name": "STS", "tables": {"stsb.test.de": 4}})])
+    for lang in WORDS:
+        write(tmp_path / f"babel/classes.{lang}.tsv", [f"{number}\t{name}" for number, name in ((2, "c"), (0, "a"))])
+        write(tmp_path / f"babel/prompts.{lang}", ["grey {}", "a photo of grey {}"])
+    write(tmp_path / "babel/labels.tsv", ["a\t0", "b\t1", "c\t2", "d\t2"])
+    write(tmp_path / "babel/images.tsv", images)
+    write(tmp_path / "babel/manifest.json", [json.dumps({"name": "Babel", "languages": {"en": {}, "de": {}}})])
+    return tmp_path
+
+
+ALL = ["xtd", "tatoeba", "sts", "babel", "--model", "first", "second", "--images-root", "pictures", "--output", "out"]
+
+
+def report(benchmark: str, model: str) -> Any:
+    return json.loads(Path("out", benchmark, model, "report.json").read_text(encoding="utf-8"))
+
+
+def test_all_kinds_of_benchmarks_and_two_models(
+    models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*ALL, "--published"]) == 0
+    printed = capsys.readouterr()
+    assert "warning: Leak: half of it was seen." in printed.err
+    good, bad = report("XTD10", "first"), report("XTD10", "second")
+    assert (good["results"]["de"]["t2i_R@1"], bad["results"]["de"]["t2i_R@1"]) == (100, 75)
+    assert bad["confidence"]["de"]["t2i_R@1"][0] < 75 < bad["confidence"]["de"]["t2i_R@1"][1]
+    assert bad["folds"]["number"] == 2
+    # within its fold of two images, d is still taken for the nearer, wrong one
+    assert bad["folds"]["results"]["de"]["t2i_R@1"] == 75
+    assert bad["folds"]["results"]["de"]["i2t_R@5"] == 100
+    assert report("Tatoeba", "first")["results"]["deu"]["accuracy"] == 100
+    assert report("Tatoeba", "second")["results"]["deu"]["into"] == 75
+    assert report("STS", "first")["results"]["stsb.test.de"]["spearman"] == pytest.approx(100)
+    babel = report("Babel", "first")["results"]["de"]
+    assert (babel["top1"], babel["classes"], babel["photos"]) == (100, 2, 3)  # b's class has no German name
+    rows = list(csv.DictReader(Path("out/comparison.csv").read_text(encoding="utf-8").splitlines()))
+    of = {(row["benchmark"], row["part"], row["model"], row["language"], row["metric"]): row for row in rows}
+    assert float(of["XTD10", "all images", "second", "de", "t2i_R@1"]["value"]) == 75
+    assert of["XTD10", "mean of 2 folds of 2 images", "second", "de", "t2i_R@1"]["protocol"] == "strict, all captions"
+    page = Path("out/comparison.html").read_text(encoding="utf-8")
+    assert "http" not in page
+    assert page.count("<img") == 5 + 3 + 2  # tables; gaps where there is English; ranks of two models
+    tables = Path("out/comparison.md").read_text(encoding="utf-8")
+    assert "XTD10, all images, mean recall, strict, all captions, beside published numbers" in tables
+    openclip = next(line for line in tables.splitlines() if line.startswith("| openclip-xlmrl-vith14"))
+    assert [cell.strip() for cell in openclip.strip("|").split("|")][-1] == "yes"
+    raw = next(line for line in tables.splitlines() if line.startswith("| mclip-xlmrl-vitl14"))
+    assert "no: strict, all captions, dot products" in raw
+
+
+def test_nothing_is_done_twice(models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(ALL) == 0
+    calls = models["first"].calls
+    (folder / "out/STS/first/report.json").unlink()
+    assert cli.main(ALL) == 0
+    assert "first, XTD10: out/XTD10/first/report.json is there" in capsys.readouterr().out
+    assert models["first"].calls == calls + 2  # both sides of the sentence pairs
+    write(folder / "tatoeba/test.deu-eng.deu", ["grau a", "grau b", "grau d", "grau c"])
+    assert cli.main(ALL) == 0  # changed data are another benchmark
+    assert report("Tatoeba", "first")["results"]["deu"]["accuracy"] == 50
+
+
+def test_features_are_kept_by_content(models: dict[str, GreyModel], folder: Path) -> None:
+    command = ["xtd", "--model", "first", "--images-root", "pictures", "--cache", "cache"]
+    assert cli.main(command) == 0
+    assert models["first"].calls == 3
+    assert cli.main(command) == 0
+    assert models["first"].calls == 3
+    Image.new("L", (4, 4), 41).save(folder / "pictures" / "a.png")
+    assert cli.main([*command, "--captions-per-image", "first"]) == 0
+    assert models["first"].calls == 6  # other pixels, other captions
+
+
+def test_one_caption_an_image(models: dict[str, GreyModel], folder: Path) -> None:
+    assert cli.main([*ALL, "--captions-per-image", "first", "--languages", "de"]) == 2  # not a language of Tatoeba
+    command = ["xtd", "--model", "second", "--images-root", "pictures", "--output", "out"]
+    assert cli.main([*command, "--captions-per-image", "first", "--languages", "de"]) == 0
+    first = report("XTD10", "second")
+    assert (first["captions"], list(first["results"])) == ("first", ["de"])
+    assert len(np.unique(list(first["results"]["de"].values()))) > 1
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("xtd:valid", "has no split 'valid'; name one of test, as in xtd:test"),
+        ("sts:test", "has no splits; give sts alone"),
+        ("pictures", "manifest.json: cannot be read"),
+        ("empty", "is of no kind that is known"),
+    ],
+)
+def test_benchmarks_that_are_none(
+    models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str], source: str, sentence: str
+) -> None:
+    write(folder / "empty/manifest.json", ["{}"])
+    assert cli.main([source, "--model", "first"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert sentence in error
+    assert not models["first"].calls
+
+
+def test_images_are_needed_before_a_model_is_asked(models: dict[str, GreyModel], folder: Path) -> None:
+    benchmark = open_benchmark("xtd", Places())
+    with pytest.raises(ValueError, match=r"XTD10: needs images: give --images-root, or --features"):
+        benchmark.evaluate(models["first"], cli.Settings())  # type: ignore[arg-type]
+
+
+def test_published_numbers_are_whole() -> None:
+    """Mean recall is the mean of the six recalls wherever all are given."""
+    checked = 0
+    for entry in read_published():
+        for metrics in entry.results.values():
+            recalls = [value for name, value in metrics.items() if "_R@" in name]
+            assert 0 < metrics["mean_recall"] <= 100
+            if recalls:
+                checked += 1
+                assert len(recalls) == 6
+                assert metrics["mean_recall"] == pytest.approx(sum(recalls) / 6, abs=0.06)
+    assert checked > 600
