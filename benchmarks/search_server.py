@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._search import NoModel, build_options, make_features
 from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.search.build import build
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.server import serve
@@ -36,26 +38,30 @@ DIM, PICTURES, SHOWN, PAUSE, MAX_TOKENS = 512, 200, 8, 0.5, 64
 WORDS = "a the dog cat beach house red small ein Hund am Strand une plage rouge 浜辺 犬 كلب شاطئ собака море"
 
 
-class LikeXLMR(NoModel):
-    """A text encoder that costs what XLM-R base costs; its vocabulary, which costs no time, is smaller."""
+class LikeXLMR:
+    """A tower whose texts cost what XLM-R base costs; its vocabulary, which costs no time, is smaller."""
 
     def __init__(self) -> None:
-        super().__init__(DIM)
         shield_torchaudio()
         from transformers import XLMRobertaConfig, XLMRobertaModel
 
         torch.manual_seed(0)
-        self.encoder = XLMRobertaModel(XLMRobertaConfig(vocab_size=4096), add_pooling_layer=False).eval()
-        self.projection = torch.nn.Linear(768, DIM)
+        encoder = XLMRobertaModel(XLMRobertaConfig(vocab_size=4096), add_pooling_layer=False)
+        self.module = torch.nn.ModuleDict({"encoder": encoder, "projection": torch.nn.Linear(768, DIM)})
+        self.name, self.dim, self.languages = "like XLM-R base", DIM, ["en"]
 
-    @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
-        """(n, dim) normalised; a token for every three bytes or so, as SentencePiece gives."""
+    def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """A token for every three bytes or so, as SentencePiece gives."""
         pieces = [[0, *(5 + byte for byte in text.encode()[::3][: MAX_TOKENS - 2]), 2] for text in texts]
         width = max(map(len, pieces))
-        tokens = torch.tensor([row + [1] * (width - len(row)) for row in pieces])
-        states = self.encoder(input_ids=tokens, attention_mask=tokens.ne(1).long()).last_hidden_state
-        return torch.nn.functional.normalize(self.projection(states[:, 0]), dim=1)
+        return {"tokens": torch.tensor([row + [1] * (width - len(row)) for row in pieces])}
+
+    def encode_text(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(n, dim), not normalised."""
+        mask = inputs["tokens"].ne(1).long()
+        states = self.module["encoder"](input_ids=inputs["tokens"], attention_mask=mask).last_hidden_state
+        projected: torch.Tensor = self.module["projection"](states[:, 0])
+        return projected
 
 
 def prepare(folder: Path, images: int) -> None:
@@ -114,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.serve:
-        serve(SearchIndex.open(options.serve), LikeXLMR(), "127.0.0.1", 0)
+        tower: Any = LikeXLMR()
+        serve(SearchIndex.open(options.serve), MultilingualCLIP(tower, "cpu"), "127.0.0.1", 0)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), options.images)

@@ -64,9 +64,11 @@ def checked_query(text: str) -> str:
     return text
 
 
-def search_texts(index: SearchIndex, model: Any, texts: Sequence[str], k: int) -> list[list[Hit]]:
-    """What checked texts find."""
-    return hits_of(index, model.encode_text(list(texts)), k)
+def search_texts(
+    index: SearchIndex, model: Any, texts: Sequence[str], k: int, batch_size: int = 256
+) -> list[list[Hit]]:
+    """What checked texts find; texts of like length go through the model `batch_size` at a time."""
+    return hits_of(index, model.encode_text(list(texts), batch_size=batch_size), k)
 
 
 def search_images(index: SearchIndex, model: Any, images: Sequence[Path | Image.Image], k: int) -> list[list[Hit]]:

@@ -32,6 +32,7 @@ from mclip_fairseq.search.limits import MAX_TEXT_BODY, MAX_UPLOAD, MAX_UPLOAD_PI
 from mclip_fairseq.search.query import Hit, checked_query, search_images, search_texts
 
 MAX_K = 100
+ALIKE = 8  # texts of like length encoded together: on few cores padding costs more than small batches
 DEFAULT_K = 24
 THUMBNAIL, FULL = 256, 1600  # longest edge in pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -57,7 +58,7 @@ class Search:
         self.index, self.model = index, model
         # One thread computes, two decode: the model is never entered twice.
         self.computing, self.decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(2)
-        self.texts = Batcher(lambda texts: search_texts(index, model, texts, MAX_K), self.computing)
+        self.texts = Batcher(lambda texts: search_texts(index, model, texts, MAX_K, ALIKE), self.computing)
         self.images = Batcher(lambda images: search_images(index, model, images, MAX_K), self.computing)
         self.answers: Cache[list[Hit]] = Cache(CACHED_ANSWERS)
         self.pictures: Cache[bytes] = Cache(CACHED_PICTURES, len)
