@@ -41,9 +41,9 @@ def check_model(model: Any, stored: Mapping[str, Any], place: Path) -> None:
     """
     if model.fingerprint != stored["fingerprint"]:
         raise ValueError(
-            f"{place}: was made with the model {stored.get('name')!r} (weights {stored['fingerprint'][:12]}), but this is "
-            f"{model.name!r} ({model.fingerprint[:12]}), whose vectors do not compare; use the model of the index, or build "
-            "another index"
+            f"{place}: was made with the model {stored.get('name')!r} (fingerprint {stored['fingerprint'][:12]}), but this "
+            f"is {model.name!r} ({model.fingerprint[:12]}), whose vectors do not compare; use the model of the index, or "
+            "build another index"
         )
 
 

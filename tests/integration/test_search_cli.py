@@ -323,7 +323,7 @@ def test_an_index_of_another_model_is_refused(run: Run, monkeypatch: pytest.Monk
     for command in (["query", "index", "red"], ["add", "index", "others"], ["serve", "index"]):
         draw_colours(Path("others"), ["white"]).joinpath("white.png").rename("others/new.png")
         message = run(*command, status=2)
-        assert "was made with the model 'colours' (weights 000000000000)" in message
+        assert "was made with the model 'colours' (fingerprint 000000000000)" in message
         assert message.count("\n") == 1
 
 
