@@ -31,6 +31,16 @@ NAMES = {
 WORDS = {word: colour for names in NAMES.values() for colour, word in names.items()} | {c: c for c in COLOURS}
 
 
+class Pixels:
+    """Pictures as 4 x 4 pixels."""
+
+    description = "4 x 4 pixels"
+
+    def __call__(self, images: Sequence[Image.Image | Path]) -> Tensor:
+        pictures = [load_image(image) if isinstance(image, Path) else image for image in images]
+        return torch.stack([torch.tensor(np.asarray(p.resize((4, 4))) / 255).permute(2, 0, 1) for p in pictures])
+
+
 class ColourModel:
     """Knows a text by the colours it names (white where it names none), and an image by its mean colour."""
 
@@ -41,6 +51,7 @@ class ColourModel:
         self.fingerprint = fingerprint
         self.identity = {"teacher": {"sha256": "abc"}}
         self.languages = ["en", *NAMES]
+        self.transform = Pixels()
         self.texts: list[str] = []
         self.batches: list[int] = []
 
@@ -55,11 +66,6 @@ class ColourModel:
 
     def encode_image_features(self, features: Tensor, batch_size: int = 1, normalize: bool = True) -> Tensor:
         return torch.nn.functional.normalize(features.float(), dim=1)
-
-    @staticmethod
-    def transform(images: list[Image.Image | Path]) -> Tensor:
-        pictures = [load_image(image) if isinstance(image, Path) else image for image in images]
-        return torch.stack([torch.tensor(np.asarray(p.resize((4, 4))) / 255).permute(2, 0, 1) for p in pictures])
 
     @staticmethod
     def vectors(colours: Any) -> Tensor:

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mclip_fairseq.cli.features import ImageSource, compute
+from mclip_fairseq.cli.features import Decoded, ImageSource, compute
 from mclip_fairseq.data.feature_writer import FeatureWriter
 from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
@@ -41,9 +40,9 @@ def check_model(model: Any, stored: Mapping[str, Any], place: Path) -> None:
     """
     if model.fingerprint != stored["fingerprint"]:
         raise ValueError(
-            f"{place}: was made with the model {stored.get('name')!r} (fingerprint {stored['fingerprint'][:12]}), but this "
-            f"is {model.name!r} ({model.fingerprint[:12]}), whose vectors do not compare; use the model of the index, or "
-            "build another index"
+            f"{place}: was made with the model {stored.get('name')!r} (fingerprint {stored['fingerprint'][:12]}), but "
+            f"this is {model.name!r} ({model.fingerprint[:12]}), whose vectors do not compare; use the model of the "
+            "index, or build another index"
         )
 
 
@@ -101,24 +100,11 @@ class JointImages(ImageSource):
     """Pictures for the image tower of a `MultilingualCLIP`, decoded by worker processes."""
 
     def __init__(self, model: Any, images: list[tuple[str, Path]], workers: int) -> None:
-        self.transform = model.transform
-        description = getattr(self.transform, "description", type(self.transform).__name__)
-        tower = argparse.Namespace(
-            transform=_Described(self.transform, description),
-            encode_image=lambda pixel_values: model.encode_image(pixel_values, normalize=False),
-        )
-        super().__init__(tower, images, workers)  # type: ignore[arg-type]
-
-
-class _Described:
-    """A transform with the words that say what it does."""
-
-    def __init__(self, transform: Any, description: str) -> None:
-        self.transform, self.description = transform, description
-
-    def __call__(self, images: list[Any]) -> Tensor:
-        pixels: Tensor = self.transform(images)
-        return pixels
+        self.ids = [name for name, _ in images]
+        self.preprocessing = model.transform.description
+        self.encode_image = lambda pixel_values: model.encode_image(pixel_values, normalize=False)
+        self.images = Decoded(images, model.transform)
+        self.workers = workers
 
 
 def encode_images(
