@@ -39,6 +39,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> ColourModel:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: ColourModel, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command beside a folder of pictures; returns what it printed."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.fsync", lambda handle: None)  # waits for whatever else writes to the disk
     draw_colours(tmp_path / "photos")
 
     def run(*arguments: object, status: int = 0) -> str:

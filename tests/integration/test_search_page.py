@@ -252,11 +252,16 @@ def test_the_screenshot_of_the_readme(browser: Any) -> None:
     index = SearchIndex.open(os.environ["MCLIP_SCREENSHOT_INDEX"])
     options = cli._parser().parse_args(["serve", str(index.path)])
     with running(index, cli.load_model_of(index, options)) as port:
-        context = browser.new_context(viewport={"width": 1040, "height": 560}, color_scheme="light")
+        context = browser.new_context(viewport={"width": 1040, "height": 585}, color_scheme="light")
         opened = context.new_page()
         opened.goto(f"http://127.0.0.1:{port}/")
+        typed(opened, "the encoder is loaded by the first query")
+        opened.wait_for_function("() => document.querySelectorAll('#results li').length > 0")
+        opened.locator("#query").fill("")
         typed(opened, os.environ.get("MCLIP_SCREENSHOT_QUERY", "فراشة"))
         opened.wait_for_function("() => [...document.images].filter((i) => i.naturalWidth > 0).length >= 10")
         opened.wait_for_timeout(500)
-        opened.screenshot(path=Path(os.environ["MCLIP_SCREENSHOT"]))
+        with Image.open(io.BytesIO(opened.screenshot())) as drawn:
+            small = drawn.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small.save(Path(os.environ["MCLIP_SCREENSHOT"]), optimize=True)
         context.close()

@@ -20,7 +20,8 @@ from tests.colours import ColourModel, draw_colours
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Path:
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("os.fsync", lambda handle: None)  # waits for whatever else writes to the disk
     options = Namespace(
         output=tmp_path / "index",
         source=draw_colours(tmp_path / "photos"),
