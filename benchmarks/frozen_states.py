@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "states.npy"
         np.save(file, rng.standard_normal((int(sizes.sum()), options.dim), dtype=np.float32).astype(np.float16))
-        stored = TokenStates(np.load(file, mmap_mode="r"), sizes)
+        stored = TokenStates(np.load(file, mmap_mode="r", allow_pickle=False), sizes)
 
         def computed() -> None:
             step(projector, encoder(tokens), tokens.eq(encoder.encoder.dictionary.pad()), image)

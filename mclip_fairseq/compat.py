@@ -17,6 +17,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 _problems: dict[str, str] = {}
+SMALL_FILE = 2**20
 
 
 def shield_torchaudio() -> None:
@@ -85,6 +86,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: {'is a directory' if path.is_dir() else 'not found'}; give a checkpoint file")
     allow_checkpoint_globals()
+    _refuse_bomb(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can make the unpickler raise anything
@@ -99,6 +101,22 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}, but a checkpoint is a dict; give another file")
     return state
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse a zip archive that unpacks to more than it holds: torch.save never compresses."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise ValueError(f"{path}: is not a checkpoint written by torch.save, or is damaged ({error})") from error
+    if unpacked > 2 * path.stat().st_size + SMALL_FILE:
+        raise ValueError(
+            f"{path}: unpacks to {unpacked} bytes from {path.stat().st_size}, but torch.save does not compress; it is "
+            "no checkpoint"
+        )
 
 
 def untrained_bookkeeping(criterion: str) -> dict[str, Any]:

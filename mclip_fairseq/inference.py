@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.data.images import load_image
+from mclip_fairseq.data.images import MAX_PIXELS, load_image, upright_rgb
 from mclip_fairseq.formats.directory import is_saved_directory, load_directory
 from mclip_fairseq.formats.peers import load_peer
 from mclip_fairseq.formats.towers import Tower
@@ -40,6 +40,7 @@ class MultilingualCLIP:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.tower = tower
+        self.max_pixels = MAX_PIXELS
         tower.module.to(device=self.device, dtype=dtype or torch.float32).eval()
 
     @classmethod
@@ -165,6 +166,7 @@ class MultilingualCLIP:
         batch_size: int = 64,
         normalize: bool = True,
         show_progress_bar: bool = False,
+        max_pixels: int | None = None,
     ) -> Tensor:
         """Encode images.
 
@@ -174,6 +176,7 @@ class MultilingualCLIP:
             batch_size: images at a time.
             normalize: L2-normalise.
             show_progress_bar: draw one.
+            max_pixels: a file whose header claims more is refused before it is decoded; None is `self.max_pixels`.
 
         Returns:
             (images, dim) float32 on the CPU.
@@ -184,10 +187,13 @@ class MultilingualCLIP:
         single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
         if isinstance(images, Tensor) and images.ndim != 4:
             raise ValueError(f"pixels of shape {tuple(images.shape)}; a batch is (images, channels, height, width)")
+        limit = self.max_pixels if max_pixels is None else max_pixels
         items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
 
         def encode(rows: list[int]) -> Tensor:
-            pixels = images[rows] if isinstance(images, Tensor) else self.transform([to_pil(items[i]) for i in rows])
+            if isinstance(images, Tensor):
+                return self.tower.encode_pixels(self.to_device(images[rows]))
+            pixels = self.transform([to_pil(items[i], limit) for i in rows])
             return self.tower.encode_pixels(self.to_device(pixels))
 
         return self.run(list(range(len(items))), encode, batch_size, normalize, show_progress_bar, "images")
@@ -244,10 +250,12 @@ class MultilingualCLIP:
         return F.normalize(out, dim=1) if normalize else out
 
 
-def to_pil(image: ImageInput) -> Image.Image:
-    """Read a path, or turn an array into an RGB image."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
+def to_pil(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a path, or turn an array or an image of any mode into what reading its file would give."""
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image).convert("RGB")
-    return load_image(image)
+        shape = f"{image.dtype} and shape {image.shape}"
+        try:
+            image = Image.fromarray(image)
+        except TypeError as error:
+            raise ValueError(f"an array of {shape} is no image; give (height, width, 3) uint8") from error
+    return upright_rgb(image) if isinstance(image, Image.Image) else load_image(image, max_pixels)

@@ -21,7 +21,7 @@ def pair_options(pieces: Path, splits: Sequence[str], source: str, target: str) 
     """Languages and prefixes of one pair.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing, or two that belong together have another number of lines.
     """
     options = ["--source-lang", source, "--target-lang", target, "--joined-dictionary"]
     for split in splits:
@@ -31,11 +31,34 @@ def pair_options(pieces: Path, splits: Sequence[str], source: str, target: str) 
             if any(there) and not all(there):
                 raise ValueError(f"{files[there.index(False)]}: not found beside {files[there.index(True)].name}")
             if all(there):
+                check_lines(*files)
                 options += [f"--{split}pref", str(prefix)]
                 break
     if len(options) == 5:
         raise ValueError(f"{pieces}: has no {source}-{target} in any of the splits {', '.join(splits)}")
     return options
+
+
+def check_lines(source: Path, target: Path) -> None:
+    """Refuse two files whose lines cannot be translations of each other.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    lines = [count_lines(file) for file in (source, target)]
+    if lines[0] != lines[1]:
+        raise ValueError(
+            f"{target} has {lines[1]} lines but {source} has {lines[0]}; look for one that is missing or broken in two"
+        )
+
+
+def count_lines(file: Path) -> int:
+    """Lines of a file, a last one without line feed included."""
+    lines, last = 0, b"\n"
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            lines, last = lines + block.count(b"\n"), block[-1:]
+    return lines + (last != b"\n")
 
 
 def caption_options(pieces: Path, splits: Sequence[str], lang: str) -> list[str]:

@@ -16,6 +16,7 @@
 #   no-translation  mclip whose MTE has no translation
 #   no-text-text    mclip whose TriKD has no text-text term (takes the encoder of mclip with the same seed)
 #   no-image-text   mclip whose TriKD has no image-text term (likewise)
+#   finetune-en, finetune-de, ..., finetune-all  mclip, then all captions of one language or of all, positives by image
 #   teacher-learning  M-CLIP's way: mean squared error to the teacher's text features, for the same minutes
 # SCALE multiplies all numbers of updates (1 is the published table, 0.01 a smoke test).
 set -euo pipefail
@@ -118,6 +119,14 @@ trikd() { # trikd ENCODER DIRECTORY [OPTION...]: English image-caption pairs onl
     --lr 1e-3 --batch-size 512 --save-dir "$folder" "$@"
 }
 
+finetune() { # finetune CHECKPOINT LANGUAGES DIRECTORY: the projectors go on, on the captions of these languages
+  train 150 20 "$TEXT/bin/pairs:$TEXT/bin/pairs5" --task trikd --langs "$2" "${FEATURES[@]}" \
+    --arch mclip_tiny --text-encoder "$ENCODER" --finetune-from-model "$1" --pooling mean --projector-layers 1 \
+    --projector-ffn-embed-dim 1024 --projector-attention-heads 4 --dropout 0.1 --criterion trikd --positives image \
+    --text-text-weight 1 --text-text-scale 8 --text-state-cache "$OUT/states" --text-state-dtype float16 \
+    --lr 5e-4 --batch-size 512 --save-dir "$3"
+}
+
 teacher_learning() { # teacher_learning DIRECTORY: M-CLIP's way, for about the minutes of the other stages together
   train 1200 100 "$TEXT/bin/pairs:$TEXT/bin/parallel" --task trikd --langs "$LANGS" "${FEATURES[@]}" \
     --arch teacher_learning_tiny --text-tokenizer "$TEXT/tokenizer" "${SIZES[@]}" --dropout 0 \
@@ -171,6 +180,14 @@ case $VARIANT in
     options=(--text-text-weight 0)
     [[ $VARIANT == no-image-text ]] && options=(--image-text-weight 0)
     step trikd "$RUN/trikd/checkpoint_last.pt" trikd "$ENCODER" "$RUN/trikd" "${options[@]}"
+    ;;
+  finetune-*)
+    ENCODER=$OUT/mclip-$SEED/encoder
+    start=$OUT/mclip-$SEED/trikd/checkpoint_last.pt
+    [[ -e $start ]] || { echo "$start is not there; run VARIANT=mclip SEED=$SEED first" >&2; exit 2; }
+    languages=${VARIANT#finetune-}
+    [[ $languages == all ]] && languages=$LANGS
+    step finetune "$RUN/trikd/checkpoint_last.pt" finetune "$start" "$languages" "$RUN/trikd"
     ;;
   teacher-learning)
     step trikd "$RUN/trikd/checkpoint_last.pt" teacher_learning "$RUN/trikd"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.data.files import first_line
 
 PROGRAM = "mclip-convert"
 EPILOG = """\
@@ -122,10 +123,9 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name}: cannot be loaded as a tokenizer: {reason}") from error
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # its loaders raise whatever broken files lead them to
+        raise ValueError(f"{name}: cannot be loaded as a tokenizer: {first_line(error)}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

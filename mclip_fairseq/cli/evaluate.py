@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels
 from mclip_fairseq.evaluation.benchmark import CAPTIONS, Benchmark, Settings
 from mclip_fairseq.evaluation.benchmarks import Places, open_benchmark
 from mclip_fairseq.evaluation.cache import CachedEncoder
-from mclip_fairseq.evaluation.captions import read_caption_files
+from mclip_fairseq.evaluation.captions import files_by_language, read_caption_files
 from mclip_fairseq.evaluation.comparison import format_comparison
 from mclip_fairseq.evaluation.galleries import FeatureGallery, Gallery, ImageGallery
+from mclip_fairseq.evaluation.report import format_notes, format_table, write_report
 from mclip_fairseq.evaluation.retrieval import PROTOCOLS
 from mclip_fairseq.evaluation.retrieval_benchmark import RetrievalBenchmark
 from mclip_fairseq.evaluation.runner import Candidate, Pictures, Report, run, slug
@@ -68,6 +70,9 @@ def evaluate(options: argparse.Namespace, command: Sequence[str]) -> list[Report
         ValueError: in one sentence, when an option or a file cannot be used.
     """
     _refuse_contradictions(options)
+    check_max_pixels(options.max_pixels)
+    if options.hypotheses:
+        return [score_translations(options, command)]
     benchmarks = open_benchmarks(options)
     for note in dict.fromkeys(note for benchmark in benchmarks for note in benchmark.notes if note.startswith("Leak")):
         print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
@@ -96,6 +101,19 @@ def compare(reports: Sequence[Report], options: argparse.Namespace, command: Seq
     print("\n\n".join(filter(None, ["", format_comparison(reports), format_published(reports, known)])))
     if options.output is not None:
         print("\nWritten: " + ", ".join(map(str, write_comparison(reports, known, options.output, command))))
+
+
+def score_translations(options: argparse.Namespace, command: Sequence[str]) -> Report:
+    """BLEU and chrF of translations that are there already."""
+    from mclip_fairseq.evaluation.translation import translation_report
+
+    hypotheses = files_by_language(options.hypotheses, "--hypotheses")
+    references = files_by_language(options.references, "--references")
+    report = translation_report(hypotheses, references, command)
+    print(f"{format_table(report)}\n\n{format_notes(report)}")
+    if options.output is not None:
+        print("Written: " + ", ".join(map(str, write_report(report, options.output))))
+    return report
 
 
 def open_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
@@ -139,10 +157,18 @@ def load_model(options: argparse.Namespace, number: int) -> Any:
         for name, values in (("text_encoder", options.text_encoder), ("teacher", options.teacher))
         if values and values[number] != NOTHING
     }
-    return MultilingualCLIP.from_pretrained(options.model[number], device=options.device, dtype=dtype, **beside)
+    model = MultilingualCLIP.from_pretrained(options.model[number], device=options.device, dtype=dtype, **beside)
+    model.max_pixels = options.max_pixels
+    return model
 
 
 def _refuse_contradictions(options: argparse.Namespace) -> None:
+    if options.hypotheses:
+        if options.model or options.benchmark or options.captions:
+            raise ValueError("--hypotheses are scored by themselves: leave models, benchmarks and captions out.")
+        return
+    if not options.model:
+        raise ValueError("nothing to evaluate: give --model, or --hypotheses with --references.")
     if options.benchmark and (options.captions or options.ids or options.images):
         raise ValueError("--captions, --ids and --images name data of your own: leave them out beside benchmarks.")
     if not options.benchmark and not options.captions:
@@ -192,8 +218,17 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add("--features", type=_path, nargs="+", default=[], metavar="DIR", help="directories that mclip-features made")
     add("--images", type=_path, metavar="PATH", help="folder of pictures, or a list of paths")
     add("--images-root", type=_path, metavar="DIR", help="pictures of the benchmarks, or those behind --features")
+    add(
+        "--max-pixels",
+        type=_positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"refuse a picture of more pixels (default {MAX_PIXELS})",
+    )
     add("--languages", nargs="+", metavar="LANG", help="which of the benchmarks' languages (all)")
     galleries = "; ".join(f"{name}: {meaning}" for name, meaning in GALLERIES.items())
+    add("--hypotheses", nargs="+", default=[], metavar="LANG=FILE", help="translations, plain or of fairseq-generate")
+    add("--references", nargs="+", default=[], metavar="LANG=FILE", help="of --hypotheses, for BLEU and chrF")
     add("--gallery", choices=tuple(GALLERIES), default="captioned", help=galleries)
     add("--protocol", choices=PROTOCOLS, default="strict", help="strict (default), or the released mCLIP script's")
     captions = "; ".join(f"{name}: {meaning}" for name, meaning in CAPTIONS.items())
@@ -204,8 +239,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--model",
-        required=True,
         nargs="+",
+        default=[],
         help="training checkpoint, exported directory or name of a model; several are compared",
     )
     add("--text-encoder", nargs="+", metavar="DIR", help="where the models' text encoders are now, if they have moved")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.data.files import expecting
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
@@ -30,6 +31,11 @@ def extract(checkpoint: Path, tokenizer: Path, output: Path) -> None:
     Raises:
         ValueError: a checkpoint without a text encoder, or a dictionary of another size.
     """
+    with expecting(checkpoint, "a checkpoint with a text encoder"):
+        _extract(checkpoint, tokenizer, output)
+
+
+def _extract(checkpoint: Path, tokenizer: Path, output: Path) -> None:
     state = load_checkpoint(checkpoint)
     options = (state.get("cfg") or {}).get("model")
     weights = {
@@ -81,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         extract(args.checkpoint, args.tokenizer, args.output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"mclip-extract-mte: {error}", file=sys.stderr)
         return 2
     print(f"{args.output}: model.pt, dict.txt and {SENTENCEPIECE} written")

@@ -24,7 +24,7 @@ import mclip_fairseq
 from mclip_fairseq.data.feature_files import DTYPES
 from mclip_fairseq.data.feature_writer import FeatureWriter
 from mclip_fairseq.data.files import read_lines
-from mclip_fairseq.data.images import ImageError, load_image, resolve_images
+from mclip_fairseq.data.images import MAX_PIXELS, ImageError, check_max_pixels, load_image, resolve_images
 from mclip_fairseq.models.teacher import DualEncoderTeacher, ImageTransform
 
 PROGRAM = "mclip-features"
@@ -77,9 +77,10 @@ class Source(Protocol):
 class Decoded(Dataset[tuple[str, Tensor | str]]):
     """Decoded and transformed images, or why they cannot be read; made for worker processes."""
 
-    def __init__(self, images: Sequence[tuple[str, Path]], transform: ImageTransform) -> None:
+    def __init__(self, images: Sequence[tuple[str, Path]], transform: ImageTransform, max_pixels: int) -> None:
         self.images = images
         self.transform = transform
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,9 +89,9 @@ class Decoded(Dataset[tuple[str, Tensor | str]]):
         """(id, (channels, height, width) pixels), or (id, reason)."""
         name, path = self.images[number]
         try:
-            return name, self.transform([load_image(path)])[0]
+            return name, self.transform([load_image(path, self.max_pixels)])[0]
         except ImageError as error:
-            return name, " ".join(error.reason.split())
+            return name, error.reason
 
 
 def collate(items: Sequence[tuple[str, Tensor | str]]) -> Batch:
@@ -105,11 +106,13 @@ class ImageSource:
 
     modality = "image"
 
-    def __init__(self, teacher: DualEncoderTeacher, images: list[tuple[str, Path]], workers: int) -> None:
+    def __init__(
+        self, teacher: DualEncoderTeacher, images: list[tuple[str, Path]], workers: int, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.ids = [name for name, _ in images]
         self.preprocessing = teacher.transform.description
         self.encode_image = teacher.encode_image
-        self.images = Decoded(images, teacher.transform)
+        self.images = Decoded(images, teacher.transform, max_pixels)
         self.workers = workers
 
     def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
@@ -245,7 +248,11 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     captions = read_captions(options.captions) if options.captions else []
     images = list_images(options.images, options.root) if options.images else []
     teacher = DualEncoderTeacher.from_pretrained(options.model, options.revision).to(device)
-    source: Source = CaptionSource(teacher, captions) if captions else ImageSource(teacher, images, options.workers)
+    source: Source = (
+        CaptionSource(teacher, captions)
+        if captions
+        else ImageSource(teacher, images, options.workers, options.max_pixels)
+    )
     writer = FeatureWriter(
         options.output,
         source.ids,
@@ -296,6 +303,7 @@ def check_options(options: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
     if not 0 <= options.machine < options.machines:
         raise ValueError(f"--machine counts from 0 to {options.machines - 1} with --machines {options.machines}")
+    check_max_pixels(options.max_pixels)
     if options.root is not None and (options.images is None or options.images.is_dir()):
         raise ValueError("--root is what the paths of an image list are relative to: give it with --images LIST only")
 
@@ -339,6 +347,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--machines", type=positive, default=1, metavar="N", help="machines that share the work (default 1)")
     add("--machine", type=count, default=0, metavar="I", help="which of them this is, from 0 (default 0)")
     add("--normalize", action="store_true", help="store L2-normalised features")
+    add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=f"per image (default {MAX_PIXELS})")
     add("--skip-budget", type=count, metavar="N", help="leave out up to N unreadable inputs, listed in skipped.tsv")
     return parser
 

@@ -16,7 +16,8 @@ from mclip_fairseq.data.states import TokenStates
 from mclip_fairseq.data.tokens import FlatTokens
 
 NONE = "-"
-Pixels = Callable[[Sequence[str]], Tensor]
+# Image ids -> the numbers of those that could be read, and their (readable, channels, height, width) pixels.
+Pixels = Callable[[Sequence[str]], tuple[list[int], Tensor]]
 
 
 def read_ids(path: str | Path, lines: int) -> tuple[list[str] | None, list[str] | None]:
@@ -59,7 +60,8 @@ class CaptionDataset:
         image_ids: image id per caption, or None.
         text_ids: teacher text id per caption, or None.
         images: teacher image features that hold the image ids, or
-        pixels: a function from image ids to (batch, channels, height, width).
+        pixels: a function from image ids to the numbers of those that it can read and their pixels; without any, one
+            blank image.
         texts: teacher text features that hold the text ids.
         states: cached token states in place of ids.
 
@@ -107,21 +109,25 @@ class CaptionDataset:
         return -1 - rows
 
     def rows(self, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """A batch.
+        """A batch, without the captions whose images are left out.
 
         Returns:
             `net_input` for `MCLIPModel.forward`, and `group`, (batch,) int64, equal for captions of one image (without
-            images, of one teacher text).
+            images, of one teacher text). Where all images are left out, one caption with a blank image, marked
+            `is_dummy`: it counts nothing and is no negative of any other.
         """
         net_input: dict[str, Tensor] = {}
+        dummy = False
+        if self.pixels is not None and self.image_ids is not None and len(rows):
+            readable, net_input["pixel_values"] = self.pixels(self.image_ids[rows].tolist())
+            dummy = not readable
+            rows = rows[readable or [0]]
         if self.states is None:
             net_input["text_tokens"] = self.tokens.batch(rows)
         else:
             net_input["text_states"], net_input["text_padding"] = self.states.batch(rows)
         if self.images is not None and self.image_rows is not None:
             net_input["image_features"] = to_float(self.images.take(self.image_rows[rows]))
-        if self.pixels is not None and self.image_ids is not None:
-            net_input["pixel_values"] = self.pixels(self.image_ids[rows].tolist())
         if self.texts is not None and self.text_rows is not None:
             net_input["teacher_text"] = to_float(self.texts.take(self.text_rows[rows]))
         return {
@@ -130,6 +136,7 @@ class CaptionDataset:
             "ntokens": int(self.sizes[rows].sum()),
             "net_input": net_input,
             "group": torch.from_numpy(self.groups[rows]),
+            **({"is_dummy": True} if dummy else {}),
         }
 
 

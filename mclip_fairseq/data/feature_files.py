@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +18,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mclip_fairseq.data.files import file_sha256, read_lines
+from mclip_fairseq.data.files import file_sha256, first_line, read_json, read_lines
 
 FORMAT = "mclip_fairseq features"
 VERSION = 1
 DTYPES = ("float16", "float32")
 MODALITIES = ("image", "text")
+# A file name below the directory and nothing else.
+SHARD_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.npy")
+# Beyond any model and any disk; products of them still fit an int64.
+MAX_DIM, MAX_ROWS = 2**20, 2**40
+# Values looked at in one go when a shard is checked.
+CHECK_VALUES = 2**24
 NORM_TOLERANCE = 1e-2  # float16 rows of 1024 columns stay well inside
 MANIFEST_KEYS = {
     "teacher": dict,
@@ -51,9 +58,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             else f"{folder}: is not a feature directory, it has no manifest.json; make one with mclip-features"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); make the features again") from error
+        manifest = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; make the features again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: is not the manifest of a feature directory")
     if manifest.get("version") != VERSION:
@@ -61,21 +68,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: has version {manifest.get('version')}, but this program reads version {VERSION}; make the "
             "features again, or use the program that wrote them"
         )
-    wrong = [name for name, kind in MANIFEST_KEYS.items() if not isinstance(manifest.get(name), kind)]
-    if wrong or manifest["dtype"] not in DTYPES or not all(map(_is_shard_entry, manifest["shards"])):
+    wrong = [name for name, kind in MANIFEST_KEYS.items() if type(manifest.get(name)) is not kind]
+    if wrong or manifest["dtype"] not in DTYPES or not all(map(is_shard_entry, manifest["shards"])):
         raise ValueError(f"{path}: is damaged ({', '.join(wrong) or 'dtype or shards'}); make the features again")
+    if not 0 < manifest["dim"] <= MAX_DIM or manifest["modality"] not in MODALITIES:
+        raise ValueError(
+            f"{path}: is damaged (dim {manifest['dim']}, modality {manifest['modality']!r}); make the features again"
+        )
     if manifest["count"] != sum(entry["rows"] for entry in manifest["shards"]):
         raise ValueError(f"{path}: counts {manifest['count']} rows, but its shards have another number; make it again")
     return manifest
 
 
-def _is_shard_entry(entry: Any) -> bool:
+def is_shard_entry(entry: Any) -> bool:
+    """Whether this describes a shard by a plain file name, rows and a hash."""
     return (
         isinstance(entry, dict)
-        and isinstance(entry.get("rows"), int)
+        and type(entry.get("rows")) is int
+        and 0 <= entry["rows"] <= MAX_ROWS
         and isinstance(entry.get("sha256"), str)
         and isinstance(entry.get("file"), str)
-        and Path(entry["file"]).name == entry["file"]
+        and SHARD_FILE.fullmatch(entry["file"]) is not None
     )
 
 
@@ -147,16 +160,67 @@ def open_shard(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, An
     if not path.is_file():
         raise ValueError(f"{path}: is missing; make the features again, or copy the directory completely")
     try:
-        # An empty array cannot be memory-mapped.
-        shard = np.load(path, mmap_mode="r" if entry["rows"] else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: is truncated or no .npy file ({error}); make the features again") from error
-    if shard.shape != expected or shard.dtype != manifest["dtype"]:
+        shape, dtype, fortran, offset = _npy_header(path)
+    except Exception as error:  # NumPy's parser of headers raises whatever broken bytes lead it to
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{path}: is truncated or no .npy file ({reason}); make the features again") from error
+    if shape != expected or dtype != manifest["dtype"]:
         raise ValueError(
-            f"{path}: holds {shard.dtype} of shape {shard.shape}, but the manifest says {manifest['dtype']} of shape "
+            f"{path}: holds {dtype} of shape {shape}, but the manifest says {manifest['dtype']} of shape "
             f"{expected}; make the features again"
         )
-    return shard
+    if path.stat().st_size != offset + entry["rows"] * manifest["dim"] * dtype.itemsize:
+        raise ValueError(f"{path}: is truncated or no .npy file (its size is not that of {shape}); make it again")
+    if not entry["rows"]:  # an empty array cannot be memory-mapped
+        return np.zeros(expected, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=expected, order="F" if fortran else "C")
+
+
+def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
+    """Shape, type, order and the place of the first value; no value is read and nothing is unpickled."""
+    with path.open("rb") as stream:
+        version = np.lib.format.read_magic(stream)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"version {version} of the format is not read")
+        shape, fortran, dtype = readers[version](stream)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        return shape, dtype, fortran, stream.tell()
+
+
+def check_finite(folder: Path, ids: Sequence[str], shards: Sequence[npt.NDArray[np.floating]]) -> None:
+    """Refuse features that are not finite, whatever their hashes say.
+
+    Args:
+        folder: for the message.
+        ids: id of each row, over all shards.
+        shards: (rows, dim) arrays.
+
+    Raises:
+        ValueError: naming the first such id.
+    """
+    starts = np.cumsum([0, *(len(shard) for shard in shards)])
+    step = max(1, CHECK_VALUES // max([1, *(shard.shape[1] for shard in shards)]))
+    pieces = [
+        (int(start) + row, shard[row : row + step])
+        for start, shard in zip(starts, shards, strict=False)
+        for row in range(0, len(shard), step)
+    ]
+    with ThreadPoolExecutor() as pool:
+        for (start, _), bad in zip(pieces, pool.map(_first_not_finite, (part for _, part in pieces)), strict=True):
+            if bad is not None:
+                raise ValueError(
+                    f"{folder}: the features of {ids[start + bad]!r} (row {start + bad}) are not finite; remake them"
+                )
+
+
+def _first_not_finite(rows: npt.NDArray[np.floating]) -> int | None:
+    # The sum of a row is finite only if all its values are; it may overflow, so that a second look is needed.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.flatnonzero(~np.isfinite(rows.sum(axis=1, dtype=np.float32)))
+    bad = suspects[~np.isfinite(rows[suspects]).all(axis=1)]
+    return int(bad[0]) if len(bad) else None
 
 
 def check_values(path: Path, ids: Sequence[str], array: npt.NDArray[np.floating], normalized: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,13 @@ from mclip_fairseq.data.feature_files import (
     VERSION,
     check_values,
     encode_ids,
+    is_shard_entry,
     read_manifest,
     shard_name,
     write_bytes,
     write_json,
 )
-from mclip_fairseq.data.files import file_sha256, read_lines
+from mclip_fairseq.data.files import file_sha256, read_json, read_lines
 
 LABELS = {
     "inputs": "number of inputs",
@@ -107,7 +107,9 @@ class FeatureWriter:
                         f"{self.path}: holds shards of unknown origin; remove it or name another directory"
                     )
                 write_json(plan, self.plan)
-            begun = json.loads(plan.read_text(encoding="utf-8"))
+            begun = read_json(plan)
+            if not (isinstance(begun, dict) and isinstance(begun.get("settings"), dict)):
+                raise ValueError(f"{plan}: is not the plan of a feature directory; remove {self.path}")
         now, then = self._flat(self.plan), self._flat(begun)
         differing = [LABELS.get(name, name) for name, value in now.items() if then.get(name) != value]
         if differing:
@@ -213,8 +215,17 @@ class FeatureWriter:
 
     def _record(self, shard: int) -> dict[str, Any] | None:
         """What is known of a finished shard; None when it has to be written."""
-        try:
-            record = json.loads((self._partial / f"{shard:05d}.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        file = self._partial / f"{shard:05d}.json"
+        if not file.exists():
             return None
+        record: dict[str, Any] = read_json(file)
+        if not (is_shard_entry(record) and record["file"] == shard_name(shard) and is_skipped(record.get("skipped"))):
+            raise ValueError(f"{file}: is not the record of a shard; remove it, and the shard is made again")
         return record if (self.path / record["file"]).exists() else None
+
+
+def is_skipped(value: Any) -> bool:
+    """Whether a record's list of skipped inputs is one of (id, reason)."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in value
+    )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from mclip_fairseq.data.feature_files import (
     check_alike,
+    check_finite,
     first_duplicate,
     open_shard,
     read_ids,
@@ -62,7 +63,8 @@ class FeatureStore:
 
         Args:
             paths: the directories.
-            verify: compare hashes and look for repeated ids; without it, only sizes and types are checked.
+            verify: compare hashes, look for repeated ids and for values that are not finite; without it, only sizes
+                and types are checked.
 
         Raises:
             ValueError: a directory is unfinished, a file is missing, altered or does not fit its manifest, an id
@@ -85,6 +87,8 @@ class FeatureStore:
             for folder, manifest in zip(folders, manifests, strict=True)
             for entry in manifest["shards"]
         ]
+        if verify:
+            check_finite(folders[0], ids, shards)
         return cls(folders, manifests, ids, shards)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,6 +130,10 @@ class FeatureStore:
     @cached_property
     def _index(self) -> dict[str, int]:
         return {identifier: row for row, identifier in enumerate(self.ids)}
+
+    def has(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """(n,) whether there are features of each id."""
+        return np.fromiter((name in self._index for name in ids), dtype=bool, count=len(ids))
 
     def rows(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
         """(n,) row of each id.

@@ -1,10 +1,10 @@
 """Files of a published model: a Hub name or a local directory."""
 
-import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.data.files import read_json
 
 
 def published_file(source: str, name: str) -> Path | None:
@@ -23,8 +23,8 @@ def published_json(source: str, name: str) -> Any:
     """A JSON file of a Hub name or directory; None where there is none that can be read."""
     found = published_file(source, name)
     try:
-        return None if found is None else json.loads(found.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return None if found is None else read_json(found)
+    except ValueError:
         return None
 
 
@@ -41,6 +41,8 @@ def packed_dual_encoder(source: str) -> str | None:
     if not isinstance(modules, list) or not modules or not isinstance(modules[0], dict):
         return None
     folder = str(modules[0].get("path", ""))
+    if PurePosixPath(folder).is_absolute() or ".." in PurePosixPath(folder).parts:
+        return None
     config = published_json(source, f"{folder}/config.json" if folder else "config.json")
     if not isinstance(config, dict) or "vision_config" not in config:
         return None

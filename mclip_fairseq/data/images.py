@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -10,11 +11,17 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from mclip_fairseq.data.files import read_lines
+from mclip_fairseq.data.files import printable, read_lines, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Others are never tried, whatever the name says: Pillow would start Ghostscript for PostScript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Checked against the header, before any pixel is decoded; a quarter of a gigabyte as RGB.
 MAX_PIXELS = 89_478_485
+# The shorter side is enlarged to what the model reads: a line of 1 x 60000 pixels would become gigabytes.
+MAX_RATIO = 200
+# Pillow itself opens nothing larger.
+PIXEL_CEILING = 2 * MAX_PIXELS
 
 
 class ImageError(ValueError):
@@ -26,25 +33,23 @@ class ImageError(ValueError):
     """
 
     def __init__(self, path: str | Path | BinaryIO, reason: str) -> None:
-        super().__init__(f"{path if isinstance(path, str | Path) else 'the image'}: {reason}")
-        self.reason = reason
+        self.reason = printable(reason)
+        super().__init__(f"{shown(path) if isinstance(path, str | Path) else 'the image'}: {self.reason}")
 
 
 def load_image(
     path: str | Path | BinaryIO,
     max_pixels: int = MAX_PIXELS,
-    formats: tuple[str, ...] | None = None,
     near: int | None = None,
 ) -> Image.Image:
     """Decode an image file completely.
 
-    Orientation (EXIF) is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, and of an animation
-    the first frame is taken. A truncated file is an error.
+    Orientation (EXIF) is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK becomes RGB, and
+    of an animation the first frame is taken. A truncated file is an error.
 
     Args:
         path: the file, or an open one.
         max_pixels: more pixels than this, according to the header, are refused.
-        formats: names of Pillow's formats that are tried; None tries all.
         near: an edge in pixels that is enough, which a JPEG then decodes to faster.
 
     Returns:
@@ -54,24 +59,53 @@ def load_image(
         ImageError: a ValueError that names the file and what is wrong with it.
     """
     try:
-        with Image.open(path, formats=formats) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise ImageError(
-                    path, f"has {image.width} x {image.height} pixels, more than {max_pixels}; make it smaller"
-                )
+                raise ImageError(path, too_large(f"{image.width} x {image.height}", max_pixels))
+            if max(image.size) > MAX_RATIO * min(image.size):
+                sides = f"{image.width} x {image.height} pixels"
+                raise ImageError(path, f"has {sides}, one side more than {MAX_RATIO} times the other; crop it")
             if near is not None:
                 image.draft("RGB", (near, near))
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return upright_rgb(image)
     except ImageError:
         raise
     except FileNotFoundError as error:
         raise ImageError(path, "there is no such file") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(path, "is not an image in a known format") from error
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        raise ImageError(path, too_large(pixels[1] if pixels else "too many", max_pixels)) from error
     except Exception as error:  # decoders raise whatever broken bytes lead them to
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(path, f"cannot be decoded: {reason}") from error
+
+
+def too_large(pixels: str, limit: int) -> str:
+    """What is wrong with an image of too many pixels."""
+    return f"has {pixels} pixels, more than {limit}; make it smaller, or allow more with --max-pixels"
+
+
+def check_max_pixels(limit: int) -> int:
+    """A limit that can be kept.
+
+    Raises:
+        ValueError: not positive, or more than Pillow opens.
+    """
+    if not 1 <= limit <= PIXEL_CEILING:
+        raise ValueError(f"--max-pixels is {limit}; give a number from 1 to {PIXEL_CEILING}, more Pillow does not open")
+    return limit
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """What a viewer would show: EXIF orientation applied, then `to_rgb`.
+
+    Raises:
+        ValueError: pixels without a known range, such as floats.
+    """
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -8,6 +8,12 @@ import torch
 
 from mclip_fairseq.data.tokens import FlatTokens
 
+# Enough lines for a mean that is sure, few enough that a look at a corpus costs milliseconds.
+BLOCK_LINES, BLOCKS = 200, 20
+SHIFTS = (-3, -2, -1, 1, 2, 3)
+# Aligned blocks are far from it: their neighbours' lengths fit about twice as badly.
+BETTER_FIT = 0.8
+
 
 class ParallelDataset:
     """Aligned sentences of one direction.
@@ -70,3 +76,39 @@ class ParallelDataset:
             batch["ntokens"] = int((self.target.lengths[rows] + 1).sum())
             batch["net_input"]["prev_output_tokens"] = previous
         return batch
+
+
+def shifted_blocks(
+    source_sizes: npt.NDArray[np.integer], target_sizes: npt.NDArray[np.integer]
+) -> list[tuple[int, int, int]]:
+    """Where parallel text seems to be off by some lines, told by the lengths of sentences alone.
+
+    Blocks of lines are sampled evenly over the corpus. A sentence and its translation have lengths in a stable ratio;
+    in a block that is off, the ratio is stable for another pairing. Parts of little variety in length tell nothing and
+    are passed over.
+
+    Args:
+        source_sizes: (pairs,) lengths of the sources.
+        target_sizes: (pairs,) lengths of their targets.
+
+    Returns:
+        (first line from 0, line behind the last, lines by which the target must be moved) of each such block.
+    """
+    edge, pairs = max(SHIFTS), len(source_sizes)
+    room = pairs - 2 * edge
+    if room < BLOCK_LINES // 4:
+        return []
+    lines = min(BLOCK_LINES, room)
+    starts = np.unique(np.linspace(edge, pairs - edge - lines, BLOCKS).astype(np.int64))
+    found = []
+    for start in starts.tolist():
+        block = np.log(source_sizes[start : start + lines].astype(np.float64))
+
+        def misfit(shift: int, start: int = start, block: npt.NDArray[np.float64] = block) -> float:
+            ratios = block - np.log(target_sizes[start + shift : start + shift + lines].astype(np.float64))
+            return float(np.abs(ratios - np.median(ratios)).mean())
+
+        best = min(SHIFTS, key=misfit)
+        if misfit(best) < BETTER_FIT * misfit(0):
+            found.append((start, start + lines, -best))
+    return found

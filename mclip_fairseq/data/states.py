@@ -96,4 +96,7 @@ def cached_states(
     if not path.exists():
         compute_states(path, tokens, encoder, device, dtype)
     logger.info("token states of %d captions: %s", len(tokens), path.name)
-    return TokenStates(np.load(path, mmap_mode="r", allow_pickle=False), tokens.sizes)
+    states = np.load(path, mmap_mode="r", allow_pickle=False)
+    if states.shape != (int(tokens.sizes.sum()), encoder.dim) or states.dtype != dtype:
+        raise ValueError(f"{path}: holds {states.dtype} of shape {states.shape}, not these captions; remove it")
+    return TokenStates(states, tokens.sizes)

@@ -9,6 +9,7 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
+from mclip_fairseq.data.files import first_line
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
 
 SENTENCEPIECE = "sentencepiece.bpe.model"
@@ -18,9 +19,23 @@ CONTROL_PIECES = 3
 SHARED_ENTRIES = 0.8
 
 
+def load_sentencepiece(file: Path) -> sentencepiece.SentencePieceProcessor:
+    """Read a SentencePiece model.
+
+    Raises:
+        ValueError: the file is something else.
+    """
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except Exception as error:  # its parser is not written in Python
+        raise ValueError(
+            f"{file}: is no SentencePiece model ({first_line(error)}); copy the text encoder's to this place"
+        ) from error
+
+
 def sentencepiece_pieces(directory: Path) -> list[str]:
     """The pieces of `sentencepiece.bpe.model` in its order, without the control pieces."""
-    return piece_list(sentencepiece.SentencePieceProcessor(model_file=str(directory / SENTENCEPIECE)))
+    return piece_list(load_sentencepiece(directory / SENTENCEPIECE))
 
 
 def piece_list(processor: sentencepiece.SentencePieceProcessor) -> list[str]:
@@ -50,7 +65,7 @@ class XLMRTokenizer:
         if not model.is_file():
             raise ValueError(f"{model}: not found; copy the text encoder's SentencePiece model to this place")
         self.directory = Path(directory)
-        self.processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        self.processor = load_sentencepiece(model)
         self.dictionary: Dictionary = load_dictionary(directory)
         self._refuse_foreign_dictionary()
         self.max_tokens = max_tokens

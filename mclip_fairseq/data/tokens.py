@@ -1,14 +1,17 @@
 """Tokenised sentences as one flat array: whole batches are built by indexing, never sentence by sentence."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from fairseq.data import Dictionary, data_utils
-from fairseq.data.indexed_dataset import MMapIndexedDataset
+from fairseq.data import Dictionary
 from torch import Tensor
+
+from mclip_fairseq.data.files import first_line
+from mclip_fairseq.data.indexed import read_indexed
 
 MASK = "<mask>"
 
@@ -23,13 +26,18 @@ def load_dictionary(path: str | Path) -> Dictionary:
         The dictionary; its size is the number of rows of the text encoder's embedding table.
 
     Raises:
-        ValueError: the file is missing.
+        ValueError: the file is missing, or is no dictionary.
     """
     path = Path(path)
     file = path / "dict.txt" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{file}: no dictionary here; copy the text encoder's dict.txt to this place")
-    dictionary = Dictionary.load(str(file))
+    try:
+        dictionary = Dictionary.load(str(file))
+    except Exception as error:  # fairseq raises plain Exceptions and RuntimeErrors here
+        raise ValueError(
+            f"{file}: is no dictionary, {first_line(error)}; copy the text encoder's dict.txt to this place"
+        ) from error
     dictionary.add_symbol(MASK)
     return dictionary
 
@@ -100,24 +108,23 @@ class FlatTokens:
             max_tokens: see the class.
 
         Raises:
-            ValueError: the files are missing, or hold ids that the dictionary does not have.
+            ValueError: the files are missing or damaged, or hold ids that the dictionary does not have.
         """
-        dataset = data_utils.load_indexed_dataset(str(prefix), None)
-        if dataset is None:
-            raise ValueError(f"{prefix}.bin/.idx: not found; make them with fairseq-preprocess")
-        if isinstance(dataset, MMapIndexedDataset):
-            # fairseq writes mmap datasets contiguously and in order, so the file is the flat array.
-            dtype = np.dtype(dataset._index.dtype)
-            total = int(dataset.sizes.sum())
-            values = np.memmap(f"{prefix}.bin", dtype=dtype, mode="r", shape=(total,)) if total else np.zeros(0, dtype)
-        else:
-            values = np.concatenate([dataset[i].numpy() for i in range(len(dataset))])
-        if len(values) and int(values.max()) >= len(dictionary):
-            raise ValueError(
-                f"{prefix}.bin: holds id {int(values.max())} but the dictionary has {len(dictionary)} entries; "
-                "preprocess with the text encoder's dict.txt"
-            )
-        return cls(values, dataset.sizes, dictionary, max_tokens)
+        values, sizes = read_indexed(prefix)
+        if len(values):
+            least, most = int(values.min()), int(values.max())
+            if not 0 <= least <= most < len(dictionary):
+                raise ValueError(
+                    f"{prefix}.bin: holds id {most if least >= 0 else least} but the dictionary has {len(dictionary)} "
+                    "entries; preprocess with the text encoder's dict.txt"
+                )
+            unended = np.flatnonzero(values[np.cumsum(sizes, dtype=np.int64) - 1] != dictionary.eos())
+            if len(unended):
+                raise ValueError(
+                    f"{prefix}.bin: sentence {unended[0] + 1} does not end with </s>; make it again with "
+                    "fairseq-preprocess"
+                )
+        return cls(values, sizes, dictionary, max_tokens)
 
     @classmethod
     def from_sentences(
@@ -126,6 +133,12 @@ class FlatTokens:
         """Hold sentences given as 1-d id tensors that end with `</s>`."""
         values = torch.cat(list(sentences)).numpy() if sentences else np.zeros(0, np.int64)
         return cls(values, np.array([len(s) for s in sentences], dtype=np.int64), dictionary, max_tokens)
+
+    def select(self, rows: npt.NDArray[np.integer]) -> "FlatTokens":
+        """Some of the sentences, over the same array."""
+        selected = copy.copy(self)
+        selected.lengths, selected.offsets = self.lengths[rows], self.offsets[rows]
+        return selected
 
     def batch(self, rows: npt.NDArray[np.integer], bos: bool = True) -> Tensor:
         """Right-padded ids of some sentences.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mclip_fairseq.data.files import file_sha256
+from mclip_fairseq.data.files import expecting, file_sha256
 from mclip_fairseq.evaluation.galleries import Encoder
 
 
@@ -53,7 +53,8 @@ class CachedEncoder:
         file = self.folder / f"{kind}-{digest.hexdigest()[:32]}.npy"
         if file.is_file():
             self.hits += 1
-            return torch.from_numpy(np.load(file, allow_pickle=False))
+            with expecting(file, "a file of this cache, so remove it"):
+                return torch.from_numpy(np.load(file, allow_pickle=False))
         features = compute().float().cpu()
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}.part")

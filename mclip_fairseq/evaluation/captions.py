@@ -85,7 +85,7 @@ def read_caption_files(captions: Sequence[str], ids: Sequence[str]) -> list[Capt
     Raises:
         ValueError: when an option is malformed, contradictory or names a file that cannot be used.
     """
-    files = _by_language(captions)
+    files = files_by_language(captions, "--captions")
     own, shared = _split_ids(ids, files)
     texts = {language for language, path in files.items() if not is_tsv(path)}
     if needless := sorted(own.keys() - texts):
@@ -103,14 +103,19 @@ def is_tsv(path: Path) -> bool:
     return path.name.endswith(TSV_SUFFIXES)
 
 
-def _by_language(options: Sequence[str]) -> dict[str, Path]:
+def files_by_language(values: Sequence[str], option: str) -> dict[str, Path]:
+    """What an option names as LANGUAGE=FILE, in its order.
+
+    Raises:
+        ValueError: another form, or a language twice.
+    """
     files: dict[str, Path] = {}
-    for option in options:
-        language, equals, path = option.partition("=")
+    for value in values:
+        language, equals, path = value.partition("=")
         if not (language and equals and path):
-            raise ValueError(f"--captions {option}: write it as LANGUAGE=FILE, for example de=valid.de.")
+            raise ValueError(f"{option} {value}: write it as LANGUAGE=FILE, for example de=valid.de.")
         if language in files:
-            raise ValueError(f"--captions {option}: {language} already has {files[language]}; give each language once.")
+            raise ValueError(f"{option} {value}: {language} already has {files[language]}; give each language once.")
         files[language] = Path(path).expanduser()
     return files
 

@@ -106,6 +106,24 @@ def _figure(draw: Callable[[Axes], None], alternative: str) -> str:
     return f'<img alt="{alternative}" src="data:image/png;base64,{data}">'
 
 
+def embed_figure(metric: str, series: Mapping[str, Mapping[int, float]]) -> str:
+    """A metric over updates as an image in HTML.
+
+    Args:
+        metric: its name.
+        series: name of a line -> update -> value; a line of few points is drawn with dots.
+    """
+
+    def draw(axes: Axes) -> None:
+        for name, points in series.items():
+            axes.plot(list(points), list(points.values()), "o-" if len(points) < 50 else "-", markersize=3, label=name)
+        axes.set_xlabel("updates")
+        axes.set_ylabel(metric.replace("_", " "))
+        axes.legend(frameon=False, fontsize="small")
+
+    return _figure(draw, html.escape(metric))
+
+
 def _draw_languages(axes: Axes, parts: Sequence[Part]) -> None:
     """Bars of the headline metric per language, one colour a model, with intervals."""
     languages = list(dict.fromkeys(language for part in parts for language in part.results))

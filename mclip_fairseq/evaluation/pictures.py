@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from mclip_fairseq.data.images import PIXEL_CEILING, load_image, upright_rgb
 from mclip_fairseq.evaluation.fonts import add_fonts, families_for
 from mclip_fairseq.evaluation.retrieval import RECALL_AT
 
@@ -194,21 +195,12 @@ def _draw_found(row: Sequence[Axes], example: Example) -> None:
 
 def _thumbnail(image: Path | Image.Image) -> Image.Image:
     """A small square on white, so that every picture of a row has the same frame."""
-    picture = _opened(image) if isinstance(image, Path) else image
-    picture = ImageOps.exif_transpose(picture).convert("RGBA")
+    # What was searched had passed the limit that was set for it.
+    picture = load_image(image, PIXEL_CEILING) if isinstance(image, Path) else upright_rgb(image)
     picture = ImageOps.contain(picture, (THUMBNAIL, THUMBNAIL))
-    square = Image.new("RGBA", (THUMBNAIL, THUMBNAIL), "white")
-    square.alpha_composite(picture, ((THUMBNAIL - picture.width) // 2, (THUMBNAIL - picture.height) // 2))
-    return square.convert("RGB")
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except OSError as error:
-        raise ValueError(f"Cannot read the picture {path}: {error}.") from error
+    square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
+    square.paste(picture, ((THUMBNAIL - picture.width) // 2, (THUMBNAIL - picture.height) // 2))
+    return square
 
 
 def _pieces(text: str) -> list[str]:

@@ -21,6 +21,9 @@ RECALL_AT = (1, 5, 10)
 PROTOCOLS = ("strict", "released")
 # Scores held at once (float64): 32 MiB, several such blocks live at a time.
 BLOCK_SCORES = 1 << 22
+# Scores that float32 cannot tell from a threshold: beyond this share a whole block is computed in float64.
+MOST_DOUBTFUL = 0.05
+PAIRS_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,15 @@ def _strict_ranks(text: Tensor, image: Tensor, own: Tensor) -> RetrievalRanks:
     t2i_at_least, t2i_above = [], []
     i2t_at_least = torch.zeros_like(best, dtype=torch.long)
     i2t_above = torch.zeros_like(i2t_at_least)
+    narrow = image.float() if _float32_is_exact_enough(image) else None
     for rows in _blocks(len(text), len(image)):
-        scores = _unit(text[rows]) @ image.T
+        unit = _unit(text[rows])
+        scores = unit @ image.T if narrow is None else unit.float() @ narrow.T
         scores[torch.arange(len(scores), device=own.device), own[rows]] = -torch.inf  # only foreign items are counted
-        at_least, above = _counts(scores, own_score[rows, None], dim=1)
+        at_least, above = _counts_of_pairs(scores, own_score[rows, None], 1, unit, image)
         t2i_at_least.append(at_least)
         t2i_above.append(above)
-        at_least, above = _counts(scores, best, dim=0)
+        at_least, above = _counts_of_pairs(scores, best[None], 0, unit, image)
         i2t_at_least += at_least
         i2t_above += above
     t2i, queries = torch.cat(t2i_at_least), own.unique()
@@ -187,6 +192,41 @@ def _counts(scores: Tensor, threshold: Tensor, dim: int) -> tuple[Tensor, Tensor
     """How many scores along ``dim`` are not below the threshold, and how many are above it."""
     at_least = (scores >= threshold - TIE_TOLERANCE).sum(dim)
     above = (scores > threshold + TIE_TOLERANCE).sum(dim)
+    return at_least, above
+
+
+def _float32_is_exact_enough(image: Tensor) -> bool:
+    """Whether products in float32 are as exact as IEEE says: not on GPUs or CPUs that may round their factors."""
+    return image.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+
+
+def _counts_of_pairs(scores: Tensor, threshold: Tensor, dim: int, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """``_counts`` from float32 scores: what these leave in doubt is computed again in float64.
+
+    Args:
+        scores: (t, I) products, in float32 or float64; -inf where nothing is to be counted.
+        threshold: float64, (t, 1) for dim 1 or (1, I) for dim 0.
+        dim: as in ``_counts``.
+        text: (t, D) float64 unit rows.
+        image: (I, D) float64 unit rows.
+    """
+    if scores.dtype == torch.float64:
+        return _counts(scores, threshold, dim)
+    margin = (image.shape[1] + 4) * torch.finfo(torch.float32).eps
+    distance = scores - threshold.float()
+    close = (distance.abs() <= margin).nonzero()
+    if len(close) > scores.numel() * MOST_DOUBTFUL:
+        exact = (text @ image.T).masked_fill_(scores == -torch.inf, -torch.inf)
+        return _counts(exact, threshold, dim)
+    at_least = (distance > margin).sum(dim)
+    above = at_least.clone()
+    for pairs in close.split(PAIRS_AT_ONCE):
+        row, column = pairs.unbind(1)
+        exact = (text[row] * image[column]).sum(1)
+        limit = threshold[row, 0] if dim == 1 else threshold[0, column]
+        counted = row if dim == 1 else column
+        at_least.index_add_(0, counted, (exact >= limit - TIE_TOLERANCE).long())
+        above.index_add_(0, counted, (exact > limit + TIE_TOLERANCE).long())
     return at_least, above
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mclip_fairseq
+from mclip_fairseq.data.files import read_json
 from mclip_fairseq.evaluation.report import format_markdown
 from mclip_fairseq.formats.towers import ProjectedTower
 
@@ -24,10 +25,7 @@ def read_report(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, or is something else.
     """
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: cannot be read as JSON: {error}") from error
+    report = read_json(file)
     if not isinstance(report, dict) or not {"results", "protocol", "command", "model"} <= set(report):
         raise ValueError(f"{file}: is no report.json of mclip-evaluate")
     return report

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mclip_fairseq.data.feature_files import write_json
-from mclip_fairseq.data.files import file_sha256
+from mclip_fairseq.data.files import expecting, file_sha256, first_line, read_json
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
 from mclip_fairseq.formats.towers import ProjectedTower
 from mclip_fairseq.formats.training import build_module
@@ -119,18 +119,25 @@ def load_directory(path: Path) -> ProjectedTower:
     config = _read_config(path)
     if config.get("version") != VERSION:
         raise ValueError(f"{path}/{CONFIG}: version {config.get('version')} is not read here; update mclip_fairseq")
+    with expecting(path / CONFIG, "what mclip-export writes"):
+        return _build(path, config)
+
+
+def _build(path: Path, config: dict[str, Any]) -> ProjectedTower:
     for name, written in config["files"].items():
-        if file_sha256(path / name) != written:
+        if Path(name).name != name or file_sha256(path / name) != written:
             raise ValueError(f"{path / name}: is not the file that was written with the model; put that back")
     tokenizer = XLMRTokenizer(path, max_tokens=int(config["max_tokens"]))
     options = Namespace(**config["model"], text_encoder="", text_tokenizer="", teacher="", save_frozen=True)
     weights = _read_weights(path / WEIGHTS)
+    if TOKEN_TABLE not in weights:
+        raise ValueError(f"{path / WEIGHTS}: lacks {TOKEN_TABLE}; copy the directory again")
     weights[OUTPUT_TABLE] = weights[TOKEN_TABLE]
     weights[IDENTITY] = encode_identity(config["identity"])
     try:
         module = build_module(config["architecture"], options, path, weights)
     except (LookupError, RuntimeError) as error:
-        raise ValueError(f"{path}: {WEIGHTS} does not fit {CONFIG}: {error}") from error
+        raise ValueError(f"{path}: {WEIGHTS} does not fit {CONFIG}: {first_line(error)}") from error
     module.identity.update(config["identity"])
 
     def load_teacher() -> DualEncoderTeacher:
@@ -146,10 +153,7 @@ def load_directory(path: Path) -> ProjectedTower:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path / CONFIG}: cannot be read: {error}") from error
+    config = read_json(path / CONFIG)
     if not isinstance(config, dict):
         raise ValueError(f"{path / CONFIG}: is not a JSON object")
     return config

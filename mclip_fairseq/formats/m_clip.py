@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mclip_fairseq.compat import load_checkpoint, shield_torchaudio
+from mclip_fairseq.data.files import first_line
 from mclip_fairseq.formats.openai_clip import refuse_mismatch
 from mclip_fairseq.formats.towers import PairTower
 from mclip_fairseq.models.pooling import pool_mean
@@ -39,9 +40,9 @@ class MCLIPText(nn.Module):
         return projected
 
 
-def is_m_clip(config: dict[str, Any]) -> bool:
+def is_m_clip(config: Any) -> bool:
     """Whether a `config.json` is that of a text tower of M-CLIP."""
-    return "modelBase" in config and "imageDimSize" in config
+    return isinstance(config, dict) and "modelBase" in config and "imageDimSize" in config
 
 
 def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairTower:
@@ -59,12 +60,12 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     try:
-        base = AutoModel.from_config(AutoConfig.from_pretrained(config["modelBase"]))
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{source}: its base model or tokenizer cannot be loaded: {reason}") from error
-    text = MCLIPText(base, int(config["imageDimSize"]))
+        safe = {"trust_remote_code": False}
+        base = AutoModel.from_config(AutoConfig.from_pretrained(str(config["modelBase"]), **safe), **safe)
+        tokenizer = AutoTokenizer.from_pretrained(source, **safe)
+        text = MCLIPText(base, int(config["imageDimSize"]))
+    except Exception as error:  # its loaders raise whatever broken files lead them to
+        raise ValueError(f"{source}: its base model or tokenizer cannot be loaded: {first_line(error)}") from error
     weights = read_weights(source)
     # Poolers and position ids of other versions of transformers play no part.
     weights = {name: tensor.float() for name, tensor in weights.items() if not is_unused(name)}
@@ -90,12 +91,16 @@ def is_unused(name: str) -> bool:
 
 def read_weights(source: str) -> dict[str, Tensor]:
     """The state dict of a Hub name or directory: safetensors where there is one, never an unsafe pickle."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from transformers.utils import cached_file
 
     for name in ("model.safetensors", "pytorch_model.bin"):
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
         if found is not None:
-            state = load_file(found) if name.endswith("safetensors") else load_checkpoint(found)
+            try:
+                state = load_file(found) if name.endswith("safetensors") else load_checkpoint(found)
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"{found}: cannot be read: {first_line(error)}") from error
             return {key: tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     raise ValueError(f"{source}: holds neither model.safetensors nor pytorch_model.bin")

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from mclip_fairseq.data.images import upright_rgb
 from mclip_fairseq.inference import MultilingualCLIP
 
 Triple = tuple["OpenCLIPModel", Callable[[Image.Image], Tensor], Callable[[str | Sequence[str]], Tensor]]
@@ -48,7 +49,7 @@ def open_clip_triple(model: MultilingualCLIP) -> Triple:
     """
 
     def transform(image: Image.Image) -> Tensor:
-        return model.transform([image.convert("RGB")])[0]
+        return model.transform([upright_rgb(image)])[0]
 
     def tokenize(texts: str | Sequence[str]) -> Tensor:
         inputs = model.tower.tokenize([texts] if isinstance(texts, str) else list(texts))

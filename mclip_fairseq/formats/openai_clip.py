@@ -4,7 +4,6 @@ Sizes are read off the tensors. Only what no tensor tells (the activation, the w
 from arguments: OpenAI's own values are the defaults.
 """
 
-import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mclip_fairseq.compat import load_checkpoint, shield_torchaudio
+from mclip_fairseq.data.files import expecting, read_json
 
 HEAD_WIDTH = 64
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -94,9 +94,12 @@ def read_state_dict(file: Path, trust: bool = False) -> dict[str, Tensor]:
                 f"{file}: is a TorchScript archive, which can run code when it is read; pass --trust if you know where "
                 "it comes from"
             )
-        return dict(torch.jit.load(str(file), map_location="cpu").state_dict())
+        with expecting(file, "a TorchScript archive"):
+            return dict(torch.jit.load(str(file), map_location="cpu").state_dict())
     state = load_checkpoint(file)
     state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{file}: holds no state dict; give the weights of a CLIP")
     return {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
@@ -115,17 +118,15 @@ def open_clip_settings(file: Path) -> tuple[dict[str, Any], Preprocessing] | Non
     config = file.parent / OPEN_CLIP_CONFIG
     if not config.is_file():
         return None
-    try:
-        stored = json.loads(config.read_text(encoding="utf-8"))
+    stored = read_json(config)
+    with expecting(config, "a configuration of open_clip"):
         model, pixels = stored["model_cfg"], stored.get("preprocess_cfg", {})
         settings = {
             "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
             "head_width": int(model["vision_cfg"].get("head_width", HEAD_WIDTH)),
             "text_heads": int(model.get("text_cfg", {}).get("heads", 0)),
         }
-        mean, std = (tuple(pixels.get(name, default)) for name, default in (("mean", MEAN), ("std", STD)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{config}: is no configuration of open_clip: {type(error).__name__} {error}") from error
+        mean, std = (tuple(map(float, pixels.get(name, default))) for name, default in (("mean", MEAN), ("std", STD)))
     return settings, Preprocessing(mean=mean, std=std)
 
 
@@ -133,7 +134,7 @@ def is_torchscript(file: Path) -> bool:
     """Whether a file is a TorchScript archive, told by its table of contents alone."""
     if not file.is_file() or not zipfile.is_zipfile(file):
         return False
-    with zipfile.ZipFile(file) as archive:
+    with expecting(file, "a zip archive"), zipfile.ZipFile(file) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
@@ -219,21 +220,22 @@ def to_clip_model(
         ValueError: missing, unknown or misshapen tensors, all of them named.
     """
     shield_torchaudio()
-    sizes = clip_sizes(state, source)
-    for tower, given, width in (("vision_config", 0, head_width), ("text_config", text_heads, HEAD_WIDTH)):
-        if tower in sizes:
-            heads = given or sizes[tower]["hidden_size"] // width
-            sizes[tower] |= {"hidden_act": activation, "num_attention_heads": heads}
-    weights, unknown = rename(state)
-    if RESNET in state:
-        from mclip_fairseq.models.clip_resnet import CLIPResNetConfig, CLIPResNetModel
+    with expecting(source, "a CLIP under OpenAI's names"):
+        sizes = clip_sizes(state, source)
+        for tower, given, width in (("vision_config", 0, head_width), ("text_config", text_heads, HEAD_WIDTH)):
+            if tower in sizes:
+                heads = given or sizes[tower]["hidden_size"] // width
+                sizes[tower] |= {"hidden_act": activation, "num_attention_heads": heads}
+        weights, unknown = rename(state)
+        if RESNET in state:
+            from mclip_fairseq.models.clip_resnet import CLIPResNetConfig, CLIPResNetModel
 
-        model: Any = CLIPResNetModel(CLIPResNetConfig(**sizes))
-        weights = {f"text.{name}" if name.startswith("text_") else name: tensor for name, tensor in weights.items()}
-    else:
-        from transformers import CLIPConfig, CLIPModel
+            model: Any = CLIPResNetModel(CLIPResNetConfig(**sizes))
+            weights = {f"text.{name}" if name.startswith("text_") else name: tensor for name, tensor in weights.items()}
+        else:
+            from transformers import CLIPConfig, CLIPModel
 
-        model = CLIPModel(CLIPConfig(**sizes))
+            model = CLIPModel(CLIPConfig(**sizes))
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(BOOKKEEPING)}
     refuse_mismatch(weights, own, unknown, source)
     model.load_state_dict(weights, strict=False)

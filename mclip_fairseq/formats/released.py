@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mclip_fairseq.compat import load_checkpoint, untrained_bookkeeping
+from mclip_fairseq.data.files import expecting
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.openai_clip import Preprocessing, image_processor, refuse_mismatch, to_clip_model
 from mclip_fairseq.formats.towers import ProjectedTower
@@ -50,6 +51,11 @@ def load_released(checkpoint: Path, xlmr: Path, resize: int = 0, tokenizer: Any 
     Raises:
         ValueError: another kind of checkpoint, or weights that are missing, unknown or misshapen, all of them named.
     """
+    with expecting(checkpoint, "a checkpoint of the released mCLIP"):
+        return _load_released(checkpoint, xlmr, resize, tokenizer)
+
+
+def _load_released(checkpoint: Path, xlmr: Path, resize: int, tokenizer: Any) -> ProjectedTower:
     state = load_checkpoint(checkpoint)
     options = (state.get("cfg") or {}).get("model") or state.get("args")
     if not isinstance(options, Namespace) or "encoder.xlmr._float_tensor" not in state.get("model", {}):
@@ -149,6 +155,11 @@ def load_released_mte(checkpoint: Path, xlmr: Path) -> tuple[MTEModel, MTEModelC
     Raises:
         ValueError: another kind of checkpoint, or weights that are missing, unknown or misshapen, all of them named.
     """
+    with expecting(checkpoint, "a translation model of the released mCLIP"):
+        return _load_released_mte(checkpoint, xlmr)
+
+
+def _load_released_mte(checkpoint: Path, xlmr: Path) -> tuple[MTEModel, MTEModelConfig]:
     state = load_checkpoint(checkpoint)
     options = (state.get("cfg") or {}).get("model") or state.get("args")
     if not isinstance(options, Namespace) or "encoder.lang_proj.0.weight" not in state.get("model", {}):

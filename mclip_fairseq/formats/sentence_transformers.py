@@ -12,6 +12,7 @@ from sentence_transformers.base.modules import InputModule
 from sentence_transformers.util import load_dir_path
 from torch import Tensor
 
+from mclip_fairseq.data.images import upright_rgb
 from mclip_fairseq.formats.directory import load_directory, save_directory
 from mclip_fairseq.formats.towers import ProjectedTower
 
@@ -57,7 +58,7 @@ class MCLIPModule(InputModule):
         if images and len(images) != len(inputs):
             raise ValueError("a batch holds texts and images; encode them in two calls")
         if images:
-            return {"pixel_values": self.tower.transform([image.convert("RGB") for image in images])}
+            return {"pixel_values": self.tower.transform([upright_rgb(image) for image in images])}
         return dict(self.tower.tokenize([(prompt or "") + text for text in inputs]))
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:

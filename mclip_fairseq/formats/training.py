@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.data.files import expecting
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.formats.towers import ProjectedTower
@@ -26,10 +27,17 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     Raises:
         ValueError: no checkpoint of this project, or a part of the model is not where the checkpoint says.
     """
+    with expecting(file, "a training checkpoint of this project"):
+        return _load_training_checkpoint(file, text_encoder, teacher)
+
+
+def _load_training_checkpoint(file: Path, text_encoder: str, teacher: str) -> ProjectedTower:
     state = load_checkpoint(file)
     if not isinstance(state.get("cfg"), dict) or "model" not in state:
         raise ValueError(f"{file}: is not a training checkpoint of this project; it has no configuration")
     cfg, task = state["cfg"]["model"], state["cfg"]["task"]
+    if not isinstance(cfg, Mapping):
+        raise ValueError(f"{file}: is not a training checkpoint of this project; mclip-convert reads published ones")
     directory = find_text_encoder(file, text_encoder or cfg.get("text_encoder") or cfg.get("text_tokenizer") or "")
     options = Namespace(**cfg)
     if holds_text_encoder(options):

@@ -242,7 +242,8 @@ class MCLIPModel(BaseFairseqModel):
         state = dict(state_dict)
         stored = state.pop(IDENTITY, None)
         own = super().state_dict()
-        absent = {name for name in self.dropped_names() if name not in state}
+        # A teacher has buffers that no state dict holds.
+        absent = {name for name in self.dropped_names() if name in own and name not in state}
         if stored is not None and (absent or self.identity["teacher"]):
             self.check_identity(decode_identity(stored), check_text=bool(absent))
         state.update({name: own[name] for name in absent})

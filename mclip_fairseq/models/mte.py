@@ -226,6 +226,20 @@ def mte_base(args: Namespace) -> None:
     """As published: XLM-R base, 12 decoder layers."""
 
 
+@register_model_architecture("mte", "mte_large")
+def mte_large(args: Namespace) -> None:
+    """XLM-R large; the decoder has its width, for they share the embeddings."""
+    set_defaults(
+        args,
+        encoder_layers=24,
+        encoder_embed_dim=1024,
+        encoder_ffn_embed_dim=4096,
+        encoder_attention_heads=16,
+        decoder_ffn_embed_dim=4096,
+        decoder_attention_heads=16,
+    )
+
+
 @register_model_architecture("mte", "mte_tiny")
 def mte_tiny(args: Namespace) -> None:
     """For tests."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.data.files import expecting, first_line
 from mclip_fairseq.data.hub import packed_dual_encoder
 from mclip_fairseq.models.freezing import state_hash
 
@@ -113,10 +113,10 @@ class DualEncoderTeacher(nn.Module):
             # The same pixels with and without torchvision.
             processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
             tokenizer = None if _has_no_tokenizer(source) else AutoTokenizer.from_pretrained(source, **options)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # its loaders raise whatever broken files lead them to
             raise ValueError(
-                f"{source}: cannot be loaded as a transformers dual encoder, image processor and tokenizer: {reason}"
+                f"{source}: cannot be loaded as a transformers dual encoder, image processor and tokenizer: "
+                f"{first_line(error)}"
             ) from error
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise ValueError(f"{source}: holds a {type(model).__name__}, which is no dual encoder of images and texts")
@@ -124,7 +124,9 @@ class DualEncoderTeacher(nn.Module):
             raise ValueError(f"{source}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
         local = Path(source).is_dir()
         commit = None if local else getattr(model.config, "_commit_hash", None) or revision
-        return cls(model, processor, tokenizer, Path(named).resolve().name if Path(named).is_dir() else named, commit)
+        name = Path(named).resolve().name if Path(named).is_dir() else named
+        with expecting(source, "a transformers dual encoder with an image processor"):
+            return cls(model, processor, tokenizer, name, commit)
 
     def save(self, path: Path) -> None:
         """Write a `transformers` directory: weights as safetensors, image processor and tokenizer."""

@@ -11,6 +11,7 @@ from fairseq.models.roberta.model import RobertaEncoder
 from torch import Tensor, nn
 
 from mclip_fairseq.compat import load_checkpoint, untrained_bookkeeping
+from mclip_fairseq.data.files import expecting
 from mclip_fairseq.models.freezing import state_hash
 
 PREFIX = "encoder."
@@ -88,6 +89,11 @@ class XLMREncoder(nn.Module):
             ValueError: missing file, another kind of checkpoint, or a table of another size than the dictionary.
         """
         file = checkpoint_file(path)
+        with expecting(file, "an XLM-R checkpoint"):
+            return cls._from_file(file, dictionary, overrides)
+
+    @classmethod
+    def _from_file(cls, file: Path, dictionary: Dictionary, overrides: dict[str, Any]) -> "XLMREncoder":
         state = load_checkpoint(file)
         args, weights = stored_args(state, file), stored_weights(state, file)
         rows = len(weights["sentence_encoder.embed_tokens.weight"])

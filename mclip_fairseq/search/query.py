@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mclip_fairseq.data.files import shown
 from mclip_fairseq.evaluation.variance import mean_rank_variance
 from mclip_fairseq.search.index import SearchIndex
 
@@ -90,8 +91,8 @@ def format_answers(answers: Sequence[Answer]) -> str:
     parts = []
     for answer in answers:
         label = f"{answer.language}: " if answer.language else ""
-        lines = [printable(label + answer.query), f"{'rank':>4}  {'score':>6}  id"]
-        lines += [f"{rank:>4}  {hit.score:>6.3f}  {printable(hit.id)}" for rank, hit in enumerate(answer.hits, 1)]
+        lines = [shown(label + answer.query), f"{'rank':>4}  {'score':>6}  id"]
+        lines += [f"{rank:>4}  {hit.score:>6.3f}  {shown(hit.id)}" for rank, hit in enumerate(answer.hits, 1)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -114,11 +115,6 @@ def as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, Any]:
 def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
     file = index.picture(hit.row)
     return {"rank": rank, "score": round(hit.score, 6), "id": hit.id, "file": None if file is None else str(file)}
-
-
-def printable(text: str) -> str:
-    """A text that cannot steer the terminal."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def draw(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Sequence[Path] = ()) -> list[str]:
@@ -203,14 +199,14 @@ def compare_languages(
 def format_languages(report: Mapping[str, Any]) -> str:
     """The comparison as a table, for a terminal."""
     beyond = f">{report['depth']}"
-    lines = [f"rank of {printable(report['target'])}, and how many of the {report['k']} nearest are the first's"]
+    lines = [f"rank of {shown(report['target'])}, and how many of the {report['k']} nearest are the first's"]
     lines.append(f"{'language':<8}  {'rank':>6}  {'shared':>6}  {'score':>6}  nearest | query")
     for language, row in report["languages"].items():
         rank = beyond if row["rank"] is None else str(row["rank"])
         text = row["query"] if len(row["query"]) <= SHOWN_TEXT else row["query"][:SHOWN_TEXT] + "…"
         lines.append(
-            f"{printable(language):<8}  {rank:>6}  {row['shared']:>6}  {row['score']:>6.3f}  "
-            f"{printable(row['top'])} | {printable(text)}"
+            f"{shown(language):<8}  {rank:>6}  {row['shared']:>6}  {row['score']:>6.3f}  "
+            f"{shown(row['top'])} | {shown(text)}"
         )
     if report["rank_std"] is not None and len(report["languages"]) > 1:
         lines.append(f"standard deviation of the rank over the languages: {report['rank_std']:.2f}")

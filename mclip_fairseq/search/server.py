@@ -35,7 +35,6 @@ MAX_K = 100
 ALIKE = 8  # texts of like length encoded together: on few cores padding costs more than small batches
 DEFAULT_K = 24
 THUMBNAIL, FULL = 256, 1600  # longest edge in pixels
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -95,7 +94,7 @@ class Search:
         body = await read_body(request, MAX_UPLOAD)
         if not body:
             raise HTTPException(400, "the image is empty")
-        image = await self.decoded(lambda: load_image(io.BytesIO(body), MAX_UPLOAD_PIXELS, FORMATS, near=FULL))
+        image = await self.decoded(lambda: load_image(io.BytesIO(body), MAX_UPLOAD_PIXELS, near=FULL))
         image.thumbnail((FULL, FULL))
         return self.answer((await self.images(image))[:DEFAULT_K])
 
@@ -113,7 +112,7 @@ class Search:
                 raise HTTPException(404, "there is no such image") from error
             if path is None:
                 raise HTTPException(404, "the index knows no picture of this image")
-            content = await self.decoded(lambda: as_jpeg(load_image(path, formats=FORMATS, near=size), size), 404)
+            content = await self.decoded(lambda: as_jpeg(load_image(path, near=size), size), 404)
             self.pictures.put(key, content)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
 

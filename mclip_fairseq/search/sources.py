@@ -14,6 +14,7 @@ import torch
 from mclip_fairseq.cli.features import Decoded, ImageSource, compute
 from mclip_fairseq.data.feature_writer import FeatureWriter
 from mclip_fairseq.data.features import FeatureStore
+from mclip_fairseq.data.images import MAX_PIXELS
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.search.kinds import Vectors
 
@@ -103,7 +104,7 @@ class JointImages(ImageSource):
         self.ids = [name for name, _ in images]
         self.preprocessing = model.transform.description
         self.encode_image = lambda pixel_values: model.encode_image(pixel_values, normalize=False)
-        self.images = Decoded(images, model.transform)
+        self.images = Decoded(images, model.transform, MAX_PIXELS)
         self.workers = workers
 
 

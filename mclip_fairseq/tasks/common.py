@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
@@ -43,13 +44,29 @@ class SampledTask(FairseqTask):
         """Fairseq's step, except that a dummy batch says so.
 
         fairseq replays a rank's first batch where shards are uneven. Its loss is zeroed, but its rows would still be
-        gathered as false negatives of the other ranks; the criterions leave the rows of a marked batch out.
+        gathered as false negatives of the other ranks; the criterions leave the rows of a marked batch out, and so
+        they do where the data say that nothing of it could be read.
         """
-        sample = {**sample, "is_dummy": ignore_grad}
+        sample = {**sample, "is_dummy": ignore_grad or sample.get("is_dummy", False)}
         step: tuple[Tensor, Any, dict[str, Any]] = super().train_step(
             sample, model, criterion, optimizer, update_num, ignore_grad
         )
         return step
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> torch.nn.Module:
+        """Build the model; from a checkpoint, only one of this project.
+
+        Others of fairseq evaluate strings of their options as Python, and a checkpoint may come from anywhere.
+        """
+        name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+        kind = ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
+        if from_checkpoint and (kind is None or kind.__module__.split(".")[0] != __name__.split(".")[0]):
+            raise ValueError(
+                f"the checkpoint holds a model {name!r}, which is not of this project; options of other models can run "
+                "code, so load it with the task it was trained with if you trust it"
+            )
+        model: torch.nn.Module = super().build_model(cfg, from_checkpoint)
+        return model
 
     def can_reuse_epoch_itr(self, dataset: TemperatureSampledDataset) -> bool:
         """Only where samples are not redrawn."""

@@ -14,7 +14,7 @@ from fairseq.tasks import register_task
 from omegaconf import II
 from torch import Tensor
 
-from mclip_fairseq.data.parallel import ParallelDataset
+from mclip_fairseq.data.parallel import ParallelDataset, shifted_blocks
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.tasks.common import SampledTask, check_names, split_list
@@ -145,6 +145,7 @@ class MTETask(SampledTask):
                     ]
                     cut = sides[0].truncated + sides[1].truncated
                     logger.info("%s %s-%s: %d pairs, %d sentences cut", split, source, target, len(sides[0]), cut)
+                    check_alignment(prefix, sides[0], sides[1])
                     return ParallelDataset(sides[0], sides[1], self.lang_id(source), self.lang_id(target))
         raise ValueError(
             f"{self.cfg.data}: no {split}.{source}-{target} or {split}.{target}-{source}; make it with "
@@ -162,6 +163,26 @@ class MTETask(SampledTask):
         source = FlatTokens.from_sentences(src_tokens, self.dictionary, limit)
         part = ParallelDataset(source, None, self.lang_id(self.cfg.source_lang), self.lang_id(self.cfg.target_lang))
         return TemperatureSampledDataset({"input": part}, shuffle=False)
+
+
+def check_alignment(prefix: Path, source: FlatTokens, target: FlatTokens) -> None:
+    """Refuse sides of unequal length, and warn where sentences fit their translations' neighbours better.
+
+    Raises:
+        ValueError: the two sides differ in length.
+    """
+    if len(source) != len(target):
+        raise ValueError(
+            f"{prefix}: has {len(source)} source and {len(target)} target sentences; parallel files must have equally "
+            "many lines, so look for a line that is missing or broken in two"
+        )
+    if shifted := shifted_blocks(source.sizes, target.sizes):
+        start, stop, lines = shifted[0]
+        logger.warning(
+            "%s: in %d sampled blocks, the first of them lines %d to %d, sentences fit the lengths of the other side "
+            "better when it is moved by %+d; look before that line for one that is missing or broken in two",
+            *(prefix, len(shifted), start + 1, stop, lines),
+        )
 
 
 def parse_pair(pair: str) -> tuple[str, str]:

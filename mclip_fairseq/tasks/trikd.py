@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary, indexed_dataset
@@ -14,12 +15,14 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from omegaconf import II
+from PIL import Image
 from torch import Tensor
 
 from mclip_fairseq.data.captions import CaptionDataset, read_ids
 from mclip_fairseq.data.features import FeatureStore
-from mclip_fairseq.data.images import load_image, resolve_image
+from mclip_fairseq.data.images import MAX_PIXELS, ImageError, check_max_pixels, load_image, resolve_image
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
+from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.data.states import TokenStates, cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.evaluation.in_training import validation_recalls
@@ -28,6 +31,8 @@ from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.tasks.common import SampledTask, split_list
 
 logger = logging.getLogger(__name__)
+Ids = list[str] | None
+BLANK = (64, 64)
 
 
 @dataclass
@@ -48,6 +53,17 @@ class TriKDTaskConfig(FairseqDataclass):
         default="", metadata={"help": "feature directories of teacher text features, separated by colons"}
     )
     image_root: str = field(default="", metadata={"help": "folder of the images when pixels are decoded on the fly"})
+    max_pixels: int = field(
+        default=MAX_PIXELS,
+        metadata={"help": "refuse an image whose header claims more pixels; applies to --image-root"},
+    )
+    skip_budget: int = field(
+        default=0,
+        metadata={
+            "help": "training leaves out up to so many images that cannot be read or have no features, and lists them "
+            "in skipped.tsv of --save-dir; 0: the first is an error, as in validation always"
+        },
+    )
     max_caption_tokens: int = field(
         default=78, metadata={"help": "captions are cut to this many tokens, <s> and </s> included"}
     )
@@ -71,6 +87,7 @@ class TriKDTaskConfig(FairseqDataclass):
     )
     seed: int = II("common.seed")
     cpu: bool = II("common.cpu")
+    save_dir: str = II("checkpoint.save_dir")
 
 
 @register_task("trikd", dataclass=TriKDTaskConfig)
@@ -83,6 +100,8 @@ class TriKDTask(SampledTask):
         super().__init__(cfg)
         if cfg.image_features and cfg.image_root:
             raise ValueError("--image-features and --image-root are both given; the images come from one of them")
+        check_max_pixels(cfg.max_pixels)
+        self.skips = SkipList(Path(cfg.save_dir) / "skipped.tsv", cfg.skip_budget)
         self.dictionary = dictionary
         self.images = open_features(cfg.image_features)
         self.texts = open_features(cfg.text_features)
@@ -149,6 +168,8 @@ class TriKDTask(SampledTask):
             ValueError: a language without captions, ids that do not match, unknown ids.
         """
         training = split == "train"
+        if training:
+            self.skips.check()
         langs = split_list(self.cfg.langs, "--langs")
         if not training and self.cfg.valid_langs:
             langs = split_list(self.cfg.valid_langs, "--valid-langs")
@@ -214,12 +235,15 @@ class TriKDTask(SampledTask):
         )
         if image_ids is not None and self.images is None and not self.needs_teacher:
             raise ValueError(f"{directory}/{split}.{lang}.ids names images; give --image-features or --image-root")
+        if split == "train" and self.skips.budget:
+            tokens, image_ids, text_ids = self.without_unknown(tokens, image_ids, text_ids)
+        pixels = functools.partial(self.pixels, leave_out=split == "train") if self.needs_teacher else None
         return CaptionDataset(
             tokens,
             image_ids,
             text_ids,
             self.images,
-            self.pixels if self.needs_teacher else None,
+            pixels,
             self.texts,
             self.token_states(tokens),
         )
@@ -234,10 +258,42 @@ class TriKDTask(SampledTask):
         device = torch.device("cuda" if torch.cuda.is_available() and not self.cfg.cpu else "cpu")
         return cached_states(self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype))
 
-    def pixels(self, image_ids: Sequence[str]) -> Tensor:
-        """Decode images and apply the teacher's preprocessing, (batch, channels, height, width)."""
-        paths = [resolve_image(self.cfg.image_root, image_id) for image_id in image_ids]
-        return self.transform_of_teacher([load_image(path) for path in paths])
+    def without_unknown(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids) -> tuple[FlatTokens, Ids, Ids]:
+        """Leave out the captions whose image or teacher text has no features, within the budget."""
+        known = np.ones(len(tokens), dtype=bool)
+        for store, ids in ((self.images, image_ids), (self.texts, text_ids)):
+            if store is not None and ids is not None:
+                known &= store.has(ids)
+                missing = dict.fromkeys(ids[row] for row in np.flatnonzero(~store.has(ids)))
+                self.skips.add([(name, f"has no features in {store.paths[0].name}") for name in missing])
+        rows = np.flatnonzero(known)
+        if len(rows) == len(tokens):
+            return tokens, image_ids, text_ids
+        chosen = [None if ids is None else [ids[row] for row in rows] for ids in (image_ids, text_ids)]
+        return tokens.select(rows), chosen[0], chosen[1]
+
+    def pixels(self, image_ids: Sequence[str], leave_out: bool) -> tuple[list[int], Tensor]:
+        """Decode images and apply the teacher's preprocessing.
+
+        Args:
+            image_ids: of the images.
+            leave_out: spend --skip-budget on those that cannot be read; otherwise the first of them is an error.
+
+        Returns:
+            the numbers of those that could be read, and their (readable, channels, height, width) pixels; without any,
+            those of one blank image.
+        """
+        images: dict[int, Image.Image] = {}
+        lost: list[tuple[str, str]] = []
+        for number, image_id in enumerate(image_ids):
+            try:
+                images[number] = load_image(resolve_image(self.cfg.image_root, image_id), self.cfg.max_pixels)
+            except ImageError as error:
+                if not (leave_out and self.skips.budget):
+                    raise
+                lost.append((image_id, error.reason))
+        self.skips.add(lost)
+        return list(images), self.transform_of_teacher(list(images.values()) or [Image.new("RGB", BLANK)])
 
     @functools.cached_property
     def transform_of_teacher(self) -> Any:

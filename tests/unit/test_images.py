@@ -185,13 +185,6 @@ def test_nothing_to_find_is_an_error(tmp_path: Path) -> None:
         resolve_images(None, tmp_path / "none")
 
 
-def test_only_the_formats_that_are_named_are_tried(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert load_image(tmp_path / "a.png", formats=("JPEG", "PNG")).size == (8, 8)
-    with pytest.raises(ImageError, match="known format"):
-        load_image(tmp_path / "a.png", formats=("JPEG",))
-
-
 def test_an_open_file_is_read_and_named_as_the_image() -> None:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8), (1, 2, 3)).save(stream, "PNG")

@@ -13,7 +13,9 @@ import torch
 
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.text_encoder import XLMREncoder
 from tests.tiny_models import tiny_clip_directory, tiny_dual_encoder_directory
 
 shield_torchaudio()
@@ -165,3 +167,16 @@ def test_dual_encoders_of_transformers(make: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(model.encode_text(TEXTS, normalize=False), expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="has an image tower of its own"):
         MultilingualCLIP.from_pretrained(folder, device="cpu", teacher=folder)
+
+
+def test_an_xlmr_archive_compares_texts(shared_dir: Path) -> None:
+    """The mean of the states of all tokens, whatever else is in the batch; images are refused."""
+    archive = shared_dir / "fixtures" / "xlmr_tiny"
+    model = MultilingualCLIP.from_pretrained(archive, device="cpu")
+    tokenizer = XLMRTokenizer(archive)
+    encoder = XLMREncoder.from_checkpoint(archive, tokenizer.dictionary).eval()
+    with torch.no_grad():
+        expected = torch.stack([encoder(tokenizer(text))[0].mean(0) for text in TEXTS])
+    torch.testing.assert_close(model.encode_text(TEXTS, normalize=False), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="is a text tower"):
+        model.encode_image(torch.zeros(1, 3, 8, 8))

@@ -348,3 +348,26 @@ def test_mean_rank_variance_refuses_what_is_no_matrix(ranks: np.ndarray) -> None
 def test_mean_rank_variance_refuses_unknown_statistics() -> None:
     with pytest.raises(ValueError, match="variance, std"):
         mean_rank_variance(np.zeros((2, 2)), "range")
+
+
+@pytest.mark.parametrize("kind", ["random", "near ties", "all equal", "exact copies"])
+def test_float32_products_change_no_rank(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies within float32's rounding of a threshold is settled in float64."""
+    image = torch.randn(60, 33, dtype=torch.float64)
+    if kind == "near ties":
+        image = image[:1] + 3e-4 * image
+    elif kind == "all equal":
+        image = image[:1].expand(60, 33).clone()
+    elif kind == "exact copies":
+        image = image[torch.arange(60) % 7]
+    own = torch.arange(120) % 50
+    text = image[own] + (0.5 if kind == "random" else 3e-4) * torch.randn(120, 33, dtype=torch.float64)
+    fast = retrieval_ranks(text, image, own)
+    monkeypatch.setattr(retrieval, "_float32_is_exact_enough", lambda image: False)
+    slow = retrieval_ranks(text, image, own)
+    for name in ("t2i", "i2t", "t2i_tied", "i2t_tied"):
+        assert torch.equal(getattr(fast, name), getattr(slow, name)), name
+    if kind == "near ties":  # a control: float32 alone ranks these otherwise
+        scores = torch.nn.functional.normalize(text).float() @ torch.nn.functional.normalize(image).float().T
+        at_least = (scores >= scores[torch.arange(120), own][:, None]).sum(1) - 1
+        assert not torch.equal(at_least, slow.t2i)

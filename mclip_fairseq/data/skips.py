@@ -1,0 +1,91 @@
+"""What a training leaves out because it cannot be read: listed in a file, counted against a budget, never replaced."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from mclip_fairseq.data.files import printable, read_lines
+
+logger = logging.getLogger(__name__)
+SHOWN = 5
+
+
+class SkipList:
+    """The items left out so far, of all ranks, loader processes and restarts: they share one file.
+
+    Args:
+        path: per line the id and, after a tab, the reason; made when the first item is skipped.
+        budget: items that may be left out; 0 makes the first one an error.
+    """
+
+    def __init__(self, path: str | Path, budget: int) -> None:
+        if budget < 0:
+            raise ValueError(f"--skip-budget is {budget}; give the number of items that may be left out, 0 for none")
+        self.path = Path(path)
+        self.budget = budget
+        self._known: set[str] = set()
+
+    def add(self, items: Sequence[tuple[str, str]]) -> None:
+        """Leave items out; one that is in the file already costs nothing.
+
+        Args:
+            items: (id, reason).
+
+        Raises:
+            ValueError: more than the budget allows, naming the first of these items.
+        """
+        new = {name: printable(reason) for name, reason in items if name not in self._known}
+        if not new:
+            return
+        if not self.budget:
+            raise ValueError(f"{self._first(new)}; mend it, take it out, or leave it out with --skip-budget N")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as stream:
+            lock(stream)
+            self._known = set(self.listed())
+            new = {name: reason for name, reason in new.items() if name not in self._known}
+            if len(self._known) + len(new) > self.budget:
+                raise ValueError(
+                    f"{self._first(new)}; with the {len(self._known)} of {self.path} that is more than --skip-budget "
+                    f"{self.budget} allows; mend the data or raise the budget"
+                )
+            stream.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
+        self._known |= set(new)
+        for name, reason in list(new.items())[:SHOWN]:
+            logger.warning("left out: %s: %s (%s)", name, reason, self.path)
+        if len(new) > SHOWN:
+            logger.warning("left out: %d more (%s)", len(new) - SHOWN, self.path)
+
+    def check(self) -> None:
+        """Refuse a budget that earlier runs have used up.
+
+        Raises:
+            ValueError: with the budget that it takes.
+        """
+        known = len(self.listed())
+        if 0 < self.budget < known:
+            raise ValueError(f"{self.path}: {known} items were left out before, so it needs --skip-budget {known}")
+
+    def listed(self) -> list[str]:
+        """Ids in the file, in its order.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        return [line.partition("\t")[0] for line in read_lines(self.path)] if self.path.exists() else []
+
+    @staticmethod
+    def _first(items: dict[str, str]) -> str:
+        name, reason = next(iter(items.items()))
+        others = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+        return f"{name}: {reason}{others}"
+
+
+def lock(stream: IO[str]) -> None:
+    """Keep other processes out until the file is closed; does nothing where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(stream, fcntl.LOCK_EX)

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Babel-ImageNet: names of ImageNet's classes in up to 298 languages, and translated prompts, for classification.
+
+From the repository Babel-ImageNet (Geigle et al., 2023), folder `data`: `babel_imagenet.json` (language -> [numbers of
+classes, their names]; `babel_imagenet-298.json` is the same of more languages) and `nllb_dist13b_prompts.json`
+(language -> prompts with {}). --imagenet names the validation set of ImageNet-1k (Russakovsky et al., 2015), one folder
+per class, named by its WordNet id, as torchvision has it.
+
+Writes `classes.LANG.tsv` (number of the class from 0, tab, name), `prompts.LANG` and, with --imagenet, `images.tsv` for
+mclip-features (id, tab, path) and `labels.tsv` (id, tab, number of the class).
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from corpora.command import Options, guarded, start_parser
+from corpora.files import member, read_json
+from corpora.output import Output
+from corpora.sources import Sources, existing
+from corpora.text import one_line
+
+SCRIPT = "babel_imagenet.py"
+CLASSES = 1000
+PHOTOS = 50000
+SUFFIXES = (".jpeg", ".jpg")
+NOTES = (
+    "A language has only some of the classes: classify among those, and only the images of those.",
+    "Accuracies of two languages are of different classes; compare models within a language.",
+)
+
+
+def read_classes(labels: Any, lang: str, place: str) -> list[tuple[int, str]]:
+    """(number, name) of the classes of a language.
+
+    Raises:
+        ValueError: another form, a number that ImageNet does not have or that is there twice, or an empty name.
+    """
+    pair = member(labels, lang, list, place)
+    place = f"{place}, {lang}"
+    if len(pair) != 2 or not all(isinstance(side, list) for side in pair) or len(pair[0]) != len(pair[1]):
+        raise ValueError(f"{place}: is not a list of numbers and a list of as many names")
+    numbers, names = pair[0], [one_line(name) if isinstance(name, str) else "" for name in pair[1]]
+    if not all(type(number) is int and 0 <= number < CLASSES for number in numbers):
+        raise ValueError(f"{place}: has a number that is none of ImageNet's classes 0 to {CLASSES - 1}")
+    if len(set(numbers)) < len(numbers) or not all(names):
+        raise ValueError(f"{place}: has a class twice or one without a name")
+    return list(zip(numbers, names, strict=True))
+
+
+def read_prompts(prompts: Any, lang: str, options: Options) -> list[Any]:
+    """The prompts of a language; some have none, English among them, whose prompts are OpenAI's.
+
+    Raises:
+        ValueError: a language that was asked for has none.
+    """
+    if prompts is None or (options.languages is None and isinstance(prompts, dict) and lang not in prompts):
+        return []
+    return member(prompts, lang, list, str(options.prompts))
+
+
+def write_languages(options: Options, sources: Sources, output: Output) -> dict[str, dict[str, int]]:
+    """Write classes and prompts; returns their numbers."""
+    labels = read_json(sources.file(options.labels))
+    prompts = None if options.prompts is None else read_json(sources.file(options.prompts))
+    if not isinstance(labels, dict):
+        raise ValueError(f"{options.labels}: is no JSON object of languages")
+    counts: dict[str, dict[str, int]] = {}
+    for lang in [lang.upper() for lang in options.languages or labels]:
+        code = lang.lower()
+        counts[code] = {"classes": 0, "prompts": 0}
+        for number, name in read_classes(labels, lang, str(options.labels)):
+            output.write(f"classes.{code}.tsv", f"{number}\t{name}")
+            counts[code]["classes"] += 1
+        for prompt in read_prompts(prompts, lang, options):
+            text = one_line(prompt) if isinstance(prompt, str) else ""
+            if text.count("{}") != 1:
+                raise ValueError(f"{options.prompts}, {lang}: the prompt {prompt!r} has not exactly one {{}}")
+            output.write(f"prompts.{code}", text)
+            counts[code]["prompts"] += 1
+    return counts
+
+
+def write_photos(folder: Path, output: Output, whole: bool) -> int:
+    """Write images and labels of ImageNet's validation set; returns the number of images."""
+    synsets = sorted(path.name for path in existing(folder).iterdir() if path.is_dir())
+    if whole and len(synsets) != CLASSES:
+        raise ValueError(f"{folder}: {len(synsets)} folders of classes where {CLASSES} were published")
+    count = 0
+    # The numbers of the classes are their places among the sorted WordNet ids, so none may be missing.
+    for number, synset in enumerate(synsets):
+        for path in sorted(path for path in (folder / synset).iterdir() if path.suffix.lower() in SUFFIXES):
+            output.write("images.tsv", f"{path.name}\t{synset}/{path.name}")
+            output.write("labels.tsv", f"{path.name}\t{number}")
+            count += 1
+    if whole and count != PHOTOS:
+        raise ValueError(f"{folder}: {count} images where {PHOTOS} were published")
+    return count
+
+
+def make(options: Options) -> str:
+    """Run the command; returns what to tell the user."""
+    sources = Sources(options.checksums)
+    with Output(options.output) as output:
+        counts = write_languages(options, sources, output)
+        whole = options.expect_counts == "yes"
+        photos = 0 if options.imagenet is None else write_photos(options.imagenet, output, whole)
+        facts = {"name": "Babel-ImageNet", "script": f"preprocess/{SCRIPT}", "sources": sources.described()}
+        output.finish(facts | {"languages": counts, "images": photos, "notes": list(NOTES)})
+    without = [lang for lang, count in counts.items() if not count["prompts"]]
+    return f"{options.output}: {len(counts)} languages, {photos} images; without prompts: {' '.join(without) or 'none'}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = start_parser(__doc__, SCRIPT)
+    parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="babel_imagenet.json")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="nllb_dist13b_prompts.json")
+    parser.add_argument("--imagenet", type=Path, metavar="DIR", help="ImageNet's validation set, a folder per class")
+    parser.add_argument("--languages", nargs="+", metavar="LANG", help="which to take (all)")
+    options = parser.parse_args(argv)
+    return guarded(SCRIPT, lambda: make(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

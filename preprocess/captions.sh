@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# A set of captions, from the download to what fairseq-train and mclip-evaluate read.
+#
+#   preprocess/captions.sh --xlmr DIR --output OUT [--images DIR] [--teacher MODEL [OPTION...] --] SCRIPT [ARGUMENT...]
+#
+# SCRIPT is the name of a script of captions, without .py: cc3m, coco, coco_cn, flickr30k, flickr30k_cn, multi30k,
+# stair, wit, xflickrco, xm3600, xtd10, yjcaptions; what follows are its arguments (preprocess/SCRIPT.py --help).
+# DIR holds XLM-R's sentencepiece.bpe.model and dict.txt. With --teacher, mclip-features writes the features of the
+# images, and of the English captions that are trained on; its options may follow, up to --.
+#
+#   preprocess/captions.sh --xlmr xlmr.base --output coco --images coco2014 \
+#     --teacher openai/clip-vit-base-patch32 --dtype bfloat16 -- coco --karpathy dataset_coco.json
+#
+# OUT/text has the captions, their ids and manifest.json, OUT/bin what fairseq-train reads (train and valid, with
+# their ids), OUT/features/image and OUT/features/text the teacher's features.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=recipe.sh
+source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
+
+[[ ${1:-} != --help && $# -gt 0 ]] || { usage "$0"; exit "$(($# < 1 ? 2 : 0))"; }
+XLMR='' OUT='' IMAGES='' TEACHER=''
+OPTIONS=()
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --xlmr) value "$@"; XLMR=$2 ;;
+    --output) value "$@"; OUT=$2 ;;
+    --images) value "$@"; IMAGES=$2 ;;
+    --teacher)
+      value "$@"
+      TEACHER=$2
+      shift 2
+      while [[ $# -gt 0 && $1 != -- ]]; do OPTIONS+=("$1"); shift; done
+      [[ ${1:-} == -- ]] || fail "--teacher MODEL [OPTION...] ends with --; --help shows it"
+      shift
+      continue
+      ;;
+    *) fail "$1 is not known here; --help says what is" ;;
+  esac
+  shift 2
+done
+(($# > 0)) || fail "name a script; --help lists them"
+[[ -n $OUT ]] || fail "--output is missing"
+[[ $1 =~ ^[a-z0-9_]+$ && -f $PREPROCESS/$1.py ]] || fail "$1: no such script; --help lists them"
+check_xlmr "$XLMR"
+SCRIPT=$1
+shift
+run "$PYTHON" "$PREPROCESS/$SCRIPT.py" --output "$OUT/text" ${IMAGES:+--images "$IMAGES"} "$@"
+[[ -f $OUT/text/images.tsv ]] || fail "$SCRIPT writes no captions; --help lists the scripts that do"
+
+FILES=()
+declare -A LANGUAGES=()
+for ids in "$OUT"/text/{train,valid}.*.ids; do
+  FILES+=("${ids%.ids}")
+  name=${ids%.ids}
+  LANGUAGES[${name##*.}]=1
+done
+if ((${#FILES[@]})); then
+  pieces "$XLMR" "$OUT/pieces" "${FILES[@]}"
+  binarise "$XLMR" --pieces "$OUT/pieces" --captions "${!LANGUAGES[@]}" --splits train valid --output "$OUT/bin"
+  for file in "${FILES[@]}"; do run cp "$file.ids" "$OUT/bin/"; done
+fi
+
+[[ -n $TEACHER ]] || exit 0
+# cc3m.py unpacks the images of tars beside the captions.
+[[ -z $IMAGES && -d $OUT/text/images ]] && IMAGES=$OUT/text/images
+[[ -n $IMAGES ]] || fail "--images is missing: the teacher needs the images"
+run mclip-features --model "$TEACHER" --images "$OUT/text/images.tsv" --root "$IMAGES" --output "$OUT/features/image" \
+  "${OPTIONS[@]}"
+if [[ -f $OUT/text/texts.en.tsv ]]; then
+  run mclip-features --model "$TEACHER" --captions "$OUT/text/texts.en.tsv" --output "$OUT/features/text" "${OPTIONS[@]}"
+fi

@@ -1,0 +1,52 @@
+"""Annotation files in COCO's own form, and where images of COCO 2014 and Flickr30k lie."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from corpora.files import member, read_json, unique
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """A caption of an image that is known by its number."""
+
+    image: int
+    text: str
+    place: str
+
+
+def read_annotations(path: Path) -> Iterator[Annotation]:
+    """All captions of a file `{"annotations": [{"id", "image_id", "caption"}, ...], ...}`.
+
+    Raises:
+        ValueError: the file is not of that shape, or an annotation's id is there twice.
+    """
+    data = read_json(path, drop=frozenset({"images", "licenses", "info", "tokenized_caption"}))
+    places = (
+        (f"{path}, annotation {number}", item)
+        for number, item in enumerate(member(data, "annotations", list, str(path)), 1)
+    )
+    for place, item in unique(places, lambda item: member(item, "id", int, str(path)), "annotation id"):
+        yield Annotation(member(item, "image_id", int, place), member(item, "caption", str, place), place)
+
+
+def image_number(name: str, place: str) -> int:
+    """The number in `COCO_val2014_000000391895.jpg`.
+
+    Raises:
+        ValueError: the name is of another form.
+    """
+    number = name.removesuffix(".jpg").rpartition("_")[2]
+    if not number.isdecimal():
+        raise ValueError(f"{place}: {name!r} is no file name of COCO 2014, such as COCO_val2014_000000391895.jpg")
+    return int(number)
+
+
+def image_paths(name: str) -> tuple[str, ...]:
+    """Where an image may lie below the folder of images: COCO's in the folder that its name tells, Flickr30k's flat."""
+    if name.startswith("COCO_train2014_"):
+        return f"train2014/{name}", name
+    if name.startswith("COCO_val2014_"):
+        return f"val2014/{name}", name
+    return name, f"flickr30k-images/{name}", f"flickr30k_images/{name}"

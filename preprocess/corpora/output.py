@@ -1,0 +1,67 @@
+"""A directory that is written in one go: files appear under their names when all of them are complete."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO, cast
+
+from corpora.files import sha256
+
+PART = ".part"
+MANIFEST = "manifest.json"
+# Fewer than any system lets a process open.
+MOST_OPEN = 128
+
+
+class Output:
+    """Writes text files into a directory, and a manifest last.
+
+    Args:
+        folder: made when it is not there; files of the same names are replaced.
+        manifest: name of the manifest.
+    """
+
+    def __init__(self, folder: Path, manifest: str = MANIFEST) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.names: set[str] = set()
+        self.streams: dict[str, TextIO] = {}
+
+    def __enter__(self) -> Self:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder}: is a file; --output names a directory")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / self.manifest).unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+        for name in self.names:
+            (self.folder / (name + PART)).unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        for stream in self.streams.values():
+            stream.close()
+        self.streams.clear()
+
+    def write(self, name: str, line: str) -> None:
+        """Add a line to a file."""
+        if name not in self.streams:
+            if len(self.streams) >= MOST_OPEN:
+                self._close()
+            mode = "a" if name in self.names else "w"
+            path = self.folder / (name + PART)
+            self.streams[name] = cast(TextIO, path.open(mode, encoding="utf-8", newline="\n"))
+            self.names.add(name)
+        self.streams[name].write(line + "\n")
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Give all files their names, and write what is known of them."""
+        self._close()
+        for name in self.names:
+            (self.folder / (name + PART)).replace(self.folder / name)
+        hashes = {name: sha256(self.folder / name) for name in sorted(self.names)}
+        text = json.dumps(facts | {"files": hashes}, indent=2, ensure_ascii=False)
+        (self.folder / self.manifest).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,102 @@
+"""In which script a language is written, and how much of a text is."""
+
+from functools import cache
+
+import regex
+
+LATIN = (
+    "af an ast az br bs ca ceb co cs cy da de en eo es et eu fi fil fo fr fy ga gd gl ha haw hr ht hu ia id ig io is "
+    "it jv ku la lb lt lv mg mi ms mt nb nds nl nn no nov ny oc om pl pt quz rm ro rw sk sl sm sn so sq st su sv sw tk "
+    "tl tr uz vi vo wa war xh yo zsm zu"
+)
+OTHER = {
+    "Arabic": "ar arz fa ps sd ug ur ckb",
+    "Armenian": "hy",
+    "Bengali": "as bn",
+    "Cyrillic": "ab av ba be bg cv kk ky mhr mk mn os ru sah tg tt uk",
+    "Devanagari": "hi mr ne sa mai bho",
+    "Ethiopic": "am ti",
+    "Georgian": "ka",
+    "Greek": "el",
+    "Gujarati": "gu",
+    "Gurmukhi": "pa",
+    "Han": "zh yue wuu",
+    "Han Hiragana Katakana": "ja",
+    "Hangul Han": "ko",
+    "Hebrew": "he yi",
+    "Kannada": "kn",
+    "Khmer": "km",
+    "Lao": "lo",
+    "Latin Cyrillic": "sr sh",
+    "Malayalam": "ml",
+    "Myanmar": "my",
+    "Oriya": "or",
+    "Sinhala": "si",
+    "Tamil": "ta",
+    "Telugu": "te",
+    "Thai": "th",
+    "Tibetan": "bo dz",
+}
+SCRIPTS = dict.fromkeys(LATIN.split(), "Latin")
+SCRIPTS |= {lang: scripts for scripts, langs in OTHER.items() for lang in langs.split()}
+LETTER = regex.compile(r"\p{L}")
+# Scripts without spaces between words: a character counts as a word.
+SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+NO_SPACES = regex.compile(f"[{SPACELESS}]")
+WORD = regex.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
+
+
+def scripts_of(language: str, given: dict[str, str]) -> str:
+    """The Unicode scripts of a language, with spaces between.
+
+    Args:
+        language: its code; what follows `-` or `_` is a region.
+        given: language -> scripts, of the user.
+
+    Raises:
+        ValueError: not known.
+    """
+    known = given | {lang: SCRIPTS[lang] for lang in SCRIPTS if lang not in given}
+    for code in (language, language.replace("-", "_").split("_")[0]):
+        if code in known:
+            return known[code]
+    raise ValueError(f"the script of {language!r} is not known; say it, as in --scripts {language}=Latin")
+
+
+@cache
+def letters_in(scripts: str) -> regex.Pattern[str]:
+    """A pattern of the letters in any of the scripts.
+
+    Raises:
+        ValueError: Unicode has no such script.
+    """
+    return compile_scripts(scripts, "[[{}]&&\\p{{L}}]")
+
+
+@cache
+def only_in(scripts: str) -> regex.Pattern[str]:
+    """A pattern of texts whose letters are all in the scripts."""
+    return compile_scripts(scripts, "[{}\\P{{L}}]*+")
+
+
+def compile_scripts(scripts: str, pattern: str) -> regex.Pattern[str]:
+    """A pattern with the scripts put in."""
+    try:
+        return regex.compile(pattern.format("".join(rf"\p{{Script={name}}}" for name in scripts.split())), regex.V1)
+    except regex.error as error:
+        raise ValueError(f"{scripts!r} names a script that Unicode does not have ({error})") from error
+
+
+def script_share(text: str, scripts: str) -> float | None:
+    """How many of the letters are in one of the scripts, from 0 to 1; None of a text without letters."""
+    if LETTER.search(text) is None:
+        return None
+    if only_in(scripts).fullmatch(text) is not None:
+        return 1.0
+    return len(letters_in(scripts).findall(text)) / len(LETTER.findall(text))
+
+
+def measure(text: str) -> tuple[int, int]:
+    """Number of words, and characters of the longest; where a script has no spaces, a character is a word."""
+    words = text.split() if text.isascii() or NO_SPACES.search(text) is None else WORD.findall(text)
+    return len(words), max(map(len, words), default=0)

@@ -1,0 +1,118 @@
+"""Webdataset tars as `img2dataset` writes them, read as streams; nothing is ever extracted by its name."""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from corpora.files import UNREADABLE, decode, sha256, unreadable
+
+SAFE = re.compile(r"[0-9A-Za-z_-]{1,100}")
+IMAGES = ("jpg", "jpeg", "png", "webp")
+MAX_IMAGE = 64 << 20
+MAX_TEXT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The members of one sample.
+
+    Attributes:
+        key: what the names of its members begin with.
+        parts: extension -> content.
+    """
+
+    key: str
+    parts: dict[str, bytes]
+
+    @property
+    def image(self) -> tuple[str, bytes] | None:
+        """(extension, content) of its image."""
+        return next(((ending, self.parts[ending]) for ending in IMAGES if self.parts.get(ending)), None)
+
+    def caption(self, place: str) -> str:
+        """Its text; empty when it has none."""
+        if "txt" in self.parts:
+            return decode(self.parts["txt"], place)
+        if "json" not in self.parts:
+            return ""
+        try:
+            record = json.loads(decode(self.parts["json"], place))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{place}: its .json is not JSON: {error}") from error
+        caption = record.get("caption") if isinstance(record, dict) else None
+        return caption if isinstance(caption, str) else ""
+
+
+@dataclass
+class Shard:
+    """What a tar held.
+
+    Attributes:
+        path: the tar.
+        digest: its SHA-256.
+        captions: (path of the image below the output, caption, place).
+        missing: keys of samples without an image.
+    """
+
+    path: Path
+    digest: str = ""
+    captions: list[tuple[str, str, str]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """Samples of a tar; members of one follow each other.
+
+    Raises:
+        ValueError: no tar, a member whose name is not a plain key with an extension, or one of absurd size.
+    """
+    key, parts = "", dict[str, bytes]()
+    try:
+        with tarfile.open(path, "r|*") as tar:
+            for entry in tar:
+                if not entry.isfile():
+                    continue
+                name, _, ending = entry.name.rpartition("/")[2].partition(".")
+                limit = MAX_IMAGE if ending.lower() in IMAGES else MAX_TEXT
+                if SAFE.fullmatch(name) is None or entry.size > limit:
+                    raise ValueError(f"{path}: has a member {entry.name!r} of {entry.size} bytes, which is no sample's")
+                if name != key and parts:
+                    yield Sample(key, parts)
+                    parts = {}
+                key = name
+                stream = tar.extractfile(entry)
+                parts[ending.lower()] = b"" if stream is None else stream.read(limit)
+    except (tarfile.TarError, *UNREADABLE) as error:
+        raise unreadable(path, error) from error
+    if parts:
+        yield Sample(key, parts)
+
+
+def unpack(path: Path, folder: Path) -> Shard:
+    """Write the images of a tar as `folder/SHARD/KEY.EXT`, and return the captions that go with them.
+
+    Raises:
+        ValueError: the tar cannot be used, or a key is there twice.
+    """
+    name = path.name.partition(".")[0]
+    if SAFE.fullmatch(name) is None:
+        raise ValueError(f"{path}: name the tar by letters, digits, - and _ only")
+    shard = Shard(path)
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    seen: set[str] = set()
+    for sample in read_samples(path):
+        place = f"{path}, sample {sample.key}"
+        if sample.key in seen:
+            raise ValueError(f"{place}: is there twice")
+        seen.add(sample.key)
+        if sample.image is None:
+            shard.missing.append(sample.key)
+            continue
+        ending, content = sample.image
+        (folder / name / f"{sample.key}.{ending}").write_bytes(content)
+        shard.captions.append((f"{name}/{sample.key}.{ending}", sample.caption(place), place))
+    shard.digest = sha256(path)
+    return shard

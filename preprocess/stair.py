@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""STAIR Captions: five Japanese captions of every image of COCO 2014, with the split of Karpathy and Fei-Fei.
+
+From the STAIR Captions web site (Yoshikawa et al., 2017), version 1.2: `stair_captions_v1.2_train.json` and
+`stair_captions_v1.2_val.json`; it has no file of test captions, the test split is a part of these. The split is that of
+`dataset_coco.json` (see coco.py), so that images and folds are those of the English set. Images: see coco.py.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+from corpora.captions import Caption
+from corpora.coco import Annotation, image_number, image_paths, read_annotations
+from corpora.command import Corpus, Options, run
+from corpora.karpathy import read_split
+from corpora.sources import Sources
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Name the source files."""
+    parser.add_argument("--captions", type=Path, nargs="+", required=True, metavar="FILE", help="both JSON files")
+    parser.add_argument("--karpathy", type=Path, required=True, metavar="FILE", help="dataset_coco.json")
+
+
+def read(options: Options, sources: Sources) -> Iterator[Caption]:
+    """All captions, image by image in the order of the split file."""
+    annotations: dict[int, list[Annotation]] = {}
+    for annotation in chain.from_iterable(read_annotations(sources.file(path)) for path in options.captions):
+        annotations.setdefault(annotation.image, []).append(annotation)
+    for image in read_split(sources.file(options.karpathy)):
+        found = annotations.pop(image_number(image.name, image.place), [])
+        if not found:
+            raise ValueError(f"{image.place}: {image.name} has no Japanese caption in the files of --captions")
+        for annotation in found:
+            yield Caption(image.split, "ja", image.name, annotation.text, annotation.place, image_paths(image.name))
+    if annotations:
+        left = next(iter(annotations.values()))[0]
+        raise ValueError(f"{left.place}: the image {left.image} is not in {options.karpathy}")
+
+
+CORPUS = Corpus(
+    "STAIR Captions (Karpathy split of MSCOCO)",
+    add_options,
+    read,
+    expected={("train", "ja"): (566435, 113287), ("valid", "ja"): (25000, 5000), ("test", "ja"): (25000, 5000)},
+    notes=("COCO-ja of the literature is STAIR Captions or YJ Captions; this is STAIR.",),
+    folds={"valid": 1000, "test": 1000},
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run(CORPUS, __doc__, "stair.py", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

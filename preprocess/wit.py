@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""WIT of IGLUE: image-text retrieval on Wikipedia's images in eleven languages.
+
+From the repository iglue (Bugliarello et al., 2022), folder `datasets/wit/annotations`: `test_LANG.jsonl`. The images
+are those of the test set of WIT (Srinivasan et al., 2021); save each as NAME.jpg (or .png, .jpeg, .gif), where NAME is
+the field `wit_ix`, such as wit-test_11.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from corpora.captions import Caption
+from corpora.command import Corpus, Options, run
+from corpora.files import json_lines, member
+from corpora.sources import Sources
+
+LANGUAGES = ("en", "ar", "bg", "da", "el", "et", "id", "ja", "ko", "tr", "vi")
+ENDINGS = (".jpg", ".png", ".jpeg", ".gif")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Name the source files."""
+    parser.add_argument("--annotations", type=Path, required=True, metavar="DIR", help="datasets/wit/annotations")
+    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES, help="which to take (all)")
+
+
+def read(options: Options, sources: Sources) -> Iterator[Caption]:
+    """All captions, language by language."""
+    for lang in options.languages:
+        for place, record in json_lines(sources.file(options.annotations / f"test_{lang}.jsonl")):
+            if member(record, "language", str, place) != lang:
+                raise ValueError(f"{place}: is in {record['language']!r}, but the file is named as {lang}'s")
+            name = Path(member(record, "wit_ix", str, place)).name
+            text = member(record, "caption_reference_description", str, place)
+            yield Caption("test", lang, name, text, place, tuple(name + ending for ending in ENDINGS))
+
+
+CORPUS = Corpus(
+    "WIT (IGLUE)",
+    add_options,
+    read,
+    notes=("An image may have several captions in a language; IGLUE reports recall@1 over the images of a language.",),
+    skippable=frozenset(),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run(CORPUS, __doc__, "wit.py", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Small files of exactly the forms in which public data sets come, and a way to run the scripts that read them."""
+
+import contextlib
+import gzip
+import importlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Done:
+    """A script that ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run(script: str, *arguments: object) -> Done:
+    """A script of `preprocess/` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = importlib.import_module(script).main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = int(str(stop.code))
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+def works(script: str, *arguments: object) -> str:
+    """What a script prints that must end well."""
+    done = run(script, *arguments)
+    assert done.status == 0, done.err
+    return done.out
+
+
+def refuses(script: str, *arguments: object) -> str:
+    """The sentence of a script that must refuse."""
+    done = run(script, *arguments)
+    assert done.status == 2, done.out
+    assert "Traceback" not in done.err
+    return done.err
+
+
+def lines(path: Path) -> list[str]:
+    """Lines of a file that was written, split at line feeds only."""
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def manifest(folder: Path, name: str = "manifest.json") -> Any:
+    """The manifest of an output."""
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    """A file, gzipped if it is named so, in a folder that is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = text if isinstance(text, bytes) else text.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def write_json(path: Path, value: object) -> Path:
+    """A JSON file as its authors write it, not escaped."""
+    return write(path, json.dumps(value, ensure_ascii=False))
+
+
+def write_json_lines(path: Path, records: Iterable[object]) -> Path:
+    """One JSON object per line."""
+    return write(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def touch(folder: Path, names: Iterable[str]) -> Path:
+    """A folder with these files in it."""
+    for name in names:
+        write(folder / name, b"\xff\xd8")
+    return folder
+
+
+def karpathy_image(number: int, split: str, captions: list[str], folder: str = "val2014") -> dict[str, object]:
+    """An image of `dataset_coco.json`."""
+    return {
+        "filepath": folder,
+        "sentids": [10 * number + index for index in range(len(captions))],
+        "filename": f"COCO_{folder}_{number:012d}.jpg",
+        "imgid": number,
+        "split": split,
+        "sentences": [
+            {"tokens": text.split(), "raw": text, "imgid": number, "sentid": 10 * number + index}
+            for index, text in enumerate(captions)
+        ],
+        "cocoid": number,
+    }
+
+
+def karpathy(path: Path, images: list[dict[str, object]]) -> Path:
+    """`dataset_coco.json`."""
+    return write_json(path, {"images": images, "dataset": "coco"})
+
+
+def annotations(path: Path, captions: Mapping[int, list[str]], first: int = 1) -> Path:
+    """A file of COCO's own form."""
+    items = [(image, text) for image, texts in captions.items() for text in texts]
+    return write_json(
+        path,
+        {
+            "info": {},
+            "licenses": [],
+            "images": [{"id": image, "file_name": f"COCO_val2014_{image:012d}.jpg"} for image in captions],
+            "annotations": [
+                {"image_id": image, "id": first + number, "caption": text} for number, (image, text) in enumerate(items)
+            ],
+        },
+    )
+
+
+def webdataset(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """A tar of files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def tokenizer(folder: Path) -> Path:
+    """A folder with the two files of XLM-R's release that a text is prepared with."""
+    import sentencepiece
+
+    folder.mkdir(parents=True)
+    prefix = folder / "sentencepiece.bpe"
+    texts = iter(["a dog runs and a cat sleeps", "ein Hund läuft und eine Katze schläft", "犬がいる 一只狗"] * 9)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_prefix=str(prefix), vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    pieces = [line.split("\t")[0] for line in lines(folder / "sentencepiece.bpe.vocab")[3:]]
+    write(folder / "dict.txt", "".join(f"{piece} 1\n" for piece in pieces))
+    return folder

@@ -1,0 +1,366 @@
+"""A corpus of hostile inputs, made on the spot: name -> what makes it -> what is said about it, or what is read.
+
+The tests of images, captions, id lists, features, dictionaries and parallel files all draw on these tables.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+DEEP_JSON = b"[" * 200_000
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (self.folder,)
+
+
+# ------------------------------------------------------------------------------------------ images
+
+
+def saved(image: Image.Image, format: str, **options: Any) -> bytes:
+    """The bytes of an image file."""
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def grid(*rows: list[tuple[int, ...]]) -> Image.Image:
+    return Image.fromarray(np.array(rows, dtype=np.uint8))
+
+
+def png(
+    width: int, height: int, bits: int = 8, colour: int = 2, data: bytes = b"\0", *more: tuple[bytes, bytes]
+) -> bytes:
+    """A PNG by hand: it may claim what it does not hold."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *more, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def noise(format: str) -> bytes:
+    return saved(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), format)
+
+
+def slip(kind: str) -> bytes:
+    """An archive whose member would be unpacked above the folder."""
+    stream = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("../slipped", "x")
+    else:
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            member = tarfile.TarInfo("../slipped")
+            member.size = 1
+            archive.addfile(member, io.BytesIO(b"x"))
+    return stream.getvalue()
+
+
+def palette() -> Image.Image:
+    image = Image.new("P", (2, 1))
+    image.putpalette([*RED, *BLUE])
+    image.putdata([0, 1])
+    return image
+
+
+def rotated(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(grid([RED, GREEN], [BLUE, WHITE]), "PNG", exif=exif)
+
+
+def animated(format: str) -> bytes:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, BLUE)]
+    lossless = {"lossless": True} if format == "WEBP" else {}
+    return saved(frames[0], format, save_all=True, append_images=frames[1:], **lossless)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) (w) file\n%%EOF\n"
+# name -> (file name, bytes, what is said about it)
+BAD_IMAGES: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "HTML": ("x.jpg", lambda: b"<!DOCTYPE html><html>404 Not Found</html>", "is not an image in a known format"),
+    "zero bytes": ("x.jpg", lambda: b"", "is not an image in a known format"),
+    "truncated JPEG": ("x.jpg", lambda: noise("JPEG")[:-900], "cannot be decoded: image file is truncated"),
+    "truncated PNG": ("x.png", lambda: noise("PNG")[:-900], "cannot be decoded"),
+    "JPEG header alone": ("x.jpg", lambda: noise("JPEG")[:20], "is not an image in a known format|cannot be decoded"),
+    "60000 x 60000": (
+        "x.png",
+        lambda: png(60_000, 60_000),
+        "has 3600000000 pixels, more than 89478485; make it smaller",
+    ),
+    "12000 x 9000": ("x.png", lambda: png(12_000, 9_000), "has 12000 x 9000 pixels, more than 89478485; make it"),
+    "1 x 60000": ("x.png", lambda: png(1, 60_000), "has 1 x 60000 pixels, one side more than 200 times the other"),
+    "text chunk of 64 MB": (
+        "x.png",
+        lambda: png(1, 1, 8, 2, b"\0" * 4, (b"zTXt", b"k\0\0" + zlib.compress(bytes(2**26)))),
+        "cannot be decoded: Decompressed data too large",
+    ),
+    "PostScript": ("x.jpg", lambda: POSTSCRIPT, "is not an image in a known format"),
+    "PostScript by name": ("x.eps", lambda: POSTSCRIPT, "is not an image in a known format"),
+    "floats": ("x.tiff", lambda: saved(Image.new("F", (2, 2)), "TIFF"), "floating point pixels have no known range"),
+    "zip": ("x.png", lambda: slip("zip"), "is not an image in a known format"),
+    "tar": ("x.png", lambda: slip("tar"), "is not an image in a known format"),
+}
+# name -> (bytes, the pixels that a viewer shows)
+GOOD_IMAGES: dict[str, tuple[Callable[[], bytes], list[list[tuple[int, ...]]]]] = {
+    "CMYK": (lambda: saved(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF"), [[RED]]),
+    "CMYK, white": (lambda: saved(Image.new("CMYK", (1, 1)), "TIFF"), [[WHITE]]),
+    "16-bit grey": (
+        lambda: saved(Image.fromarray(np.array([[0, 255, 32896, 65535]], dtype=np.uint16)), "PNG"),
+        [[(0,) * 3, (1,) * 3, (128,) * 3, WHITE]],
+    ),
+    "16-bit colour": (lambda: png(1, 1, 16, 2, b"\0\xff\xff\x80\x80\0\0"), [[(255, 128, 0)]]),
+    "palette with transparency": (lambda: saved(palette(), "PNG", transparency=1), [[RED, WHITE]]),
+    "GIF with transparency": (lambda: saved(palette(), "GIF", transparency=1), [[RED, WHITE]]),
+    "half transparent": (lambda: saved(grid([(*RED, 0), (0, 0, 0, 51)]), "PNG"), [[WHITE, (204,) * 3]]),
+    "animated GIF": (lambda: animated("GIF"), [[RED] * 4] * 4),
+    "animated WebP": (lambda: animated("WEBP"), [[RED] * 4] * 4),
+    "EXIF 1, upright": (lambda: rotated(1), [[RED, GREEN], [BLUE, WHITE]]),
+    "EXIF 2, mirrored": (lambda: rotated(2), [[GREEN, RED], [WHITE, BLUE]]),
+    "EXIF 3, upside down": (lambda: rotated(3), [[WHITE, BLUE], [GREEN, RED]]),
+    "EXIF 6, a quarter turn": (lambda: rotated(6), [[BLUE, RED], [WHITE, GREEN]]),
+    "EXIF 8, the other way": (lambda: rotated(8), [[GREEN, WHITE], [RED, BLUE]]),
+    "EXIF 99, no such thing": (lambda: rotated(99), [[RED, GREEN], [BLUE, WHITE]]),
+    "one bit": (lambda: saved(Image.new("1", (1, 1), 1), "PNG"), [[WHITE]]),
+}
+
+# ------------------------------------------------------------------------------------------ captions
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A line of a caption file.
+
+    Attributes:
+        line: its bytes.
+        features: what `mclip-features` says; None where it is read.
+        evaluation: what `mclip-evaluate` says, likewise.
+    """
+
+    line: bytes
+    features: str | None = None
+    evaluation: str | None = None
+
+
+CAPTIONS = {
+    "empty": Caption(b"", "the caption is empty", "line 2 is empty: evaluation skips nothing"),
+    "blank": Caption("  \u3000\u00a0".encode(), "the caption is empty", "line 2 is empty: evaluation skips nothing"),
+    "100,000 tokens": Caption(b"dog " * 100_000),
+    "one word of 100,000 letters": Caption(b"a" * 100_000),
+    "control characters": Caption(b"\x00\x01\x07\x08\x0b\x1b[31m\x7f"),
+    "invalid UTF-8": Caption(b"a \xff dog", "line 2: is not UTF-8 text", "line 2: is not UTF-8 text"),
+    "a surrogate": Caption(b"\xed\xa0\x80", "line 2: is not UTF-8 text", "line 2: is not UTF-8 text"),
+    "overlong UTF-8": Caption(b"\xc0\xaf", "line 2: is not UTF-8 text", "line 2: is not UTF-8 text"),
+    "right-to-left marks": Caption("\u202eshalom\u200f \u05e9\u05dc\u05d5\u05dd\u202c".encode()),
+    "marks alone": Caption("\u200f\u200e\u200b\ufeff".encode()),
+    "emoji alone": Caption("🐕‍🦺🏳️‍🌈👩🏽‍🚀".encode()),
+    "combining marks": Caption(("e" + "\u0301" * 500).encode()),
+    "carriage return": Caption(b"a dog\r"),
+    "other line breaks": Caption("a\u2028b\x0bc\x85d".encode()),
+}
+
+# ------------------------------------------------------------------------------------------ id lists
+
+# name -> (content, what `read_ids` says of it beside three captions)
+ID_LISTS = {
+    "a line too few": (b"a\nb\n", "2 lines for 3 captions; write exactly one line per caption"),
+    "a line too many": (b"a\nb\nc\nd\n", "4 lines for 3 captions"),
+    "none at all": (b"", "0 lines for 3 captions"),
+    "an empty line": (b"a\n\nc\n", "line 2: no image id, while other lines have one"),
+    "a column that ends": (b"a\t1\nb\nc\t3\n", "line 2: no teacher text id, while other lines have one"),
+    "invalid UTF-8": (b"a\nb\n\xff\n", "line 3: is not UTF-8 text"),
+}
+# name -> (content, what `resolve_images` says of it)
+IMAGE_LISTS = {
+    "a duplicate": (b"a.jpg\nb.jpg\na.jpg\n", "line 3: the id 'a.jpg' is already on line 1"),
+    "two paths of an id": (b"x\ta.jpg\nx\tb.jpg\n", "line 2: the id 'x' is already on line 1"),
+    "an empty line": (b"a.jpg\n\n", "line 2: names no image"),
+    "nothing": (b"", "lists no images"),
+    "invalid UTF-8": (b"a\n\xfe\xff\n", "line 2: is not UTF-8 text"),
+}
+
+# ------------------------------------------------------------------------------------------ features
+
+
+def manifest(folder: Path, **changes: Any) -> None:
+    """Change entries of a manifest."""
+    file = folder / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def shard_entry(folder: Path, **changes: Any) -> None:
+    """Change the first shard's entry."""
+    entries = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["shards"]
+    manifest(folder, shards=[entries[0] | changes, *entries[1:]])
+
+
+def replace_shard(folder: Path, content: bytes) -> None:
+    """Another first shard, with its right hash in the manifest."""
+    (folder / "features-00000.npy").write_bytes(content)
+    shard_entry(folder, sha256=sha256(content).hexdigest())
+
+
+def npy(array: np.ndarray, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+def npy_header(header: str) -> bytes:
+    """A `.npy` file that consists of a header."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("latin1")
+
+
+def npz(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, array)
+    return stream.getvalue()
+
+
+def with_value(value: float) -> bytes:
+    array = np.ones((4, 3), dtype=np.float32)
+    array[2, 1] = value
+    return npy(array)
+
+
+def flip_a_bit(folder: Path) -> None:
+    file = folder / "features-00001.npy"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+def empty_first_shard(folder: Path) -> None:
+    shard_entry(folder, rows=0)
+    (folder / "ids.txt").write_text("".join(f"id{number}\n" for number in range(4, 10)))
+    manifest(folder, count=6, ids_sha256=sha256((folder / "ids.txt").read_bytes()).hexdigest())
+    replace_shard(folder, npy_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (0, {10**15}), }}\n"))
+
+
+NOT_NPY = r"features-00000.npy: is truncated or no \.npy file"
+# name -> (damage to a directory of ten float32 rows of three columns in shards of four, what is said of it)
+FEATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "NaN": (lambda f: replace_shard(f, with_value(np.nan)), r"the features of 'id2' \(row 2\) are not finite"),
+    "infinity": (lambda f: replace_shard(f, with_value(-np.inf)), r"the features of 'id2' \(row 2\) are not finite"),
+    "wrong dtype": (lambda f: replace_shard(f, npy(np.ones((4, 3)))), "holds float64 of shape"),
+    "wrong dtype, in the manifest too": (lambda f: manifest(f, dtype="float64"), r"is damaged \(dtype or shards\)"),
+    "big-endian": (lambda f: replace_shard(f, npy(np.ones((4, 3), dtype=">f4"))), "holds >f4 of shape"),
+    "wrong shape": (lambda f: replace_shard(f, npy(np.ones((4, 4), np.float32))), r"shape \(4, 4\), but the manifest"),
+    "missing shard": (lambda f: (f / "features-00001.npy").unlink(), "features-00001.npy: is missing"),
+    "changed bit": (flip_a_bit, "features-00001.npy: is altered or truncated"),
+    "objects": (lambda f: replace_shard(f, npy(np.array([{}], dtype=object), allow_pickle=True)), NOT_NPY),
+    "a pickle": (lambda f: replace_shard(f, pickle.dumps(Trap(f / "trap"))), NOT_NPY),
+    "an archive": (lambda f: replace_shard(f, npz(np.ones((4, 3), np.float32))), NOT_NPY),
+    "zero bytes": (lambda f: replace_shard(f, b""), NOT_NPY),
+    "a deep header": (lambda f: replace_shard(f, npy_header("-" * 9000 + "1\n")), NOT_NPY),
+    "a header that calls": (lambda f: replace_shard(f, npy_header("__import__('os').getcwd()\n")), NOT_NPY),
+    "a header that does not end": (lambda f: replace_shard(f, npy_header("{'descr': '<f4', (\n")), NOT_NPY),
+    "rows it does not hold": (
+        lambda f: replace_shard(
+            f, npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 3), }\n") + b"\0" * 8
+        ),
+        NOT_NPY,
+    ),
+    "an empty shard of 10^15 values": (
+        empty_first_shard,
+        r"holds float32 of shape \(0, 1000000000000000\)",
+    ),
+    "a shard above": (lambda f: shard_entry(f, file="../x.npy"), r"is damaged \(dtype or shards\)"),
+    "a shard elsewhere": (lambda f: shard_entry(f, file="/etc/passwd"), r"is damaged \(dtype or shards\)"),
+    "a shard with a line break": (lambda f: shard_entry(f, file="a\nb.npy"), r"is damaged \(dtype or shards\)"),
+    "a shard with a null": (lambda f: shard_entry(f, file="a\0.npy"), r"is damaged \(dtype or shards\)"),
+    "rows below zero": (lambda f: shard_entry(f, rows=-1), r"is damaged \(dtype or shards\)"),
+    "rows that are true": (lambda f: shard_entry(f, rows=True), r"is damaged \(dtype or shards\)"),
+    "rows beyond count": (lambda f: shard_entry(f, rows=10**30), r"is damaged \(dtype or shards\)"),
+    "no columns": (lambda f: manifest(f, dim=0), r"is damaged \(dim 0"),
+    "too many columns": (lambda f: manifest(f, dim=10**12), r"is damaged \(dim 1000000000000"),
+    "another modality": (lambda f: manifest(f, modality="smell"), "modality 'smell'"),
+    "a deep manifest": (lambda f: (f / "manifest.json").write_bytes(DEEP_JSON), "is nested too deeply"),
+    "a deep object": (lambda f: (f / "manifest.json").write_bytes(b'{"a":' * 100_000), "is nested too deeply"),
+    "no manifest but YAML": (lambda f: (f / "manifest.json").write_text("!!python/name:os.system"), "cannot be read"),
+    "a manifest in Latin-1": (lambda f: (f / "manifest.json").write_bytes(b'{"a": "\xe9"}'), "cannot be read"),
+    "a number without end": (lambda f: (f / "manifest.json").write_bytes(b"9" * 10_000), "cannot be read"),
+}
+
+# ------------------------------------------------------------------------------------------ dictionaries, indexes
+
+# name -> (content of dict.txt, what is said of it)
+DICTIONARIES = {
+    "no counts": (b"one\ntwo\n", "is no dictionary, Incorrect dictionary format"),
+    "a word twice": (b"one 1\none 1\n", "is no dictionary, Duplicate word found"),
+    "invalid UTF-8": (b"\xff 1\n", "is no dictionary, Incorrect encoding"),
+    "a count that is no number": (b"one many\n", "is no dictionary, Incorrect dictionary format"),
+    "a pickle": (pickle.dumps(Trap(Path("trap"))), "is no dictionary"),
+}
+
+
+def index(sizes: list[int], code: int = 4, version: int = 1, starts: list[int] | None = None, width: int = 4) -> bytes:
+    """A `.idx` file of fairseq."""
+    if starts is None:
+        starts = [int(start) for start in np.cumsum([0, *sizes])[:-1] * width]
+    header = b"MMIDIDX\0\0" + struct.pack("<QBQ", version, code, len(sizes))
+    return header + np.array(sizes, "<i4").tobytes() + np.array(starts, "<i8").tobytes()
+
+
+def tokens(*ids: int) -> bytes:
+    """The `.bin` file that belongs to it."""
+    return np.array(ids, "<i4").tobytes()
+
+
+TOKENS = tokens(4, 5, 2, 6, 2)
+# name -> (.idx, .bin, what is said of them beside a dictionary of ten entries)
+INDEXES = {
+    "another format": (b"HUFFMAN\0\0" * 9, TOKENS, "is no index of fairseq-preprocess"),
+    "a pickle": (pickle.dumps(Trap(Path("trap"))), TOKENS, "is no index of fairseq-preprocess"),
+    "zero bytes": (b"", TOKENS, "is no index of fairseq-preprocess"),
+    "truncated": (index([3, 2])[:-1], TOKENS, "is truncated or damaged"),
+    "header alone": (index([3, 2])[:20], TOKENS, "is truncated"),
+    "10^18 sentences": (b"MMIDIDX\0\0" + struct.pack("<QBQ", 1, 4, 10**18), TOKENS, "is truncated or damaged"),
+    "floats": (index([3, 2], code=6), TOKENS, "is truncated or damaged"),
+    "no such type": (index([3, 2], code=77), TOKENS, "is truncated or damaged"),
+    "a negative size": (index([6, -1]), TOKENS, "not stored one after the other"),
+    "a place elsewhere": (index([3, 2], starts=[0, 10**9]), TOKENS, "not stored one after the other"),
+    "fewer tokens": (index([3, 2]), TOKENS[:-4], "has 16 bytes where x.idx counts 20"),
+    "more tokens": (index([3, 2]), TOKENS + b"\0", "has 21 bytes where x.idx counts 20"),
+    "an id beyond": (
+        index([3, 2]),
+        tokens(4, 99, 2, 6, 2),
+        "holds id 99 but the dictionary has 10",
+    ),
+    "an id below": (
+        index([3, 2]),
+        tokens(4, -7, 2, 6, 2),
+        "holds id -7 but the dictionary has 10",
+    ),
+    "no end": (index([3, 2]), tokens(4, 5, 6, 6, 2), "sentence 1 does not end with </s>"),
+    "legacy, truncated": (b"TNTIDX\0\0" + struct.pack("<Q", 1), TOKENS, "is truncated or damaged"),
+    "legacy, no such type": (
+        b"TNTIDX\0\0" + struct.pack("<5Q", 1, 77, 4, 0, 0) + b"\0" * 16,
+        b"",
+        "is not an index of fairseq-preprocess, or is damaged",
+    ),
+}

@@ -1,0 +1,163 @@
+"""Bad data in a training: an error, or left out and listed within a budget, and never left out of a validation."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.data.features import FeatureStore, write_features
+from tests import hostile
+from tests.tiny_data import binarise, mte_options, pixel_options, sentences, write
+
+Train = Callable[..., str]
+BROKEN = ("img3.png", "img7.png")  # of 40 images and 104 training captions, three captions each
+
+
+@pytest.fixture
+def damaged(photos: Path, tmp_path: Path) -> Path:
+    """The photos, two of them unreadable; the captions of the validation name img24 to img39."""
+    images = tmp_path / "images"
+    shutil.copytree(photos / "images", images)
+    for name in BROKEN:
+        (images / name).write_bytes(hostile.BAD_IMAGES["HTML"][1]())
+    return images
+
+
+@pytest.fixture
+def start(photos: Path, tiny_corpus: Path, run_train: Train, tmp_path: Path) -> Train:
+    def run(*more: object, folder: str = "run") -> str:
+        return run_train(*pixel_options(photos, tiny_corpus / "tokenizer", tmp_path / folder, *more))
+
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_checkpoint(folder / "checkpoint_last.pt")["model"]
+    return found
+
+
+def test_a_budget_leaves_out_lists_and_replaces_nothing(
+    start: Train, damaged: Path, photos: Path, tiny_corpus: Path, run_train: Train, tmp_path: Path
+) -> None:
+    log = start("--image-root", damaged, "--skip-budget", 2)
+    assert "left out: img7.png: is not an image in a known format" in log
+    listed = (tmp_path / "run" / "skipped.tsv").read_text().splitlines()
+    assert sorted(listed) == [f"{name}\tis not an image in a known format" for name in BROKEN]
+    # What is left is what a training sees that never had these images; stored features show it.
+    whole = FeatureStore.open(photos / "features")
+    kept = [name for name in whole.ids if name not in BROKEN]
+    feature = whole.take(whole.rows(kept))
+    whole_epochs = ("--batch-size", 104, "--required-batch-size-multiple", 1, "--attention-dropout", 0)
+    write_features(tmp_path / "features", kept, feature, model=whole.identity, normalized=False)
+    start("--image-features", tmp_path / "features", "--skip-budget", 2, *whole_epochs, folder="known")
+    start("--image-root", damaged, "--skip-budget", 2, *whole_epochs, folder="found")
+    assert sorted((tmp_path / "known" / "skipped.tsv").read_text().splitlines()) == [
+        f"{name}\thas no features in features" for name in BROKEN
+    ]
+    known, found = weights(tmp_path / "known"), weights(tmp_path / "found")
+    for name in known:
+        if known[name].is_floating_point():
+            torch.testing.assert_close(known[name], found[name], rtol=1e-4, atol=1e-5)
+
+
+def test_more_than_the_budget_ends_the_run(start: Train, damaged: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"img\d\.png: is not an image .* more than --skip-budget 1 allows"):
+        start("--image-root", damaged, "--skip-budget", 1, "--num-workers", 2)
+    start("--image-root", damaged, "--skip-budget", 2)
+    assert len((tmp_path / "run" / "skipped.tsv").read_text().splitlines()) == 2
+    # A restart, which goes on from the checkpoint, knows what was left out before.
+    with pytest.raises(ValueError, match=r"skipped.tsv: 2 items were left out before, so it needs --skip-budget 2"):
+        start("--image-root", damaged, "--skip-budget", 1)
+    assert "Loaded checkpoint" in start("--image-root", damaged, "--skip-budget", 2, "--max-update", 6)
+
+
+def test_without_a_budget_the_first_one_is_an_error(start: Train, damaged: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"img\d\.png: is not an image in a known format"):
+        start("--image-root", damaged)
+    assert not (tmp_path / "run" / "skipped.tsv").exists()
+    whole = FeatureStore.open(photos / "features")
+    rows = whole.rows(whole.ids[1:])
+    write_features(tmp_path / "features", whole.ids[1:], whole.take(rows), model=whole.identity, normalized=False)
+    with pytest.raises(ValueError, match=f"has no features for 3 of 104 ids, the first are '{whole.ids[0]}'"):
+        start("--image-features", tmp_path / "features")
+
+
+def test_a_batch_of_nothing_readable_counts_nothing(start: Train, damaged: Path, tmp_path: Path) -> None:
+    """Batches of one caption: some consist of an unreadable image, the first one of an epoch perhaps."""
+    for image in damaged.iterdir():
+        if image.name not in ("img0.png", "img1.png", "img2.png"):
+            image.write_bytes(b"")
+    log = start("--image-root", damaged, "--skip-budget", 37, "--batch-size", 2, "--max-update", 30)
+    assert len((tmp_path / "run" / "skipped.tsv").read_text().splitlines()) > 10
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values() if tensor.is_floating_point())
+    assert "nan" not in log
+
+
+def test_validation_leaves_nothing_out(
+    damaged: Path, photos: Path, tiny_corpus: Path, run_train: Train, tmp_path: Path
+) -> None:
+    (damaged / "img25.png").write_bytes(b"")
+    options = pixel_options(photos, tiny_corpus / "tokenizer", tmp_path, "--image-root", damaged, "--skip-budget", 40)
+    options[options.index("--max-update") + 1] = "1"
+    run_train(*options)
+    options.remove("--disable-validation")
+    with pytest.raises(ValueError, match=r"img25\.png: is not an image in a known format"):
+        run_train(*options, "--reset-dataloader", "--max-update", 2)
+
+
+def test_pixel_limits_of_a_training(start: Train, damaged: Path) -> None:
+    Image.new("RGB", (50, 50)).save(damaged / "img3.png")
+    (damaged / "img7.png").unlink()
+    reason = r"img7\.png: there is no such file|img3\.png: has 50 x 50 pixels, more than 2000"
+    with pytest.raises(ValueError, match=reason):
+        start("--image-root", damaged, "--max-pixels", 2000)
+    with pytest.raises(ValueError, match="--max-pixels is 0"):
+        start("--image-root", damaged, "--max-pixels", 0)
+
+
+# ------------------------------------------------------------------------------------------ parallel files
+
+
+@pytest.fixture
+def shifted(tiny_corpus: Path, tmp_path: Path) -> Path:
+    """The tiny corpus, to be made again from other text."""
+    for name in ("tokenizer", "pieces"):
+        shutil.copytree(tiny_corpus / name, tmp_path / name)
+    return tmp_path
+
+
+def test_a_line_too_few_is_counted(
+    shifted: Path, tiny_corpus: Path, run_train: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = shifted / "pieces" / "train.de"
+    file.write_text(file.read_text().partition("\n")[2])
+    with pytest.raises(AssertionError, match=r"train\.de has 103 lines but .*train\.en has 104"):
+        binarise(shifted, "mte", "--pairs", "en-de")
+    # Made all the same, as fairseq-preprocess would: the training refuses it.
+    whole = shutil.copytree(tiny_corpus / "mte", shifted / "mte")
+    for suffix in ("bin", "idx"):
+        shutil.copy(whole / f"valid.en-de.de.{suffix}", whole / f"train.en-de.de.{suffix}")
+    with pytest.raises(ValueError, match=r"train\.en-de: has 104 source and 16 target sentences; parallel files must"):
+        run_train(*mte_options(shifted, shifted / "run"), "--max-update", "1", "--batch-size", "8")
+
+
+def test_a_line_that_is_off_is_warned_about(shifted: Path, run_train: Train) -> None:
+    lines = {lang: sentences(lang) for lang in ("en", "de", "fr")}
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(0)).tolist()
+    words = {lang: [" ".join([lines[lang][row]] * (1 + row % 7)) for row in order] for lang in lines}
+    for lang, texts in words.items():
+        encoded = [" ".join("▁" + word for word in text.split()) for text in texts]
+        write(shifted / "pieces" / f"train.{lang}", encoded[:104] if lang != "de" else [encoded[-1], *encoded[:103]])
+    binarise(shifted, "mte", "--pairs", "en-de", "en-fr")
+    log = run_train(
+        *mte_options(shifted, shifted / "run"), "--max-update", "1", "--disable-validation", "--batch-size", "8"
+    )
+    assert "train.en-de: in 1 sampled blocks, the first of them lines 4 to 101, sentences fit the lengths" in log
+    assert "better when it is moved by -1" in log
+    assert "train.en-fr: in" not in log

@@ -1,0 +1,360 @@
+"""Evaluation sets: XTD10, Crossmodal-3600, xFlickr&CO, WIT, Flickr30k-CN, Tatoeba, STS and Babel-ImageNet."""
+
+import importlib
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.downloads import (
+    annotations,
+    karpathy,
+    karpathy_image,
+    lines,
+    manifest,
+    refuses,
+    touch,
+    works,
+    write,
+    write_json,
+    write_json_lines,
+)
+
+FREE = ["--expect-counts", "no"]
+NAMES = ["COCO_train2014_000000061844.jpg", "COCO_val2014_000000000042.jpg"]
+
+
+@pytest.fixture
+def xtd10(tmp_path: Path) -> Path:
+    """The repository."""
+    folder = tmp_path / "xtd10"
+    write(folder / "XTD10" / "test_image_names.txt", "".join(f"{name}\n" for name in NAMES))
+    write(folder / "XTD10" / "test_1kcaptions_zh.txt", "一只，狗\n两\u3000只猫")
+    write(folder / "MIC" / "test_1kcaptions_de.txt", "ein Hund\r\n\tzwei\tKatzen\r\n")
+    write(folder / "STAIR" / "test_1kcaptions_jp.txt", "犬\n猫\n")
+    return folder
+
+
+def test_xtd10(tmp_path: Path, xtd10: Path) -> None:
+    options = ["--folder", xtd10, "--languages", "de", "ja", "zh", "--output", tmp_path / "out"]
+    works("xtd10", *options, *FREE)
+    assert lines(tmp_path / "out" / "test.zh") == ["一只，狗", "两 只猫"]
+    assert lines(tmp_path / "out" / "test.de") == ["ein Hund", "zwei Katzen"]
+    assert lines(tmp_path / "out" / "test.ja.ids") == NAMES
+    assert lines(tmp_path / "out" / "images.tsv") == [
+        f"{NAMES[0]}\ttrain2014/{NAMES[0]}",
+        f"{NAMES[1]}\tval2014/{NAMES[1]}",
+    ]
+    assert "Leak: 800 of the 1,000 images" in manifest(tmp_path / "out")["notes"][0]
+    assert "test.de: 2 captions where 1000 were published" in refuses("xtd10", *options)
+    assert "test_1kcaptions_en.txt: not found" in refuses("xtd10", "--folder", xtd10, "--output", tmp_path / "x", *FREE)
+    root = touch(tmp_path / "images", [NAMES[0]])
+    assert f"the image {NAMES[1]} is not there at val2014" in refuses("xtd10", *options, *FREE, "--images", root)
+    write(xtd10 / "MIC" / "test_1kcaptions_de.txt", "ein Hund\n \n")
+    assert "test_1kcaptions_de.txt, line 2: the caption of" in refuses("xtd10", *options, *FREE)
+    write(xtd10 / "MIC" / "test_1kcaptions_de.txt", "ein Hund\n")
+    assert "has 1 lines, but" in refuses("xtd10", *options, *FREE)
+
+
+def xm3600_record(key: str, **captions: list[str]) -> dict[str, object]:
+    """An image of `captions.jsonl`."""
+    languages = {
+        lang: {"caption": texts, "caption/tokenized": texts, "caption/tokenized/lowercase": texts}
+        for lang, texts in captions.items()
+    }
+    return {"image/key": key, "image/locale": "en", **languages}
+
+
+def test_xm3600(tmp_path: Path) -> None:
+    records = [xm3600_record("00ab", en=["A dog", "Two\u2028dogs"], te=["కుక్క"])]
+    records += [xm3600_record("01", en=["x"], te=["y"])]
+    path = write_json_lines(tmp_path / "captions.jsonl", records)
+    options = ["--captions", path, "--languages", "en", "te", *FREE, "--output"]
+    works("xm3600", *options, tmp_path / "all")
+    assert lines(tmp_path / "all" / "test.en") == ["A dog", "Two dogs", "x"]
+    assert lines(tmp_path / "all" / "test.en.ids") == ["00ab.jpg", "00ab.jpg", "01.jpg"]
+    works("xm3600", *options, tmp_path / "first", "--first-only")
+    assert lines(tmp_path / "first" / "test.en") == ["A dog", "x"]
+    assert "line 1: has no 'ar' of type dict" in refuses("xm3600", "--captions", path, "--output", tmp_path / "x")
+    write_json_lines(path, [*records, records[0]])
+    assert "line 3: the image '00ab' is already at" in refuses("xm3600", *options, tmp_path / "x")
+    write(path, '{"image/key": 3}\n')
+    assert "has no 'image/key' of type str" in refuses("xm3600", *options, tmp_path / "x")
+    write(path, '{"image/key"\n')
+    assert "line 1: is not JSON" in refuses("xm3600", *options, tmp_path / "x")
+    write(path, "[]\n")
+    assert "line 1: is no JSON object" in refuses("xm3600", *options, tmp_path / "x")
+
+
+def iglue(folder: Path) -> Path:
+    """The repository's folder `datasets`."""
+    test = [
+        {"sentences": ["Ein\tHund"], "id": "1007129816", "img_path": "1007129816.jpg"},
+        {"sentences": ["Motorrad\u2028fahrer"], "id": 42, "img_path": NAMES[1]},
+    ]
+    few = [{"sentences": ["eins", "zwei"], "id": "7", "img_path": "7.jpg"}]
+    write_json_lines(folder / "xFlickrCO" / "annotations" / "de" / "test.jsonl", test)
+    write_json_lines(folder / "xFlickrCO" / "annotations" / "de" / "train_1.jsonl", few)
+    item = {"image_idx": 43, "image_url": "http://x/a%20b.svg", "meta_url": "http://x", "page_url": "http://y"}
+    wit = [
+        item | {"wit_ix": "wit-test_11", "caption_reference_description": "Asend „Montanas“", "language": "et"},
+        item | {"wit_ix": "wit-test_11", "caption_reference_description": "Zwei", "language": "et"},
+    ]
+    write_json_lines(folder / "wit" / "annotations" / "test_et.jsonl", wit)
+    return folder
+
+
+def test_xflickrco(tmp_path: Path) -> None:
+    folder = iglue(tmp_path) / "xFlickrCO" / "annotations"
+    root = touch(tmp_path / "images", ["flickr30k-images/1007129816.jpg", f"val2014/{NAMES[1]}", "7.jpg"])
+    options = ["--annotations", folder, "--languages", "de", "--output", tmp_path / "out"]
+    works("xflickrco", *options, "--shots", 1, "--images", root, *FREE)
+    assert lines(tmp_path / "out" / "test.de") == ["Ein Hund", "Motorrad fahrer"]
+    assert lines(tmp_path / "out" / "test.de.ids") == ["1007129816.jpg", NAMES[1]]
+    assert lines(tmp_path / "out" / "train.de.ids") == ["7.jpg", "7.jpg"]
+    assert "test.de: 2 captions where 2000" in refuses("xflickrco", *options)
+    assert "train_5.jsonl: not found" in refuses("xflickrco", *options, "--shots", 5, *FREE)
+
+
+def test_wit(tmp_path: Path) -> None:
+    folder = iglue(tmp_path) / "wit" / "annotations"
+    root = touch(tmp_path / "images", ["wit-test_11.png"])
+    works("wit", "--annotations", folder, "--languages", "et", "--images", root, "--output", tmp_path / "out")
+    assert lines(tmp_path / "out" / "test.et") == ["Asend „Montanas“", "Zwei"]
+    assert lines(tmp_path / "out" / "images.tsv") == ["wit-test_11\twit-test_11.png"]
+    (folder / "test_et.jsonl").rename(folder / "test_en.jsonl")
+    error = refuses("wit", "--annotations", folder, "--languages", "en", "--output", tmp_path / "out")
+    assert "line 1: is in 'et', but the file is named as en's" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options"),
+    [
+        ("flickr30k_cn_test.txt", "1007129816#0\t一只狗\r\n1007129816#1\t狗，在\t这里\n", []),
+        ("flickr30k_cn_test.txt", "image,caption\n1007129816.jpg,一只狗\n1007129816.jpg\t狗，在 这里\n\n", []),
+        ("test.txt", "1007129816.jpg#zhm#0 一:m 只:q 狗:n\n1007129816#zhb#1 狗:n ，:w 在:p\t这里:r\n", ["--segmented"]),
+        (
+            "test_texts.jsonl",
+            '{"text_id": 1, "text": "一只狗", "image_ids": [1007129816]}\n'
+            '{"text_id": 2, "text": "狗，在\\t这里", "image_ids": [1007129816]}\n',
+            [],
+        ),
+    ],
+)
+def test_flickr30k_cn(tmp_path: Path, name: str, text: str, options: list[str]) -> None:
+    path = write(tmp_path / name, text)
+    works("flickr30k_cn", "--test", path, "--output", tmp_path / "out", *FREE, *options)
+    second = "狗，在这里" if options else "狗，在 这里"
+    assert lines(tmp_path / "out" / "test.zh") == ["一只狗", second]
+    assert lines(tmp_path / "out" / "test.zh.ids") == ["1007129816.jpg"] * 2
+
+
+def test_flickr30k_cn_of_another_shape(tmp_path: Path) -> None:
+    tagged = write(tmp_path / "a.txt", "100#0\t一:m 只:q 狗:n\n")
+    error = refuses("flickr30k_cn", "--test", tagged, "--output", tmp_path / "out", *FREE)
+    assert "line 1: has part-of-speech tags" in error
+    wrong = write(tmp_path / "b.txt", "eine Zeile\n")
+    assert "line 1: write it as" in refuses("flickr30k_cn", "--test", wrong, "--output", tmp_path / "out")
+    assert "give at least one of --train" in refuses("flickr30k_cn", "--output", tmp_path / "out")
+
+
+def laser(folder: Path) -> Path:
+    """Two languages of LASER's Tatoeba."""
+    for lang, texts in {"deu": "Hallo.\r\nTschüss.\r\n", "cmn": "你好。\n再\u3000见！\n"}.items():
+        write(folder / f"tatoeba.{lang}-eng.{lang}", texts)
+        write(folder / f"tatoeba.{lang}-eng.eng", "Hello.\nBye\tbye.\n")
+    return folder
+
+
+def test_tatoeba(tmp_path: Path) -> None:
+    folder = laser(tmp_path / "v1")
+    options = ["--folder", folder, "--output", tmp_path / "out"]
+    assert "2 languages where 112 were published" in refuses("tatoeba", *options)
+    works("tatoeba", *options, *FREE)
+    assert lines(tmp_path / "out" / "test.cmn-eng.cmn") == ["你好。", "再 见！"]
+    assert lines(tmp_path / "out" / "test.deu-eng.eng") == ["Hello.", "Bye bye."]
+    assert manifest(tmp_path / "out")["pairs"] == {"cmn-eng": 2, "deu-eng": 2}
+    works("tatoeba", *options, "--languages", "deu")
+    assert "has no tatoeba.xxx-eng.xxx" in refuses("tatoeba", *options, "--languages", "xxx")
+    write(folder / "tatoeba.deu-eng.eng", "Hello.\n\n")
+    assert "line 2: the sentence is empty" in refuses("tatoeba", *options, "--languages", "deu")
+    write(folder / "tatoeba.deu-eng.eng", "Hello.\n")
+    assert "has 1 lines, but" in refuses("tatoeba", *options, "--languages", "deu")
+    assert "has no file tatoeba.XXX" in refuses("tatoeba", "--folder", tmp_path, "--output", tmp_path / "out")
+
+
+def sts(folder: Path) -> Path:
+    """All four forms."""
+    for part in ("train", "dev", "test"):
+        row = 'main-captions\tMSRvid\t2012test\t0001\t{}\tA "plane" is.\tAn air plane\tlicence\r\n'
+        write(folder / "stsb" / f"sts-{part}.csv", row.format("5.000") + row.format("0.25"))
+    write(folder / "stsb-multi" / "stsb-de-test.csv", '"Ein ""Flug"", ja","Ein\nFlugzeug",5.0\na,b,1\n')
+    write(folder / "stsb-multi" / "stsb-zh-dev.csv", "飞机，\u3000在,一架,2.5\n")
+    write(folder / "sts2017" / "STS.en-de.txt", "A plane\tEin Flug\t3.8\n")
+    write(folder / "tracks" / "STS2017.eval.v1.1" / "STS.input.track5.en-en.txt", "A plane\tA car\n")
+    write(folder / "tracks" / "STS2017.gs" / "STS.gs.track5.en-en.txt", "0.2\n")
+    return folder
+
+
+def test_sts(tmp_path: Path) -> None:
+    folder = sts(tmp_path)
+    options: list[object] = ["--stsb", folder / "stsb", "--stsb-multi", folder / "stsb-multi"]
+    options += ["--sts2017", folder / "sts2017", "--sts2017-tracks", folder / "tracks", "--output", tmp_path / "out"]
+    assert "stsb.train.en: 2 pairs where 5749 were published" in refuses("sts", *options)
+    works("sts", *options, *FREE)
+    assert lines(tmp_path / "out" / "stsb.test.en.tsv") == [
+        '5\tA "plane" is.\tAn air plane',
+        '0.25\tA "plane" is.\tAn air plane',
+    ]
+    assert lines(tmp_path / "out" / "stsb.test.de.tsv") == ['5\tEin "Flug", ja\tEin Flugzeug', "1\ta\tb"]
+    assert lines(tmp_path / "out" / "stsb.valid.zh.tsv") == ["2.5\t飞机， 在\t一架"]
+    assert lines(tmp_path / "out" / "sts2017.test.en-de.tsv") == ["3.8\tA plane\tEin Flug"]
+    assert lines(tmp_path / "out" / "sts2017.test.en-en.tsv") == ["0.2\tA plane\tA car"]
+    assert manifest(tmp_path / "out")["tables"]["stsb.test.de"] == 2
+    (folder / "sts2017" / "STS.en-de.txt").rename(folder / "sts2017" / "STS.ko-ko.txt")
+    works("sts", "--sts2017", folder / "sts2017", "--output", tmp_path / "ko")
+    write(folder / "sts2017" / "STS.en-en.txt", "a\tb\t1\n")
+    assert "sts2017.test.en-en comes from two of the folders" in refuses("sts", *options, *FREE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b,6\n", "line 1: '6' is no score from 0 to 5"),
+        ("a,b,nan\n", "line 1: 'nan' is no score"),
+        ("a,,1\n", "line 1: a sentence is empty"),
+        ("a,b\n", "line 1: has 2 columns where 3 are expected"),
+        ('a,"b,1\n', "unexpected end of data"),
+    ],
+)
+def test_sts_of_another_shape(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path / "multi" / "stsb-de-test.csv", text)
+    assert message in refuses("sts", "--stsb-multi", tmp_path / "multi", "--output", tmp_path / "out", *FREE)
+    assert "give at least one of --stsb," in refuses("sts", "--output", tmp_path / "out")
+    assert "has none of the files of STS2017" in refuses("sts", "--sts2017", tmp_path, "--output", tmp_path / "out")
+
+
+def babel(folder: Path, labels: object) -> list[object]:
+    """The options for Babel-ImageNet's data."""
+    prompts = {"DE": ["ein Foto von\n{}.", "{}"], "ZH": ["一张{}的照片。"]}
+    return [
+        *("--labels", write_json(folder / "babel_imagenet.json", labels)),
+        *("--prompts", write_json(folder / "nllb_dist13b_prompts.json", prompts)),
+    ]
+
+
+def test_babel_imagenet(tmp_path: Path) -> None:
+    options = babel(tmp_path, {"DE": [[0, 2], ["Schleie", "Weißer\tHai"]], "ZH": [[1], ["金鱼"]]})
+    names = ["ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG"]
+    images = touch(tmp_path / "val", [f"n01443537/{names[1]}", f"n01440764/{names[0]}"])
+    options += ["--imagenet", images, "--output", tmp_path / "out"]
+    assert "2 folders of classes where 1000 were published" in refuses("babel_imagenet", *options)
+    works("babel_imagenet", *options, *FREE)
+    assert lines(tmp_path / "out" / "classes.de.tsv") == ["0\tSchleie", "2\tWeißer Hai"]
+    assert lines(tmp_path / "out" / "prompts.de") == ["ein Foto von {}.", "{}"]
+    assert lines(tmp_path / "out" / "labels.tsv") == [f"{names[0]}\t0", f"{names[1]}\t1"]
+    assert lines(tmp_path / "out" / "images.tsv")[0] == f"{names[0]}\tn01440764/{names[0]}"
+    assert manifest(tmp_path / "out")["languages"]["zh"] == {"classes": 1, "prompts": 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"DE": [[0], ["a", "b"]]}, "DE: is not a list of numbers and a list of as many names"),
+        ({"DE": [[0, 0], ["a", "b"]]}, "DE: has a class twice or one without a name"),
+        ({"DE": [[0], [" "]]}, "DE: has a class twice or one without a name"),
+        ({"DE": [[1000], ["a"]]}, "DE: has a number that is none of ImageNet's classes 0 to 999"),
+        ([], "is no JSON object of languages"),
+    ],
+)
+def test_babel_imagenet_of_another_shape(tmp_path: Path, labels: object, message: str) -> None:
+    assert message in refuses("babel_imagenet", *babel(tmp_path, labels), "--output", tmp_path / "out")
+
+
+def test_a_language_may_have_no_prompts_unless_it_was_asked_for(tmp_path: Path) -> None:
+    options = [*babel(tmp_path, {"EN": [[0], ["tench"]], "DE": [[0], ["Schleie"]]}), "--output", tmp_path / "out"]
+    assert "2 languages, 0 images; without prompts: en" in works("babel_imagenet", *options)
+    assert "has no 'EN' of type list" in refuses("babel_imagenet", *options, "--languages", "en")
+
+
+def test_prompts_have_one_place_for_the_name(tmp_path: Path) -> None:
+    options = babel(tmp_path, {"DE": [[0], ["a"]]})
+    write_json(tmp_path / "nllb_dist13b_prompts.json", {"DE": ["ein Foto"]})
+    error = refuses("babel_imagenet", *options, "--output", tmp_path / "out")
+    assert "the prompt 'ein Foto' has not exactly one {}" in error
+
+
+def coco_downloads(downloads: Path, xtd10: Path) -> None:
+    """Everything over COCO's images."""
+    karpathy(downloads / "coco" / "dataset_coco.json", [karpathy_image(n, "test", ["a cat"]) for n in (42, 43)])
+    touch(downloads / "coco", [f"val2014/COCO_val2014_{number:012d}.jpg" for number in (42, 43)])
+    touch(downloads / "coco" / "train2014", [NAMES[0]])
+    annotations(downloads / "stair" / "stair_captions_v1.2_val.json", {42: ["猫"], 43: ["犬"]})
+    folder = downloads / "coco-cn" / "coco-cn-version1805v1.1"
+    write(folder / "imageid.human-written-caption.txt", "COCO_val2014_000000000042#0\t猫\n")
+    for part in ("train", "val", "test"):
+        write(folder / f"coco-cn_{part}.txt", "COCO_val2014_000000000042\n" if part == "test" else "")
+    for lang in ("en", "fr"):
+        write(xtd10 / "MIC" / f"test_1kcaptions_{lang}.txt", "x\ny\n")
+    for lang in ("es", "it", "ko", "pl", "ru", "tr"):
+        write(xtd10 / "XTD10" / f"test_1kcaptions_{lang}.txt", "x\ny\n")
+
+
+def flickr_downloads(downloads: Path) -> None:
+    """Everything over Flickr30k's images."""
+    touch(downloads / "flickr30k", ["1007129816.jpg"])
+    write(downloads / "flickr30k-cn" / "flickr30k_cn_test.txt", "1007129816#0\t一只狗\n")
+    for task, split, name in ((1, "test_2016_flickr", "test_2016_flickr"), (2, "test_2016", "test_2016_images")):
+        folder = downloads / "multi30k" / "data" / f"task{task}"
+        write(folder / "image_splits" / f"{name}.txt", "1007129816.jpg\n")
+        for number in ("",) if task == 1 else (".1", ".2", ".3", ".4", ".5"):
+            write(folder / "raw" / f"{split}{number}.de.gz", "Ein Mann.\n")
+
+
+def other_downloads(downloads: Path) -> None:
+    """The rest, with images where their place is known."""
+    datasets = downloads / "iglue" / "datasets"
+    for lang in importlib.import_module("xflickrco").LANGUAGES:
+        record = {"sentences": ["x"], "id": 42, "img_path": NAMES[1]}
+        write_json_lines(datasets / "xFlickrCO" / "annotations" / lang / "test.jsonl", [record])
+    for lang in importlib.import_module("wit").LANGUAGES:
+        record = {"wit_ix": "wit-test_1", "caption_reference_description": "x", "language": lang}
+        write_json_lines(datasets / "wit" / "annotations" / f"test_{lang}.jsonl", [record])
+    captions = {lang: ["x"] for lang in importlib.import_module("xm3600").LANGUAGES}
+    write_json_lines(downloads / "xm3600" / "captions.jsonl", [xm3600_record("00ab", **captions)])
+    touch(downloads / "xm3600" / "images", ["00ab.jpg"])
+    babel(downloads / "babel-imagenet" / "data", {"DE": [[0], ["Schleie"]]})
+    laser(downloads / "laser" / "data" / "tatoeba" / "v1")
+    sts(downloads)
+
+
+def test_all_sets_from_one_folder_of_downloads(tmp_path: Path, xtd10: Path, repository_root: Path) -> None:
+    coco_downloads(tmp_path, xtd10)
+    flickr_downloads(tmp_path)
+    other_downloads(tmp_path)
+
+    def make() -> str:
+        command = ["preprocess/evaluation.sh", "--downloads", tmp_path, "--output", tmp_path / "sets", *FREE]
+        done = subprocess.run(list(map(str, command)), cwd=repository_root, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "not there" not in make()
+    sets = tmp_path / "sets"
+    made = {path.name for path in sets.iterdir() if not path.name.startswith(".")}
+    coco = {"coco-en", "coco-ja", "coco-zh", "xtd10", "xflickrco"}
+    flickr = {"flickr30k-cn", "multi30k-task1", "multi30k-task2"}
+    assert made == coco | flickr | {"xm3600", "wit", "tatoeba", "sts", "babel-imagenet"}
+    assert all((sets / name / "manifest.json").is_file() for name in made)
+    assert manifest(sets / "xflickrco")["images"] == {"list": "images.tsv", "count": 1, "checked": True}
+    assert manifest(sets / "coco-ja")["splits"]["test"]["ja"]["images"] == 2
+
+
+def test_sets_whose_downloads_are_not_there_are_named(tmp_path: Path, repository_root: Path) -> None:
+    laser(tmp_path / "laser" / "data" / "tatoeba" / "v1")
+    command = [str(repository_root / "preprocess" / "evaluation.sh"), "--downloads", str(tmp_path)]
+    command += ["--output", str(tmp_path / "sets"), *FREE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == ["tatoeba"]
+    assert "not there: coco-zh (coco-cn)" in done.stdout
+    assert "not there: sts (stsb, stsb-multi, sts2017)" in done.stdout

@@ -1,0 +1,53 @@
+"""``mclip-report`` on what fairseq-train really logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mclip_fairseq.cli.report import main
+from mclip_fairseq.evaluation.training_log import read_curves
+from tests.tiny_data import mte_options
+
+
+@pytest.fixture(scope="module")
+def run(tiny_corpus: Path, run_train: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four updates, logged as JSON."""
+    folder = tmp_path_factory.mktemp("run")
+    logged = ("--log-format", "json", "--log-interval", "1", "--max-update", "4", "--max-tokens", "2000")
+    text = run_train(*mte_options(tiny_corpus, folder), *logged, "--contrastive-weight", "1")
+    (folder / "train.log").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_curves_and_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    curves = read_curves([run / "train.log"])
+    assert list(curves.points["train_inner"]["loss"]) == [1, 2, 3, 4]
+    assert list(curves.points["valid"]["contrastive_loss"])[-1] == 4
+    assert {"lr", "gnorm", "accuracy"} <= set(curves.metrics)
+    assert main([str(run)]) == 0
+    assert "valid: " in capsys.readouterr().out
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == len(curves.metrics)
+    assert "http" not in page
+
+
+def test_a_resumed_run_replaces_what_it_logs_again(tmp_path: Path) -> None:
+    line = '2026-01-01 | INFO | train_inner | {{"loss": "{}", "num_updates": "{}"}}\n'
+    (tmp_path / "a.log").write_text(line.format(9, 1) + line.format(8, 2))
+    (tmp_path / "b.log").write_text(line.format(7, 2) + line.format(6, 3))
+    curves = read_curves([tmp_path / "a.log", tmp_path / "b.log"])
+    assert curves.points["train_inner"]["loss"] == {1: 9.0, 2: 7.0, 3: 6.0}
+
+
+def test_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "holds no .log file; train with --log-format json" in capsys.readouterr().err
+    (tmp_path / "train.log").write_text("epoch 001: loss=3\n")
+    assert main([str(tmp_path)]) == 2
+    assert "holds no logged numbers" in capsys.readouterr().err
+    (tmp_path / "train.log").write_text("x | INFO | train | {broken}\n")
+    assert main([str(tmp_path)]) == 2
+    assert "train.log line 1: is not JSON" in capsys.readouterr().err
