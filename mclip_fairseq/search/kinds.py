@@ -127,7 +127,9 @@ def read_index(path: Path, kind: str, dim: int, rows: int, writable: bool = Fals
     # A hostile file cannot ask for more memory than a file of its size may need.
     faiss().set_deserialization_vector_byte_limit(max(2 * path.stat().st_size, 1 << 20))
     try:
-        index = faiss().read_index(str(path), 0 if writable else faiss().IO_FLAG_MMAP_IFC)
+        # The table is for distances, not for cosines, and may be larger than the file.
+        flags = faiss().IO_FLAG_SKIP_PRECOMPUTE_TABLE | (0 if writable else faiss().IO_FLAG_MMAP_IFC)
+        index = faiss().read_index(str(path), flags)
     except RuntimeError as error:
         raise ValueError(f"{path}: is not a faiss index that can be read; build the index again") from error
     fits = type(index).__name__ == CLASSES[kind] and (index.d, index.ntotal) == (dim, rows)

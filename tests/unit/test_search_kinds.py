@@ -62,6 +62,17 @@ def test_an_index_comes_back_from_its_file(kind: str, made: dict[str, Any], tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["vectors.faiss"]
 
 
+def test_many_lists_of_short_codes_come_back(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(1200, 32)).astype(np.float32)
+    index = new_index(factory_string("pq", 32, 1200, 400, 16), 32)
+    index.train(vectors)
+    index.add(vectors)
+    write_index(index, tmp_path / "vectors.faiss")
+    again = read_index(tmp_path / "vectors.faiss", "pq", 32, 1200)
+    before, after = (Searcher(i, "pq", 400)(vectors[:9], 5)[1] for i in (index, again))
+    assert np.array_equal(before, after)
+
+
 def test_more_is_asked_for_than_there_is(vectors: np.ndarray, made: dict[str, Any]) -> None:
     few = Searcher(made["exact"], "exact", None, list(range(3, COUNT)))
     assert few.alive == 3
