@@ -64,12 +64,12 @@ def test_an_index_comes_back_from_its_file(kind: str, made: dict[str, Any], tmp_
 
 def test_many_lists_of_short_codes_come_back(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(1200, 32)).astype(np.float32)
-    index = new_index(factory_string("pq", 32, 1200, 400, 16), 32)
+    index = new_index(factory_string("pq", 32, 1200, 1100, 1), 32)
     index.train(vectors)
     index.add(vectors)
     write_index(index, tmp_path / "vectors.faiss")
     again = read_index(tmp_path / "vectors.faiss", "pq", 32, 1200)
-    before, after = (Searcher(i, "pq", 400)(vectors[:9], 5)[1] for i in (index, again))
+    before, after = (Searcher(i, "pq", 1100)(vectors[:9], 5)[1] for i in (index, again))
     assert np.array_equal(before, after)
 
 
