@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
-EXTRAS := dev,demo,export
+EXTRAS := dev,demo,export,search
 
 ifneq ($(strip $(VENV)),)
   PREFIX := $(abspath $(VENV))

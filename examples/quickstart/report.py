@@ -186,6 +186,7 @@ def html_examples(examples: Sequence[Example]) -> str:
                 f'<td><img{kind} alt="" src="data:image/png;base64,{data}"><br><small>{score:.2f}</small></td>'
             )
         query = f'<span class="query" lang="{example.language}" dir="auto">{html.escape(example.text)}</span>'
+        assert example.rank is not None
         note = f"<small>{example.language}, own drawing at rank {example.rank + 1}</small>"
         rows.append(f"<tr><td>{query}<br>{note}</td>{''.join(cells)}</tr>")
     return f'<table class="grid">{"".join(rows)}</table>'

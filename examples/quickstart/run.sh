@@ -106,4 +106,13 @@ done
 # 8. All results in one page: the table, plots, and six queries in six languages.
 step "8 report" python "$HERE/report.py" --corpus "$C" --evaluations "$OUT/evaluation" \
   --model "$OUT/trikd/checkpoint_last.pt" --seconds "$OUT/seconds.tsv" --seed "$SEED" --output "$OUT"
+
+# 9. Search: an index of the drawings, from the features that are there, for the command line and for a page.
+rm -rf "$OUT/index"
+step "9 index" mclip-search build "$OUT/features/image" --images-root "$C/images" \
+  --model "$OUT/trikd/checkpoint_last.pt" --teacher "$OUT/teacher" --output "$OUT/index"
+
+printf '\n'
 cat "$OUT/8-report.log"
+printf '\nSearch the drawings in any of the languages:\n  mclip-search query %s Schmetterling\n  mclip-search serve %s\n' \
+  "$OUT/index" "$OUT/index"

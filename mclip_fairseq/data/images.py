@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,20 +32,25 @@ class ImageError(ValueError):
         reason: what is wrong with it, without the path.
     """
 
-    def __init__(self, path: str | Path, reason: str) -> None:
+    def __init__(self, path: str | Path | BinaryIO, reason: str) -> None:
         self.reason = printable(reason)
-        super().__init__(f"{shown(path)}: {self.reason}")
+        super().__init__(f"{shown(path) if isinstance(path, str | Path) else 'the image'}: {self.reason}")
 
 
-def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    path: str | Path | BinaryIO,
+    max_pixels: int = MAX_PIXELS,
+    near: int | None = None,
+) -> Image.Image:
     """Decode an image file completely.
 
     Orientation (EXIF) is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK becomes RGB, and
     of an animation the first frame is taken. A truncated file is an error.
 
     Args:
-        path: the file.
+        path: the file, or an open one.
         max_pixels: more pixels than this, according to the header, are refused.
+        near: an edge in pixels that is enough, which a JPEG then decodes to faster.
 
     Returns:
         An image of mode RGB.
@@ -59,6 +65,8 @@ def load_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             if max(image.size) > MAX_RATIO * min(image.size):
                 sides = f"{image.width} x {image.height} pixels"
                 raise ImageError(path, f"has {sides}, one side more than {MAX_RATIO} times the other; crop it")
+            if near is not None:
+                image.draft("RGB", (near, near))
             image.load()
             return upright_rgb(image)
     except ImageError:
@@ -157,13 +165,18 @@ def resolve_images(root: str | Path | None, list_file: str | Path | None = None)
 def _walk(root: Path) -> Iterable[Path]:
     """All image files below a folder; linked folders are followed, each folder once."""
     seen: set[str] = set()
-    for parent, folders, names in os.walk(root, followlinks=True):
+    for parent, folders, names in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # a link that leads back
             folders.clear()
             continue
         seen.add(real)
         yield from (Path(parent, name) for name in names if name.lower().endswith(SUFFIXES))
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed is not taken for an empty one."""
+    raise ValueError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
 def _images_of_list(list_file: Path, root: str | Path | None) -> list[tuple[str, Path]]:

@@ -41,7 +41,7 @@ class Example:
         images: the nearest images, best first: files or PIL images.
         scores: the cosine of each.
         own: which of them is the query's own image, None when it is not among them.
-        rank: 0-based rank of the own image.
+        rank: 0-based rank of the own image; None for a query that has no own image.
     """
 
     text: str
@@ -49,7 +49,7 @@ class Example:
     images: Sequence[Path | Image.Image]
     scores: Sequence[float]
     own: int | None
-    rank: int
+    rank: int | None
 
 
 def draw_recalls(results: Mapping[str, Mapping[str, float]], path: Path, title: str = "") -> None:
@@ -174,7 +174,8 @@ def _draw_query(axes: Axes, example: Example, families: Sequence[str]) -> None:
     font: dict[str, Any] = {"family": list(families), "parse_math": False}
     axes.text(0, 0.98, example.language, fontsize=9, weight="bold", va="top", **font)
     axes.text(0, 0.80, wrap(example.text, 28, 5), fontsize=9, va="top", **font)
-    axes.text(0, 0.0, f"own image: rank {example.rank + 1}", fontsize=7, color="#666666", va="bottom")
+    if example.rank is not None:
+        axes.text(0, 0.0, f"own image: rank {example.rank + 1}", fontsize=7, color="#666666", va="bottom")
 
 
 def _draw_found(row: Sequence[Axes], example: Example) -> None:

@@ -80,6 +80,7 @@ def test_the_directory_is_the_model(
         torch.testing.assert_close(model.encode_image(images), image, rtol=0, atol=1e-6)
         assert model.languages == trained.languages
         assert model.identity == trained.identity
+        assert model.fingerprint == trained.fingerprint  # an index of the one is searched with the other
         named = [file for file in elsewhere.rglob("*.json") if str(photos) in file.read_text()]
         assert named == []
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -182,3 +183,18 @@ def test_nothing_to_find_is_an_error(tmp_path: Path) -> None:
         resolve_images(tmp_path / "none")
     with pytest.raises(ValueError, match="cannot be read"):
         resolve_images(None, tmp_path / "none")
+
+
+def test_an_open_file_is_read_and_named_as_the_image() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(stream, "PNG")
+    stream.seek(0)
+    assert load_image(stream).getpixel((0, 0)) == (1, 2, 3)
+    with pytest.raises(ImageError, match=r"^the image: is not an image"):
+        load_image(io.BytesIO(b"nothing"))
+
+
+def test_a_jpeg_is_decoded_no_larger_than_asked_for(tmp_path: Path) -> None:
+    Image.new("RGB", (1600, 800), (200, 10, 10)).save(tmp_path / "a.jpg")
+    assert load_image(tmp_path / "a.jpg").size == (1600, 800)
+    assert load_image(tmp_path / "a.jpg", near=200).size == (400, 200)  # neither edge falls below

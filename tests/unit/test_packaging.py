@@ -137,3 +137,9 @@ def test_make_says_in_a_sentence_what_it_lacks(
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_page_is_installed(repository_root: Path, installed_dir: Path) -> None:
+    names = {path.name for path in (repository_root / "mclip_fairseq/search/page").iterdir()}
+    assert names == {path.name for path in (installed_dir / "mclip_fairseq/search/page").iterdir()}
+    assert names == {"index.html", "page.css", "page.js"}

@@ -1,0 +1,170 @@
+"""Make an index directory, going on where an earlier build was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mclip_fairseq.data.feature_files import encode_ids, write_json
+from mclip_fairseq.data.features import FeatureStore
+from mclip_fairseq.data.files import file_sha256
+from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
+from mclip_fairseq.evaluation.report import provenance
+from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, locked, write_manifest
+from mclip_fairseq.search.kinds import efforts, factory_string, new_index, read_index, training_rows, write_index
+from mclip_fairseq.search.recall import Yardstick, sentence
+from mclip_fairseq.search.sources import ProjectedFeatures, describe_model, encode_images, open_gallery
+
+BLOCK = 16384  # vectors handed to faiss at a time
+SAVE_SECONDS = 120.0  # how much work an interruption of the second stage costs at most
+VectorSource = FeatureStore | ProjectedFeatures
+
+
+def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequence[str], command: Sequence[str]) -> str:
+    """Build an index; returns what to tell the user.
+
+    Args:
+        options: of `mclip-search build`.
+        load: gives the dual encoder; called when the images are known to be there.
+        queries: texts to measure the recall with; none takes images of the index.
+        command: what the user typed.
+
+    Raises:
+        ValueError: in one sentence, when an option or a file cannot be used; what is done is kept.
+    """
+    folder = options.output
+    with locked(folder):
+        if (folder / MANIFEST).exists():
+            raise ValueError(f"{folder}: holds an index already; use mclip-search add, or name another directory")
+        gallery = open_gallery(options.source, options.images_root)
+        model = load()
+        identity = describe_model(model, load_options(options))
+        factory_string(options.kind, model.dim, len(gallery.index.names), options.lists, options.bytes)
+        vectors = open_vectors(gallery, model, identity, folder / PARTIAL / "images", options)
+        count = len(vectors.ids)
+        factory = factory_string(options.kind, model.dim, count, options.lists, options.bytes)
+        index = fill(options.kind, factory, model.dim, vectors, folder / PARTIAL, identity["fingerprint"])
+        recall = None
+        if efforts(options.kind, index):
+            texts = model.encode_text(list(queries)).numpy() if queries else None
+            yardstick = Yardstick(vectors.take, count, texts)
+            recall = yardstick.tune(index, options.kind, options.recall, options.effort)
+        roots, lines = picture_lines(gallery, vectors.ids, [])
+        manifest = {
+            "generation": 1,
+            "model": identity,
+            "dim": model.dim,
+            "kind": options.kind,
+            "factory": factory,
+            "effort": recall and recall["effort"],
+            "recall": recall,
+            "rows": count,
+            "removed": [],
+            "roots": roots,
+            "files": {
+                "vectors": write_index(index, folder / "vectors-00001.faiss"),
+                "rows": Rows(lines, folder).write(folder, 1),
+            },
+            "made_by": [provenance(command)],
+        }
+        write_manifest(folder, manifest)
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    told = [f"{folder}: {count} images of {model.dim} dimensions, {options.kind}"]
+    return "\n".join(told + ([sentence(recall, options.kind)] if recall else []))
+
+
+def load_options(options: argparse.Namespace) -> dict[str, str | None]:
+    """How the model of the command line is loaded again."""
+    return {"path": options.model, "text_encoder": options.text_encoder, "teacher": options.teacher}
+
+
+def open_vectors(
+    gallery: ImageGallery | FeatureGallery,
+    model: Any,
+    identity: dict[str, Any],
+    staging: Path,
+    options: argparse.Namespace,
+    rows: Sequence[int] | None = None,
+) -> VectorSource:
+    """The joint-space vectors of a gallery: pictures are encoded, features are projected as they are read."""
+    if isinstance(gallery, ImageGallery):
+        return encode_images(gallery, model, identity, staging, options, rows)
+    features = ProjectedFeatures(gallery, model, rows)
+    encode_ids(features.ids)
+    return features
+
+
+def fill(kind: str, factory: str, dim: int, vectors: VectorSource, partial: Path, fingerprint: str) -> Any:
+    """Train a faiss index and add all vectors, going on from what an interrupted run has saved.
+
+    Args:
+        kind: of `KINDS`.
+        factory: faiss's description.
+        dim: columns.
+        vectors: what to add.
+        partial: where intermediate states are saved.
+        fingerprint: of the model that makes the vectors.
+    """
+    # What the saved state depends on: another list of images, or another model, does not go on from it.
+    ids = hashlib.sha256(encode_ids(vectors.ids)).hexdigest()
+    plan = {"factory": factory, "ids_sha256": ids, "model": fingerprint}
+    file, record = partial / "index.faiss", partial / "saved.json"
+    saved = time.monotonic()
+    index = _saved(file, record, plan, kind, dim)
+    if index is None:
+        index = new_index(factory, dim)
+        if not index.is_trained:
+            index.train(vectors.take(training_rows(index, len(vectors.ids))))
+    done = index.ntotal
+    with tqdm(total=len(vectors.ids), initial=done, unit="vector", disable=None, leave=False) as progress:
+        for start in range(done, len(vectors.ids), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(vectors.ids)))
+            index.add(np.ascontiguousarray(vectors.take(rows), dtype=np.float32))
+            progress.update(len(rows))
+            if time.monotonic() - saved > SAVE_SECONDS:
+                partial.mkdir(parents=True, exist_ok=True)
+                entry = write_index(index, file)
+                write_json(record, plan | {"rows": index.ntotal, "sha256": entry["sha256"]})
+                saved = time.monotonic()
+    return index
+
+
+def _saved(file: Path, record: Path, plan: dict[str, Any], kind: str, dim: int) -> Any:
+    """The index an interrupted run has left, if it is of the same plan and unaltered."""
+    if not (file.is_file() and record.is_file()):
+        return None
+    found = json.loads(record.read_text(encoding="utf-8"))
+    if found != plan | {"rows": found.get("rows"), "sha256": file_sha256(file)}:
+        return None
+    return read_index(file, kind, dim, found["rows"], writable=True)
+
+
+def picture_lines(
+    gallery: ImageGallery | FeatureGallery, ids: Sequence[str], roots: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Lines of the rows file for these ids, and the roots, to which the gallery's is added when it is new.
+
+    Raises:
+        ValueError: a picture of a feature directory is not in its folder.
+    """
+    if isinstance(gallery, FeatureGallery) and not gallery.has_pictures:
+        return list(roots), list(ids)
+    row_of = {name: row for row, name in enumerate(gallery.index.names)}
+    files = [os.path.abspath(gallery.picture(row_of[name])) for name in ids]
+    pictures = gallery if isinstance(gallery, ImageGallery) else gallery.pictures
+    assert pictures is not None
+    source = os.path.abspath(pictures.source)
+    root = source if os.path.isdir(source) else os.path.commonpath([os.path.dirname(file) for file in files])
+    known = list(dict.fromkeys([*roots, root]))
+    number = known.index(root)
+    return known, [f"{name}\t{number}\t{os.path.relpath(file, root)}" for name, file in zip(ids, files, strict=True)]

@@ -1,0 +1,129 @@
+"""Add images to an index and remove them, without building it again."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
+from mclip_fairseq.evaluation.report import provenance
+from mclip_fairseq.search.build import BLOCK, VectorSource, open_vectors, picture_lines
+from mclip_fairseq.search.files import PARTIAL, Rows, locked, write_manifest
+from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.kinds import read_index, write_index
+from mclip_fairseq.search.sources import open_gallery
+
+
+def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[str]) -> str:
+    """Add the images that an index does not have yet; returns what to tell the user.
+
+    Args:
+        options: of `mclip-search add`.
+        load: gives the dual encoder of the index; called when there is something to add.
+        command: what the user typed.
+
+    Raises:
+        ValueError: another model, an id that already names another picture, or what `build` refuses.
+    """
+    with locked(options.index):
+        index = SearchIndex.open(options.index)
+        gallery = open_gallery(options.source, options.images_root)
+        names = gallery.index.names
+        known = [name for name in names if name in index.row_of]
+        if not options.replace:
+            refuse_other_pictures(index, gallery, known)
+        fresh = [row for row, name in enumerate(names) if options.replace or name not in index.row_of]
+        if not fresh:
+            return f"{index.path}: nothing to add, all {len(names)} images are there"
+        model = load()
+        index.check_model(model)
+        digest = hashlib.sha256("\n".join(names[row] for row in fresh).encode()).hexdigest()
+        staging = index.path / PARTIAL / f"add-{digest[:16]}"
+        vectors = open_vectors(gallery, model, index.model, staging, options, fresh)
+        replaced = [name for name in vectors.ids if name in index.row_of]
+        append(index, gallery, vectors, replaced, command)
+        shutil.rmtree(index.path / PARTIAL, ignore_errors=True)
+    left = len(known) - len(replaced)
+    told = f"{options.index}: {len(vectors.ids) - len(replaced)} images added"
+    told += f", {len(replaced)} replaced" if replaced else ""
+    return told + (f", {left} were there already" if left else "")
+
+
+def append(
+    index: SearchIndex,
+    gallery: ImageGallery | FeatureGallery,
+    vectors: VectorSource,
+    replaced: Sequence[str],
+    command: Sequence[str],
+) -> None:
+    """Write the next generation of an index, with these vectors behind its own."""
+    manifest, generation = index.manifest, index.manifest["generation"] + 1
+    roots, lines = picture_lines(gallery, vectors.ids, manifest["roots"])
+    file = index.path / manifest["files"]["vectors"]["file"]
+    grown = read_index(file, manifest["kind"], manifest["dim"], manifest["rows"], writable=True)
+    for start in range(0, len(vectors.ids), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(vectors.ids)))
+        grown.add(np.ascontiguousarray(vectors.take(rows), dtype=np.float32))
+    files = {
+        "vectors": write_index(grown, index.path / f"vectors-{generation:05d}.faiss"),
+        "rows": Rows([*index.rows.lines, *lines], index.path).write(index.path, generation),
+    }
+    changed = {
+        "generation": generation,
+        "rows": manifest["rows"] + len(lines),
+        "removed": sorted(index.removed | {index.row_of[name] for name in replaced}),
+        "roots": roots,
+        "files": files,
+        "made_by": [*manifest["made_by"], provenance(command)],
+    }
+    write_manifest(index.path, manifest | changed)
+
+
+def refuse_other_pictures(index: SearchIndex, gallery: ImageGallery | FeatureGallery, names: Iterable[str]) -> None:
+    """Refuse ids that stand for one picture in the index and for another one here.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    if not gallery.has_pictures:
+        return
+    row_of = {name: row for row, name in enumerate(gallery.index.names)}
+    for name in names:
+        there, here = index.picture(index.row_of[name]), gallery.picture(row_of[name])
+        if there is not None and os.path.abspath(there) != os.path.abspath(here):
+            raise ValueError(
+                f"{index.path}: the id {name!r} already names another picture; give this one another id in a list, or "
+                "take it in its place with --replace"
+            )
+
+
+def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
+    """Take images out of an index; returns what to tell the user.
+
+    Args:
+        folder: the index.
+        names: ids.
+        command: what the user typed.
+
+    Raises:
+        ValueError: ids that are not in the index; nothing is removed then.
+    """
+    with locked(folder):
+        index = SearchIndex.open(folder)
+        unknown = [name for name in names if name not in index.row_of]
+        if unknown:
+            first = ", ".join(map(repr, unknown[:3]))
+            raise ValueError(
+                f"{folder}: has no image of {len(unknown)} of the {len(names)} ids, such as {first}; nothing is removed"
+            )
+        rows = {index.row_of[name] for name in names}
+        made_by = [*index.manifest["made_by"], provenance(command)]
+        write_manifest(folder, index.manifest | {"removed": sorted(index.removed | rows), "made_by": made_by})
+    return f"{folder}: {len(rows)} images removed, {len(index) - len(rows)} are left"

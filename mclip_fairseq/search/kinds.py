@@ -1,0 +1,191 @@
+"""The kinds of faiss index: how each is made, read, and asked."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mclip_fairseq.data.files import file_sha256
+
+Vectors = npt.NDArray[np.float32]
+# Kind -> what it costs, for the help text; and faiss's own name for it.
+KINDS = {
+    "exact": "all vectors are compared (default)",
+    "ivf": "only the lists nearest to the query are compared",
+    "hnsw": "a graph is walked; fast, and larger than exact",
+    "sq8": "ivf with a byte per dimension, a quarter of the size",
+    "pq": "ivf with --bytes per vector, the smallest",
+}
+FACTORIES = {
+    "exact": "Flat",
+    "ivf": "IVF{lists},Flat",
+    "hnsw": "HNSW{links},Flat",
+    "sq8": "IVF{lists},SQ8",
+    "pq": "IVF{lists},PQ{bytes}",
+}
+CLASSES = {
+    "exact": "IndexFlatIP",
+    "ivf": "IndexIVFFlat",
+    "hnsw": "IndexHNSWFlat",
+    "sq8": "IndexIVFScalarQuantizer",
+    "pq": "IndexIVFPQ",
+}
+# The first four bytes of the files of these classes: nothing else is handed to faiss.
+MAGIC = {"exact": b"IxFI", "ivf": b"IwFl", "hnsw": b"IHNf", "sq8": b"IwSq", "pq": b"IwPQ"}
+HNSW_LINKS = 32
+PQ_CENTROIDS = 256
+PQ_ROUNDS = 8  # of 25: the codes are hardly worse, and training them is most of the build
+TRAINING_PER_LIST = 48  # faiss warns below 39
+MAX_LISTS = 65536
+
+
+def faiss() -> Any:
+    """The faiss package, imported when first used; its own annotations cover a part of it only."""
+    return importlib.import_module("faiss")
+
+
+def factory_string(kind: str, dim: int, count: int, lists: int | None = None, code_bytes: int | None = None) -> str:
+    """Faiss's description of an index for so many vectors.
+
+    Args:
+        kind: of `KINDS`.
+        dim: columns.
+        count: vectors it is made for.
+        lists: of the ivf kinds; None takes a power of two near twice the square root of the count.
+        code_bytes: per vector, for pq; None takes an eighth of the dimensions.
+
+    Raises:
+        ValueError: options that do not go with the kind or the data.
+    """
+    if lists is not None and kind in ("exact", "hnsw"):
+        raise ValueError(f"--lists goes with --kind ivf, sq8 and pq, not with {kind}")
+    if code_bytes is not None and kind != "pq":
+        raise ValueError(f"--bytes goes with --kind pq, not with {kind}")
+    chosen = lists or 2 ** max(0, round(math.log2(2 * math.sqrt(max(count, 1)))))
+    chosen = min(chosen, MAX_LISTS, max(count, 1)) if lists is None else chosen
+    if kind not in ("exact", "hnsw") and chosen > count:
+        raise ValueError(f"{chosen} lists for {count} images; take fewer --lists, or --kind exact")
+    size = code_bytes or max(1, dim // 8)
+    if kind == "pq" and dim % size:
+        raise ValueError(f"--bytes {size} does not divide the {dim} dimensions of the model; take a divisor")
+    if kind == "pq" and count < PQ_CENTROIDS:
+        raise ValueError(f"--kind pq learns from at least {PQ_CENTROIDS} images, not {count}; take --kind exact")
+    return FACTORIES[kind].format(lists=chosen, links=HNSW_LINKS, bytes=size)
+
+
+def new_index(factory: str, dim: int) -> Any:
+    """An empty faiss index over cosines (inner products of normalised vectors)."""
+    index = faiss().index_factory(dim, factory, faiss().METRIC_INNER_PRODUCT)
+    if hasattr(index, "pq"):
+        index.pq.cp.niter = PQ_ROUNDS
+    return index
+
+
+def training_rows(index: Any, count: int) -> npt.NDArray[np.int64]:
+    """Rows to train on: enough for the lists and the codes, the same for the same number."""
+    wanted = max(TRAINING_PER_LIST * getattr(index, "nlist", 0), 40 * PQ_CENTROIDS)
+    if wanted >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, wanted, replace=False))
+
+
+def write_index(index: Any, path: Path) -> dict[str, str]:
+    """Write an index so that it is there completely or not at all; returns its entry of the manifest."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    faiss().write_index(index, str(temporary))
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    entry = {"file": path.name, "sha256": file_sha256(temporary)}
+    os.replace(temporary, path)
+    return entry
+
+
+def read_index(path: Path, kind: str, dim: int, rows: int, writable: bool = False) -> Any:
+    """Read a faiss index of an expected kind; without `writable`, exact and hnsw vectors stay on the disk.
+
+    Args:
+        path: the file, whose hash was compared before.
+        kind: of `KINDS`.
+        dim: columns that it must have.
+        rows: vectors that it must have.
+        writable: whether vectors are to be added.
+
+    Raises:
+        ValueError: it is another kind of file, or does not fit.
+    """
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if kind not in MAGIC or magic != MAGIC[kind]:
+        raise ValueError(f"{path}: is not a faiss index of the kind {kind!r}; build the index again")
+    # A hostile file cannot ask for more memory than a file of its size may need.
+    faiss().set_deserialization_vector_byte_limit(max(2 * path.stat().st_size, 1 << 20))
+    try:
+        # The table is for distances, not for cosines, and may be larger than the file.
+        flags = faiss().IO_FLAG_SKIP_PRECOMPUTE_TABLE | (0 if writable else faiss().IO_FLAG_MMAP_IFC)
+        index = faiss().read_index(str(path), flags)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: is not a faiss index that can be read; build the index again") from error
+    fits = type(index).__name__ == CLASSES[kind] and (index.d, index.ntotal) == (dim, rows)
+    if not fits or index.metric_type != faiss().METRIC_INNER_PRODUCT or not _holds_its_own(index):
+        raise ValueError(
+            f"{path}: holds {index.ntotal} vectors of {index.d} dimensions in a {type(index).__name__}, not the {rows} "
+            f"of {dim} that belong to it; build the index again"
+        )
+    return index
+
+
+def _holds_its_own(index: Any) -> bool:
+    """Whether the inverted lists, where there are some, are part of the file and do not lead to another one."""
+    lists = getattr(index, "invlists", None)
+    return lists is None or isinstance(faiss().downcast_InvertedLists(lists), faiss().ArrayInvertedLists)
+
+
+def efforts(kind: str, index: Any) -> list[int]:
+    """Settings to try, cheapest first: lists that are searched (ivf), or breadth of the walk (hnsw)."""
+    if kind == "exact":
+        return []
+    first, last = (16, 1024) if kind == "hnsw" else (1, index.nlist)
+    return [*(2**power for power in range(32) if first <= 2**power < last), last]
+
+
+class Searcher:
+    """A faiss index, less what was removed from it.
+
+    Args:
+        index: of faiss.
+        kind: of `KINDS`.
+        effort: of `efforts`; None for exact.
+        removed: rows that are never found.
+    """
+
+    def __init__(self, index: Any, kind: str, effort: int | None, removed: Sequence[int] = ()) -> None:
+        self.index, self.kind, self.effort = index, kind, effort
+        self.alive = index.ntotal - len(removed)
+        self._bits: npt.NDArray[np.uint8] | None = None
+        if removed:
+            keep = np.ones(index.ntotal, dtype=bool)
+            keep[list(removed)] = False
+            self._bits = np.packbits(keep, bitorder="little")
+
+    def __call__(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
+        """Cosines and rows of the k nearest, (n, k) each, best first; a row of -1 where there are no more."""
+        k = min(k, self.alive)
+        if not len(queries) or k < 1:
+            empty = np.zeros((len(queries), 0))
+            return empty.astype(np.float32), empty.astype(np.int64)
+        selector = None if self._bits is None else faiss().IDSelectorBitmap(self._bits)
+        if self.kind == "exact":
+            params = faiss().SearchParameters(sel=selector) if selector else None
+        elif self.kind == "hnsw":
+            params = faiss().SearchParametersHNSW(sel=selector, efSearch=max(self.effort or 0, k))
+        else:
+            params = faiss().SearchParametersIVF(sel=selector, nprobe=self.effort or 1)
+        scores, rows = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), k, params=params)
+        return scores, rows

@@ -1,0 +1,97 @@
+"""What a stranger may send to the page, and what every answer says to the browser."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_TEXT_BODY = 32 << 10
+MAX_UPLOAD = 16 << 20
+MAX_UPLOAD_PIXELS = 40_000_000
+BODY_SECONDS = 30.0
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+Value = TypeVar("Value")
+
+
+class SafeHeaders:
+    """Middleware that puts `HEADERS` on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body of a request.
+
+    Raises:
+        HTTPException: it is larger than the limit (413), or takes too long (408).
+    """
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > 12 or int(length) > limit:
+        raise HTTPException(413, f"the request is larger than {limit} bytes")
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise HTTPException(413, f"the request is larger than {limit} bytes")
+                parts.append(part)
+    except TimeoutError as error:
+        raise HTTPException(408, "the request took too long") from error
+    return b"".join(parts)
+
+
+class Cache(Generic[Value]):
+    """The values used last.
+
+    Args:
+        room: how much is kept.
+        weight: how much of it a value takes; None counts values.
+    """
+
+    def __init__(self, room: int, weight: Callable[[Value], int] | None = None) -> None:
+        self.room, self.weight = room, weight or (lambda value: 1)
+        self.values: OrderedDict[Any, Value] = OrderedDict()
+        self.used = 0
+
+    def get(self, key: Any) -> Value | None:
+        """The value, if it is still there."""
+        if key in self.values:
+            self.values.move_to_end(key)
+        return self.values.get(key)
+
+    def put(self, key: Any, value: Value) -> None:
+        """Keep a value, and forget the oldest ones for it."""
+        if key in self.values:
+            self.used -= self.weight(self.values.pop(key))
+        self.values[key] = value
+        self.used += self.weight(value)
+        while self.used > self.room:
+            self.used -= self.weight(self.values.popitem(last=False)[1])

@@ -1,0 +1,213 @@
+"""Ask an index: texts or pictures in, images with scores out, as a table, JSON, or a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mclip_fairseq.data.files import shown
+from mclip_fairseq.evaluation.variance import mean_rank_variance
+from mclip_fairseq.search.index import SearchIndex
+
+MAX_QUERY = 2000  # characters; text encoders read a few hundred tokens
+DEPTH = 1000  # ranks that --languages looks at
+SHOWN_TEXT = 60
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A found image.
+
+    Attributes:
+        row: of the index.
+        id: of the image.
+        score: cosine.
+    """
+
+    row: int
+    id: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query and what it found, best first.
+
+    Attributes:
+        query: the text, or the name of the picture.
+        hits: what was found.
+        language: of the query, where one was given.
+    """
+
+    query: str
+    hits: list[Hit]
+    language: str = ""
+
+
+def checked_query(text: str) -> str:
+    """A query without outer spaces.
+
+    Raises:
+        ValueError: it is empty, too long, or no Unicode text.
+    """
+    text = text.strip()
+    if not text:
+        raise ValueError("the query is empty; say what the image shows")
+    if len(text) > MAX_QUERY:
+        raise ValueError(f"the query has {len(text)} characters; give at most {MAX_QUERY}")
+    if any("\ud800" <= char <= "\udfff" or char == "\0" for char in text):
+        raise ValueError("the query is no Unicode text; type it again")
+    return text
+
+
+def search_texts(
+    index: SearchIndex, model: Any, texts: Sequence[str], k: int, batch_size: int = 256
+) -> list[list[Hit]]:
+    """What checked texts find; texts of like length go through the model `batch_size` at a time."""
+    return hits_of(index, model.encode_text(list(texts), batch_size=batch_size), k)
+
+
+def search_images(index: SearchIndex, model: Any, images: Sequence[Path | Image.Image], k: int) -> list[list[Hit]]:
+    """What pictures find."""
+    return hits_of(index, model.encode_image(list(images)), k)
+
+
+def hits_of(index: SearchIndex, queries: torch.Tensor, k: int) -> list[list[Hit]]:
+    """What (n, dim) normalised vectors find."""
+    scores, rows = index.search(queries.numpy(), k)
+    return [
+        [Hit(int(row), index.rows.id(int(row)), float(score)) for row, score in zip(*found, strict=True) if row >= 0]
+        for found in zip(rows, scores, strict=True)
+    ]
+
+
+def format_answers(answers: Sequence[Answer]) -> str:
+    """A table per query, for a terminal."""
+    parts = []
+    for answer in answers:
+        label = f"{answer.language}: " if answer.language else ""
+        lines = [shown(label + answer.query), f"{'rank':>4}  {'score':>6}  id"]
+        lines += [f"{rank:>4}  {hit.score:>6.3f}  {shown(hit.id)}" for rank, hit in enumerate(answer.hits, 1)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, Any]:
+    """The answers for programs: query, and per image its rank, score, id and file."""
+    return {
+        "index": str(index.path),
+        "model": {key: index.model.get(key) for key in ("name", "fingerprint")},
+        "images": len(index),
+        "answers": [
+            {"query": answer.query}
+            | ({"language": answer.language} if answer.language else {})
+            | {"results": [_hit_as_json(index, rank, hit) for rank, hit in enumerate(answer.hits, 1)]}
+            for answer in answers
+        ],
+    }
+
+
+def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
+    file = index.picture(hit.row)
+    return {"rank": rank, "score": round(hit.score, 6), "id": hit.id, "file": None if file is None else str(file)}
+
+
+def draw(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Sequence[Path] = ()) -> list[str]:
+    """Draw a row of images per query; returns the ids of images that could not be read and are left white.
+
+    Raises:
+        ValueError: the index knows no pictures.
+    """
+    from mclip_fairseq.data.images import ImageError, load_image
+    from mclip_fairseq.evaluation.pictures import THUMBNAIL, Example, draw_examples
+
+    gone: list[str] = []
+
+    def picture(hit: Hit) -> Image.Image:
+        file = index.picture(hit.row)
+        if file is None:
+            raise ValueError(f"{index.path}: knows no pictures to show; build it with --images-root")
+        try:
+            return load_image(file, near=THUMBNAIL)
+        except ImageError:
+            gone.append(hit.id)
+            return Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
+
+    examples = [
+        Example(
+            text=answer.query,
+            language=answer.language,
+            images=[picture(hit) for hit in answer.hits],
+            scores=[hit.score for hit in answer.hits],
+            own=None,
+            rank=None,
+        )
+        for answer in answers
+    ]
+    draw_examples(examples, path, fonts=fonts)
+    return gone
+
+
+def compare_languages(
+    index: SearchIndex, model: Any, queries: Mapping[str, str], k: int, target: str | None = None
+) -> dict[str, Any]:
+    """How one question, asked in several languages, ranks.
+
+    Args:
+        index: what is asked.
+        model: the dual encoder.
+        queries: language -> text; the first is compared with.
+        k: how many of the nearest are compared.
+        target: id of the image that is meant; None takes the nearest of the first language.
+
+    Returns:
+        `target`, `k`, `depth` (ranks beyond it are None), per language `query`, `top`, `score`, `rank` of the target
+        and `shared` of the k nearest with the first language, and `rank_std` over the languages where all have a rank.
+
+    Raises:
+        ValueError: the target is not in the index, or nothing is.
+    """
+    if not len(index):
+        raise ValueError(f"{index.path}: has no images left; add some with mclip-search add")
+    if target is not None and target not in index.row_of:
+        raise ValueError(f"{index.path}: has no image {target!r}; --target names an id of the index")
+    found = dict(zip(queries, search_texts(index, model, list(queries.values()), DEPTH), strict=True))
+    first = next(iter(found.values()))
+    target = first[0].id if target is None else target
+    reference = {hit.row for hit in first[:k]}
+    rows: dict[str, dict[str, Any]] = {}
+    for language, hits in found.items():
+        ranks = [rank for rank, hit in enumerate(hits, 1) if hit.id == target]
+        rows[language] = {
+            "query": queries[language],
+            "top": hits[0].id,
+            "score": round(hits[0].score, 6),
+            "rank": ranks[0] if ranks else None,
+            "shared": len(reference & {hit.row for hit in hits[:k]}),
+        }
+    known = [row["rank"] for row in rows.values() if row["rank"] is not None]
+    std = mean_rank_variance(torch.tensor(known)[:, None], "std") if len(known) == len(rows) else None
+    depth = min(DEPTH, len(index))
+    return {"target": target, "k": min(k, len(index)), "depth": depth, "languages": rows, "rank_std": std}
+
+
+def format_languages(report: Mapping[str, Any]) -> str:
+    """The comparison as a table, for a terminal."""
+    beyond = f">{report['depth']}"
+    lines = [f"rank of {shown(report['target'])}, and how many of the {report['k']} nearest are the first's"]
+    lines.append(f"{'language':<8}  {'rank':>6}  {'shared':>6}  {'score':>6}  nearest | query")
+    for language, row in report["languages"].items():
+        rank = beyond if row["rank"] is None else str(row["rank"])
+        text = row["query"] if len(row["query"]) <= SHOWN_TEXT else row["query"][:SHOWN_TEXT] + "…"
+        lines.append(
+            f"{shown(language):<8}  {rank:>6}  {row['shared']:>6}  {row['score']:>6.3f}  "
+            f"{shown(row['top'])} | {shown(text)}"
+        )
+    if report["rank_std"] is not None and len(report["languages"]) > 1:
+        lines.append(f"standard deviation of the rank over the languages: {report['rank_std']:.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""What a faster index costs: its recall against the exact one, and the least effort that reaches a wanted recall."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mclip_fairseq.search.kinds import Searcher, Vectors, efforts, faiss
+
+K = 10
+QUERIES = 256
+BLOCK = 16384  # rows compared at a time
+Rows = npt.NDArray[np.int64]
+Take = Callable[[Rows], Vectors]
+
+
+class Yardstick:
+    """Queries with their true neighbours.
+
+    Args:
+        take: vectors of rows.
+        count: rows.
+        queries: (n, dim) normalised; None takes `QUERIES` of the rows themselves, each of which then does not count as
+            its own neighbour.
+    """
+
+    def __init__(self, take: Take, count: int, queries: Vectors | None = None) -> None:
+        self.own: Rows | None = None
+        self.k = max(1, min(K, count - 1))
+        if queries is None:
+            self.own = np.sort(np.random.default_rng(1).choice(count, min(QUERIES, count), replace=False))
+            queries = take(self.own)
+        self.queries = queries
+        start = time.perf_counter()
+        self.truth = self._others(exact_neighbours(take, count, queries, self._wanted))
+        self.exact_ms = 1000 * (time.perf_counter() - start) / len(queries)
+
+    @property
+    def _wanted(self) -> int:
+        return self.k + (self.own is not None)
+
+    def _others(self, found: Rows) -> Rows:
+        """(n, k) neighbours without the query's own row."""
+        if self.own is None:
+            return found[:, : self.k]
+        foreign = found != self.own[:, None]
+        order = np.argsort(~foreign, axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1)[:, : self.k]
+
+    def measure(self, searcher: Searcher) -> dict[str, Any]:
+        """Share of the true nearest, and of the true `K` nearest, that are found."""
+        start = time.perf_counter()
+        _, rows = searcher(self.queries, self._wanted)
+        seconds = time.perf_counter() - start
+        found = self._others(rows)
+        hits = (found[:, :, None] == self.truth[:, None, :]).any(axis=1)
+        return {
+            "effort": searcher.effort,
+            "k": self.k,
+            "nearest_found": round(float(hits[:, 0].mean()), 4),
+            "recall_at_k": round(float(hits.mean()), 4),
+            "queries": len(self.queries),
+            "queries_are": "images of the index" if self.own is not None else "texts",
+            "ms_per_query": round(1000 * seconds / len(self.queries), 3),
+            "exact_ms_per_query": round(self.exact_ms, 3),
+        }
+
+    def tune(self, index: Any, kind: str, wanted: float, effort: int | None) -> dict[str, Any]:
+        """The measurement at a given effort, or at the least one that reaches the wanted recall."""
+        measured: dict[str, Any] = {}
+        for attempt in efforts(kind, index) if effort is None else [effort]:
+            measured = self.measure(Searcher(index, kind, attempt))
+            if measured["recall_at_k"] >= wanted:
+                break
+        return measured
+
+
+def exact_neighbours(take: Take, count: int, queries: Vectors, k: int) -> Rows:
+    """(n, k) rows with the largest cosines, best first, in memory that does not grow with the rows."""
+    heap = faiss().ResultHeap(len(queries), min(k, count), keep_max=True)
+    for start in range(0, count, BLOCK):
+        rows = np.arange(start, min(start + BLOCK, count))
+        block = np.ascontiguousarray(take(rows), dtype=np.float32)
+        scores, found = faiss().knn(queries, block, min(k, len(rows)), metric=faiss().METRIC_INNER_PRODUCT)
+        heap.add_result(scores, found + start)
+    heap.finalize()
+    return np.asarray(heap.I, dtype=np.int64)
+
+
+def sentence(recall: dict[str, Any], kind: str) -> str:
+    """The measurement in words."""
+    effort = {"hnsw": "breadth {}"}.get(kind, "{} lists searched").format(recall["effort"])
+    return (
+        f"{kind}: finds {100 * recall['recall_at_k']:.1f} % of the {recall['k']} nearest and "
+        f"{100 * recall['nearest_found']:.1f} % of the nearest that exact search finds ({recall['queries']} "
+        f"{recall['queries_are']} as queries, {effort}); {recall['ms_per_query']:.2f} ms a query instead of "
+        f"{recall['exact_ms_per_query']:.2f}"
+    )

@@ -1,0 +1,388 @@
+"""``mclip-search`` from a folder of pictures to answers, with a model whose answers are known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mclip_fairseq.cli import features as features_cli
+from mclip_fairseq.cli import search as cli
+from mclip_fairseq.data.features import write_features
+from mclip_fairseq.search import build as building
+from mclip_fairseq.search import sources
+from mclip_fairseq.search.index import SearchIndex
+from tests.colours import COLOURS, NAMES, ColourModel, draw_colours
+from tests.tiny_models import tiny_clip_directory
+
+BUILD = ["build", "photos", "--model", "colours", "--output", "index", "--workers", "0"]
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> ColourModel:
+    model = ColourModel()
+    monkeypatch.setattr(cli, "load_model", lambda options: model)
+    return model
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: ColourModel, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command beside a folder of pictures; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.fsync", lambda handle: None)  # waits for whatever else writes to the disk
+    draw_colours(tmp_path / "photos")
+
+    def run(*arguments: object, status: int = 0) -> str:
+        capsys.readouterr()
+        assert cli.main(list(map(str, arguments))) == status, capsys.readouterr().err
+        told = capsys.readouterr()
+        return told.err if status else told.out
+
+    return run
+
+
+def found(run: Run, *arguments: object) -> list[str]:
+    """Ids that a query finds, best first."""
+    told = json.loads(run("query", "index", *arguments, "--json"))
+    return [hit["id"] for hit in told["answers"][0]["results"]]
+
+
+def test_a_folder_is_searched_in_any_language(run: Run) -> None:
+    assert run(*BUILD) == "index: 8 images of 5 dimensions, exact\n"
+    for word in ("blue", "ein blauer Punkt ist blau", "青", "أزرق"):
+        assert found(run, word, "-k", 3)[0] == "blue.png"
+    table = run("query", "index", "grün", "rot", "-k", 2).splitlines()
+    assert table[0] == "grün"
+    assert table[1].split() == ["rank", "score", "id"]
+    assert table[2].split()[2] == "green.png"
+    assert [line.split()[2] for line in table if line.startswith("   1")] == ["green.png", "red.png"]
+    told = json.loads(run("query", "index", "--json", "weiß"))  # a text behind an option
+    assert told["images"] == 8
+    assert told["answers"][0]["query"] == "weiß"
+    first = told["answers"][0]["results"][0]
+    assert (first["rank"], first["id"], Path(first["file"]).name) == (1, "white.png", "white.png")
+    assert 0.9 < first["score"] <= 1.0001
+
+
+def test_a_file_of_queries_is_one_batch_and_an_image_is_a_query(run: Run, model: ColourModel, tmp_path: Path) -> None:
+    run(*BUILD)
+    Path("queries.txt").write_text("rot\nblau\n緑\n", encoding="utf-8")
+    told = json.loads(run("query", "index", "--queries", "queries.txt", "-k", 1, "--json"))
+    assert [a["results"][0]["id"] for a in told["answers"]] == ["red.png", "blue.png", "green.png"]
+    assert model.batches == [3]
+    Image.new("RGB", (30, 50), COLOURS["purple"]).save("asked.jpg")
+    assert found(run, "--image", "asked.jpg")[0] == "purple.png"
+
+
+def test_languages_are_compared(run: Run) -> None:
+    run(*BUILD)
+    words = [f"{language}={names['red']}" for language, names in NAMES.items()]
+    told = json.loads(run("query", "index", "--languages", "en=red", *words, "it=blue", "-k", 3, "--json"))
+    comparison = told["comparison"]
+    assert comparison["target"] == "red.png"
+    assert {language: row["rank"] for language, row in comparison["languages"].items()}["ja"] == 1
+    assert comparison["languages"]["it"]["rank"] > 1
+    assert comparison["languages"]["en"]["shared"] == comparison["languages"]["ar"]["shared"] == 3
+    ranks = [row["rank"] for row in comparison["languages"].values()]
+    assert comparison["rank_std"] == pytest.approx(np.std(ranks))
+    assert [answer["language"] for answer in told["answers"]] == ["en", *NAMES, "it"]
+    table = run("query", "index", "--languages", "en=red", *words, "--target", "green.png")
+    assert "rank of green.png" in table
+    assert "standard deviation of the rank over the languages: 0.00" in table
+    run("query", "index", "--languages", "en=red", "de", status=2)
+    run("query", "index", "--languages", "en=red", "--target", "gone.png", status=2)
+
+
+def test_the_images_found_are_drawn(run: Run) -> None:
+    run(*BUILD)
+    run("query", "index", "red", "青", "-k", 3, "--show", "grid.png")
+    with Image.open("grid.png") as grid:
+        assert grid.width > grid.height > 200
+        pixels = np.asarray(grid.convert("RGB")).reshape(-1, 3)
+    assert {tuple(COLOURS["red"]), tuple(COLOURS["blue"])} <= set(map(tuple, pixels.tolist()))
+
+
+def test_a_deleted_image_leaves_its_place_white(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run(*BUILD)
+    Path("photos/red.png").unlink()
+    assert cli.main(["query", "index", "red", "--show", "grid.png", "-k", "2"]) == 0
+    told = capsys.readouterr()
+    assert told.err == "mclip-search: the picture of 'red.png' cannot be read any more; its place is white\n"
+    assert "red.png" in told.out
+    assert Path("grid.png").is_file()
+
+
+def test_images_are_added_removed_and_replaced_without_a_rebuild(run: Run) -> None:
+    for name in ("yellow", "blue"):
+        shutil.move(f"photos/{name}.png", f"{name}.png")
+    run(*BUILD)
+    before = json.loads(Path("index/index.json").read_text())
+    assert found(run, "blue")[0] != "blue.png"
+    shutil.move("blue.png", "photos/blue.png")
+    assert run("add", "index", "photos", "--workers", 0) == "index: 1 images added, 6 were there already\n"
+    assert run("add", "index", "photos") == "index: nothing to add, all 7 images are there\n"
+    assert found(run, "blue")[0] == "blue.png"
+    assert run("remove", "index", "red.png", "black.png") == "index: 2 images removed, 5 are left\n"
+    assert set(found(run, "red")) == {"orange.png", "green.png", "blue.png", "purple.png", "white.png"}
+    run("add", "index", "photos", "--workers", 0)
+    assert found(run, "red")[0] == "red.png"
+    Image.new("RGB", (9, 9), COLOURS["yellow"]).save("photos/green.png")
+    assert "1 replaced" not in run("add", "index", "photos")
+    told = run("add", "index", "photos", "--replace", "--workers", 0)
+    assert told == "index: 0 images added, 7 replaced\n"
+    assert found(run, "yellow")[0] == "green.png"
+    after = json.loads(Path("index/index.json").read_text())
+    assert after["model"] == before["model"]
+    assert len(after["made_by"]) == 5
+    assert sorted(path.name for path in Path("index").iterdir()) == [
+        ".lock",
+        "index.json",
+        "rows-00004.tsv",
+        "vectors-00004.faiss",
+    ]
+
+
+def test_an_id_never_comes_to_mean_another_picture_unasked(run: Run) -> None:
+    run(*BUILD)
+    draw_colours(Path("others"), ["red"])
+    message = run("add", "index", "others", status=2)
+    assert "the id 'red.png' already names another picture" in message
+    Path("list.tsv").write_text("mine\tothers/red.png\n", encoding="utf-8")
+    run("add", "index", "list.tsv", "--workers", 0)
+    assert set(found(run, "rot")[:2]) == {"mine", "red.png"}
+    told = json.loads(run("query", "index", "rot", "--json", "-k", 2))
+    files = {hit["id"]: Path(hit["file"]).parent.name for hit in told["answers"][0]["results"]}
+    assert files == {"mine": "others", "red.png": "photos"}
+
+
+def test_features_are_not_encoded_again(run: Run, model: ColourModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*BUILD)
+    expected = run("query", "index", "blau", "--json")
+    identity = {"name": "teacher", "sha256": "abc"}
+    images = sorted(Path("photos").iterdir())
+    write_features(
+        "features", [p.name for p in images], model.encode_image(images).numpy(), model=identity, normalized=True
+    )
+    monkeypatch.setattr(model, "encode_image", None)
+    command = ["build", "features", "--model", "colours", "--output"]
+    run(*command, "second", "--images-root", "photos")
+    assert json.loads(run("query", "second", "blau", "--json"))["answers"] == json.loads(expected)["answers"]
+    run(*command, "third")
+    assert json.loads(run("query", "third", "blau", "--json"))["answers"][0]["results"][0]["file"] is None
+    assert "knows no pictures" in run("query", "third", "blau", "--show", "g.png", status=2)
+    run("remove", "third", "blue.png")
+    assert run("add", "third", "features") == "third: 1 images added, 7 were there already\n"
+    assert json.loads(run("query", "third", "blau", "--json"))["answers"][0]["results"][0]["id"] == "blue.png"
+    model.identity = {"teacher": {"sha256": "another"}}
+    assert "teacher with weights abc" in run(*command, "fourth", status=2)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw", "sq8", "pq"])
+def test_kinds_say_what_they_cost(kind: str, run: Run, model: ColourModel) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(600, 5)).astype(np.float32)
+    identity = {"name": "teacher", "sha256": "abc"}
+    write_features("features", [f"i{n}" for n in range(600)], vectors, model=identity, normalized=False)
+    Path("texts.txt").write_text("red\n\nblau\n黒\n", encoding="utf-8")
+    more = ["--bytes", 1] if kind == "pq" else []
+    for output, queries in (("index", []), ("other", ["--recall-queries", "texts.txt"])):
+        told = run("build", "features", "--model", "m", "--output", output, "--kind", kind, *more, *queries)
+        assert f"{kind}: finds" in told
+        stored = json.loads(Path(output, "index.json").read_text())
+        assert stored["recall"]["queries"] == (3 if queries else 256)
+        assert stored["recall"]["effort"] == stored["effort"]
+        assert f"{100 * stored['recall']['recall_at_k']:.1f} %" in told
+        assert stored["recall"]["recall_at_k"] > (0.1 if kind == "pq" else 0.9)
+    before = found(run, "red")
+    run("remove", "index", before[0])
+    assert before[0] not in found(run, "red")
+    write_features("more", ["new"], model.encode_text(["red"]).numpy(), model=identity, normalized=True)
+    run("add", "index", "more")
+    assert "new" in found(run, "red")[: 10 if kind == "pq" else 1]
+
+
+def test_an_interrupted_encoding_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel) -> None:
+    monkeypatch.setattr(sources, "SHARD_ROWS", 3)
+    encode = model.encode_image
+    seen: list[int] = []
+
+    def failing(images: Any, **options: Any) -> Any:
+        if len(seen) == 2:
+            raise ValueError("power cut")
+        seen.append(len(images))
+        return encode(images, **options)
+
+    monkeypatch.setattr(model, "encode_image", failing)
+    assert "power cut" in run(*BUILD, status=2)
+    assert "its index is not finished" in run("query", "index", "red", status=2)
+
+    def counting(images: Any, **options: Any) -> Any:
+        seen.append(len(images))
+        return encode(images, **options)
+
+    monkeypatch.setattr(model, "encode_image", counting)
+    run(*BUILD)
+    assert seen == [3, 3, 2]  # nothing twice
+    resumed = SearchIndex.open("index")
+    shutil.rmtree("index")
+    run(*BUILD)
+    straight = SearchIndex.open("index")
+    assert resumed.manifest["files"] == straight.manifest["files"]
+    assert not Path("index/partial").exists()
+
+
+def test_an_interrupted_indexing_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel) -> None:
+    vectors = np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32)
+    write_features("features", [f"i{n}" for n in range(500)], vectors, model={"name": "t"}, normalized=False)
+    command = ["build", "features", "--model", "m", "--kind", "ivf", "--lists", 8, "--output"]
+    monkeypatch.setattr(building, "BLOCK", 100)
+    run(*command, "straight")
+    monkeypatch.setattr(building, "SAVE_SECONDS", -1.0)
+    project, rows = model.encode_image_features, 0
+
+    def failing(features: Any, **options: Any) -> Any:
+        nonlocal rows
+        rows += len(features)
+        if rows > 850:  # 500 to train, then 100 at a time
+            raise ValueError("power cut")
+        return project(features, **options)
+
+    monkeypatch.setattr(model, "encode_image_features", failing)
+    run(*command, "index", status=2)
+    assert json.loads(Path("index/partial/saved.json").read_text())["rows"] == 300
+    trained: list[int] = []
+    monkeypatch.setattr(building, "training_rows", lambda *a: trained.append(1))
+    monkeypatch.setattr(model, "encode_image_features", project)
+    run(*command, "index")
+    assert not trained
+    files = [json.loads(Path(name, "index.json").read_text())["files"] for name in ("straight", "index")]
+    assert files[0] == files[1]
+
+
+def test_a_killed_addition_leaves_the_index_as_it_was(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.move("photos/red.png", "red.png")
+    run(*BUILD)
+    before = {path.name: path.read_bytes() for path in Path("index").iterdir()}
+    shutil.move("red.png", "photos/red.png")
+    monkeypatch.setattr("mclip_fairseq.search.change.write_manifest", lambda *a: (_ for _ in ()).throw(OSError("cut")))
+    run("add", "index", "photos", "--workers", 0, status=2)
+    assert {name: Path("index", name).read_bytes() for name in before} == before
+    assert len(found(run, "red")) == 7
+    monkeypatch.undo()
+
+
+def test_two_changes_at_once_are_refused(run: Run, tmp_path: Path) -> None:
+    run(*BUILD)
+    code = "import fcntl,sys; f=open('index/.lock'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert "another mclip-search is changing this index" in run("remove", "index", "red.png", status=2)
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+    run("remove", "index", "red.png")
+
+
+def test_an_unreadable_picture_is_named_or_left_out(run: Run) -> None:
+    Path("photos/broken.jpg").write_text("<html>not found</html>")
+    message = run(*BUILD, status=2)
+    assert "1 of 9 inputs cannot be read" in message
+    assert "broken.jpg: is not an image in a known format" in message
+    assert run(*BUILD, "--skip-budget", 1) == "index: 8 images of 5 dimensions, exact\n"
+
+
+def test_an_unreadable_folder_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("photos/private").mkdir()
+    scan = __import__("os").scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    assert run(*BUILD, status=2) == "mclip-search: error: photos/private: cannot be read: Permission denied\n"
+
+
+def test_an_index_of_another_model_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*BUILD)
+    monkeypatch.setattr(cli, "load_model", lambda options: ColourModel("f" * 64))
+    for command in (["query", "index", "red"], ["add", "index", "others"], ["serve", "index"]):
+        draw_colours(Path("others"), ["white"]).joinpath("white.png").rename("others/new.png")
+        message = run(*command, status=2)
+        assert "was made with the model 'colours' (fingerprint 000000000000)" in message
+        assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["query", "index", "   "], "the query is empty"),
+        (["query", "index", "x" * 100_000], "the query has 100000 characters; give at most 2000"),
+        (["query", "index"], "give a text, --queries FILE"),
+        (["query", "index", "red", "--queries", "q.txt"], "one of them"),
+        (["query", "index", "--image", "missing.png"], "missing.png: there is no such file"),
+        (["query", "index", "red", "--target", "red.png"], "give both"),
+        (["query", "photos", "red"], "is not a search index"),
+        (["query", "nowhere", "red"], "is not a search index"),
+        (["query", "index", "red", "--images-root", "a", "--images-root", "b"], "has pictures in 1 folders"),
+        (["remove", "index", "red.png", "pink.png"], "'pink.png'; nothing is removed"),
+        (["remove", "index"], "no image is named"),
+        (["add", "index", "nowhere"], "nowhere: there is no such folder"),
+        (["add", "index", "photos", "--images-root", "photos"], "--images-root goes with a feature directory"),
+        (BUILD, "holds an index already"),
+        ([*BUILD[:-3], "other", "--kind", "pq"], "at least 256 images"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(run: Run, arguments: list[str], words: str) -> None:
+    run(*BUILD)
+    before = Path("index/index.json").read_bytes()
+    message = run(*arguments, status=2)
+    assert message.startswith("mclip-search: error: ")
+    assert message.count("\n") == 1
+    assert words in message
+    assert Path("index/index.json").read_bytes() == before
+
+
+def test_unknown_options_are_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["query", "index", "red", "--quick"], ["remove", "index", "--all"], ["find"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2
+
+
+def test_a_real_model_reads_pictures_and_its_features_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, images = str(tiny_clip_directory(tmp_path / "teacher")), tmp_path / "images"
+    images.mkdir()
+    for number in range(12):
+        noise = np.random.default_rng(number).integers(0, 255, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((40, 40)).save(images / f"img{number}.png")
+    command = ["--model", teacher, "--images", str(images), "--output", str(tmp_path / "features"), "--workers", "0"]
+    assert features_cli.main([*command, "--store-dtype", "float32", "--device", "cpu"]) == 0
+    common = ["--model", teacher, "--device", "cpu", "--output"]
+    assert cli.main(["build", str(images), *common, str(tmp_path / "a"), "--workers", "0"]) == 0
+    assert cli.main(["build", str(tmp_path / "features"), *common, str(tmp_path / "b")]) == 0
+    capsys.readouterr()
+    answers = []
+    for name in ("a", "b"):
+        assert cli.main(["query", str(tmp_path / name), "a red house", "--device", "cpu", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        answers.append([(hit["id"], pytest.approx(hit["score"], abs=1e-4)) for hit in told["answers"][0]["results"]])
+    assert answers[0] == answers[1]
+    picture = images / "img7.png"
+    assert cli.main(["query", str(tmp_path / "a"), "--image", str(picture), "--device", "cpu", "-k", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split() == ["1", "1.000", "img7.png"]

@@ -1,0 +1,65 @@
+"""A running ``mclip-search serve`` inside the test's process, and plain requests to it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mclip_fairseq.cli import search as cli
+from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.server import make_server
+from tests.colours import ColourModel
+
+
+def make_index(folder: Path, images: Path, model: ColourModel) -> SearchIndex:
+    """An index of a folder of pictures."""
+    load, cli.load_model = cli.load_model, lambda options: model
+    try:
+        assert cli.main(["build", str(images), "--model", "m", "--output", str(folder), "--workers", "0"]) == 0
+    finally:
+        cli.load_model = load
+    return SearchIndex.open(folder)
+
+
+@contextlib.contextmanager
+def running(index: SearchIndex, model: Any) -> Iterator[int]:
+    """Serve on a free port; gives the port."""
+    server = make_server(index, model)
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def ask(
+    port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body; the path goes out as it is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, path, body=body, headers=headers or {})
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def search(port: int, query: Any, **more: Any) -> tuple[int, Any]:
+    """Status and JSON of a text query."""
+    body = json.dumps({"query": query} | more).encode()
+    status, _, content = ask(port, "POST", "/search", body, {"Content-Type": "application/json"})
+    return status, json.loads(content)

@@ -1,0 +1,173 @@
+"""Index directories that were altered, damaged, or made to do harm."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mclip_fairseq.data.files import file_sha256
+from mclip_fairseq.search.build import build
+from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.kinds import faiss
+from tests.colours import ColourModel, draw_colours
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("os.fsync", lambda handle: None)  # waits for whatever else writes to the disk
+    options = Namespace(
+        output=tmp_path / "index",
+        source=draw_colours(tmp_path / "photos"),
+        **{"images_root": None, "model": "m", "text_encoder": None, "teacher": None, "kind": "exact", "lists": None},
+        **{"bytes": None, "recall": 0.9, "effort": None, "batch_size": 4, "workers": 0, "skip_budget": None},
+    )
+    build(options, ColourModel, [], ["test"])
+    return tmp_path / "index"
+
+
+def edit(index: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    manifest = json.loads((index / "index.json").read_text(encoding="utf-8"))
+    change(manifest)
+    (index / "index.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def put(index: Path, part: str, content: bytes) -> None:
+    """Replace a file and its hash, as whoever makes an index can."""
+    (index / "replaced").write_bytes(content)
+    entry = {"file": "replaced", "sha256": file_sha256(index / "replaced")}
+    edit(index, lambda manifest: manifest["files"].update({part: entry}))
+
+
+def test_an_index_opens(index: Path) -> None:
+    found = SearchIndex.open(index)
+    assert len(found) == 8
+    assert found.picture(0) == index.parent / "photos" / "black.png"
+
+
+@pytest.mark.parametrize("part", ["vectors-00001.faiss", "rows-00001.tsv"])
+def test_an_altered_file_is_not_read(index: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bytearray((index / part).read_bytes())
+    content[-1] ^= 1
+    (index / part).write_bytes(content)
+    monkeypatch.setattr(faiss(), "read_index", lambda *a: pytest.fail("read before it was verified"))
+    with pytest.raises(ValueError, match=r"is altered or truncated, its hash is not that of index\.json"):
+        SearchIndex.open(index)
+    (index / part).unlink()
+    with pytest.raises(ValueError, match="is missing"):
+        SearchIndex.open(index)
+
+
+class Harm:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (self.path, "harm"))
+
+
+def test_nothing_is_unpickled(index: Path, tmp_path: Path) -> None:
+    content = pickle.dumps(Harm(tmp_path / "harm"))
+    pickle.loads(content)
+    assert (tmp_path / "harm").exists()  # the control: it would do harm
+    (tmp_path / "harm").unlink()
+    for part in ("vectors", "rows"):
+        put(index, part, content)
+        with pytest.raises(ValueError, match="replaced"):
+            SearchIndex.open(index)
+    (index / "index.json").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read"):
+        SearchIndex.open(index)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(("cut", "more"), [(0, 0), (3, 60), (4, 0), (4, 60), (40, 60), (-20, 0)])
+def test_a_damaged_faiss_file_is_a_sentence(index: Path, cut: int, more: int) -> None:
+    put(index, "vectors", (index / "vectors-00001.faiss").read_bytes()[:cut] + b"\xff" * more)
+    with pytest.raises(ValueError, match=r"replaced: (is not|holds)"):
+        SearchIndex.open(index)
+
+
+def test_another_kind_of_faiss_file_is_refused(index: Path, tmp_path: Path) -> None:
+    other = faiss().IndexFlatL2(5)
+    other.add(np.zeros((8, 5), dtype=np.float32))
+    faiss().write_index(other, str(tmp_path / "l2"))
+    put(index, "vectors", (tmp_path / "l2").read_bytes())
+    with pytest.raises(ValueError, match="not a faiss index of the kind 'exact'"):
+        SearchIndex.open(index)
+    fewer = faiss().IndexFlatIP(5)
+    fewer.add(np.zeros((7, 5), dtype=np.float32))
+    faiss().write_index(fewer, str(tmp_path / "ip"))
+    put(index, "vectors", (tmp_path / "ip").read_bytes())
+    with pytest.raises(ValueError, match="holds 7 vectors of 5 dimensions"):
+        SearchIndex.open(index)
+
+
+def test_lists_that_lead_to_another_file_are_refused(index: Path, tmp_path: Path) -> None:
+    quantizer = faiss().IndexFlatIP(5)
+    ivf = faiss().IndexIVFFlat(quantizer, 5, 1, faiss().METRIC_INNER_PRODUCT)
+    rows = np.eye(8, 5, dtype=np.float32)
+    ivf.train(rows)
+    lists = faiss().OnDiskInvertedLists(1, ivf.code_size, str(tmp_path / "elsewhere"))
+    ivf.replace_invlists(lists)
+    ivf.add(rows)
+    faiss().write_index(ivf, str(tmp_path / "ivf"))
+    put(index, "vectors", (tmp_path / "ivf").read_bytes())
+    edit(index, lambda manifest: manifest.update(kind="ivf", effort=1))
+    with pytest.raises(ValueError, match="build the index again"):
+        SearchIndex.open(index)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(format="other"), "is not the manifest of a search index"),
+        (lambda m: m.update(version=2), "has version 2, but this program reads version 1"),
+        (lambda m: m.pop("rows"), r"is damaged \(rows\)"),
+        (lambda m: m.update(kind="fast"), "of the kind 'fast'"),
+        (lambda m: m.update(kind=["exact"]), r"is damaged \(kind\)"),
+        (lambda m: m.update(removed=[9]), "is damaged"),
+        (lambda m: m.update(removed=["0"]), "is damaged"),
+        (lambda m: m.update(effort="1"), "is damaged"),
+        (lambda m: m.update(dim=-5), "is damaged"),
+        (lambda m: m.update(model={}), "is damaged"),
+        (lambda m: m.update(roots=[1]), "is damaged"),
+        (lambda m: m["files"]["rows"].update(file="../photos/red.png"), "is damaged"),
+        (lambda m: m["files"].pop("vectors"), "is damaged"),
+        (lambda m: m.update(rows=9), "has 8 lines for 9 rows"),
+    ],
+)
+def test_a_damaged_manifest_is_a_sentence(index: Path, change: Callable[[dict[str, Any]], Any], words: str) -> None:
+    edit(index, change)
+    with pytest.raises(ValueError, match=words):
+        SearchIndex.open(index)
+
+
+def test_nested_json_is_a_sentence(index: Path) -> None:
+    (index / "index.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"cannot be read|is not the manifest"):
+        SearchIndex.open(index)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png"])
+def test_a_picture_does_not_leave_its_folder(index: Path, path: str) -> None:
+    lines = (index / "rows-00001.tsv").read_text(encoding="utf-8").splitlines()
+    put(index, "rows", "".join(f"{line}\n" for line in [f"x\t0\t{path}", *lines[1:]]).encode())
+    with pytest.raises(ValueError, match="leaves the folder"):
+        SearchIndex.open(index).picture(0)
+
+
+@pytest.mark.parametrize("line", ["x\t5\tred.png", "x\t-1\tred.png", "x\tred.png"])
+def test_a_damaged_row_is_a_sentence(index: Path, line: str) -> None:
+    lines = (index / "rows-00001.tsv").read_text(encoding="utf-8").splitlines()
+    put(index, "rows", "".join(f"{text}\n" for text in [line, *lines[1:]]).encode())
+    with pytest.raises(ValueError, match=r"is damaged|names folder 5"):
+        SearchIndex.open(index).picture(0)

@@ -1,0 +1,151 @@
+"""Every kind of index against a slow and obvious search, and its recall against a count by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mclip_fairseq.search.kinds import KINDS, Searcher, efforts, factory_string, new_index, read_index, write_index
+from mclip_fairseq.search.recall import Yardstick, exact_neighbours, sentence
+
+DIM, COUNT = 16, 2000
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    found = rng.normal(size=(40, DIM))[rng.integers(0, 40, COUNT)] + 0.4 * rng.normal(size=(COUNT, DIM))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def made(vectors: np.ndarray) -> dict[str, Any]:
+    found = {}
+    for kind in KINDS:
+        index = new_index(factory_string(kind, DIM, COUNT, 16 if kind in ("ivf", "sq8", "pq") else None), DIM)
+        index.train(vectors)
+        index.add(vectors)
+        found[kind] = index
+    return found
+
+
+def slow_search(vectors: np.ndarray, queries: np.ndarray, k: int, removed: set[int] = frozenset()) -> list[list[int]]:  # type: ignore[assignment]
+    result = []
+    for query in queries:
+        cosines = sorted(((float(query @ row), -number) for number, row in enumerate(vectors)), reverse=True)
+        result.append([-number for _, number in cosines if -number not in removed][:k])
+    return result
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf", "hnsw"])
+def test_the_nearest_are_found_less_what_was_removed(kind: str, vectors: np.ndarray, made: dict[str, Any]) -> None:
+    queries = vectors[:6] + np.float32(0.01)
+    effort = None if kind == "exact" else efforts(kind, made[kind])[-1]
+    removed = [int(row) for row in Searcher(made[kind], kind, effort)(queries, 2)[1][:, 0]]
+    scores, rows = Searcher(made[kind], kind, effort, removed)(queries, 5)
+    assert rows.tolist() == slow_search(vectors, queries, 5, set(removed))
+    assert rows.tolist() != slow_search(vectors, queries, 5)
+    assert scores == pytest.approx(np.take_along_axis(queries @ vectors.T, rows, axis=1), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_an_index_comes_back_from_its_file(kind: str, made: dict[str, Any], tmp_path: Path, vectors: Any) -> None:
+    entry = write_index(made[kind], tmp_path / "vectors.faiss")
+    assert len(entry["sha256"]) == 64
+    again = read_index(tmp_path / entry["file"], kind, DIM, COUNT)
+    effort = None if kind == "exact" else 16
+    for before, after in zip(*(Searcher(i, kind, effort)(vectors[:9], 7) for i in (made[kind], again)), strict=True):
+        assert np.array_equal(before, after)
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors.faiss"]
+
+
+def test_many_lists_of_short_codes_come_back(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(1200, 32)).astype(np.float32)
+    index = new_index(factory_string("pq", 32, 1200, 1100, 1), 32)
+    index.train(vectors)
+    index.add(vectors)
+    write_index(index, tmp_path / "vectors.faiss")
+    again = read_index(tmp_path / "vectors.faiss", "pq", 32, 1200)
+    before, after = (Searcher(i, "pq", 1100)(vectors[:9], 5)[1] for i in (index, again))
+    assert np.array_equal(before, after)
+
+
+def test_more_is_asked_for_than_there_is(vectors: np.ndarray, made: dict[str, Any]) -> None:
+    few = Searcher(made["exact"], "exact", None, list(range(3, COUNT)))
+    assert few.alive == 3
+    assert sorted(few(vectors[:1], 10)[1][0]) == [0, 1, 2]
+    assert Searcher(made["exact"], "exact", None, list(range(COUNT)))(vectors[:4], 10)[1].shape == (4, 0)
+
+
+def test_exact_neighbours_do_not_depend_on_the_blocks(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mclip_fairseq.search.recall.BLOCK", 301)
+    queries = vectors[::500]
+    found = exact_neighbours(lambda rows: vectors[rows], COUNT, queries, 8)
+    assert found.tolist() == slow_search(vectors, queries, 8)
+
+
+@pytest.mark.parametrize("own_images", [True, False])
+def test_recall_is_what_a_count_by_hand_gives(own_images: bool, vectors: np.ndarray, made: dict[str, Any]) -> None:
+    queries = None if own_images else np.ascontiguousarray(vectors[:50][:, ::-1])
+    yardstick = Yardstick(lambda rows: vectors[rows], COUNT, queries)
+    narrow = Searcher(made["ivf"], "ivf", 1)
+    told = yardstick.measure(narrow)
+    hits = first = 0
+    for number, query in enumerate(yardstick.queries):
+        own = set() if yardstick.own is None else {int(yardstick.own[number])}
+        truth = [row for row in slow_search(vectors, query[None], 11)[0] if row not in own][:10]
+        found = [row for row in narrow(query[None], 11)[1][0].tolist() if row not in own][:10]
+        hits += len(set(truth) & set(found))
+        first += truth[0] in found[:10]
+    assert told["recall_at_k"] == pytest.approx(hits / (10 * len(yardstick.queries)), abs=1e-4)
+    assert told["nearest_found"] == pytest.approx(first / len(yardstick.queries), abs=1e-4)
+    assert 0.1 < told["recall_at_k"] < 0.999  # one list of sixteen must cost something
+    assert yardstick.measure(Searcher(made["ivf"], "ivf", 16))["recall_at_k"] == 1
+    assert yardstick.measure(Searcher(made["exact"], "exact", None))["nearest_found"] == 1
+
+
+def test_effort_grows_until_the_recall_is_reached(vectors: np.ndarray, made: dict[str, Any]) -> None:
+    yardstick = Yardstick(lambda rows: vectors[rows], COUNT)
+    told = yardstick.tune(made["ivf"], "ivf", 0.995, None)
+    assert told["recall_at_k"] >= 0.995
+    assert 1 < told["effort"] <= 16
+    less = yardstick.measure(Searcher(made["ivf"], "ivf", told["effort"] // 2))
+    assert less["recall_at_k"] < 0.995
+    assert yardstick.tune(made["ivf"], "ivf", 0.9, 1)["effort"] == 1
+    assert "of the 10 nearest" in sentence(told, "ivf")
+
+
+def test_compression_costs_recall_and_saves_room(vectors: np.ndarray, made: dict[str, Any], tmp_path: Path) -> None:
+    yardstick = Yardstick(lambda rows: vectors[rows], COUNT)
+    recall = {kind: yardstick.tune(made[kind], kind, 1.0, 16)["recall_at_k"] for kind in ("ivf", "sq8", "pq")}
+    assert recall["ivf"] == 1
+    assert recall["pq"] < recall["sq8"] <= 1
+    for kind in made:
+        write_index(made[kind], tmp_path / kind)
+    size = {kind: (tmp_path / kind).stat().st_size for kind in made}
+    assert size["sq8"] < size["exact"] < size["hnsw"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("exact", 512, 1000, 8, None), "--lists goes with"),
+        (("ivf", 512, 1000, None, 8), "--bytes goes with --kind pq"),
+        (("ivf", 512, 1000, 2000, None), "2000 lists for 1000 images"),
+        (("pq", 512, 1000, None, 7), "--bytes 7 does not divide"),
+        (("pq", 512, 100, None, None), "at least 256 images"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(arguments: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        factory_string(*arguments)
+
+
+def test_factory_strings() -> None:
+    assert factory_string("ivf", 512, 1_000_000) == "IVF2048,Flat"
+    assert factory_string("pq", 512, 100_000) == "IVF512,PQ64"
+    assert factory_string("hnsw", 512, 10) == "HNSW32,Flat"
+    assert factory_string("ivf", 512, 1) == "IVF1,Flat"
