@@ -188,7 +188,7 @@ def test_the_comparison_can_fail(tiny_corpus: Path, run_train: Train, stopped: P
 
 
 @pytest.mark.distributed
-def test_a_stop_of_two_ranks_changes_nothing(tiny_corpus: Path, tmp_path: Path) -> None:
+def test_a_stop_of_two_ranks_changes_nothing(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
     """Both tasks over two gloo ranks, with uneven shards; and one rank is refused what two have begun."""
     runs, names = [], []
     for task in ("mte", "trikd"):
@@ -196,9 +196,12 @@ def test_a_stop_of_two_ranks_changes_nothing(tiny_corpus: Path, tmp_path: Path) 
         for folder, updates in (("straight", 9), ("stopped", 3), ("stopped", 9)):
             runs.append([*common, "--save-dir", tmp_path / f"{task}-{folder}", "--max-update", updates])
             names.append((task, folder))
+    runs.append([*common, "--save-dir", tmp_path / "of-two", "--max-update", 3])
     logs = train_on_ranks(2, runs, tmp_path)
     for log in logs:
         assert all(output.endswith("exit status 0\n") for output in log), log
+    with pytest.raises(ValueError, match=r"--distributed-world-size 2 \(now 1\)"):
+        run_train(*common, "--save-dir", tmp_path / "of-two", "--max-update", "4")
     for number, task in ((0, "mte"), (3, "trikd")):
         one, two = tmp_path / f"{task}-straight", tmp_path / f"{task}-stopped"
         check_resumed(logs[number][0], logs[number + 2][0], one, two, 3)
