@@ -25,6 +25,7 @@ for _name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
     os.environ.pop(_name, None)  # fairseq would wait for the other ranks of whatever started pytest
 
 import contextlib
+import gc
 import importlib
 import io
 import logging
@@ -91,9 +92,11 @@ def _same_start_for_every_test() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_waiting_for_the_disk() -> Iterator[None]:
     """Leave the system its time to write: what a test looks at is in the cache, and a busy disk takes seconds."""
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    with pytest.MonkeyPatch.context() as patch:  # the test's own is undone before torch's switches are given back
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 def _command(name: str) -> list[str]:
@@ -188,6 +191,7 @@ def _forget_last_run() -> None:
     for function in (checkpoint_utils.save_checkpoint, train.should_stop_early):
         vars(function).clear()  # fairseq keeps the best validation loss and the patience counter there
     metrics.reset()
+    gc.collect()  # a trainer that is gone gives the signals back
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def start_ranks(
     assert [process.exitcode for process in ranks] == [0] * world
 
 
-def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: str, unchecked: bool) -> None:
+def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: str, unchecked: bool = False) -> None:
     """One rank of `train_on_ranks`."""
     from fairseq.distributed import utils as distributed_utils
     from fairseq_cli import train as fairseq_train

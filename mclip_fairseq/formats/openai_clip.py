@@ -228,7 +228,7 @@ def to_clip_model(
                 sizes[tower] |= {"hidden_act": activation, "num_attention_heads": heads}
         weights, unknown = rename(state)
         if RESNET in state:
-            from mclip_fairseq.models.clip_resnet import CLIPResNetConfig, CLIPResNetModel
+            from mclip_fairseq.formats.clip_resnet import CLIPResNetConfig, CLIPResNetModel
 
             model: Any = CLIPResNetModel(CLIPResNetConfig(**sizes))
             weights = {f"text.{name}" if name.startswith("text_") else name: tensor for name, tensor in weights.items()}

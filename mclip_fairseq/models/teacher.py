@@ -100,7 +100,7 @@ class DualEncoderTeacher(nn.Module):
         shield_torchaudio()
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        import mclip_fairseq.models.clip_resnet  # noqa: F401  (registers it with AutoModel)
+        import mclip_fairseq.formats.clip_resnet  # noqa: F401  (registers it with AutoModel)
 
         named = str(name_or_path)
         source = packed_dual_encoder(named) or named
