@@ -10,6 +10,7 @@ import contextlib
 import importlib.resources
 import io
 import json
+import re
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ from mclip_fairseq.search.limits import MAX_TEXT_BODY, MAX_UPLOAD, MAX_UPLOAD_PI
 from mclip_fairseq.search.query import Hit, checked_query, search_images, search_texts
 
 MAX_K = 100
+# A tag: no one says so what an image shows, and "<3" is none.
+MARKUP = re.compile(r"<\s*[/!]?\s*[a-zA-Z][^<]*>")
 ALIKE = 8  # texts of like length encoded together: on few cores padding costs more than small batches
 DEFAULT_K = 24
 THUMBNAIL, FULL = 256, 1600  # longest edge in pixels
@@ -78,6 +81,8 @@ class Search:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             told = str(error) if type(error) is ValueError else 'send {"query": "text"}'
             raise HTTPException(400, told) from error
+        if MARKUP.search(text):
+            raise HTTPException(400, "the query is markup; say in words what the image shows")
         if type(k) is not int or not 1 <= k <= MAX_K:
             raise HTTPException(400, f"k is a whole number from 1 to {MAX_K}")
         hits = self.answers.get(text)
