@@ -43,6 +43,11 @@ def listen_no_more() -> None:
     _received.clear()
 
 
+def listening() -> bool:
+    """Whether a run of this process, or of the one it was forked from, notes the signals."""
+    return bool(_listeners)
+
+
 def _note(number: int, frame: FrameType | None) -> None:
     # No logging here: the signal may have come in the middle of a log line.
     _received.append(number)

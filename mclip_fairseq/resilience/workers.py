@@ -11,23 +11,42 @@ from typing import Any
 
 import torch.utils.data
 
+from mclip_fairseq.resilience import signals
+
 _shielded: list[int] = []
 _closing: list[weakref.ref[Any]] = []
 _counted: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def shield_worker() -> None:
-    """Let a worker obey only its trainer's SIGTERM; called in the trainer itself, it does nothing.
+    """`shield` where data are loaded by a worker, and nothing in the trainer itself."""
+    if torch.utils.data.get_worker_info() is not None:
+        shield()
+
+
+def shield_forked() -> None:
+    """`shield` a child of a run at its very fork: the noting of signals that it inherits would swallow SIGTERM."""
+    if signals.listening():
+        _shielded.clear()
+        shield()
+
+
+def shield() -> None:
+    """Let this process obey only its parent's SIGTERM.
 
     A scheduler signals every process of a job. A worker that died of it would take the trainer's last step along.
     """
-    if _shielded or torch.utils.data.get_worker_info() is None:
+    if _shielded:
         return
     _shielded.append(1)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # A handler is not told who sent a signal; whoever waits for a blocked one is.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=shield_forked)
 
 
 def _obey(trainer: int) -> None:
