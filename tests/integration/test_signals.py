@@ -86,10 +86,22 @@ def children(pid: int) -> list[int]:
     return [one for child in map(int, found) for one in [child, *children(child)]]
 
 
+def obey_interrupts() -> None:
+    """What is started by a shell's `&` ignores them, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(command: Sequence[object], log: Path, **environment: str) -> subprocess.Popen[bytes]:
     path = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     with log.open("wb") as stream:
-        return subprocess.Popen([*map(str, command)], stdout=stream, stderr=stream, env=path, start_new_session=True)
+        return subprocess.Popen(
+            [*map(str, command)],
+            stdout=stream,
+            stderr=stream,
+            env=path,
+            start_new_session=True,
+            preexec_fn=obey_interrupts,
+        )
 
 
 def wait_for(what: str, log: Path, process: subprocess.Popen[bytes], patience: float = 120) -> str:
