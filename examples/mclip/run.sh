@@ -63,7 +63,7 @@ if ((TINY)); then
 fi
 TRAIN=(fairseq-train)
 ((GPUS == 1)) || TRAIN=(torchrun --standalone --nproc-per-node "$GPUS" -m fairseq_cli.train)
-# Several machines: slurm.sbatch sets this to torchrun with its rendezvous.
+# Several machines: slurm.sbatch sets this to srun and torchrun with its rendezvous.
 [[ -z ${LAUNCHER:-} ]] || read -ra TRAIN <<< "$LAUNCHER -m fairseq_cli.train"
 
 run() {
@@ -72,13 +72,23 @@ run() {
   printf '\n'
   ((DRY)) || "$@"
 }
+# A run that is asked to stop saves and ends with status 0: it is not finished, and no other stage follows.
+ASKED=0
+trap 'ASKED=1' TERM USR1
+stops() { { [[ ! -f $1 ]] || cat "$1"; } | grep -c 'updates and ending' || true; }
 # train RESULT OPTION...: fairseq-train into the directory of RESULT, unless that is finished.
 train() {
   local folder=$OUT/$1
   shift
   [[ -e $folder/finished ]] && { echo "$folder is finished"; return; }
+  local log=$folder/train.log before
   ((DRY)) || mkdir -p "$folder"
-  run "${TRAIN[@]}" "$@" "${COMMON[@]}" "${PRECISION[@]}" --save-dir "$folder" --log-file "$folder/train.log"
+  before=$(stops "$log")
+  run "${TRAIN[@]}" "$@" "${COMMON[@]}" "${PRECISION[@]}" --save-dir "$folder" --log-file "$log"
+  if ((ASKED)) || [[ $(stops "$log") != "$before" ]]; then
+    echo "$folder was asked to stop; the same command goes on from there"
+    exit 0
+  fi
   ((DRY)) || touch "$folder/finished"
 }
 pairs() { local list=(); for lang in ${PAIRS//,/ }; do list+=("en-$lang"); done; local IFS=,; echo "${list[*]}"; }

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mclip_fairseq.evaluation.galleries import Encoder
+from mclip_fairseq.data.files import read_lines
+from mclip_fairseq.evaluation.galleries import Encoder, Gallery
 
 CAPTIONS = {"all": "every caption of an image", "first": "only the first caption of an image"}
 
@@ -36,12 +37,14 @@ class Benchmark(Protocol):
         name: for tables.
         kind: "retrieval", "bitext", "similarity" or "classification".
         headline: the metric that stands for a language in a comparison.
+        galleries: the images it may be tried on; none for text alone.
         notes: what a reader of the numbers must know, such as leaks.
     """
 
     name: str
     kind: str
     headline: str
+    galleries: Sequence[Gallery]
     notes: Sequence[str]
 
     def describe(self) -> dict[str, Any]:
@@ -57,8 +60,6 @@ def read_table(path: Path, columns: int) -> list[list[str]]:
     Raises:
         ValueError: a row with another number of columns, or none at all.
     """
-    from mclip_fairseq.data.files import read_lines
-
     rows = [line.split("\t") for line in read_lines(path)]
     for number, row in enumerate(rows, 1):
         if len(row) != columns:

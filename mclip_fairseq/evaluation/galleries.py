@@ -144,6 +144,14 @@ class ImageGallery:
         """The file of a row."""
         return self.paths[row]
 
+    def stamp(self) -> str:
+        """SHA-256 of every picture's name, size and time of change: another one where a picture was changed."""
+        digest = hashlib.sha256()
+        for name, path in zip(self.index.names, self.paths, strict=True):
+            status = path.stat() if path.is_file() else None
+            digest.update(f"{name}\t{status and (status.st_size, status.st_mtime_ns)}\n".encode())
+        return digest.hexdigest()
+
     def describe(self) -> dict[str, object]:
         """Where the pictures are, how many, and the SHA-256 of their sorted list of ids."""
         digest = hashlib.sha256("\n".join(sorted(self.index.names)).encode()).hexdigest()
@@ -204,6 +212,10 @@ class FeatureGallery:
                 "--images-root must be the folder that the ids are relative to."
             )
         return self.pictures.paths[found]
+
+    def stamp(self) -> str:
+        """SHA-256 of the manifest, which holds the hashes of all features, and the stamp of the pictures."""
+        return file_sha256(self.folder / "manifest.json") + (self.pictures.stamp() if self.pictures else "")
 
     def describe(self) -> dict[str, object]:
         """Where the features are, how many, the SHA-256 of their manifest, and what they were made by."""

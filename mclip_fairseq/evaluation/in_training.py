@@ -32,7 +32,8 @@ def validation_recalls(model: nn.Module, parts: Mapping[str, CaptionDataset]) ->
     try:
         texts: dict[str, list[Tensor]] = {}
         groups: dict[str, list[np.ndarray]] = {}
-        images: dict[int, Tensor] = {}
+        order: list[np.ndarray] = []  # of all groups, as the images come
+        images: list[Tensor] = []
         for name, part in parts.items():
             if part.images is None and part.pixels is None:
                 continue
@@ -44,14 +45,16 @@ def validation_recalls(model: nn.Module, parts: Mapping[str, CaptionDataset]) ->
                 out = model(**utils.apply_to_sample(lambda tensor: tensor.to(device), sample["net_input"]))
                 texts.setdefault(language, []).append(out["text"].float().cpu())
                 groups.setdefault(language, []).append(rows)
-                images.update(zip(rows.tolist(), out["image"].float().cpu(), strict=True))
+                order.append(rows)
+                images.append(out["image"].float().cpu())
     finally:
         model.train(training)
     if not images:
         return {}
-    numbers = np.array(sorted(images))
-    image = torch.stack([images[number] for number in numbers.tolist()])
-    own = {lang: torch.from_numpy(np.searchsorted(numbers, np.concatenate(found))) for lang, found in groups.items()}
+    captioned = {lang: np.concatenate(found) for lang, found in groups.items()}
+    numbers, first = np.unique(np.concatenate(order), return_index=True)
+    image = torch.cat(images)[torch.from_numpy(first)]
+    own = {lang: torch.from_numpy(np.searchsorted(numbers, found)) for lang, found in captioned.items()}
     results = evaluate_languages({lang: torch.cat(found) for lang, found in texts.items()}, image, own)["results"]
     recalls = {f"mean_recall_{lang}": metrics["mean_recall"] for lang, metrics in results.items()}
     return {"mean_recall": average_languages(results)["all"]["mean_recall"], **recalls}

@@ -65,20 +65,21 @@ def run(
         pictures: what to draw.
         command: what the user typed, for the report.
     """
-    key = None if folder is None else key_of(candidate, benchmark, settings, pictures)
+    described = benchmark.describe()
+    key = None if folder is None else key_of(candidate, benchmark, described, settings, pictures)
     if folder is not None and (found := report_there(folder, key)) is not None:
         print(f"{candidate.name}, {benchmark.name}: {folder / 'report.json'} is there")
         return found | {"name": candidate.name}
     start = time.monotonic()
-    described = benchmark.describe()
-    encoded = benchmark.encode(candidate.model, settings) if isinstance(benchmark, RetrievalBenchmark) else None
-    if isinstance(benchmark, RetrievalBenchmark) and encoded is not None:
+    encoded, choices = None, {}
+    if isinstance(benchmark, RetrievalBenchmark):
+        encoded = benchmark.encode(candidate.model, settings)
         measured = benchmark.measure(encoded, settings)
         described = {"captions": described["captions"]}
         described["gallery"] = encoded.gallery.describe() | {"searched": len(encoded.used)}
         choices = {name: value for name, value in asdict(settings).items() if name != "batch_size"}
     else:
-        measured, choices = benchmark.evaluate(candidate.model, settings), {}
+        measured = benchmark.evaluate(candidate.model, settings)
     report: Report = {
         "name": candidate.name,
         **provenance(command),
@@ -99,9 +100,12 @@ def run(
     return report
 
 
-def key_of(candidate: Candidate, benchmark: Benchmark, settings: Settings, pictures: Pictures) -> str:
+def key_of(
+    candidate: Candidate, benchmark: Benchmark, described: dict[str, Any], settings: Settings, pictures: Pictures
+) -> str:
     """SHA-256 of everything that numbers and pictures hang on."""
-    facts = [candidate.model.fingerprint, benchmark.kind, benchmark.describe(), asdict(settings), asdict(pictures)]
+    stamps = [gallery.stamp() for gallery in benchmark.galleries]
+    facts = [candidate.model.fingerprint, benchmark.kind, described, stamps, asdict(settings), asdict(pictures)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 

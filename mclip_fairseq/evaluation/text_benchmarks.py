@@ -9,7 +9,7 @@ from typing import Any
 from mclip_fairseq.data.files import file_sha256, read_lines
 from mclip_fairseq.evaluation.benchmark import Settings, chosen, read_table
 from mclip_fairseq.evaluation.bitext import bitext_accuracy
-from mclip_fairseq.evaluation.galleries import Encoder, encode_in_chunks
+from mclip_fairseq.evaluation.galleries import Encoder, Gallery, encode_in_chunks
 from mclip_fairseq.evaluation.languages import average_languages
 from mclip_fairseq.evaluation.similarity import similarity_correlations
 
@@ -30,6 +30,7 @@ class BitextBenchmark:
 
     kind = "bitext"
     headline = "accuracy"
+    galleries: Sequence[Gallery] = ()
 
     def __init__(
         self, folder: Path, name: str, pairs: Sequence[str], languages: Sequence[str] | None, notes: Sequence[str]
@@ -79,6 +80,7 @@ class SimilarityBenchmark:
 
     kind = "similarity"
     headline = "spearman"
+    galleries: Sequence[Gallery] = ()
 
     def __init__(
         self, folder: Path, name: str, tables: Sequence[str], languages: Sequence[str] | None, notes: Sequence[str]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from mclip_fairseq.data.feature_files import encode_ids, write_json
 from mclip_fairseq.data.features import FeatureStore
-from mclip_fairseq.data.files import file_sha256
+from mclip_fairseq.data.files import file_sha256, read_json
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.evaluation.report import provenance
 from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, locked, write_manifest
@@ -143,8 +142,8 @@ def _saved(file: Path, record: Path, plan: dict[str, Any], kind: str, dim: int) 
     """The index an interrupted run has left, if it is of the same plan and unaltered."""
     if not (file.is_file() and record.is_file()):
         return None
-    found = json.loads(record.read_text(encoding="utf-8"))
-    if found != plan | {"rows": found.get("rows"), "sha256": file_sha256(file)}:
+    found = read_json(record)
+    if not isinstance(found, dict) or found != plan | {"rows": found.get("rows"), "sha256": file_sha256(file)}:
         return None
     return read_index(file, kind, dim, found["rows"], writable=True)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.data.feature_files import write_bytes
-from mclip_fairseq.data.files import file_sha256, read_lines
+from mclip_fairseq.data.files import file_sha256, read_json, read_lines
 
 FORMAT = "mclip_fairseq search index"
 VERSION = 1
@@ -48,9 +48,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         missing = f"is not a search index, it has no {MANIFEST}; make one with mclip-search build"
         raise ValueError(f"{folder}: {unfinished if (folder / PARTIAL).is_dir() else missing}")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); build the index again") from error
+        manifest = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; build the index again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: is not the manifest of a search index")
     if manifest.get("version") != VERSION:

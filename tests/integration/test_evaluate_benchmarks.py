@@ -147,6 +147,10 @@ def test_nothing_is_done_twice(models: dict[str, GreyModel], folder: Path, capsy
     write(folder / "tatoeba/test.deu-eng.deu", ["grau a", "grau b", "grau d", "grau c"])
     assert cli.main(ALL) == 0  # changed data are another benchmark
     assert report("Tatoeba", "first")["results"]["deu"]["accuracy"] == 50
+    Image.new("L", (4, 4), GREYS["c"]).save(folder / "pictures" / "a.png")  # and so are changed pictures
+    assert cli.main(ALL) == 0
+    assert report("XTD10", "first")["results"]["de"]["t2i_R@1"] < 100
+    assert report("Babel", "first")["results"]["de"]["top1"] < 100
 
 
 def test_features_are_kept_by_content(models: dict[str, GreyModel], folder: Path) -> None:

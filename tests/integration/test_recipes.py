@@ -44,6 +44,29 @@ def value(words: list[str], option: str) -> str:
     return words[words.index(option) + 1]
 
 
+def test_a_stage_that_was_asked_to_stop_is_not_finished(repository_root: Path, tmp_path: Path) -> None:
+    """It ends with status 0, as a finished one does; only the log tells them apart."""
+    stub = tmp_path / "bin" / "fairseq-train"
+    write(stub, ["#!/usr/bin/env bash", 'while (($# > 1)); do shift; done; cat "$TOLD" >> "$1"'])
+    stub.chmod(0o755)
+    path = os.pathsep.join([str(stub.parent), os.environ["PATH"]])
+    for told, finished in (("SIGUSR1: saving after 7 updates and ending", False), ("done training", True)):
+        write(tmp_path / "told", [told])
+        environment = {**os.environ, "PATH": path, "TOLD": str(tmp_path / "told"), "OUT": str(tmp_path / str(finished))}
+        command = ["bash", str(repository_root / "examples" / "mclip" / "run.sh"), "mte1", "extract"]
+        done = subprocess.run(
+            command if not finished else command[:-1],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / str(finished) / "mte1" / "finished").exists() == finished
+        assert "mclip-extract-mte" not in done.stdout
+
+
 def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -> None:
     found = commands(recipe(repository_root, "mclip", "--dry-run", "--gpus", "8", cwd=tmp_path))
     assert list(found) == ["mte1", "mte2", "extract", "trikd", "finetune", "evaluate"]

@@ -185,3 +185,24 @@ def test_eight_workers_end_with_an_interrupt(tiny_corpus: Path, tmp_path: Path) 
     assert text.count("Traceback") == 1, text[-4000:]
     assert text.rstrip().endswith("KeyboardInterrupt")
     assert "leaked" not in text
+
+
+def test_a_child_of_a_run_obeys_it_from_its_fork_on() -> None:
+    """Before it has loaded anything; the noting of signals that it inherits would swallow SIGTERM."""
+    signals.listen()
+    try:
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(1)
+        time.sleep(0.5)
+        os.kill(child, signal.SIGTERM)
+        end = time.monotonic() + 20
+        while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
+            time.sleep(0.05)
+        if not ended[0]:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert ended == (child, 0)
+    finally:
+        signals.listen_no_more()

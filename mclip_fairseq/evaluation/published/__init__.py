@@ -70,7 +70,7 @@ def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[P
         for part in parts:
             rows.append([part.model, *_cells(part.results, languages, headline), "own"])
         for entry in known:
-            same = "yes" if entry.protocol == part.protocol else f"no: {entry.protocol}"
+            same = "yes" if entry.protocol == parts[0].protocol else f"no: {entry.protocol}"
             rows.append([entry.system, *_cells(entry.results, languages, headline), same])
         sources = "\n".join(f"Source: {source}." for source in dict.fromkeys(entry.source for entry in known))
         blocks.append(f"{title}, beside published numbers\n\n{align_table(rows)}\n\n{sources}")
