@@ -19,8 +19,8 @@ Features = Tensor | np.ndarray
 TIE_TOLERANCE = 1e-12
 RECALL_AT = (1, 5, 10)
 PROTOCOLS = ("strict", "released")
-# Scores held at once (float64): 32 MiB, several such blocks live at a time.
-BLOCK_SCORES = 1 << 22
+# Scores held at once (8 MiB as float64, several such blocks live at a time): small enough for a cache.
+BLOCK_SCORES = 1 << 20
 # Scores that float32 cannot tell from a threshold: beyond this share a whole block is computed in float64.
 MOST_DOUBTFUL = 0.05
 PAIRS_AT_ONCE = 1 << 15
@@ -190,9 +190,12 @@ def _released_ranks(text: Tensor, image: Tensor, own: Tensor) -> RetrievalRanks:
 
 def _counts(scores: Tensor, threshold: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """How many scores along ``dim`` are not below the threshold, and how many are above it."""
-    at_least = (scores >= threshold - TIE_TOLERANCE).sum(dim)
-    above = (scores > threshold + TIE_TOLERANCE).sum(dim)
-    return at_least, above
+    return _count(scores >= threshold - TIE_TOLERANCE, dim), _count(scores > threshold + TIE_TOLERANCE, dim)
+
+
+def _count(mask: Tensor, dim: int) -> Tensor:
+    """int64 number of true values along ``dim``; bytes are added four times as fast as booleans."""
+    return mask.view(torch.uint8).sum(dim, dtype=torch.int32).long()
 
 
 def _float32_is_exact_enough(image: Tensor) -> bool:
@@ -213,12 +216,16 @@ def _counts_of_pairs(scores: Tensor, threshold: Tensor, dim: int, text: Tensor, 
     if scores.dtype == torch.float64:
         return _counts(scores, threshold, dim)
     margin = (image.shape[1] + 4) * torch.finfo(torch.float32).eps
-    distance = scores - threshold.float()
-    close = (distance.abs() <= margin).nonzero()
-    if len(close) > scores.numel() * MOST_DOUBTFUL:
+    limit = threshold.float()
+    surely, perhaps = scores > limit + margin, scores >= limit - margin
+    at_least = _count(surely, dim)
+    doubts = _count(perhaps, dim) - at_least
+    if doubts.sum() > scores.numel() * MOST_DOUBTFUL:
         exact = (text @ image.T).masked_fill_(scores == -torch.inf, -torch.inf)
         return _counts(exact, threshold, dim)
-    at_least = (distance > margin).sum(dim)
+    doubtful = doubts.nonzero()[:, 0]
+    close = (perhaps ^ surely).index_select(1 - dim, doubtful).nonzero()
+    close[:, 1 - dim] = doubtful[close[:, 1 - dim]]
     above = at_least.clone()
     for pairs in close.split(PAIRS_AT_ONCE):
         row, column = pairs.unbind(1)
