@@ -8,6 +8,7 @@ Reads the directory that the README describes and writes, below the output:
 - `text/pairs5/train.en`: the five independent English captions of each training photo, with `.ids`;
 - `gallery/valid.{en,de,fr,cs}` and `gallery/valid.ids`: the validation captions and their photos, and those of `test`
   where the directory has that split;
+- `bitext/`: the validation captions of each language with their English ones, a benchmark of `mclip-evaluate`;
 - `features/image`, `features/text`: indexed feature directories.
 
 No non-English caption is ever paired with a photo outside the gallery.
@@ -15,6 +16,7 @@ No non-English caption is ever paired with a photo outside the gallery.
 
 import argparse
 import gzip
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +67,17 @@ def write_parallel(data: Path, output: Path) -> dict[str, int]:
                     output / "text" / "parallel" / f"train.{lang}.ids", [f"-\tmt{i}" for i in range(len(lines))]
                 )
     return counts
+
+
+def write_bitext(data: Path, output: Path) -> None:
+    """Validation captions of every language with their English ones, laid out as by `preprocess/tatoeba.py`."""
+    folder = output / "bitext"
+    for lang in LANGS[1:]:
+        for side in (lang, "en"):
+            write_lines(folder / f"test.{lang}-en.{side}", read_lines(data / "mt" / f"valid.{side}.gz"))
+    count = len(read_lines(data / "mt" / "valid.en.gz"))
+    manifest = {"name": "Multi30K validation captions", "pairs": {f"{lang}-en": count for lang in LANGS[1:]}}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def write_pairs(data: Path, output: Path) -> None:
@@ -124,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         counts = write_parallel(args.data, args.output)
+        write_bitext(args.data, args.output)
         write_pairs(args.data, args.output)
         write_feature_directories(args.data, args.output, counts["train"])
     except ValueError as error:

@@ -17,6 +17,8 @@
 #   no-text-text    mclip whose TriKD has no text-text term (takes the encoder of mclip with the same seed)
 #   no-image-text   mclip whose TriKD has no image-text term (likewise)
 #   finetune-en, finetune-de, ..., finetune-all  mclip, then all captions of one language or of all, positives by image
+#   stages          MTE alone, in the two stages of the paper: translation, then translation and contrast; beside the
+#                   second as many updates of translation alone. Translations and Tatoeba-style retrieval after each
 #   teacher-learning  M-CLIP's way: mean squared error to the teacher's text features, for the same minutes
 # SCALE multiplies all numbers of updates (1 is the published table, 0.01 a smoke test).
 set -euo pipefail
@@ -92,12 +94,12 @@ train() {
     "${LOGGING[@]}"
 }
 
+ARCHITECTURE=(--arch mte_tiny "${SIZES[@]}" --decoder-layers 1 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4)
 mte() { # mte UPDATES DIRECTORY [OPTION...]: translation and contrast on the parallel captions
   local count=$1 folder=$2
   shift 2
   train "$count" 40 "$TEXT/bin/mte" --task mte --langs "$LANGS" --lang-pairs en-de,en-fr,en-cs --both-directions \
-    --arch mte_tiny "${SIZES[@]}" --decoder-layers 1 --decoder-ffn-embed-dim 512 --decoder-attention-heads 4 \
-    --dropout 0 --criterion mte --contrastive-weight 3 --contrastive-temperature 0.1 --lr 2e-3 --batch-size 256 \
+    "${ARCHITECTURE[@]}" --dropout 0 --criterion mte --contrastive-weight 3 --contrastive-temperature 0.1 --lr 2e-3 --batch-size 256 \
     --save-dir "$folder" "$@"
 }
 
@@ -141,6 +143,20 @@ evaluate() { # evaluate CHECKPOINT SPLIT: the captions of every language
     --captions "${captions[@]}" --output "$RUN/evaluation/$2"
 }
 
+translate() { # translate CHECKPOINT DIRECTORY: the validation captions from English and into it, with beam search
+  local lang pair hypotheses=() references=()
+  mkdir -p "$2"
+  for lang in de fr cs; do
+    for pair in "en-$lang" "$lang-en"; do
+      run fairseq-generate "$TEXT/bin/mte" --user-dir "$PLUGIN" --task mte -s "${pair%-*}" -t "${pair#*-}" --cpu \
+        --path "$1" --gen-subset valid --beam 5 --remove-bpe sentencepiece --batch-size 64 > "$2/$pair.txt"
+      hypotheses+=("$pair=$2/$pair.txt")
+      references+=("$pair=$TEXT/text/parallel/valid.${pair#*-}")
+    done
+  done
+  run mclip-evaluate --hypotheses "${hypotheses[@]}" --references "${references[@]}" --output "$2"
+}
+
 extract() { # extract CHECKPOINT DIRECTORY: the encoder as an XLM-R archive
   run mclip-extract-mte "$1" --tokenizer "$TEXT/tokenizer" --output "$2"
 }
@@ -170,7 +186,26 @@ strengthen() { # the encoder of this variant, in $RUN/encoder
   ENCODER=$RUN/encoder
 }
 
+stages() {
+  local name
+  step mte1 "$RUN/mte1/checkpoint_last.pt" mte 800 "$RUN/mte1" --contrastive-weight 0
+  local again=(--finetune-from-model "$RUN/mte1/checkpoint_last.pt" --lr 1e-3)
+  step mte2 "$RUN/mte2/checkpoint_last.pt" mte 250 "$RUN/mte2" "${again[@]}"
+  step longer "$RUN/longer/checkpoint_last.pt" mte 250 "$RUN/longer" "${again[@]}" --contrastive-weight 0
+  for name in mte1 mte2 longer; do
+    step "translate-$name" "$RUN/translations/$name/report.json" \
+      translate "$RUN/$name/checkpoint_last.pt" "$RUN/translations/$name"
+    step "extract-$name" "$RUN/$name-encoder" extract "$RUN/$name/checkpoint_last.pt" "$RUN/$name-encoder"
+  done
+  run mclip-evaluate "$TEXT/bitext" --model "$RUN"/{mte1,mte2,longer}-encoder --name mte1 mte2 longer \
+    --output "$RUN/evaluation/bitext"
+}
+
 case $VARIANT in
+  stages)
+    stages
+    exit
+    ;;
   mclip | published | distil | no-contrastive | no-translation)
     strengthen
     step trikd "$RUN/trikd/checkpoint_last.pt" trikd "$ENCODER" "$RUN/trikd"

@@ -227,7 +227,13 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     add("--languages", nargs="+", metavar="LANG", help="which of the benchmarks' languages (all)")
     galleries = "; ".join(f"{name}: {meaning}" for name, meaning in GALLERIES.items())
-    add("--hypotheses", nargs="+", default=[], metavar="LANG=FILE", help="translations, plain or of fairseq-generate")
+    add(
+        "--hypotheses",
+        nargs="+",
+        default=[],
+        metavar="LANG=FILE",
+        help="translations, plain or of fairseq-generate; LANG may be a direction, en-de",
+    )
     add("--references", nargs="+", default=[], metavar="LANG=FILE", help="of --hypotheses, for BLEU and chrF")
     add("--gallery", choices=tuple(GALLERIES), default="captioned", help=galleries)
     add("--protocol", choices=PROTOCOLS, default="strict", help="strict (default), or the released mCLIP script's")

@@ -44,7 +44,7 @@ def translation_scores(hypotheses: Sequence[str], references: Sequence[str], lan
     Args:
         hypotheses: translations.
         references: one each.
-        language: of both; decides how BLEU tokenises (Chinese by characters, Japanese and Korean by characters where
+        language: of both, or the direction (`en-zh`); decides how BLEU tokenises (Chinese by characters, Japanese and Korean by characters where
             their analysers are not installed; the signature says which).
 
     Returns:
@@ -68,8 +68,8 @@ def translation_report(
     """BLEU and chrF of every language, as a report.
 
     Args:
-        hypotheses: language -> file, see `read_hypotheses`.
-        references: language -> file, a line per translation.
+        hypotheses: language or direction -> file, see `read_hypotheses`.
+        references: language or direction -> file, a line per translation.
         command: what the user typed.
 
     Raises:
@@ -105,8 +105,8 @@ def translation_report(
 
 
 def bleu_for(language: str) -> BLEU:
-    """Sacrebleu's BLEU with the tokeniser of a language."""
-    name = TOKENISERS.get(language)
+    """Sacrebleu's BLEU with the tokeniser of a language, or of the second one of a direction (`en-zh`)."""
+    name = TOKENISERS.get(language.rpartition("-")[2])
     if name is None:
         return BLEU()
     try:

@@ -135,7 +135,7 @@ def _build(path: Path, config: dict[str, Any]) -> ProjectedTower:
     weights[OUTPUT_TABLE] = weights[TOKEN_TABLE]
     weights[IDENTITY] = encode_identity(config["identity"])
     try:
-        module = build_module(config["architecture"], options, path, weights)
+        module = build_module(config["architecture"], options, path, weights, path / CONFIG)
     except (LookupError, RuntimeError) as error:
         raise ValueError(f"{path}: {WEIGHTS} does not fit {CONFIG}: {first_line(error)}") from error
     module.identity.update(config["identity"])

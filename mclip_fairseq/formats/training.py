@@ -13,6 +13,7 @@ from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.formats.towers import ProjectedTower
 from mclip_fairseq.models.freezing import IDENTITY, decode_identity, holds_text_encoder
+from mclip_fairseq.models.sizes import ENCODER, PROJECTORS, refuse_oversized
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 
 
@@ -46,7 +47,7 @@ def _load_training_checkpoint(file: Path, text_encoder: str, teacher: str) -> Pr
         options.text_encoder = str(directory)
     name = getattr(options, "_name", "")
     try:
-        module = build_module(name, options, directory, state["model"])
+        module = build_module(name, options, directory, state["model"], file)
     except LookupError as error:
         raise ValueError(f"{file}: {error}") from error
     tokenizer = XLMRTokenizer(directory)
@@ -85,7 +86,7 @@ def find_text_encoder(file: Path, path: str) -> Path:
     raise ValueError(f"{file}: its text_encoder {path} is not here; pass text_encoder= with the directory as it is now")
 
 
-def build_module(name: str, options: Namespace, directory: Path, weights: Mapping[str, Tensor]) -> Any:
+def build_module(name: str, options: Namespace, directory: Path, weights: Mapping[str, Tensor], where: Path) -> Any:
     """Build a registered model without a task and load its weights.
 
     Args:
@@ -93,9 +94,11 @@ def build_module(name: str, options: Namespace, directory: Path, weights: Mappin
         options: its configuration; an empty `text_encoder` builds the encoder from the sizes in it.
         directory: where `dict.txt` is.
         weights: its state dict.
+        where: the file that the options come from.
 
     Raises:
         LookupError: the model has no image side.
+        ValueError: the options claim larger sizes than the weights have.
     """
     from fairseq.models import ARCH_MODEL_REGISTRY
 
@@ -104,6 +107,9 @@ def build_module(name: str, options: Namespace, directory: Path, weights: Mappin
     builder = ARCH_MODEL_REGISTRY.get(name)
     if not hasattr(builder, "project_teacher"):
         raise LookupError(f"holds a model {name!r}, which has no image side; train with --arch mclip_base")
+    if not options.text_encoder:
+        refuse_oversized(where, options, weights, ENCODER, prefix="text_encoder.encoder.")
+    refuse_oversized(where, options, weights, PROJECTORS)
     stored = decode_identity(weights[IDENTITY]) if IDENTITY in weights else {}
     task = Namespace(
         source_dictionary=load_dictionary(directory),

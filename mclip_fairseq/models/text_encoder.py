@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mclip_fairseq.compat import load_checkpoint, untrained_bookkeeping
 from mclip_fairseq.data.files import expecting
 from mclip_fairseq.models.freezing import state_hash
+from mclip_fairseq.models.sizes import ENCODER, refuse_oversized
 
 PREFIX = "encoder."
 
@@ -102,6 +103,7 @@ class XLMREncoder(nn.Module):
                 f"{file}: the embedding table has {rows} rows but the dictionary has {len(dictionary)} entries; "
                 "use the dict.txt that belongs to this checkpoint"
             )
+        refuse_oversized(file, args, weights, ENCODER)
         for name, value in overrides.items():
             setattr(args, name, value)
         encoder = cls(args, dictionary)

@@ -137,6 +137,20 @@ def test_damaged_directories_are_refused(
         MultilingualCLIP.from_pretrained(folder, device="cpu")
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_max_positions"]
+    + ["projector_layers", "projector_ffn_embed_dim", "teacher_dim"],
+)
+def test_sizes_beyond_those_of_the_weights_take_no_memory(released: Path, tmp_path: Path, option: str) -> None:
+    folder = copy(released, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"][option] = 1 << 24
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"config.json: says {option} 16777216, but its weights have [0-9]+;"):
+        MultilingualCLIP.from_pretrained(folder, device="cpu")
+
+
 def test_image_processor_of_another_resolution_is_refused(released: Path, tmp_path: Path) -> None:
     folder = copy(released, tmp_path)
     file = folder / "teacher" / "preprocessor_config.json"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fairseq.data import Dictionary
 from torch import Tensor
 
 from mclip_fairseq import MultilingualCLIP
@@ -30,6 +31,7 @@ from mclip_fairseq.formats.card import read_report
 from mclip_fairseq.formats.openai_clip import open_clip_settings
 from mclip_fairseq.models.freezing import decode_identity
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
 from mclip_fairseq.tasks.mte import MTETask
 from tests import hostile
 from tests.tiny_models import tiny_clip_directory
@@ -135,6 +137,20 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_holds(tmp_path: Path) -> None
     with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", bytes(2**25))
     assert "unpacks to 33554432 bytes" in refused(lambda: load_checkpoint(tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize("option", ["encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "max_positions"])
+def test_an_archive_that_claims_more_than_it_holds(option: str, tmp_path: Path) -> None:
+    options = {"encoder_layers": 1, "encoder_embed_dim": 8, "encoder_ffn_embed_dim": 16, "encoder_attention_heads": 2}
+    cfg = Namespace(**options, encoder_max_positions=30, dropout=0.1, attention_dropout=0.1)
+    dictionary = Dictionary()
+    encoder = XLMREncoder(xlmr_args(cfg), dictionary)
+    torch.save(encoder.checkpoint(), tmp_path / "model.pt")
+    assert XLMREncoder.from_checkpoint(tmp_path, dictionary).dim == 8
+    setattr(encoder.args, option, 1 << 24)
+    torch.save(encoder.checkpoint(), tmp_path / "model.pt")
+    said = refused(lambda: XLMREncoder.from_checkpoint(tmp_path, dictionary))
+    assert f"model.pt: says {option} 16777216, but its weights have " in said
 
 
 # ------------------------------------------------------------------------------------------ model directories

@@ -23,6 +23,7 @@ def test_scores_are_those_of_sacrebleu() -> None:
     assert translation_scores(REFERENCES, REFERENCES, "de")["bleu"] == pytest.approx(100)
     # words are not all that counts where none are written
     assert "tok:zh" in translation_scores(["狗在海滩上跑"], ["狗在海滩上走"], "zh")["signatures"]["bleu"]
+    assert "tok:zh" in translation_scores(["狗在海滩上跑"], ["狗在海滩上走"], "en-zh")["signatures"]["bleu"]
     assert translation_scores(["犬が浜辺を走る"], ["犬が浜辺を歩く"], "ja")["bleu"] > 0
 
 
