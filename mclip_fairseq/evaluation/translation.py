@@ -44,8 +44,8 @@ def translation_scores(hypotheses: Sequence[str], references: Sequence[str], lan
     Args:
         hypotheses: translations.
         references: one each.
-        language: of both, or the direction (`en-zh`); decides how BLEU tokenises (Chinese by characters, Japanese and Korean by characters where
-            their analysers are not installed; the signature says which).
+        language: of both, or the direction (`en-zh`); decides how BLEU tokenises (Chinese by characters, Japanese and
+            Korean by characters where their analysers are not installed; the signature says which).
 
     Returns:
         ``bleu`` and ``chrf`` from 0 to 100, and their ``signatures``.

@@ -15,6 +15,7 @@ from mclip_fairseq.data.files import first_line
 from mclip_fairseq.formats.openai_clip import refuse_mismatch
 from mclip_fairseq.formats.towers import PairTower
 from mclip_fairseq.models.pooling import pool_mean
+from mclip_fairseq.models.sizes import model_without_memory
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 
 MAX_TOKENS = 512
@@ -61,16 +62,18 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
 
     try:
         safe = {"trust_remote_code": False}
-        base = AutoModel.from_config(AutoConfig.from_pretrained(str(config["modelBase"]), **safe), **safe)
+        base = AutoConfig.from_pretrained(str(config["modelBase"]), **safe)
         tokenizer = AutoTokenizer.from_pretrained(source, **safe)
-        text = MCLIPText(base, int(config["imageDimSize"]))
+        dim = int(config["imageDimSize"])
+        with torch.device("meta"):
+            own = dict(MCLIPText(model_without_memory(base), dim).named_parameters())
     except Exception as error:  # its loaders raise whatever broken files lead them to
         raise ValueError(f"{source}: its base model or tokenizer cannot be loaded: {first_line(error)}") from error
     weights = read_weights(source)
     # Poolers and position ids of other versions of transformers play no part.
     weights = {name: tensor.float() for name, tensor in weights.items() if not is_unused(name)}
-    own = {name: parameter for name, parameter in text.named_parameters() if not is_unused(name)}
-    refuse_mismatch(weights, own, [], source)
+    refuse_mismatch(weights, {name: tensor for name, tensor in own.items() if not is_unused(name)}, [], source)
+    text = MCLIPText(AutoModel.from_config(base, **safe), dim)
     text.load_state_dict(weights, strict=False)
     limit = min(MAX_TOKENS, int(tokenizer.model_max_length))
 
@@ -80,8 +83,7 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
 
     images = DualEncoderTeacher.from_pretrained(teacher) if teacher else None
     text.requires_grad_(False).eval()
-    name, dim = Path(source).name, text.LinearTransformation.out_features
-    return PairTower(text, tokenize, int(tokenizer.pad_token_id), name, images, dim)
+    return PairTower(text, tokenize, int(tokenizer.pad_token_id), Path(source).name, images, dim)
 
 
 def is_unused(name: str) -> bool:

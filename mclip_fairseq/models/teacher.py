@@ -15,6 +15,7 @@ from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.data.files import expecting, first_line
 from mclip_fairseq.data.hub import packed_dual_encoder
 from mclip_fairseq.models.freezing import state_hash
+from mclip_fairseq.models.sizes import refuse_oversized_directory
 
 # SigLIP pools the last position, whatever it holds: it was trained with all texts padded to one length.
 PADDED_TO_MAX_LENGTH = ("siglip", "siglip2")
@@ -98,7 +99,7 @@ class DualEncoderTeacher(nn.Module):
             ValueError: nothing usable there, weights are missing, or it is no dual encoder.
         """
         shield_torchaudio()
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
         import mclip_fairseq.formats.clip_resnet  # noqa: F401  (registers it with AutoModel)
 
@@ -106,7 +107,10 @@ class DualEncoderTeacher(nn.Module):
         source = packed_dual_encoder(named) or named
         options: dict[str, Any] = {"revision": revision} if revision else {}
         options["trust_remote_code"] = False
+        local = Path(source).is_dir()
         try:
+            if local:
+                refuse_oversized_directory(Path(source), AutoConfig.from_pretrained(source, trust_remote_code=False))
             model, info = AutoModel.from_pretrained(
                 source, dtype=torch.float32, weights_only=True, output_loading_info=True, **options
             )
@@ -122,7 +126,6 @@ class DualEncoderTeacher(nn.Module):
             raise ValueError(f"{source}: holds a {type(model).__name__}, which is no dual encoder of images and texts")
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{source}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
-        local = Path(source).is_dir()
         commit = None if local else getattr(model.config, "_commit_hash", None) or revision
         name = Path(named).resolve().name if Path(named).is_dir() else named
         with expecting(source, "a transformers dual encoder with an image processor"):

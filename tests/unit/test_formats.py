@@ -139,8 +139,10 @@ def test_damaged_directories_are_refused(
 
 @pytest.mark.parametrize(
     "option",
-    ["encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_max_positions"]
-    + ["projector_layers", "projector_ffn_embed_dim", "teacher_dim"],
+    [
+        *("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_max_positions"),
+        *("projector_layers", "projector_ffn_embed_dim", "teacher_dim"),
+    ],
 )
 def test_sizes_beyond_those_of_the_weights_take_no_memory(released: Path, tmp_path: Path, option: str) -> None:
     folder = copy(released, tmp_path)

@@ -215,9 +215,17 @@ def odd_config(folder: Path) -> None:
     edit(folder / "config.json", vision_config=3, text_config="x")
 
 
+def many_layers(folder: Path) -> None:
+    edit(folder / "config.json", text_config={"num_hidden_layers": 1 << 30})
+
+
+def wide_layers(folder: Path) -> None:
+    edit(folder / "config.json", vision_config={"hidden_size": 1 << 16, "intermediate_size": 1 << 18})
+
+
 MODELS = (
     *(evil_model, evil_processor, evil_weights),
-    *(evil_sentence_model, path_above, deep_config, deep_tokenizer, huge_header, odd_config),
+    *(evil_sentence_model, path_above, deep_config, deep_tokenizer, huge_header, odd_config, many_layers, wide_layers),
 )
 
 
@@ -235,7 +243,7 @@ def test_a_tokenizer_of_another_class_runs_no_code(clip: Path) -> None:
     assert MultilingualCLIP.from_pretrained(clip, device="cpu").encode_text("a dog").isfinite().all()
 
 
-@pytest.mark.parametrize("base", ["evil", "odd", "deep", "weights"])
+@pytest.mark.parametrize("base", ["evil", "odd", "deep", "weights", "large"])
 def test_text_towers_run_no_code(base: str, clip: Path, tmp_path: Path) -> None:
     if base == "evil":
         evil_model(clip)
@@ -247,11 +255,16 @@ def test_text_towers_run_no_code(base: str, clip: Path, tmp_path: Path) -> None:
     (tower / "config.json").write_text(json.dumps(config | ({"imageDimSize": "many"} if base == "odd" else {})))
     if base == "deep":
         (tower / "config.json").write_bytes(hostile.DEEP_JSON)
-    if base == "weights":
+    if base in ("weights", "large"):
         for file in clip.glob("*token*"):
             (tower / file.name).write_bytes(file.read_bytes())
+    if base == "weights":
         evil_checkpoint(tower / "pytorch_model.bin", "zip")
-    refused(lambda: MultilingualCLIP.from_pretrained(tower, device="cpu"))
+    if base == "large":
+        edit(clip / "config.json", vocab_size=1 << 40)
+        (tower / "model.safetensors").write_bytes((clip / "model.safetensors").read_bytes())
+    said = refused(lambda: MultilingualCLIP.from_pretrained(tower, device="cpu"))
+    assert base != "large" or "transformer.embeddings.word_embeddings.weight" in said
 
 
 def test_options_of_other_models_are_not_evaluated(tmp_path: Path) -> None:
