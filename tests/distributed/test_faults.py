@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -153,13 +155,15 @@ def test_one_rank_stops_both_before_the_step(tiny_corpus: Path, broken: Path, tm
 
 
 FAILING = """
-import os, signal, sys
+import os, signal, sys, time
 from mclip_fairseq.tasks.common import SampledTask
 step = SampledTask.train_step
 def failing(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
     if os.environ["RANK"] == "1" and update_num == 2:
         if os.environ["FAULT"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ["FAULT"] == "hang":
+            time.sleep(600)
         raise OSError("the disk of rank 1 is gone")
     return step(self, sample, model, criterion, optimizer, update_num, ignore_grad)
 SampledTask.train_step = failing
@@ -168,7 +172,7 @@ cli_main()
 """
 
 
-def fail(corpus: Path, folder: Path, fault: str) -> tuple[float, int, str]:
+def fail(corpus: Path, folder: Path, fault: str, patience: float = 90) -> tuple[float, int, str]:
     """Seconds from the first step to the end of a job whose rank 1 fails in its third, its status and its log."""
     script, log = folder / "failing.py", folder / "log"
     script.write_text(FAILING)
@@ -179,14 +183,17 @@ def fail(corpus: Path, folder: Path, fault: str) -> tuple[float, int, str]:
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "FAULT": fault, "MASTER_PORT": str(free_ports(1)[0])}
     with log.open("wb") as stream:
-        process = subprocess.Popen(list(map(str, command)), stdout=stream, stderr=stream, env=environment)
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=stream, stderr=stream, env=environment, start_new_session=True
+        )
         try:
             while "| train_inner | {" not in log.read_text(errors="replace") and process.poll() is None:
                 time.sleep(0.05)
             begin = time.monotonic()
-            status = process.wait(timeout=90)
+            status = process.wait(timeout=patience)
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     return time.monotonic() - begin, status, log.read_text(errors="replace")
 
 
@@ -207,3 +214,11 @@ def test_a_killed_rank_ends_the_job(tiny_corpus: Path, tmp_path: Path) -> None:
     assert status != 0
     assert seconds < 60
     assert "SIGKILL" in log or "Signal 9" in log
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_the_negative_control_a_rank_that_hangs(tiny_corpus: Path, tmp_path: Path) -> None:
+    """What the tests above would see if nobody noticed."""
+    with pytest.raises(subprocess.TimeoutExpired):
+        fail(tiny_corpus, tmp_path, "hang", patience=60)

@@ -62,6 +62,24 @@ def test_a_signalled_run_saves_ends_well_and_goes_on_exactly(
     assert difference(one["last_optimizer_state"], two["last_optimizer_state"]) == ""
 
 
+def test_the_negative_control_a_signal_that_is_not_noted(
+    tiny_corpus: Path, run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on to its end, and the test above would say so."""
+    step = SampledTask.optimizer_step
+
+    def signalled(self: Any, optimizer: Any, model: Any, update_num: int) -> None:
+        if update_num == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, optimizer, model, update_num)
+
+    monkeypatch.setattr(signals, "_note", lambda number, frame: None)
+    monkeypatch.setattr(SampledTask, "optimizer_step", signalled)
+    log = run_train(*options(tiny_corpus, tmp_path, "--num-workers", "0", "--max-update", "3", "--disable-validation"))
+    assert load_checkpoint(tmp_path / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"] == 3
+    assert "and ending" not in log
+
+
 def test_nobody_listens_outside_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Importing the plugin leaves a program's signals alone, and so does the end of a run."""
     before = [signal.getsignal(number) for number in signals.SIGNALS]
@@ -187,8 +205,12 @@ def test_eight_workers_end_with_an_interrupt(tiny_corpus: Path, tmp_path: Path) 
     assert "leaked" not in text
 
 
-def test_a_child_of_a_run_obeys_it_from_its_fork_on() -> None:
-    """Before it has loaded anything; the noting of signals that it inherits would swallow SIGTERM."""
+@pytest.mark.parametrize("shielded", [True, False])
+def test_a_child_of_a_run_obeys_it_from_its_fork_on(shielded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it has loaded anything; the noting of signals that it inherits would swallow SIGTERM, as the other case is
+    there to show."""
+    if not shielded:
+        monkeypatch.setattr(signals, "listening", lambda: False)
     signals.listen()
     try:
         child = os.fork()
@@ -197,12 +219,12 @@ def test_a_child_of_a_run_obeys_it_from_its_fork_on() -> None:
             os._exit(1)
         time.sleep(0.5)
         os.kill(child, signal.SIGTERM)
-        end = time.monotonic() + 20
+        end = time.monotonic() + (20 if shielded else 1)
         while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
             time.sleep(0.05)
         if not ended[0]:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        assert ended == (child, 0)
+        assert ended == ((child, 0) if shielded else (0, 0))
     finally:
         signals.listen_no_more()
