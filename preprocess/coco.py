@@ -15,7 +15,7 @@ from pathlib import Path
 
 from corpora.captions import Caption
 from corpora.command import Corpus, Options, run
-from corpora.karpathy import read_karpathy
+from corpora.karpathy import ARCHIVE, COCO, read_karpathy
 from corpora.sources import Sources
 
 NOTES = (
@@ -26,7 +26,7 @@ NOTES = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Name the source files."""
-    parser.add_argument("--karpathy", type=Path, required=True, metavar="FILE", help="dataset_coco.json")
+    parser.add_argument("--karpathy", type=Path, required=True, metavar="FILE", help=f"{COCO}, or {ARCHIVE}")
 
 
 def read(options: Options, sources: Sources) -> Iterator[Caption]:

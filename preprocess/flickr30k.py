@@ -15,18 +15,18 @@ from pathlib import Path
 
 from corpora.captions import Caption
 from corpora.command import Corpus, Options, run
-from corpora.karpathy import read_karpathy
+from corpora.karpathy import ARCHIVE, FLICKR30K, read_karpathy
 from corpora.sources import Sources
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Name the source files."""
-    parser.add_argument("--karpathy", type=Path, required=True, metavar="FILE", help="dataset_flickr30k.json")
+    parser.add_argument("--karpathy", type=Path, required=True, metavar="FILE", help=f"{FLICKR30K}, or {ARCHIVE}")
 
 
 def read(options: Options, sources: Sources) -> Iterator[Caption]:
     """All captions."""
-    return read_karpathy(sources.file(options.karpathy))
+    return read_karpathy(sources.file(options.karpathy), FLICKR30K)
 
 
 CORPUS = Corpus(

@@ -15,14 +15,14 @@ from pathlib import Path
 from corpora.captions import Caption
 from corpora.coco import Annotation, image_number, image_paths, read_annotations
 from corpora.command import Corpus, Options, run
-from corpora.karpathy import read_split
+from corpora.karpathy import ARCHIVE, COCO, read_split
 from corpora.sources import Sources
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Name the source files."""
     parser.add_argument("--captions", type=Path, nargs="+", required=True, metavar="FILE", help="both JSON files")
-    parser.add_argument("--karpathy", type=Path, required=True, metavar="FILE", help="dataset_coco.json")
+    parser.add_argument("--karpathy", type=Path, required=True, metavar="FILE", help=f"{COCO}, or {ARCHIVE}")
 
 
 def read(options: Options, sources: Sources) -> Iterator[Caption]:

@@ -14,14 +14,14 @@ from pathlib import Path
 from corpora.captions import TRAIN, Caption
 from corpora.coco import image_number, image_paths, read_annotations
 from corpora.command import Corpus, Options, run
-from corpora.karpathy import read_split
+from corpora.karpathy import ARCHIVE, COCO, read_split
 from corpora.sources import Sources
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Name the source files."""
     parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="yjcaptions26k_clean.json")
-    parser.add_argument("--karpathy", type=Path, metavar="FILE", help="dataset_coco.json, to keep test images apart")
+    parser.add_argument("--karpathy", type=Path, metavar="FILE", help=f"{COCO} or {ARCHIVE}, to keep test images apart")
 
 
 def read(options: Options, sources: Sources) -> Iterator[Caption]:

@@ -6,16 +6,17 @@ import gzip
 import hashlib
 import json
 import lzma
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
 MAX_LINE = 16 << 20
 MAX_JSON = 1 << 30
 BOM = b"\xef\xbb\xbf"
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 T = TypeVar("T")
 
 
@@ -71,18 +72,35 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
         yield place, decode(raw, place)
 
 
-def read_json(path: Path, drop: frozenset[str] = frozenset()) -> Any:
+def open_member(path: Path, name: str) -> Any:
+    """A file of a zip archive, in whichever folder of it, as a binary stream.
+
+    Raises:
+        ValueError: it is not there, or there twice.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise unreadable(path, error) from error
+    found = [member for member in archive.namelist() if PurePosixPath(member).name == name]
+    if len(found) != 1:
+        raise ValueError(f"{path}: holds {len(found)} files {name}; give that file itself")
+    return archive.open(found[0])
+
+
+def read_json(path: Path, drop: frozenset[str] = frozenset(), name: str = "") -> Any:
     """A JSON file of bounded size.
 
     Args:
-        path: the file, compressed or not.
+        path: the file, compressed or not, or a zip archive.
+        name: of the file in the archive.
         drop: keys that are forgotten wherever they occur, to save memory.
 
     Raises:
         ValueError: unreadable, too large, or not JSON.
     """
     try:
-        with open_bytes(path) as stream:
+        with open_member(path, name) if path.suffix == ".zip" else open_bytes(path) as stream:
             data = stream.read(MAX_JSON + 1)
     except UNREADABLE as error:
         raise unreadable(path, error) from error

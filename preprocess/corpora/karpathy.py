@@ -1,4 +1,4 @@
-"""Karpathy and Fei-Fei's split files `dataset_coco.json` and `dataset_flickr30k.json`."""
+"""Karpathy and Fei-Fei's split files `dataset_coco.json` and `dataset_flickr30k.json`, also in their zip archive."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +8,9 @@ from corpora.captions import Caption
 from corpora.coco import image_paths
 from corpora.files import member, read_json, unique
 
+COCO = "dataset_coco.json"
+FLICKR30K = "dataset_flickr30k.json"
+ARCHIVE = "caption_datasets.zip"
 SPLITS = {"train": "train", "restval": "train", "val": "valid", "test": "test"}
 
 
@@ -28,13 +31,17 @@ class SplitImage:
     place: str
 
 
-def read_split(path: Path) -> Iterator[SplitImage]:
+def read_split(path: Path, name: str = COCO) -> Iterator[SplitImage]:
     """All images in the order of the file, which is that of the published folds.
+
+    Args:
+        path: the file, or the archive.
+        name: of the file in the archive.
 
     Raises:
         ValueError: the file is not of that shape, or names an image twice.
     """
-    images = member(read_json(path, drop=frozenset({"tokens", "sentids"})), "images", list, str(path))
+    images = member(read_json(path, drop=frozenset({"tokens", "sentids"}), name=name), "images", list, str(path))
     places = ((f"{path}, image {number}", image) for number, image in enumerate(images, 1))
     for place, image in unique(places, lambda image: member(image, "filename", str, str(path)), "image"):
         split = member(image, "split", str, place)
@@ -44,8 +51,8 @@ def read_split(path: Path) -> Iterator[SplitImage]:
         yield SplitImage(image["filename"], SPLITS[split], captions, place)
 
 
-def read_karpathy(path: Path) -> Iterator[Caption]:
-    """The English captions of the file."""
-    for image in read_split(path):
+def read_karpathy(path: Path, name: str = COCO) -> Iterator[Caption]:
+    """The English captions; see `read_split`."""
+    for image in read_split(path, name):
         for text in image.captions:
             yield Caption(image.split, "en", image.name, text, image.place, image_paths(image.name))

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,23 @@ def test_coco(tmp_path: Path, split_file: Path, monkeypatch: pytest.MonkeyPatch)
     assert facts["sources"][0]["file"] == "dataset_coco.json"
     assert set(facts["files"]) == {path.name for path in out.iterdir()} - {"manifest.json"}
     assert "test.en: 5 captions of 4 images" in said
+
+
+def test_the_split_file_in_its_archive(tmp_path: Path, split_file: Path) -> None:
+    plain, packed, renamed = tmp_path / "plain", tmp_path / "packed", tmp_path / "renamed"
+    works("coco", "--karpathy", split_file, "--output", plain, *FREE)
+    for name, members in (("mine.zip", 1), ("twice.zip", 2), ("caption_datasets.zip", 1)):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for number in range(members):
+                archive.write(split_file, f"{number}/dataset_coco.json")
+    works("coco", "--karpathy", tmp_path / "mine.zip", "--output", packed, *FREE)
+    assert [lines(folder / "test.en") for folder in (packed, plain)] == [lines(plain / "test.en")] * 2
+    said = refuses("coco", "--karpathy", tmp_path / "caption_datasets.zip", "--output", renamed, *FREE)
+    assert "expected is 4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817; download it again" in said
+    said = refuses("coco", "--karpathy", tmp_path / "twice.zip", "--output", renamed, *FREE)
+    assert "twice.zip: holds 2 files dataset_coco.json; give that file itself" in said
+    (tmp_path / "bad.zip").write_bytes(b"PK")
+    assert "bad.zip: cannot be read" in refuses("flickr30k", "--karpathy", tmp_path / "bad.zip", "--output", renamed)
 
 
 def test_the_project_reads_what_is_written(tmp_path: Path, split_file: Path) -> None:
