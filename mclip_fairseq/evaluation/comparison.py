@@ -40,8 +40,12 @@ class Part:
 
     @property
     def title(self) -> str:
-        """Of a table."""
-        words = [self.benchmark, self.part, self.headline.replace("_", " "), self.protocol]
+        """Of a table of the headline metric."""
+        return self.title_of(self.headline)
+
+    def title_of(self, metric: str) -> str:
+        """Of a table of any metric."""
+        words = [self.benchmark, self.part, metric.replace("_", " "), self.protocol]
         return ", ".join(word for word in words if word)
 
 

@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import chain
 from typing import Any
 
-from mclip_fairseq.evaluation.comparison import parts_of
+from mclip_fairseq.evaluation.comparison import Part, parts_of
 from mclip_fairseq.evaluation.report import align_table
+
+TABLES = ("retrieval.tsv", "similarity.tsv")
 
 
 @dataclass
@@ -31,13 +34,18 @@ class Published:
     source: str
     results: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    def metric(self, headline: str) -> str:
+        """The headline where it is published, and otherwise what is."""
+        metrics = next(iter(self.results.values()))
+        return headline if headline in metrics else next(iter(metrics))
+
 
 def read_published() -> list[Published]:
     """All published numbers of this package."""
     here = resources.files(__package__)
     sources = json.loads((here / "sources.json").read_text(encoding="utf-8"))
     found: dict[tuple[str, str, str], Published] = {}
-    for row in csv.DictReader((here / "retrieval.tsv").read_text(encoding="utf-8").splitlines(), delimiter="\t"):
+    for row in chain.from_iterable(map(_rows, TABLES)):
         benchmark, system, protocol, source, language = (
             row.pop(name) for name in ("benchmark", "system", "protocol", "source", "language")
         )
@@ -45,6 +53,11 @@ def read_published() -> list[Published]:
         entry = found.setdefault(key, Published(benchmark, system, protocol, sources[source]))
         entry.results[language] = {name: float(value) for name, value in row.items() if value}
     return list(found.values())
+
+
+def _rows(table: str) -> csv.DictReader[str]:
+    text = (resources.files(__package__) / table).read_text(encoding="utf-8")
+    return csv.DictReader(text.splitlines(), delimiter="\t")
 
 
 def published_beside(reports: Sequence[Mapping[str, Any]]) -> list[Published]:
@@ -56,25 +69,33 @@ def published_beside(reports: Sequence[Mapping[str, Any]]) -> list[Published]:
 def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[Published]) -> str:
     """Markdown tables: own rows, then published ones, each saying whether its protocol is that of the own rows.
 
-    Averages are over the languages that all rows have.
+    What is published without the headline metric has a table per metric of its own.
     """
     blocks = []
-    for title, parts in parts_of(reports).items():
+    for parts in parts_of(reports).values():
         known = [entry for entry in published if entry.benchmark == parts[0].benchmark]
-        headline = parts[0].headline
-        own = set.intersection(*(set(part.results) for part in parts))
-        if not known or parts[0].part.startswith("mean of"):
+        if parts[0].part.startswith("mean of"):
             continue
-        languages = [lang for lang in parts[0].results if lang in own and all(lang in e.results for e in known)]
-        rows = [["model", *languages, "average", "same protocol"]]
-        for part in parts:
-            rows.append([part.model, *_cells(part.results, languages, headline), "own"])
-        for entry in known:
-            same = "yes" if entry.protocol == parts[0].protocol else f"no: {entry.protocol}"
-            rows.append([entry.system, *_cells(entry.results, languages, headline), same])
-        sources = "\n".join(f"Source: {source}." for source in dict.fromkeys(entry.source for entry in known))
-        blocks.append(f"{title}, beside published numbers\n\n{align_table(rows)}\n\n{sources}")
+        headline = parts[0].headline
+        for metric in dict.fromkeys([headline, *(entry.metric(headline) for entry in known)]):
+            entries = [entry for entry in known if entry.metric(headline) == metric]
+            if entries:
+                blocks.append(_beside(metric, parts, entries))
     return "\n\n".join(blocks)
+
+
+def _beside(metric: str, parts: Sequence[Part], known: Sequence[Published]) -> str:
+    """One table; averages are over the languages that all rows have."""
+    own = set.intersection(*(set(part.results) for part in parts))
+    languages = [lang for lang in parts[0].results if lang in own and all(lang in e.results for e in known)]
+    rows = [["model", *languages, "average", "same protocol"]]
+    for part in parts:
+        rows.append([part.model, *_cells(part.results, languages, metric), "own"])
+    for entry in known:
+        same = "yes" if entry.protocol == parts[0].protocol else f"no: {entry.protocol}"
+        rows.append([entry.system, *_cells(entry.results, languages, metric), same])
+    sources = "\n".join(f"Source: {source}." for source in dict.fromkeys(entry.source for entry in known))
+    return f"{parts[0].title_of(metric)}, beside published numbers\n\n{align_table(rows)}\n\n{sources}"
 
 
 def _cells(results: Mapping[str, Mapping[str, float]], languages: Sequence[str], headline: str) -> list[str]:
