@@ -123,11 +123,13 @@ trikd() { # trikd ENCODER DIRECTORY [OPTION...]: English image-caption pairs onl
 }
 
 finetune() { # finetune CHECKPOINT LANGUAGES DIRECTORY: the projectors go on, on the captions of these languages
-  train 150 20 "$TEXT/bin/photos" --task trikd --langs "$2" "${FEATURES[@]}" \
+  local data=$TEXT/bin/photos
+  [[ ,$2, != *,en,* ]] || data+=:$TEXT/bin/pairs5
+  train 100 20 "$data" --task trikd --langs "$2" "${FEATURES[@]}" \
     --arch mclip_tiny --text-encoder "$ENCODER" --finetune-from-model "$1" --pooling mean --projector-layers 1 \
     --projector-ffn-embed-dim 1024 --projector-attention-heads 4 --dropout 0.1 --criterion trikd --positives image \
     --text-text-weight 1 --text-text-scale 8 --text-state-cache "$OUT/states" --text-state-dtype float16 \
-    --lr 5e-4 --batch-size 512 --save-dir "$3"
+    --lr 2e-4 --batch-size 512 --save-dir "$3"
 }
 
 teacher_learning() { # teacher_learning DIRECTORY: M-CLIP's way, for about the minutes of the other stages together

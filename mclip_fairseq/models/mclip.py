@@ -243,7 +243,11 @@ class MCLIPModel(BaseFairseqModel):
         stored = state.pop(IDENTITY, None)
         own = super().state_dict()
         # A teacher has buffers that no state dict holds.
-        absent = {name for name in self.dropped_names() if name in own and name not in state}
+        dropped = self.dropped_names()
+        if self.cfg.text_encoder and not any(name.startswith(FROZEN_PREFIXES[0]) for name in state):
+            # It was frozen there; here it may be trained on.
+            dropped |= {name for name in own if name.startswith(FROZEN_PREFIXES[0])}
+        absent = {name for name in dropped if name in own and name not in state}
         if stored is not None and (absent or self.identity["teacher"]):
             self.check_identity(decode_identity(stored), check_text=bool(absent))
         state.update({name: own[name] for name in absent})

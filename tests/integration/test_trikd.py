@@ -164,15 +164,22 @@ def test_resuming_in_mid_epoch_changes_nothing(
     assert all(torch.equal(straight[name], stopped[name]) for name in straight)
 
 
+@pytest.mark.parametrize("frozen", ["all", "none"])
 def test_fine_tuning_goes_on_from_a_checkpoint(
-    trained: tuple[Path, str], tiny_corpus: Path, encoder: Path, run_train: Train, tmp_path: Path
+    trained: tuple[Path, str], tiny_corpus: Path, encoder: Path, run_train: Train, tmp_path: Path, frozen: str
 ) -> None:
+    """Also with the encoder that was frozen before: it is that of the archive then."""
     run_train(
         *options(tiny_corpus, encoder, tmp_path, "--max-update", "1", "--disable-validation", "--langs", "de"),
-        *("--finetune-from-model", str(trained[0]), "--lr", "0"),
+        *("--finetune-from-model", str(trained[0]), "--lr", "0", "--freeze-text", frozen),
     )
     before, after = load_checkpoint(trained[0])["model"], load_checkpoint(tmp_path / "checkpoint_last.pt")["model"]
     assert all(torch.equal(before[name], after[name]) for name in before)
+    prefix = "text_encoder."
+    held = {name.removeprefix(prefix): tensor for name, tensor in after.items() if name.startswith(prefix)}
+    assert bool(held) == (frozen == "none")
+    archive = load_checkpoint(encoder / "model.pt")["model"]
+    assert all(torch.equal(archive[name], tensor) for name, tensor in held.items())
 
 
 def test_saving_everything_needs_no_archive(tiny_corpus: Path, encoder: Path, run_train: Train, tmp_path: Path) -> None:
