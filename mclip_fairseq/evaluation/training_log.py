@@ -10,8 +10,10 @@ from typing import Any
 
 from mclip_fairseq.data.files import parse_json, read_lines
 
-LINE = re.compile(r".*?\| (train_inner|train|valid\w*|test\w*) \| (\{.*\})\s*")
+# `--log-file` holds the JSON alone, among other lines; what a terminal shows has the time and the place before it.
+LINE = re.compile(r"(?:.*?\| (?:train_inner|train|valid\w*|test\w*) \| |(?=\{\"))(\{.*\})\s*")
 STEP = "num_updates"
+INNER = "train_inner"
 # Bookkeeping that no one looks at over time.
 LEFT_OUT = {"epoch", "update", "num_updates", "train_wall", "wall", "wpb", "bsz", "clip", "loss_scale"}
 
@@ -27,9 +29,10 @@ class Curves:
 
     points: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
 
-    def add(self, place: str, values: dict[str, Any]) -> None:
+    def add(self, values: dict[str, Any]) -> None:
         """Add one logged line; lines without a number of updates are left out."""
-        prefix = "" if place == "train_inner" else f"{place}_"
+        place = next((name.removesuffix(f"_{STEP}") for name in values if name.endswith(f"_{STEP}")), INNER)
+        prefix = "" if place == INNER else f"{place}_"
         numbers = {
             name.removeprefix(prefix): number
             for name, value in values.items()
@@ -64,7 +67,7 @@ def read_curves(logs: Sequence[Path]) -> Curves:
             if match is None:
                 continue
             try:
-                curves.add(match[1], parse_json(match[2]))
+                curves.add(parse_json(match[1]))
             except ValueError as error:
                 raise ValueError(f"{path} line {number}: is not JSON: {error}") from error
     if not curves.points:

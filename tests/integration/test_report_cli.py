@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,20 @@ from tests.tiny_data import mte_options
 
 @pytest.fixture(scope="module")
 def run(tiny_corpus: Path, run_train: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four updates, logged as JSON."""
+    """A run of four updates, logged as JSON: `train.log` by fairseq's own switch, `shown/` what a terminal shows."""
     folder = tmp_path_factory.mktemp("run")
     logged = ("--log-format", "json", "--log-interval", "1", "--max-update", "4", "--max-tokens", "2000")
-    text = run_train(*mte_options(tiny_corpus, folder), *logged, "--contrastive-weight", "1")
-    (folder / "train.log").write_text(text, encoding="utf-8")
+    file = ("--log-file", folder / "train.log")
+    text = run_train(*mte_options(tiny_corpus, folder), *logged, *file, "--contrastive-weight", "1")
+    for name in ("fairseq_cli.train", "fairseq.logging.progress_bar"):
+        logging.getLogger(name).handlers.clear()
+    (folder / "shown").mkdir()
+    (folder / "shown" / "train.log").write_text(text, encoding="utf-8")
     return folder
+
+
+def test_both_logs_give_the_same_curves(run: Path) -> None:
+    assert read_curves([run / "train.log"]) == read_curves([run / "shown" / "train.log"])
 
 
 def test_curves_and_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
