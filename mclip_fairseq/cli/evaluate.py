@@ -79,9 +79,12 @@ def evaluate(options: argparse.Namespace, command: Sequence[str]) -> list[Report
     settings = Settings(options.batch_size, options.protocol, options.gallery, options.captions_per_image)
     pictures = Pictures(DEFAULT_QUERIES if options.queries is None else options.queries, options.font)
     alone = len(options.model) == 1 and not options.benchmark
-    reports = []
+    reports: list[Report] = []
+    names: list[str] = []
     for number in range(len(options.model)):
         candidate = candidate_of(options, number)
+        names.append(candidate.name)
+        _refuse_same("models", names)
         for benchmark in benchmarks:
             folder = options.output
             if folder is not None and not alone:
@@ -119,8 +122,14 @@ def score_translations(options: argparse.Namespace, command: Sequence[str]) -> R
 def open_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
     """What the positional arguments or ``--captions`` name."""
     if options.benchmark:
-        places = Places(options.images_root, options.features, options.languages)
-        return [open_benchmark(source, places) for source in options.benchmark]
+        roots = [None if root == Path(NOTHING) else root for root in options.images_root or [None]]
+        roots = roots * len(options.benchmark) if len(roots) == 1 else roots
+        benchmarks = [
+            open_benchmark(source, Places(root, options.features, options.languages))
+            for source, root in zip(options.benchmark, roots, strict=True)
+        ]
+        _refuse_same("benchmarks", [benchmark.name for benchmark in benchmarks])
+        return benchmarks
     captions = read_caption_files(options.captions, options.ids)
     return [RetrievalBenchmark("captions", captions, open_galleries(options))]
 
@@ -131,7 +140,8 @@ def open_galleries(options: argparse.Namespace) -> list[Gallery]:
         return [ImageGallery(options.images)]
     from mclip_fairseq.data.features import FeatureStore
 
-    return [FeatureGallery(FeatureStore.open(path), path, options.images_root) for path in options.features]
+    root = options.images_root[0] if options.images_root else None
+    return [FeatureGallery(FeatureStore.open(path), path, root) for path in options.features]
 
 
 def candidate_of(options: argparse.Namespace, number: int) -> Candidate:
@@ -185,6 +195,10 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
         raise ValueError("--queries and --font shape the pictures in the output folder: give --output too.")
     if options.published and not options.benchmark:
         raise ValueError("--published compares benchmarks: name one.")
+    roots, sets = len(options.images_root or ()), len(options.benchmark) or 1
+    if roots not in (0, 1, sets):
+        raise ValueError(f"--images-root: {roots} given for {sets} benchmarks: give one for all, or one each.")
+    _refuse_same("models", options.name or ())
     for name in ("name", "text_encoder", "teacher"):
         values = getattr(options, name)
         if values and len(values) != len(options.model):
@@ -192,6 +206,13 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"{option}: {len(values)} given for {len(options.model)} models: give one each, {NOTHING} for none."
             )
+
+
+def _refuse_same(what: str, names: Sequence[str]) -> None:
+    """Their reports would lie in one place, and one row of a table looks like the other."""
+    for number, name in enumerate(names):
+        if slug(name) in map(slug, names[:number]):
+            raise ValueError(f"two {what} are called {name!r}: evaluate them in two calls, or give --name for models.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,7 +238,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     add("--features", type=_path, nargs="+", default=[], metavar="DIR", help="directories that mclip-features made")
     add("--images", type=_path, metavar="PATH", help="folder of pictures, or a list of paths")
-    add("--images-root", type=_path, metavar="DIR", help="pictures of the benchmarks, or those behind --features")
+    roots = f"pictures of the benchmarks, of all or one each ({NOTHING} for none), or those behind --features"
+    add("--images-root", nargs="+", type=_path, metavar="DIR", help=roots)
     add(
         "--max-pixels",
         type=_positive,

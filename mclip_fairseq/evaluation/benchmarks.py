@@ -17,6 +17,7 @@ from mclip_fairseq.evaluation.text_benchmarks import BitextBenchmark, Similarity
 
 MANIFEST = "manifest.json"
 IMAGES = "images.tsv"
+LABELS = "labels.tsv"
 DEFAULT_SPLIT = "test"
 
 
@@ -57,18 +58,34 @@ def open_benchmark(source: str, places: Places) -> Benchmark:
     title, notes = str(manifest.get("name", folder.name)), [str(note) for note in manifest.get("notes", ())]
     if "splits" in manifest:
         return _retrieval(folder, manifest, split or DEFAULT_SPLIT, title, notes, places)
+    if "tables" in manifest:
+        return _similarity(folder, list(manifest["tables"]), split or DEFAULT_SPLIT, title, notes, places)
     if split:
         raise ValueError(f"{source}: has no splits; give {folder} alone.")
     if "pairs" in manifest:
         return BitextBenchmark(folder, title, list(manifest["pairs"]), places.languages, notes)
-    if "tables" in manifest:
-        return SimilarityBenchmark(folder, title, list(manifest["tables"]), places.languages, notes)
     if "languages" in manifest:
-        galleries = _galleries(folder, places)
+        galleries = _galleries(folder, places, {name for name, _ in read_table(folder / LABELS, 2)})
         return ClassificationBenchmark(folder, title, list(manifest["languages"]), places.languages, galleries, notes)
     raise ValueError(
         f"{folder / MANIFEST}: is of no kind that is known; make the directory by a script of preprocess/."
     )
+
+
+def _similarity(
+    folder: Path, tables: list[str], split: str, title: str, notes: list[str], places: Places
+) -> SimilarityBenchmark:
+    """The tables of one split; they are named SET.SPLIT.LANGUAGE."""
+    there = [table for table in tables if table.split(".")[1:2] == [split]]
+    if not there:
+        splits = ", ".join(dict.fromkeys(table.split(".")[1] for table in tables if table.count(".") > 1))
+        raise ValueError(f"{folder}: has no split {split!r}; name one of {splits}, as in {folder}:valid.")
+    return SimilarityBenchmark(folder, titled(title, split), there, places.languages, notes)
+
+
+def titled(title: str, split: str) -> str:
+    """The name of a benchmark, with its split unless that is the usual one."""
+    return title if split == DEFAULT_SPLIT else f"{title} ({split})"
 
 
 def _retrieval(
@@ -86,15 +103,14 @@ def _retrieval(
     ]
     file = folder / f"{split}.folds.tsv"
     folds = {name: int(fold) for name, fold in read_table(file, 2)} if file.is_file() else {}
-    name = title if split == DEFAULT_SPLIT else f"{title} ({split})"
-    return RetrievalBenchmark(name, captions, _galleries(folder, places), folds, notes)
+    galleries = _galleries(folder, places, {name for part in captions for name in part.ids})
+    return RetrievalBenchmark(titled(title, split), captions, galleries, folds, notes)
 
 
-def _galleries(folder: Path, places: Places) -> list[Gallery]:
-    """What is given; features of other images than this benchmark's are left to others."""
+def _galleries(folder: Path, places: Places, needed: set[str]) -> list[Gallery]:
+    """What is given; features that lack an image that is needed are those of another benchmark."""
     from mclip_fairseq.data.features import FeatureStore
 
-    needed = {name for name, _ in read_table(folder / IMAGES, 2)}
     stores = [(FeatureStore.open(path), path) for path in places.features]
     galleries: list[Gallery] = [FeatureGallery(store, path) for store, path in stores if needed <= set(store.ids)]
     if places.images_root is not None:

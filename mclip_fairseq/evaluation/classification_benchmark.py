@@ -44,7 +44,6 @@ class ClassificationBenchmark:
         notes: Sequence[str],
     ) -> None:
         self.name = name
-        self.notes = notes
         self.folder = folder
         self.galleries = galleries
         self.languages = chosen(languages, dict.fromkeys(there), folder)
@@ -54,13 +53,22 @@ class ClassificationBenchmark:
         self.ids = [name for name, _ in labels]
         self.labels = np.array([int(label) for _, label in labels])
 
+        self.notes: Sequence[str] = [*notes, *self._bare_names()]
+
     def _prompts(self, language: str) -> list[str]:
         path = self.folder / f"prompts.{language}"
-        return read_lines(path) if path.is_file() else ["{}"]
+        return read_lines(path) if path.is_file() else []
+
+    def _bare_names(self) -> list[str]:
+        bare = [language for language, prompts in self.prompts.items() if not prompts]
+        if not bare or len(bare) == len(self.prompts):
+            return []
+        return [f"No prompts in {', '.join(bare)}: bare class names there, and no fair comparison with the others."]
 
     def describe(self) -> dict[str, Any]:
         """See ``Benchmark``."""
         names = [f"classes.{language}.tsv" for language in self.languages]
+        names += [f"prompts.{language}" for language, prompts in self.prompts.items() if prompts]
         counts = {"photos": len(self.ids), "classes": {lang: len(rows) for lang, rows in self.classes.items()}}
         return counts | {"sha256": {name: file_sha256(self.folder / name) for name in ["labels.tsv", *names]}}
 
@@ -81,9 +89,10 @@ class ClassificationBenchmark:
             def encode(texts: list[str], language: str = language) -> torch.Tensor:
                 return encode_in_chunks(model.encode_text, texts, settings.batch_size, f"classes ({language})")
 
-            features = class_features([name for _, name in classes], self.prompts[language], encode)
+            prompts = self.prompts[language]
+            features = class_features([name for _, name in classes], prompts or ["{}"], encode)
             results[language], confidence[language] = zero_shot_accuracy(
                 image[torch.from_numpy(kept)], features, torch.from_numpy(labels)
             )
-            results[language] |= {"classes": len(classes), "photos": len(kept)}
+            results[language] |= {"classes": len(classes), "prompts": len(prompts), "photos": len(kept)}
         return {"results": results, "confidence": confidence, "average": average_languages(results)}

@@ -14,7 +14,7 @@ from mclip_fairseq.evaluation.variance import STATISTICS, mean_rank_variance
 
 Metrics = dict[str, float]
 CURVE_AT = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-COUNTS = ("ties", "classes", "photos")
+COUNTS = ("ties", "classes", "prompts", "photos")
 
 
 def evaluate_languages(

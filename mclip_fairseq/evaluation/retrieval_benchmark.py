@@ -81,6 +81,7 @@ class RetrievalBenchmark:
         return {
             "captions": {part.language: part.describe() for part in self.captions},
             "galleries": [gallery.describe() for gallery in self.galleries],
+            "folds": sorted(self.folds.items()),
         }
 
     def encode(self, model: Encoder, settings: Settings) -> Encoded:
@@ -110,11 +111,26 @@ class RetrievalBenchmark:
         report = evaluate_languages(*parts)
         report["gallery_searched"] = len(encoded.used)
         if self.folds:
-            names = [encoded.gallery.index.names[row] for row in encoded.used]
-            folds = torch.tensor([self.folds[name] for name in names])
-            report["folds"] = {"number": len(folds.unique()), "images": int(folds.bincount().max())}
-            report["folds"] |= evaluate_languages(*parts, folds=folds)
+            report["folds"] = self.measure_folds(encoded, settings)
         return report
+
+    def measure_folds(self, encoded: Encoded, settings: Settings) -> dict[str, Any]:
+        """The mean over the folds; images without one are no distractors here."""
+        names = [encoded.gallery.index.names[row] for row in encoded.used]
+        inside = torch.tensor([name in self.folds for name in names])
+        folds = torch.tensor([self.folds[name] for name in names if name in self.folds])
+        row_inside = inside.cumsum(0) - 1
+        own = {}
+        for language, rows in encoded.own.items():
+            if not inside[rows].all():
+                missing = names[int(rows[~inside[rows]][0])]
+                raise ValueError(
+                    f"{self.name}: image {missing!r} of {language} is in no fold; make the benchmark again."
+                )
+            own[language] = row_inside[rows]
+        parts = (encoded.text, encoded.image[inside], own, settings.protocol, encoded.captioned_only)
+        found = {"number": len(folds.unique()), "images": int(folds.bincount().max())}
+        return found | evaluate_languages(*parts, folds=folds)
 
 
 def first_captions(captions: Captions) -> Captions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mclip_fairseq.cli import evaluate as cli
+from mclip_fairseq.data.features import write_features
 from mclip_fairseq.evaluation.benchmarks import Places, open_benchmark
 from mclip_fairseq.evaluation.published import read_published
 
@@ -180,7 +182,7 @@ def test_one_caption_an_image(models: dict[str, GreyModel], folder: Path) -> Non
     ("source", "sentence"),
     [
         ("xtd:valid", "has no split 'valid'; name one of test, as in xtd:test"),
-        ("sts:test", "has no splits; give sts alone"),
+        ("tatoeba:test", "has no splits; give tatoeba alone"),
         ("pictures", "manifest.json: cannot be read"),
         ("empty", "is of no kind that is known"),
     ],
@@ -194,6 +196,100 @@ def test_benchmarks_that_are_none(
     assert error.count("\n") == 1
     assert sentence in error
     assert not models["first"].calls
+
+
+def again(*arguments: str) -> Any:
+    """Evaluate the first model once more; the report."""
+    assert cli.main([*arguments, "--model", "first", "--images-root", "pictures", "--output", "out"]) == 0
+    name = json.loads(Path(arguments[0], "manifest.json").read_text(encoding="utf-8"))["name"]
+    return report(name, "first")
+
+
+def test_what_numbers_hang_on_is_part_of_the_key(models: dict[str, GreyModel], folder: Path) -> None:
+    first, folds = again("babel"), again("xtd")["folds"]
+    (folder / "babel/prompts.de").write_text("grau {}\n")
+    second = again("babel")
+    assert first["key"] != second["key"]
+    assert [one["results"]["de"]["prompts"] for one in (first, second)] == [2, 1]
+    (folder / "babel/prompts.de").unlink()
+    third = again("babel")
+    assert third["results"]["de"]["prompts"] == 0
+    assert "No prompts in de: bare class names there" in third["notes"][-1]
+    assert folds["number"] == 2
+    (folder / "xtd/test.folds.tsv").unlink()
+    assert "folds" not in again("xtd")
+
+
+def test_images_of_no_fold_are_no_distractors_within_folds(
+    models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`images.tsv` lists every split, the folds those of this one."""
+    Image.new("L", (4, 4), 3).save(folder / "pictures" / "other.png")
+    with (folder / "xtd/images.tsv").open("a") as file:
+        file.write("other\tother.png\n")
+    captioned = again("xtd")["folds"]
+    everything = again("xtd", "--gallery", "all")
+    assert everything["gallery_searched"] == 5
+    assert everything["folds"]["results"] == captioned["results"]
+    (folder / "xtd/test.folds.tsv").write_text("a\t0\nb\t0\n")
+    assert cli.main(["xtd", "--model", "first", "--images-root", "pictures"]) == 2
+    assert "XTD10: image 'c' of en is in no fold; make the benchmark again." in capsys.readouterr().err
+
+
+def test_tables_of_one_split(models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder / "sts/stsb.train.de.tsv", ["5\tgrey a\tgrau d", "0\tgrey a\tgrau a"])
+    tables = {"stsb.train.de": 2, "stsb.test.de": 4}
+    (folder / "sts/manifest.json").write_text(json.dumps({"name": "STS", "tables": tables}))
+    assert again("sts")["results"].keys() == {"stsb.test.de"}
+    assert cli.main(["sts:train", "sts", "--model", "first", "--output", "out"]) == 0
+    assert report("STS_train", "first")["results"].keys() == {"stsb.train.de"}
+    assert cli.main(["sts:dev", "--model", "first"]) == 2
+    assert "has no split 'dev'; name one of train, test" in capsys.readouterr().err
+
+
+def test_features_of_the_images_of_one_split(models: dict[str, GreyModel], folder: Path) -> None:
+    with (folder / "xtd/images.tsv").open("a") as file:
+        file.write("of_train\tof_train.png\n")
+    rows = np.eye(4, dtype=np.float32)
+    write_features(folder / "features", list(GREYS), rows, model="x", normalized=True, preprocessing="", modality="image")
+    benchmark = open_benchmark("xtd", Places(features=[folder / "features"]))
+    assert [gallery.index.names for gallery in benchmark.galleries] == [list(GREYS)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--name", "x", "x"], "two models are called 'x'"),
+        (["--name", "a b", "a/b"], "two models are called 'a/b'"),
+        (["--images-root", "pictures", "pictures", "pictures"], "--images-root: 3 given for 2 benchmarks"),
+    ],
+)
+def test_what_would_fall_together(
+    models: dict[str, GreyModel],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    assert cli.main(["xtd", "sts", "--model", "first", "second", "--images-root", "pictures", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_benchmarks_of_one_name(models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder / "tatoeba", folder / "other")
+    assert cli.main(["tatoeba", "other", "--model", "first"]) == 2
+    assert "two benchmarks are called 'Tatoeba'" in capsys.readouterr().err
+
+
+def test_pictures_of_each_benchmark(models: dict[str, GreyModel], folder: Path) -> None:
+    (folder / "pictures").rename(folder / "elsewhere")
+    shutil.copytree(folder / "elsewhere", folder / "here")
+    shutil.copytree(folder / "xtd", folder / "two")
+    manifest = json.loads((folder / "two/manifest.json").read_text())
+    (folder / "two/manifest.json").write_text(json.dumps(manifest | {"name": "two"}))
+    command = ["xtd", "two", "sts", "--model", "first", "--images-root", "elsewhere", "here", "-", "--output", "out"]
+    assert cli.main(command) == 0
+    assert report("XTD10", "first")["results"] == report("two", "first")["results"]
 
 
 def test_images_are_needed_before_a_model_is_asked(models: dict[str, GreyModel], folder: Path) -> None:

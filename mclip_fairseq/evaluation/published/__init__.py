@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from importlib import resources
 from itertools import chain
 from typing import Any
@@ -21,7 +22,7 @@ class Published:
     """What a paper reports of a system on a benchmark.
 
     Attributes:
-        benchmark: as in reports.
+        benchmark: as in reports; `*` stands for splits and variants of it.
         system: as in the source.
         protocol: in the words of ``comparison.protocol_words``, and whatever else sets the numbers apart.
         source: where they are printed.
@@ -33,6 +34,10 @@ class Published:
     protocol: str
     source: str
     results: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def is_of(self, benchmark: str) -> bool:
+        """Whether it was measured on a benchmark of a report."""
+        return fnmatchcase(benchmark, self.benchmark)
 
     def metric(self, headline: str) -> str:
         """The headline where it is published, and otherwise what is."""
@@ -63,7 +68,7 @@ def _rows(table: str) -> csv.DictReader[str]:
 def published_beside(reports: Sequence[Mapping[str, Any]]) -> list[Published]:
     """The published numbers of the benchmarks of some reports."""
     benchmarks = {report["benchmark"] for report in reports}
-    return [entry for entry in read_published() if entry.benchmark in benchmarks]
+    return [entry for entry in read_published() if any(map(entry.is_of, benchmarks))]
 
 
 def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[Published]) -> str:
@@ -73,7 +78,7 @@ def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[P
     """
     blocks = []
     for parts in parts_of(reports).values():
-        known = [entry for entry in published if entry.benchmark == parts[0].benchmark]
+        known = [entry for entry in published if entry.is_of(parts[0].benchmark)]
         if parts[0].part.startswith("mean of"):
             continue
         headline = parts[0].headline
