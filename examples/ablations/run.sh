@@ -9,7 +9,7 @@
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-[[ ${1:-} != --help ]] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0; }
+[[ " $* " != *" --help "* ]] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0; }
 BASE=${OUT:-runs/mclip}
 export ENCODER=${ENCODER:-$BASE/encoder}
 GIVEN=${TRIKD_OPTIONS:-}

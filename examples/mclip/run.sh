@@ -14,15 +14,17 @@
 #   XLMR=xlmr.base       fairseq's archive: model.pt, dict.txt, sentencepiece.bpe.model
 #   MT=data/mt/bin       parallel text of preprocess/parallel.sh, English with each of PAIRS
 #   PAIRS=cs,de,es,ja,ru,zh
-#   CAPTIONS=data/cc3m   of preprocess/captions.sh with --teacher: bin/ and features/{image,text}
-#   FINETUNE=data/multi30k   the same of the set to fine-tune on; FINETUNE_LANGS=en,de,fr,cs (one, or all)
+#   CAPTIONS=data/cc3m   of preprocess/captions.sh with --teacher: bin/ and features/{image,text}; also several
+#   FINETUNE=data/multi30k   the same of the sets to fine-tune on; FINETUNE_LANGS=en,de,fr,cs (one, or all)
 #   TEACHER=openai/clip-vit-base-patch32
-#   BENCHMARKS="data/multi30k/text data/xtd10/text"   directories of preprocess/evaluation.sh; IMAGES=their images,
-#                        or FEATURES=directories of their features
+#   BENCHMARKS="data/sets/multi30k-task1:test_2016_flickr data/sets/xtd10"   of preprocess/evaluation.sh;
+#                        IMAGES="data/flickr30k data/coco", the folder of their images, one for all or one each,
+#                        or FEATURES="...", directories of their features
 #   OUT=runs/mclip   SEED=16   PRECISION="--fp16 --fp16-no-flatten-grads"
 #   MTE1_UPDATES=400000 MTE2_UPDATES=160000 TRIKD_EPOCHS=15 FINETUNE_EPOCHS=30
 #   ENCODER=   an archive to use in TriKD instead of the one that MTE makes (XLMR for the ablation without MTE)
-#   ARCH=mclip_base   TRIKD_OPTIONS=   further options of the TriKD stage
+#   ARCH=mclip_base   TRIKD_OPTIONS=   further options of the TriKD stage and of fine-tuning
+#   OPTIONS=             of all trainings, such as "--tensorboard-logdir runs/tb" or "--wandb-project mclip"
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -47,15 +49,19 @@ done
 
 XLMR=${XLMR:-xlmr.base} MT=${MT:-data/mt/bin} PAIRS=${PAIRS:-cs,de,es,ja,ru,zh} CAPTIONS=${CAPTIONS:-data/cc3m}
 FINETUNE=${FINETUNE:-data/multi30k} FINETUNE_LANGS=${FINETUNE_LANGS:-en,de,fr,cs}
-TEACHER=${TEACHER:-openai/clip-vit-base-patch32} BENCHMARKS=${BENCHMARKS:-data/multi30k/text data/xtd10/text}
-IMAGES=${IMAGES:-} OUT=${OUT:-runs/mclip} SEED=${SEED:-16} ARCH=${ARCH:-mclip_base} MTE_ARCH=${MTE_ARCH:-mte_base}
+TEACHER=${TEACHER:-openai/clip-vit-base-patch32} OUT=${OUT:-runs/mclip} SEED=${SEED:-16} ARCH=${ARCH:-mclip_base} MTE_ARCH=${MTE_ARCH:-mte_base}
 ENCODER=${ENCODER:-$OUT/encoder}
 read -ra PRECISION <<< "${PRECISION---fp16 --fp16-no-flatten-grads}"
 read -ra TRIKD_OPTIONS <<< "${TRIKD_OPTIONS:-}"
+read -ra OPTIONS <<< "${OPTIONS:-}"
+read -ra BENCHMARKS <<< "${BENCHMARKS:-data/sets/multi30k-task1:test_2016_flickr data/sets/xtd10}"
+read -ra IMAGES <<< "${IMAGES:-}"
+read -ra FEATURES <<< "${FEATURES:-}"
 LENGTHS=(--max-update "${MTE1_UPDATES:-400000}") LENGTHS2=(--max-update "${MTE2_UPDATES:-160000}")
 EPOCHS=(--max-epoch "${TRIKD_EPOCHS:-15}") TUNING=(--max-epoch "${FINETUNE_EPOCHS:-30}")
 BATCH=2048 TUNING_BATCH=128 DROPOUT=0.3
 COMMON=(--user-dir "$ROOT/mclip_fairseq" --seed "$SEED" --log-format json --log-interval 100 --no-epoch-checkpoints)
+COMMON+=("${OPTIONS[@]}")
 if ((TINY)); then
   LENGTHS=(--max-update 2) LENGTHS2=(--max-update 2) EPOCHS=(--max-update 2) TUNING=(--max-update 2) PRECISION=(--cpu)
   BATCH=16 TUNING_BATCH=16 DROPOUT=0 ARCH=mclip_tiny MTE_ARCH=mte_tiny
@@ -112,31 +118,43 @@ extract() {
   [[ -e $OUT/encoder/model.pt ]] && { echo "$OUT/encoder is there"; return; }
   run mclip-extract-mte "$OUT/mte2/checkpoint_best.pt" --tokenizer "$XLMR" --output "$OUT/encoder"
 }
+inside() { # inside "DIR..." NAME: DIR/NAME of each, with colons between them
+  local folders list=()
+  read -ra folders <<< "$1"
+  for folder in "${folders[@]}"; do list+=("$folder/$2"); done
+  local IFS=:
+  echo "${list[*]}"
+}
 projectors() { # projectors NAME DATA OPTION...: what TriKD and fine-tuning have in common
   local name=$1 data=$2
   shift 2
-  train "$name" "$data/bin" --task trikd --image-features "$data/features/image" --text-features "$data/features/text" \
+  train "$name" "$(inside "$data" bin)" --task trikd --image-features "$(inside "$data" features/image)" \
+    --text-features "$(inside "$data" features/text)" \
     --teacher "$TEACHER" --arch "$ARCH" --text-encoder "$ENCODER" --criterion trikd --dropout "$DROPOUT" \
     --optimizer mclip_lamb --lr 1e-2 --lr-scheduler inverse_sqrt --warmup-updates 500 --warmup-init-lr 1e-7 \
     --clip-norm 2 --valid-retrieval --best-checkpoint-metric mean_recall --maximize-best-checkpoint-metric \
     "${TRIKD_OPTIONS[@]}" "$@"
 }
-trikd() { projectors trikd "$CAPTIONS" --langs en --weight-decay 0.01 --batch-size "$BATCH" "${EPOCHS[@]}"; }
+trikd() {
+  projectors trikd "$CAPTIONS" --langs en --weight-decay 0.01 --batch-size "$BATCH" --validate-interval-updates 250 \
+    "${EPOCHS[@]}"
+}
 finetune() {
   projectors "finetune-${FINETUNE_LANGS//,/-}" "$FINETUNE" --langs "$FINETUNE_LANGS" --weight-decay 0.001 \
     --positives image --finetune-from-model "$OUT/trikd/checkpoint_best.pt" --batch-size "$TUNING_BATCH" "${TUNING[@]}"
 }
 evaluate() {
-  local models=() names=() name benchmarks
-  read -ra benchmarks <<< "$BENCHMARKS"
+  local models=() names=() name images=() features=()
+  ((${#IMAGES[@]} == 0)) || images=(--images-root "${IMAGES[@]}")
+  ((${#FEATURES[@]} == 0)) || features=(--features "${FEATURES[@]}")
   for name in trikd "finetune-${FINETUNE_LANGS//,/-}"; do
     ((DRY)) || [[ -e $OUT/$name/checkpoint_best.pt ]] || continue
     models+=("$OUT/$name/checkpoint_best.pt")
     names+=("$name")
   done
   ((${#models[@]})) || fail "$OUT holds no trained model; run the stages before evaluate"
-  run mclip-evaluate "${benchmarks[@]}" --model "${models[@]}" --name "${names[@]}" --output "$OUT/evaluation" \
-    --cache "$OUT/cache" ${IMAGES:+--images-root "$IMAGES"} ${FEATURES:+--features "$FEATURES"} --published
+  run mclip-evaluate "${BENCHMARKS[@]}" --model "${models[@]}" --name "${names[@]}" --output "$OUT/evaluation" \
+    --cache "$OUT/cache" "${images[@]}" "${features[@]}" --published
 }
 
 command -v fairseq-train > /dev/null || PATH=$ROOT/.venv/bin:$PATH

@@ -250,9 +250,9 @@ def test_tables_of_one_split(models: dict[str, GreyModel], folder: Path, capsys:
 def test_features_of_the_images_of_one_split(models: dict[str, GreyModel], folder: Path) -> None:
     with (folder / "xtd/images.tsv").open("a") as file:
         file.write("of_train\tof_train.png\n")
-    rows = np.eye(4, dtype=np.float32)
-    write_features(folder / "features", list(GREYS), rows, model="x", normalized=True, preprocessing="", modality="image")
-    benchmark = open_benchmark("xtd", Places(features=[folder / "features"]))
+    rows, made = np.eye(4, dtype=np.float32), folder / "features"
+    write_features(made, list(GREYS), rows, model="x", normalized=True, preprocessing="", modality="image")
+    benchmark = open_benchmark("xtd", Places(features=[made]))
     assert [gallery.index.names for gallery in benchmark.galleries] == [list(GREYS)]
 
 

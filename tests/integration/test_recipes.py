@@ -75,10 +75,21 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
     assert (value(found["mte1"], "--lr"), value(found["mte1"], "--max-update")) == ("5e-4", "400000")
     assert (value(found["mte2"], "--freeze"), value(found["mte2"], "--update-freq")) == ("embeddings", "4")
     assert (value(found["trikd"], "--batch-size"), value(found["trikd"], "--max-epoch")) == ("2048", "15")
+    assert value(found["trikd"], "--validate-interval-updates") == "250"
     assert value(found["finetune"], "--positives") == "image"
+    assert "data/sets/multi30k-task1:test_2016_flickr" in found["evaluate"]
     assert not any(tmp_path.iterdir())
     large = commands(recipe(repository_root, "mclip_plus", "--dry-run", "mte1", "trikd", cwd=tmp_path))
     assert (value(large["mte1"], "--arch"), value(large["trikd"], "--arch")) == ("mte_large", "mclip_large")
+    several = {"FINETUNE": "a b", "FEATURES": "f g", "IMAGES": "i j", "OPTIONS": "--wandb-project x"}
+    found = commands(recipe(repository_root, "mclip", "--dry-run", "finetune", "evaluate", cwd=tmp_path, **several))
+    assert "a/bin:b/bin" in found["finetune"]
+    assert value(found["finetune"], "--text-features") == "a/features/text:b/features/text"
+    assert value(found["finetune"], "--wandb-project") == "x"
+    start = found["evaluate"].index("--images-root")
+    assert found["evaluate"][start : start + 6] == ["--images-root", "i", "j", "--features", "f", "g"]
+    usage = recipe(repository_root, "ablations", "--dry-run", "--help", cwd=tmp_path)
+    assert usage.startswith("What each part of TriKD is worth")
     printed = recipe(repository_root, "ablations", "--dry-run", cwd=tmp_path, VARIANTS="ttc depth4")
     assert "--image-text-weight 0 --text-text-weight 1" in printed
     assert "--projector-layers 4" in printed
