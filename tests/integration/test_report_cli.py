@@ -15,10 +15,10 @@ from tests.tiny_data import mte_options
 
 @pytest.fixture(scope="module")
 def run(tiny_corpus: Path, run_train: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four updates, logged as JSON: `train.log` by fairseq's own switch, `shown/` what a terminal shows."""
+    """A run of four updates by fairseq's own switches: `train.log` in JSON, `tensorboard/`; `shown/` is the terminal."""
     folder = tmp_path_factory.mktemp("run")
     logged = ("--log-format", "json", "--log-interval", "1", "--max-update", "4", "--max-tokens", "2000")
-    file = ("--log-file", folder / "train.log")
+    file = ("--log-file", folder / "train.log", "--tensorboard-logdir", folder / "tensorboard")
     text = run_train(*mte_options(tiny_corpus, folder), *logged, *file, "--contrastive-weight", "1")
     for name in ("fairseq_cli.train", "fairseq.logging.progress_bar"):
         logging.getLogger(name).handlers.clear()
@@ -29,6 +29,16 @@ def run(tiny_corpus: Path, run_train: Callable[..., str], tmp_path_factory: pyte
 
 def test_both_logs_give_the_same_curves(run: Path) -> None:
     assert read_curves([run / "train.log"]) == read_curves([run / "shown" / "train.log"])
+
+
+def test_tensorboard_has_the_same_numbers(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = read_curves([run / "train.log"])
+    for place, metric in (("train_inner", "loss"), ("valid", "contrastive_loss")):
+        events = EventAccumulator(str(run / "tensorboard" / place)).Reload()
+        shown = {event.step: event.value for event in events.Scalars(metric)}
+        assert shown == pytest.approx(curves.points[place][metric], abs=0.001)
 
 
 def test_curves_and_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
