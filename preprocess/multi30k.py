@@ -99,7 +99,7 @@ def captions_of(split: str, lang: str, images: list[str], sides: list[list[tuple
 
 
 CORPUS = Corpus(
-    "Multi30K",
+    lambda options: f"Multi30K task {options.task}",
     add_options,
     read,
     expected=lambda options: TASK_1 if options.task == 1 else TASK_2,

@@ -205,6 +205,8 @@ def test_coco_cn(tmp_path: Path) -> None:
     assert lines(tmp_path / "out" / "test.zh.ids") == [VAL, VAL]
     works("coco_cn", "--folder", folder, "--captions", "translated", "--output", tmp_path / "out2", *FREE)
     assert lines(tmp_path / "out2" / "test.zh") == ["翻译"]
+    names = [manifest(tmp_path / out)["name"] for out in ("out", "out2")]
+    assert names == ["COCO-CN", "COCO-CN (translated captions)"]
     assert "test.zh: 1 images where 1000" in refuses("coco_cn", "--folder", folder, "--output", tmp_path / "x")
 
 
@@ -257,6 +259,7 @@ def test_multi30k(tmp_path: Path, multi30k: Path) -> None:
     works("multi30k", "--task", 2, "--data", multi30k, "--output", tmp_path / "two", *FREE)
     assert lines(tmp_path / "two" / "test_2016_flickr.de")[:6] == [*[f"de {n} a" for n in range(1, 6)], "de 1 b"]
     assert lines(tmp_path / "two" / "test_2016_flickr.de.ids") == ["36979.jpg"] * 5 + ["65567.jpg"] * 5
+    assert [manifest(folder)["name"] for folder in (out, tmp_path / "two")] == ["Multi30K task 1", "Multi30K task 2"]
     assert "train.en: 2 captions where 29000" in refuses("multi30k", "--data", multi30k, "--output", tmp_path / "x")
     chosen = ["--splits", "val", "--languages", "fr", "--data", multi30k, "--output", tmp_path / "fr", *FREE]
     works("multi30k", *chosen)

@@ -75,6 +75,8 @@ def test_xm3600(tmp_path: Path) -> None:
     assert lines(tmp_path / "all" / "test.en.ids") == ["00ab.jpg", "00ab.jpg", "01.jpg"]
     works("xm3600", *options, tmp_path / "first", "--first-only")
     assert lines(tmp_path / "first" / "test.en") == ["A dog", "x"]
+    names = [manifest(tmp_path / out)["name"] for out in ("all", "first")]
+    assert names == ["Crossmodal-3600", "Crossmodal-3600 (first captions)"]
     assert "line 1: has no 'ar' of type dict" in refuses("xm3600", "--captions", path, "--output", tmp_path / "x")
     write_json_lines(path, [*records, records[0]])
     assert "line 3: the image '00ab' is already at" in refuses("xm3600", *options, tmp_path / "x")
