@@ -135,7 +135,7 @@ def make(options: Options) -> str:
     """Run the command; returns what to tell the user."""
     sources = Sources(options.checksums)
     counts: dict[str, int] = {}
-    with Output(options.output) as output:
+    with Output(options.output, "STS") as output:
         for name, rows, expected in tables_of(options, sources):
             if name in counts:
                 raise ValueError(f"{name} comes from two of the folders; give each set once")
@@ -145,7 +145,7 @@ def make(options: Options) -> str:
                     f"{name}: {counts[name]} pairs where {expected} were published; if you use a part on purpose, give "
                     "--expect-counts no"
                 )
-        facts = {"name": "STS", "script": f"preprocess/{SCRIPT}", "sources": sources.described()}
+        facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         output.finish(facts | {"tables": counts, "notes": list(NOTES)})
     return "\n".join([f"{options.output}:", *(f"  {name}: {count} pairs" for name, count in counts.items())])
 

@@ -89,7 +89,7 @@ def write_corpus(corpus: Corpus, options: Options, script: str) -> str:
     sources = Sources(options.checksums)
     root = None if options.images is None else existing(options.images)
     name = corpus.name(options) if callable(corpus.name) else corpus.name
-    with Output(options.output) as output:
+    with Output(options.output, name) as output:
         images = ImageFolder(root, remember=not corpus.own_images)
         writer = CaptionWriter(output, images, getattr(options, "skip_budget", 0), corpus.skippable)
         writer.write(corpus.read(options, sources))
@@ -97,7 +97,7 @@ def write_corpus(corpus: Corpus, options: Options, script: str) -> str:
             writer.check(corpus.expected(options) if callable(corpus.expected) else corpus.expected)
         folds = {split: writer.write_folds(split, size) for split, size in corpus.folds.items()}
         folds = {split: fold for split, fold in folds.items() if fold}
-        output.finish({"name": name, **facts(corpus, writer, sources, folds, script)})
+        output.finish(facts(corpus, writer, sources, folds, script))
     return summary(options.output, writer)
 
 

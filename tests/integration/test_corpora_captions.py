@@ -266,6 +266,31 @@ def test_multi30k(tmp_path: Path, multi30k: Path) -> None:
     assert manifest(tmp_path / "fr")["splits"].keys() == {"valid"}
 
 
+def test_multi30k_names_the_option_where_a_split_has_its_images_elsewhere(tmp_path: Path, multi30k: Path) -> None:
+    root = touch(tmp_path / "flickr30k", ["1000092795.jpg", "10002456.jpg"])
+    command = ["--data", multi30k, "--images", root, "--output", tmp_path / "out", *FREE]
+    said = refuses("multi30k", *command)
+    assert f"{root}: has none of the images of test_2017_mscoco; add them, or name the splits whose images are" in said
+    assert "--splits train val test_2016_flickr" in said
+    works("multi30k", *command, "--splits", "train", "val", "test_2016_flickr")
+    (root / "10002456.jpg").unlink()
+    assert "the image 10002456.jpg is not there at" in refuses("multi30k", *command)
+
+
+def test_another_set_is_not_overwritten(tmp_path: Path, multi30k: Path, split_file: Path) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):
+        works("multi30k", "--data", multi30k, "--output", out, *FREE)
+    before = (out / "images.tsv").read_bytes()
+    said = refuses("coco", "--karpathy", split_file, "--output", out, *FREE)
+    assert f"{out}: holds Multi30K task 1 already, which MSCOCO (Karpathy split) would overwrite; give every" in said
+    assert "which Multi30K task 2 would" in refuses("multi30k", "--task", 2, "--data", multi30k, "--output", out, *FREE)
+    assert (out / "images.tsv").read_bytes() == before
+    assert manifest(out)["name"] == "Multi30K task 1"
+    write(out / "manifest.json", "[]")
+    assert "holds something else already" in refuses("multi30k", "--data", multi30k, "--output", out, *FREE)
+
+
 def test_multi30k_of_another_shape(tmp_path: Path, multi30k: Path) -> None:
     def refused(*options: object) -> str:
         return refuses("multi30k", "--data", multi30k, "--output", tmp_path / "out", *FREE, *options)
