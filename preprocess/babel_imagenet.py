@@ -102,11 +102,11 @@ def write_photos(folder: Path, output: Output, whole: bool) -> int:
 def make(options: Options) -> str:
     """Run the command; returns what to tell the user."""
     sources = Sources(options.checksums)
-    with Output(options.output) as output:
+    with Output(options.output, "Babel-ImageNet") as output:
         counts = write_languages(options, sources, output)
         whole = options.expect_counts == "yes"
         photos = 0 if options.imagenet is None else write_photos(options.imagenet, output, whole)
-        facts = {"name": "Babel-ImageNet", "script": f"preprocess/{SCRIPT}", "sources": sources.described()}
+        facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         output.finish(facts | {"languages": counts, "images": photos, "notes": list(NOTES)})
     without = [lang for lang, count in counts.items() if not count["prompts"]]
     return f"{options.output}: {len(counts)} languages, {photos} images; without prompts: {' '.join(without) or 'none'}"

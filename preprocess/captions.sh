@@ -11,6 +11,9 @@
 #   preprocess/captions.sh --xlmr xlmr.base --output coco --images coco2014 \
 #     --teacher openai/clip-vit-base-patch32 --dtype bfloat16 -- coco --karpathy dataset_coco.json
 #
+# One call makes all splits of a set, of CC3M too: cc3m --tar train/*.tar --valid-tar valid/*.tar. Training needs valid.
+# Every set has an OUT of its own: trikd reads several, joined by colons (docs/data.md).
+#
 # OUT/text has the captions, their ids and manifest.json, OUT/bin what fairseq-train reads (train and valid, with
 # their ids), OUT/features/image and OUT/features/text the teacher's features.
 set -euo pipefail

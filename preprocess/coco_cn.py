@@ -19,6 +19,7 @@ from corpora.sources import Sources
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 FILES = {"written": "imageid.human-written-caption.txt", "translated": "imageid.manually-translated-caption.txt"}
+NAMES = {"written": "COCO-CN", "translated": "COCO-CN (translated captions)"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
 
 
 CORPUS = Corpus(
-    "COCO-CN",
+    lambda options: NAMES[options.captions],
     add_options,
     read,
     expected={("valid", "zh"): (None, 1000), ("test", "zh"): (None, 1000)},

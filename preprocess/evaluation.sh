@@ -3,7 +3,8 @@
 #
 #   preprocess/evaluation.sh --downloads DIR --output OUT [--expect-counts no]
 #
-# DIR has a folder per download; sets whose files are not there are passed over and named at the end:
+# DIR has a folder per download; sets whose files are not there are passed over and named at the end. So are sets that
+# cannot be made, of which each has said why; the exit status is then 2:
 #
 #   coco/             dataset_coco.json, train2014/, val2014/        COCO en, and the images of other sets
 #   stair/            stair_captions_v1.2_{train,val}.json           COCO ja (with coco/)
@@ -16,7 +17,9 @@
 #   iglue/            datasets/ of the repository                    xFlickr&CO, WIT
 #   wit/              the images                                     images of WIT
 #   laser/            data/tatoeba/v1/ of the repository             Tatoeba-112
-#   stsb/ stsb-multi/ sts2017/                                       STS-B, its translations, STS 2017
+#   stsb/             sts-{train,dev,test}.csv                       STS-B
+#   stsb-multi/       data/ of the repository                        STS-B's translations
+#   sts2017/          STS.LANG-LANG.txt                              STS 2017
 #   babel-imagenet/   data/ of the repository                        Babel-ImageNet
 #   imagenet/         val/, one folder per class                     images of Babel-ImageNet
 #
@@ -42,17 +45,18 @@ done
 [[ -n $DIR && -n $OUT ]] || fail "--downloads and --output are needed"
 [[ -d $DIR ]] || fail "$DIR: no such folder"
 ABSENT=()
+FAILED=()
 
 # images FOLDER: the option that names a folder of images, if that is there.
 images() { if [[ -d $DIR/$1 ]]; then printf -- '--images\n%s\n' "$DIR/$1"; fi; }
 
-# make SET NEEDED IMAGES SCRIPT ARGUMENT...: one set, if what it needs most is there.
+# make SET NEEDED IMAGES SCRIPT ARGUMENT...: one set, if what it needs most is there; the others do not wait for it.
 make() {
   local set=$1 needed=$2 folder=$3 script=$4 options
   shift 4
   [[ -e $DIR/$needed ]] || { ABSENT+=("$set ($needed)"); return 0; }
   mapfile -t options < <([[ -z $folder ]] || images "$folder")
-  run "$PYTHON" "$PREPROCESS/$script.py" --output "$OUT/$set" "${COUNTS[@]}" "${options[@]}" "$@"
+  run "$PYTHON" "$PREPROCESS/$script.py" --output "$OUT/$set" "${COUNTS[@]}" "${options[@]}" "$@" || FAILED+=("$set")
 }
 
 # Flickr30k-CN is passed on in two forms.
@@ -89,3 +93,4 @@ IMAGENET=()
 make babel-imagenet babel-imagenet "" babel_imagenet --labels "$DIR/babel-imagenet/data/babel_imagenet.json" \
   --prompts "$DIR/babel-imagenet/data/nllb_dist13b_prompts.json" "${IMAGENET[@]}"
 ((${#ABSENT[@]} == 0)) || printf 'not there: %s\n' "${ABSENT[@]}"
+((${#FAILED[@]} == 0)) || fail "not made, for the reasons above: ${FAILED[*]}"

@@ -8,7 +8,8 @@ From the repository "dataset" of Multi30K (Elliott et al., 2016 and 2017; Barrau
   `task2/image_splits/SPLIT_images.txt`.
 
 Images: those of Flickr30k; test_2017_flickr and test_2018_flickr come with the shared task of their year, and
-test_2017_mscoco is from COCO 2014. Splits that are not there are left out.
+test_2017_mscoco is from COCO 2014: with --images DIR, name by --splits those whose images DIR has. Splits that are not
+there are left out.
 """
 
 import argparse
@@ -83,12 +84,27 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
             continue
         list_file = sources.file(folder / "image_splits" / list_name)
         images = read_images(list_file)
+        check_images(options.images, split, images)
         for lang, paths in files.items():
             if not paths:
                 continue
             sides = {path: list(numbered_lines(sources.file(path))) for path in paths}
             same_length({list_file: images, **sides})
             yield from captions_of(OUTPUT_NAMES.get(split, split), lang, images, list(sides.values()))
+
+
+def check_images(root: Path | None, split: str, images: list[str]) -> None:
+    """Say what to do where the images of a whole split are elsewhere.
+
+    Raises:
+        ValueError: the folder has none of them.
+    """
+    if root is None or any((root / path).is_file() for name in images for path in image_paths(name)):
+        return
+    raise ValueError(
+        f"{root}: has none of the images of {split}; add them, or name the splits whose images are there, as in "
+        "--splits train val test_2016_flickr"
+    )
 
 
 def captions_of(split: str, lang: str, images: list[str], sides: list[list[tuple[str, str]]]) -> Iterator[Caption]:
@@ -99,7 +115,7 @@ def captions_of(split: str, lang: str, images: list[str], sides: list[list[tuple
 
 
 CORPUS = Corpus(
-    "Multi30K",
+    lambda options: f"Multi30K task {options.task}",
     add_options,
     read,
     expected=lambda options: TASK_1 if options.task == 1 else TASK_2,

@@ -192,7 +192,7 @@ def make(options: Options) -> str:
     check(options)
     name = f"{options.split}.{'-'.join(options.languages)}"
     sources = Sources(options.checksums)
-    with Output(options.output, manifest=f"{name}.json") as output:
+    with Output(options.output, name, manifest=f"{name}.json") as output:
         report = Report(output, f"{name}.dropped.tsv" if options.list_dropped else None)
         all_chunks = read_inputs(options, sources)
         if options.split == TRAIN:
@@ -203,7 +203,7 @@ def make(options: Options) -> str:
         if report.read == report.dropped.total():
             raise ValueError(f"{name}: no pair is left of {report.read}\n{report.table()}")
         rules = {key: getattr(options, key) for key in RULES}
-        facts = {"name": name, "script": f"preprocess/{SCRIPT}", "sources": sources.described()}
+        facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         output.finish(facts | ({"rules": rules} if options.split == TRAIN else {}) | report.facts())
     return f"{options.output}/{name}\n{report.table()}"
 

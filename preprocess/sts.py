@@ -5,8 +5,8 @@ From the web sites of the shared tasks and the repositories that are named:
 
 - --stsb DIR: STS-B (Cer et al., 2017), `sts-{train,dev,test}.csv` of `Stsbenchmark.tar.gz`: tab separated columns
   genre, file, year, id, score, sentences;
-- --stsb-multi DIR: STS-B translated, `stsb-LANG-{train,dev,test}.csv` of the repository stsb-multi-mt (May, 2021):
-  comma separated, with quotes;
+- --stsb-multi DIR: STS-B translated, `stsb-LANG-{train,dev,test}.csv` of the repository stsb-multi-mt (May, 2021),
+  below DIR: comma separated, with quotes; its copy of the English is left out beside --stsb;
 - --sts2017 DIR: STS 2017 (Cer et al.) with the extensions of sentence-transformers (Reimers and Gurevych, 2020),
   `STS.LANG-LANG.txt` of `STS2017-extended.zip`: tab separated sentence, sentence, score;
 - --sts2017-tracks DIR: the original, `STS.input.trackN.LANG-LANG.txt` with `STS.gs.trackN.LANG-LANG.txt`, below DIR.
@@ -36,40 +36,42 @@ STS2017 = dict.fromkeys(
 NOTES = (
     "Scores go from 0 to 5; report Pearson and Spearman of the cosine.",
     "The translations of STS-B are made by machine.",
+    "Where STS-B itself was given, English is from there and the copy that stsb-multi-mt has is left out.",
     "Tracks 1 to 3, 5 and 6 of STS 2017 and the extensions have 250 pairs; track 4b is of another kind.",
 )
 Row = tuple[str, str, str, str]
 Table = tuple[str, Iterator[Row], int | None]
 
 
-def read_stsb(folder: Path, sources: Sources) -> Iterator[Table]:
+def read_stsb(options: Options, sources: Sources) -> Iterator[Table]:
     """The English original."""
     for part, split in SPLITS.items():
-        rows = fields(sources.file(folder / f"sts-{part}.csv"), 7)
+        rows = fields(sources.file(options.stsb / f"sts-{part}.csv"), 7)
         yield f"stsb.{split}.en", ((place, row[4], row[5], row[6]) for place, row in rows), STSB[split]
 
 
-def read_stsb_multi(folder: Path, sources: Sources) -> Iterator[Table]:
-    """All languages and splits that are there."""
-    for path in sorted(existing(folder).glob("stsb-*-*.csv")):
+def read_stsb_multi(options: Options, sources: Sources) -> Iterator[Table]:
+    """All languages and splits that are there, but for English where the original is given."""
+    for path in sorted(existing(options.stsb_multi).rglob("stsb-*-*.csv")):
         lang, _, part = path.stem.removeprefix("stsb-").rpartition("-")
-        if part in SPLITS:
+        if part in SPLITS and not (lang == "en" and options.stsb is not None):
             rows = quoted_fields(sources.file(path), 3)
             yield f"stsb.{SPLITS[part]}.{lang}", ((p, row[2], row[0], row[1]) for p, row in rows), STSB[SPLITS[part]]
 
 
-def read_sts2017(folder: Path, sources: Sources) -> Iterator[Table]:
+def read_sts2017(options: Options, sources: Sources) -> Iterator[Table]:
     """All pairs of languages that are there."""
-    for path in sorted(existing(folder).glob("STS.??-??.txt")):
+    for path in sorted(existing(options.sts2017).glob("STS.??-??.txt")):
         rows = fields(sources.file(path), 3)
         pair = path.stem.removeprefix("STS.")
         yield f"sts2017.test.{pair}", ((p, row[2], row[0], row[1]) for p, row in rows), STS2017.get(pair)
 
 
-def read_tracks(folder: Path, sources: Sources) -> Iterator[Table]:
+def read_tracks(options: Options, sources: Sources) -> Iterator[Table]:
     """All tracks that are there."""
+    folder = existing(options.sts2017_tracks)
     name = regex.compile(r"STS\.input\.(track(\w+)\.(\w\w-\w\w))\.txt")
-    for path in sorted(existing(folder).rglob("STS.input.track*.txt")):
+    for path in sorted(folder.rglob("STS.input.track*.txt")):
         if (match := name.fullmatch(path.name)) is None:
             continue
         gold = next(iter(sorted(folder.rglob(f"STS.gs.{match[1]}.txt"))), path.with_name(f"STS.gs.{match[1]}.txt"))
@@ -80,7 +82,7 @@ def read_tracks(folder: Path, sources: Sources) -> Iterator[Table]:
         yield f"sts2017.test.{match[3]}{second}", rows, STS2017.get(match[3])
 
 
-READERS: dict[str, tuple[str, Callable[[Path, Sources], Iterator[Table]]]] = {
+READERS: dict[str, tuple[str, Callable[[Options, Sources], Iterator[Table]]]] = {
     "stsb": ("STS-B's folder stsbenchmark", read_stsb),
     "stsb_multi": ("data of stsb-multi-mt", read_stsb_multi),
     "sts2017": ("STS2017-extended", read_sts2017),
@@ -121,11 +123,10 @@ def tables_of(options: Options, sources: Sources) -> Iterator[Table]:
         raise ValueError(f"give at least one of {', '.join('--' + name.replace('_', '-') for name in READERS)}")
     for name in given:
         what, reader = READERS[name]
-        folder = getattr(options, name)
-        tables = reader(folder, sources)
+        tables = reader(options, sources)
         first = next(tables, None)
         if first is None:
-            raise ValueError(f"{folder}: has none of the files of {what}; --help names them")
+            raise ValueError(f"{getattr(options, name)}: has none of the files of {what}; --help names them")
         yield first
         yield from tables
 
@@ -134,7 +135,7 @@ def make(options: Options) -> str:
     """Run the command; returns what to tell the user."""
     sources = Sources(options.checksums)
     counts: dict[str, int] = {}
-    with Output(options.output) as output:
+    with Output(options.output, "STS") as output:
         for name, rows, expected in tables_of(options, sources):
             if name in counts:
                 raise ValueError(f"{name} comes from two of the folders; give each set once")
@@ -144,7 +145,7 @@ def make(options: Options) -> str:
                     f"{name}: {counts[name]} pairs where {expected} were published; if you use a part on purpose, give "
                     "--expect-counts no"
                 )
-        facts = {"name": "STS", "script": f"preprocess/{SCRIPT}", "sources": sources.described()}
+        facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         output.finish(facts | {"tables": counts, "notes": list(NOTES)})
     return "\n".join([f"{options.output}:", *(f"  {name}: {count} pairs" for name, count in counts.items())])
 

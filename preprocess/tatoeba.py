@@ -42,12 +42,12 @@ def make(options: Options) -> str:
     if whole and len(languages) != LANGUAGES:
         raise ValueError(f"{options.folder}: {len(languages)} languages where {LANGUAGES} were published")
     counts: dict[str, int] = {}
-    with Output(options.output) as output:
+    with Output(options.output, "Tatoeba-112") as output:
         for lang in languages:
             counts[lang] = copy_pair(options.folder, lang, sources, output)
             if options.expect_counts == "yes" and counts[lang] > MOST:
                 raise ValueError(f"{lang}: {counts[lang]} sentences where {MOST} at most were published")
-        facts = {"name": "Tatoeba-112", "script": f"preprocess/{SCRIPT}", "sources": sources.described()}
+        facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         output.finish(facts | {"pairs": {f"{lang}-eng": count for lang, count in counts.items()}, "notes": list(NOTES)})
     return f"{options.output}: {len(languages)} languages, {sum(counts.values())} sentences"
 

@@ -41,7 +41,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
 
 
 CORPUS = Corpus(
-    "Crossmodal-3600",
+    lambda options: "Crossmodal-3600 (first captions)" if options.first_only else "Crossmodal-3600",
     add_options,
     read,
     expected=lambda options: {

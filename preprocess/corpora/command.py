@@ -19,7 +19,8 @@ class Corpus:
     """A data set of captions.
 
     Attributes:
-        name: as its paper calls it.
+        name: as its paper calls it; or a function of the options that returns it, where they choose between variants
+            that give other numbers.
         add_options: adds what names the source files.
         read: yields the captions; it registers every file it reads.
         expected: (split, language) -> published numbers of captions and images, None where not sure; or a function of
@@ -30,7 +31,7 @@ class Corpus:
         own_images: every caption has an image of its own, of which none need be remembered.
     """
 
-    name: str
+    name: str | Callable[[Options], str]
     add_options: Callable[[argparse.ArgumentParser], None]
     read: Callable[[Options, Sources], Iterator[Caption]]
     expected: Counts | Callable[[Options], Counts] = field(default_factory=dict)
@@ -87,23 +88,24 @@ def write_corpus(corpus: Corpus, options: Options, script: str) -> str:
     """Read and write everything; returns what to tell the user."""
     sources = Sources(options.checksums)
     root = None if options.images is None else existing(options.images)
-    with Output(options.output) as output:
+    name = corpus.name(options) if callable(corpus.name) else corpus.name
+    with Output(options.output, name) as output:
         images = ImageFolder(root, remember=not corpus.own_images)
         writer = CaptionWriter(output, images, getattr(options, "skip_budget", 0), corpus.skippable)
         writer.write(corpus.read(options, sources))
         if options.expect_counts == "yes":
             writer.check(corpus.expected(options) if callable(corpus.expected) else corpus.expected)
         folds = {split: writer.write_folds(split, size) for split, size in corpus.folds.items()}
-        output.finish(facts(corpus, writer, sources, {split: fold for split, fold in folds.items() if fold}, script))
+        folds = {split: fold for split, fold in folds.items() if fold}
+        output.finish(facts(corpus, writer, sources, folds, script))
     return summary(options.output, writer)
 
 
 def facts(
     corpus: Corpus, writer: CaptionWriter, sources: Sources, folds: Mapping[str, Any], script: str
 ) -> dict[str, Any]:
-    """The manifest."""
+    """The manifest, but for the name."""
     return {
-        "name": corpus.name,
         "script": f"preprocess/{script}",
         "sources": sources.described(),
         "images": {"list": IMAGES, "count": writer.image_count, "checked": writer.images.root is not None},

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
-from corpora.files import sha256
+from corpora.files import read_json, sha256
 
 PART = ".part"
 MANIFEST = "manifest.json"
@@ -17,12 +17,14 @@ class Output:
     """Writes text files into a directory, and a manifest last.
 
     Args:
-        folder: made when it is not there; files of the same names are replaced.
+        folder: made when it is not there; files of the same names are replaced, if they are of the same set.
+        name: of the set, as its manifest has it.
         manifest: name of the manifest.
     """
 
-    def __init__(self, folder: Path, manifest: str = MANIFEST) -> None:
+    def __init__(self, folder: Path, name: str = "", manifest: str = MANIFEST) -> None:
         self.folder = folder
+        self.name = name
         self.manifest = manifest
         self.names: set[str] = set()
         self.streams: dict[str, TextIO] = {}
@@ -31,8 +33,24 @@ class Output:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder}: is a file; --output names a directory")
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._refuse_another()
         (self.folder / self.manifest).unlink(missing_ok=True)
         return self
+
+    def _refuse_another(self) -> None:
+        """Keep what another set has written.
+
+        Raises:
+            ValueError: the folder's manifest has another name.
+        """
+        path = self.folder / self.manifest
+        held = read_json(path) if path.is_file() else {"name": self.name}
+        name = held.get("name", "") if isinstance(held, dict) else ""
+        if name != self.name:
+            raise ValueError(
+                f"{self.folder}: holds {name or 'something else'} already, which {self.name} would overwrite; give "
+                "every set a directory of its own"
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -58,10 +76,10 @@ class Output:
         self.streams[name].write(line + "\n")
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Give all files their names, and write what is known of them."""
+        """Give all files their names, and write what is known of them and the set's name."""
         self._close()
         for name in self.names:
             (self.folder / (name + PART)).replace(self.folder / name)
         hashes = {name: sha256(self.folder / name) for name in sorted(self.names)}
-        text = json.dumps(facts | {"files": hashes}, indent=2, ensure_ascii=False)
+        text = json.dumps({"name": self.name} | facts | {"files": hashes}, indent=2, ensure_ascii=False)
         (self.folder / self.manifest).write_text(text + "\n", encoding="utf-8")

@@ -43,17 +43,30 @@ def read_zip(path: Path, source: str, target: str) -> Pairs:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = []
-            for lang in (source, target):
-                found = [name for name in archive.namelist() if name.endswith(f".{lang}")]
-                if len(found) != 1:
-                    raise ValueError(f"{path}: has {len(found)} files that end in .{lang} where one is expected")
-                names.append(found[0])
+            names = [member_of(path, archive.namelist(), lang) for lang in (source, target)]
             left, right = (f"{path}:{name}" for name in names)
             with archive.open(names[0]) as first, archive.open(names[1]) as second:
                 yield from zip_lines(split_lines(first, left), split_lines(second, right), (left, right))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, *UNREADABLE) as error:
         raise unreadable(path, error) from error
+
+
+def member_of(path: Path, names: list[str], lang: str) -> str:
+    """The member of an archive that is in a language: the one that ends in its code, else in the code with a region.
+
+    Raises:
+        ValueError: there is none, or several.
+    """
+    endings = {name: name.rpartition(".")[2] for name in names}
+    found = [name for name, ending in endings.items() if ending == lang]
+    found = found or [name for name, ending in endings.items() if regex.split("[-_]", ending, maxsplit=1)[0] == lang]
+    if len(found) != 1:
+        several = f" ({', '.join(found)})" if found else ""
+        raise ValueError(
+            f"{path}: has {len(found)} files{several} that end in .{lang}, or .{lang}_XX with a region, where one is "
+            "expected; unpack it and give two files to --moses"
+        )
+    return found[0]
 
 
 def read_tsv(path: Path, columns: tuple[int, int]) -> Pairs:

@@ -53,7 +53,7 @@ class Shard:
     Attributes:
         path: the tar.
         digest: its SHA-256.
-        captions: (path of the image below the output, caption, place).
+        captions: (path of the image below the folder it is unpacked to, caption, place).
         missing: keys of samples without an image.
     """
 
@@ -95,7 +95,7 @@ def unpack(path: Path, folder: Path) -> Shard:
     """Write the images of a tar as `folder/SHARD/KEY.EXT`, and return the captions that go with them.
 
     Raises:
-        ValueError: the tar cannot be used, or a key is there twice.
+        ValueError: the tar cannot be used, a key is there twice, or another image has that path.
     """
     name = path.name.partition(".")[0]
     if SAFE.fullmatch(name) is None:
@@ -112,7 +112,22 @@ def unpack(path: Path, folder: Path) -> Shard:
             shard.missing.append(sample.key)
             continue
         ending, content = sample.image
-        (folder / name / f"{sample.key}.{ending}").write_bytes(content)
+        write_image(folder / name / f"{sample.key}.{ending}", content, place)
         shard.captions.append((f"{name}/{sample.key}.{ending}", sample.caption(place), place))
     shard.digest = sha256(path)
     return shard
+
+
+def write_image(path: Path, content: bytes, place: str) -> None:
+    """Write an image that may be there from an earlier run.
+
+    Raises:
+        ValueError: what is there is another image.
+    """
+    if not path.exists():
+        # Whole or not at all: what a run that was ended leaves behind must not look like another image.
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(content)
+        part.replace(path)
+    elif path.read_bytes() != content:
+        raise ValueError(f"{place}: {path} is there already and is another image; give an --output of its own")

@@ -3,11 +3,14 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.downloads import (
     annotations,
@@ -24,6 +27,7 @@ from tests.downloads import (
     write,
     write_json,
 )
+from tests.tiny_models import tiny_clip_directory
 
 FREE = ["--expect-counts", "no"]
 TRAIN = "COCO_train2014_000000000009.jpg"
@@ -205,6 +209,8 @@ def test_coco_cn(tmp_path: Path) -> None:
     assert lines(tmp_path / "out" / "test.zh.ids") == [VAL, VAL]
     works("coco_cn", "--folder", folder, "--captions", "translated", "--output", tmp_path / "out2", *FREE)
     assert lines(tmp_path / "out2" / "test.zh") == ["翻译"]
+    names = [manifest(tmp_path / out)["name"] for out in ("out", "out2")]
+    assert names == ["COCO-CN", "COCO-CN (translated captions)"]
     assert "test.zh: 1 images where 1000" in refuses("coco_cn", "--folder", folder, "--output", tmp_path / "x")
 
 
@@ -257,10 +263,36 @@ def test_multi30k(tmp_path: Path, multi30k: Path) -> None:
     works("multi30k", "--task", 2, "--data", multi30k, "--output", tmp_path / "two", *FREE)
     assert lines(tmp_path / "two" / "test_2016_flickr.de")[:6] == [*[f"de {n} a" for n in range(1, 6)], "de 1 b"]
     assert lines(tmp_path / "two" / "test_2016_flickr.de.ids") == ["36979.jpg"] * 5 + ["65567.jpg"] * 5
+    assert [manifest(folder)["name"] for folder in (out, tmp_path / "two")] == ["Multi30K task 1", "Multi30K task 2"]
     assert "train.en: 2 captions where 29000" in refuses("multi30k", "--data", multi30k, "--output", tmp_path / "x")
     chosen = ["--splits", "val", "--languages", "fr", "--data", multi30k, "--output", tmp_path / "fr", *FREE]
     works("multi30k", *chosen)
     assert manifest(tmp_path / "fr")["splits"].keys() == {"valid"}
+
+
+def test_multi30k_names_the_option_where_a_split_has_its_images_elsewhere(tmp_path: Path, multi30k: Path) -> None:
+    root = touch(tmp_path / "flickr30k", ["1000092795.jpg", "10002456.jpg"])
+    command = ["--data", multi30k, "--images", root, "--output", tmp_path / "out", *FREE]
+    said = refuses("multi30k", *command)
+    assert f"{root}: has none of the images of test_2017_mscoco; add them, or name the splits whose images are" in said
+    assert "--splits train val test_2016_flickr" in said
+    works("multi30k", *command, "--splits", "train", "val", "test_2016_flickr")
+    (root / "10002456.jpg").unlink()
+    assert "the image 10002456.jpg is not there at" in refuses("multi30k", *command)
+
+
+def test_another_set_is_not_overwritten(tmp_path: Path, multi30k: Path, split_file: Path) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):
+        works("multi30k", "--data", multi30k, "--output", out, *FREE)
+    before = (out / "images.tsv").read_bytes()
+    said = refuses("coco", "--karpathy", split_file, "--output", out, *FREE)
+    assert f"{out}: holds Multi30K task 1 already, which MSCOCO (Karpathy split) would overwrite; give every" in said
+    assert "which Multi30K task 2 would" in refuses("multi30k", "--task", 2, "--data", multi30k, "--output", out, *FREE)
+    assert (out / "images.tsv").read_bytes() == before
+    assert manifest(out)["name"] == "Multi30K task 1"
+    write(out / "manifest.json", "[]")
+    assert "holds something else already" in refuses("multi30k", "--data", multi30k, "--output", out, *FREE)
 
 
 def test_multi30k_of_another_shape(tmp_path: Path, multi30k: Path) -> None:
@@ -293,13 +325,16 @@ def test_cc3m_tsv(tmp_path: Path) -> None:
         "caption\turl\na very typical bus station\thttp://a/b.jpg\r\nTom &amp; <b>Jerry</b>\tx\n\thttp://c\nlast\ty\n"
     )
     path = write(tmp_path / "Train_GCC-training.tsv", text)
-    root = touch(tmp_path / "images", ["00000/000000000.jpg", "000000001.jpg", "000000002.jpg"])
+    root = touch(tmp_path / "images/train", ["00000/000000000.jpg", "000000001.jpg", "000000002.jpg"]).parent
     command = ["--tsv", path, "--output", tmp_path / "out"]
-    assert "caption of 000000002.jpg is empty (--skip-budget 0" in refuses("cc3m", *command, *FREE)
+    assert "caption of train/000000002.jpg is empty (--skip-budget 0" in refuses("cc3m", *command, *FREE)
     works("cc3m", *command, "--images", root, "--skip-budget", 2)
     assert lines(tmp_path / "out" / "train.en") == ["a very typical bus station", "Tom & Jerry"]
-    assert lines(tmp_path / "out" / "train.en.ids") == ["000000000.jpg\ttrain/0", "000000001.jpg\ttrain/1"]
-    assert lines(tmp_path / "out" / "images.tsv")[0] == "000000000.jpg\t00000/000000000.jpg"
+    assert lines(tmp_path / "out" / "train.en.ids") == [
+        "train/000000000.jpg\ttrain/0",
+        "train/000000001.jpg\ttrain/1",
+    ]
+    assert lines(tmp_path / "out" / "images.tsv")[0] == "train/000000000.jpg\ttrain/00000/000000000.jpg"
     assert manifest(tmp_path / "out")["left_out"]["missing image"][0] == 1
     assert "train.en: 3 captions where 3318333" in refuses("cc3m", *command, "--skip-budget", 1)
     assert "line 1: has 1 columns where 2" in refuses("cc3m", "--tsv", write(path, "x\n"), "--output", tmp_path / "out")
@@ -322,10 +357,53 @@ def test_cc3m_tars(tmp_path: Path) -> None:
     assert "the image 000000002 is not there" in refuses("cc3m", "--tar", *tars, "--output", out, "--workers", 1)
     works("cc3m", "--tar", *tars, "--output", out, "--workers", 2, "--skip-budget", 1)
     assert lines(out / "train.en") == ["a dog", "three", "schön"]
-    assert lines(out / "train.en.ids")[2] == "00001/000010000.jpg\ttrain/2"
-    assert lines(out / "images.tsv")[0] == "00000/000000000.jpg\t00000/000000000.jpg"
-    assert (out / "images" / "00001" / "000010000.jpg").read_bytes() == b"\xff\xd8"
+    assert lines(out / "train.en.ids")[2] == "train/00001/000010000.jpg\ttrain/2"
+    assert lines(out / "images.tsv")[0] == "train/00000/000000000.jpg\ttrain/00000/000000000.jpg"
+    assert (out / "images" / "train" / "00001" / "000010000.jpg").read_bytes() == b"\xff\xd8"
     assert [source["file"] for source in manifest(out)["sources"]] == ["00000.tar", "00001.tar"]
+
+
+def test_cc3m_tars_of_both_splits(tmp_path: Path) -> None:
+    """Both have a tar and an image of the same name."""
+    tars = {
+        split: webdataset(tmp_path / split / "00000.tar", sample("000000000", f"a {split} dog", split.encode()))
+        for split in ("train", "valid")
+    }
+    out = tmp_path / "out"
+    works("cc3m", "--tar", tars["train"], "--valid-tar", tars["valid"], "--output", out, "--workers", 1)
+    for split in tars:
+        assert lines(out / f"{split}.en") == [f"a {split} dog"]
+        assert lines(out / f"{split}.en.ids") == [f"{split}/00000/000000000.jpg\t{split}/0"]
+        assert (out / "images" / split / "00000" / "000000000.jpg").read_bytes() == split.encode()
+    assert len(lines(out / "images.tsv")) == len(lines(out / "texts.en.tsv")) == 2
+    assert manifest(out)["splits"].keys() == tars.keys()
+
+
+def test_cc3m_tables_of_both_splits(tmp_path: Path) -> None:
+    tables = [write(tmp_path / f"{split}.tsv", f"a {split} dog\tx\n") for split in ("train", "valid")]
+    root = touch(tmp_path / "images", ["train/00000/000000000.jpg", "valid/000000000.jpg"])
+    command = ["--tsv", tables[0], "--valid-tsv", tables[1], "--output", tmp_path / "out"]
+    works("cc3m", *command, "--images", root)
+    assert lines(tmp_path / "out" / "valid.en") == ["a valid dog"]
+    assert lines(tmp_path / "out" / "images.tsv") == [
+        "train/000000000.jpg\ttrain/00000/000000000.jpg",
+        "valid/000000000.jpg\tvalid/000000000.jpg",
+    ]
+    assert "valid.en: 1 captions where 15840" in refuses("cc3m", *command[2:])
+    assert "give either --tsv and" in refuses("cc3m", "--output", tmp_path / "out")
+    assert "give either --tsv and" in refuses("cc3m", *command, "--valid-tar", tables[0])
+
+
+def test_another_image_of_the_same_path_is_not_overwritten(tmp_path: Path) -> None:
+    tar = webdataset(tmp_path / "00000.tar", sample("000000000", "a dog", b"one"))
+    command = ["--tar", tar, "--output", tmp_path / "out", "--workers", 1]
+    works("cc3m", *command)
+    works("cc3m", *command)
+    image = tmp_path / "out" / "images" / "train" / "00000" / "000000000.jpg"
+    webdataset(tar, sample("000000000", "a dog", b"two"))
+    assert f"sample 000000000: {image} is there already and is another image" in refuses("cc3m", *command)
+    assert image.read_bytes() == b"one"
+    assert list(image.parent.iterdir()) == [image]
 
 
 @pytest.mark.parametrize(
@@ -347,10 +425,12 @@ def test_nothing_leaves_the_output(tmp_path: Path) -> None:
     tar = webdataset(tmp_path / "in" / "00000.tar", [("../../a.jpg", b"x"), ("/tmp/../a.txt", b"a dog")])
     works("cc3m", "--tar", tar, "--output", tmp_path / "in" / "out", "--workers", 1)
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
-    assert lines(tmp_path / "in" / "out" / "images.tsv") == ["00000/a.jpg\t00000/a.jpg"]
+    assert lines(tmp_path / "in" / "out" / "images.tsv") == ["train/00000/a.jpg\ttrain/00000/a.jpg"]
     truncated = write(tmp_path / "00001.tar", tar.read_bytes()[:700])
     assert "cannot be read" in refuses("cc3m", "--tar", truncated, "--output", tmp_path / "x", "--workers", 1)
-    assert "two of the tars have the same name" in refuses("cc3m", "--tar", tar, tar, "--output", tmp_path / "x")
+    assert "two of the tars of train have the same name" in refuses(
+        "cc3m", "--tar", tar, tar, "--output", tmp_path / "x"
+    )
 
 
 def test_from_download_to_fairseq(tmp_path: Path, split_file: Path, repository_root: Path) -> None:
@@ -379,6 +459,84 @@ def test_from_download_to_fairseq(tmp_path: Path, split_file: Path, repository_r
         f"--model clip --images {text}/images.tsv --root {root} --output {out}/features/image --store-dtype float32",
         f"--model clip --captions {text}/texts.en.tsv --output {out}/features/text --store-dtype float32",
     ]
+
+
+def several_sets(folder: Path) -> dict[str, tuple[list[list[object]], str]]:
+    """The scripts and their arguments of docs/data.md's fine-tunings on several sets, and the languages."""
+    split_file = karpathy(
+        folder / "dataset_coco.json",
+        [karpathy_image(42, "train", ["a dog", "the dog"]), karpathy_image(44, "val", ["a cat"])],
+    )
+    stair = annotations(folder / "stair.json", {42: ["犬がいる"], 44: ["猫がいる"]})
+    cn = coco_cn(folder / "coco-cn", "COCO_train2014_000000000009#0\t一只狗\nCOCO_val2014_000000000044#0\t一只猫\n")
+    data = folder / "data"
+    for split, names in (("train", "1.jpg\n2.jpg\n"), ("val", "3.jpg\n4.jpg\n")):
+        for task, languages, numbers, listed in (
+            (1, "fr cs", [""], ""),
+            (2, "en de", [f".{n}" for n in "12345"], "_images"),
+        ):
+            write(data / f"task{task}" / "image_splits" / f"{split}{listed}.txt", names)
+            for lang in languages.split():
+                for number in numbers:
+                    write(data / f"task{task}" / "raw" / f"{split}{number}.{lang}.gz", f"{lang}{number} a\n{lang} b\n")
+    multi30k = ["multi30k", "--data", data, "--splits", "train", "val", "--task"]
+    return {
+        "mscoco": (
+            [
+                ["coco", "--karpathy", split_file],
+                ["stair", "--karpathy", split_file, "--captions", stair],
+                ["coco_cn", "--folder", cn],
+            ],
+            "en,ja,zh",
+        ),
+        "multi30k": (
+            [[*multi30k, 2, "--languages", "en", "de"], [*multi30k, 1, "--languages", "fr", "cs"]],
+            "en,de,fr,cs",
+        ),
+    }
+
+
+def pieces_and_binaries(folder: Path, xlmr: Path) -> None:
+    """The rest of captions.sh, in this process."""
+    ids = [path for split in ("train", "valid") for path in (folder / "text").glob(f"{split}.*.ids")]
+    model = xlmr / "sentencepiece.bpe.model"
+    works("encode", "--model", model, "--output", folder / "pieces", *[path.with_suffix("") for path in ids])
+    command = ["--pieces", folder / "pieces", "--dictionary", xlmr / "dict.txt", "--output", folder / "bin"]
+    works("binarise", *command, "--captions", *sorted({path.suffixes[0][1:] for path in ids}))
+    for path in ids:
+        shutil.copy(path, folder / "bin")
+
+
+@pytest.mark.parametrize("case", ["mscoco", "multi30k"])
+def test_training_on_several_sets_that_share_features(tmp_path: Path, run_train: Callable[..., str], case: str) -> None:
+    from mclip_fairseq.cli.features import main as features
+
+    sets, languages = several_sets(tmp_path)[case]
+    names = [TRAIN, *(f"COCO_val2014_{number:012d}.jpg" for number in (42, 44)), *(f"{n}.jpg" for n in range(1, 5))]
+    root, xlmr, made = tmp_path / "images", tokenizer(tmp_path / "xlmr"), []
+    root.mkdir()
+    for number, name in enumerate(names):
+        Image.new("RGB", (40, 40), (30 * number, 0, 0)).save(root / name)
+    for number, (script, *arguments) in enumerate(sets):
+        made.append(tmp_path / f"set{number}")
+        works(str(script), *arguments, "--images", root, "--output", made[-1] / "text", *FREE)
+        pieces_and_binaries(made[-1], xlmr)
+    listed = sorted({line for folder in made for line in lines(folder / "text" / "images.tsv")})
+    write(tmp_path / "images.tsv", "\n".join(listed) + "\n")
+    model = ["--model", str(tiny_clip_directory(tmp_path / "clip")), "--device", "cpu", "--output"]
+    stores = [str(tmp_path / "features" / kind) for kind in ("image", "text")]
+    assert features([*model, stores[0], "--images", str(tmp_path / "images.tsv"), "--root", str(root)]) == 0
+    assert features([*model, stores[1], "--captions", str(made[0] / "text" / "texts.en.tsv")]) == 0
+    log = run_train(
+        *(":".join(str(folder / "bin") for folder in made), "--task", "trikd", "--langs", languages),
+        *("--image-features", stores[0], "--text-features", stores[1], "--arch", "mclip_tiny", "--criterion", "trikd"),
+        *("--freeze-text", "none", "--text-tokenizer", xlmr, "--num-workers", "0", "--optimizer", "sgd", "--lr", "0.1"),
+        *("--batch-size", "2", "--max-epoch", "1", "--valid-retrieval", "--save-dir", tmp_path / "run"),
+        "--no-progress-bar",
+    )
+    for lang in languages.split(","):
+        assert f"train {lang}: " in log
+        assert f"mean_recall_{lang}" in log
 
 
 @pytest.mark.parametrize("recipe", ["parallel.sh", "captions.sh", "evaluation.sh"])

@@ -75,6 +75,8 @@ def test_xm3600(tmp_path: Path) -> None:
     assert lines(tmp_path / "all" / "test.en.ids") == ["00ab.jpg", "00ab.jpg", "01.jpg"]
     works("xm3600", *options, tmp_path / "first", "--first-only")
     assert lines(tmp_path / "first" / "test.en") == ["A dog", "x"]
+    names = [manifest(tmp_path / out)["name"] for out in ("all", "first")]
+    assert names == ["Crossmodal-3600", "Crossmodal-3600 (first captions)"]
     assert "line 1: has no 'ar' of type dict" in refuses("xm3600", "--captions", path, "--output", tmp_path / "x")
     write_json_lines(path, [*records, records[0]])
     assert "line 3: the image '00ab' is already at" in refuses("xm3600", *options, tmp_path / "x")
@@ -188,8 +190,9 @@ def sts(folder: Path) -> Path:
     for part in ("train", "dev", "test"):
         row = 'main-captions\tMSRvid\t2012test\t0001\t{}\tA "plane" is.\tAn air plane\tlicence\r\n'
         write(folder / "stsb" / f"sts-{part}.csv", row.format("5.000") + row.format("0.25"))
-    write(folder / "stsb-multi" / "stsb-de-test.csv", '"Ein ""Flug"", ja","Ein\nFlugzeug",5.0\na,b,1\n')
-    write(folder / "stsb-multi" / "stsb-zh-dev.csv", "飞机，\u3000在,一架,2.5\n")
+    write(folder / "stsb-multi" / "data" / "stsb-en-test.csv", "a,b,1\n")
+    write(folder / "stsb-multi" / "data" / "stsb-de-test.csv", '"Ein ""Flug"", ja","Ein\nFlugzeug",5.0\na,b,1\n')
+    write(folder / "stsb-multi" / "data" / "stsb-zh-dev.csv", "飞机，\u3000在,一架,2.5\n")
     write(folder / "sts2017" / "STS.en-de.txt", "A plane\tEin Flug\t3.8\n")
     write(folder / "tracks" / "STS2017.eval.v1.1" / "STS.input.track5.en-en.txt", "A plane\tA car\n")
     write(folder / "tracks" / "STS2017.gs" / "STS.gs.track5.en-en.txt", "0.2\n")
@@ -210,7 +213,12 @@ def test_sts(tmp_path: Path) -> None:
     assert lines(tmp_path / "out" / "stsb.valid.zh.tsv") == ["2.5\t飞机， 在\t一架"]
     assert lines(tmp_path / "out" / "sts2017.test.en-de.tsv") == ["3.8\tA plane\tEin Flug"]
     assert lines(tmp_path / "out" / "sts2017.test.en-en.tsv") == ["0.2\tA plane\tA car"]
-    assert manifest(tmp_path / "out")["tables"]["stsb.test.de"] == 2
+    facts = manifest(tmp_path / "out")
+    assert facts["tables"]["stsb.test.de"] == facts["tables"]["stsb.test.en"] == 2
+    assert "stsb-en-test.csv" not in [source["file"] for source in facts["sources"]]
+    assert any("the copy that stsb-multi-mt has is left out" in note for note in facts["notes"])
+    works("sts", "--stsb-multi", folder / "stsb-multi", "--output", tmp_path / "translated", *FREE)
+    assert lines(tmp_path / "translated" / "stsb.test.en.tsv") == ["1\ta\tb"]
     (folder / "sts2017" / "STS.en-de.txt").rename(folder / "sts2017" / "STS.ko-ko.txt")
     works("sts", "--sts2017", folder / "sts2017", "--output", tmp_path / "ko")
     write(folder / "sts2017" / "STS.en-en.txt", "a\tb\t1\n")
@@ -348,6 +356,21 @@ def test_all_sets_from_one_folder_of_downloads(tmp_path: Path, xtd10: Path, repo
     assert all((sets / name / "manifest.json").is_file() for name in made)
     assert manifest(sets / "xflickrco")["images"] == {"list": "images.tsv", "count": 1, "checked": True}
     assert manifest(sets / "coco-ja")["splits"]["test"]["ja"]["images"] == 2
+
+
+def test_a_set_that_fails_does_not_stop_the_others(tmp_path: Path, repository_root: Path) -> None:
+    sts(tmp_path)
+    write(tmp_path / "xm3600" / "captions.jsonl", "[]\n")
+    laser(tmp_path / "laser" / "data" / "tatoeba" / "v1")
+    (tmp_path / "babel-imagenet").mkdir()
+    command = [str(repository_root / "preprocess" / "evaluation.sh"), "--downloads", str(tmp_path)]
+    command += ["--output", str(tmp_path / "sets"), *FREE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "evaluation.sh: not made, for the reasons above: xm3600 babel-imagenet"
+    assert "xm3600.py: " in done.stderr
+    assert "not there: coco-zh (coco-cn)" in done.stdout
+    assert {path.parent.name for path in (tmp_path / "sets").glob("*/manifest.json")} == {"tatoeba", "sts"}
 
 
 def test_sets_whose_downloads_are_not_there_are_named(tmp_path: Path, repository_root: Path) -> None:

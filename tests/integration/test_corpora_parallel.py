@@ -89,6 +89,24 @@ def test_all_forms_are_one_corpus(tmp_path: Path) -> None:
     assert manifest(out, "train.en-de.json")["dropped"]["duplicate"]["pairs"] == 2
 
 
+def test_an_archive_may_name_a_region(tmp_path: Path) -> None:
+    def archive(*languages: str) -> Path:
+        path = tmp_path / f"{'-'.join(languages)}.txt.zip"
+        with zipfile.ZipFile(path, "w") as packed:
+            packed.writestr("README", "read me")
+            for lang in languages:
+                packed.writestr(f"x.en-zh.{lang}", "一只狗" if lang.startswith("zh") else "a dog")
+        return path
+
+    out = tmp_path / "out"
+    command = ["--languages", "en", "zh", "--output", out, "--zip"]
+    for languages in (("en", "zh_CN"), ("en", "zh-Hans"), ("en", "zh", "zh_TW"), ("en_GB", "zh")):
+        works("parallel", *command, archive(*languages))
+        assert lines(out / "train.en-zh.zh") == ["一只狗"]
+    error = refuses("parallel", *command, archive("en", "zh_CN", "zh_TW", "zhx"))
+    assert "has 2 files (x.en-zh.zh_CN, x.en-zh.zh_TW) that end in .zh, or .zh_XX with a region, where one" in error
+
+
 def test_a_set_that_is_evaluated_on_is_kept_as_it_is(tmp_path: Path) -> None:
     pairs = [
         ("A dog\u2028runs", "Ein  Hund läuft"),
@@ -182,7 +200,7 @@ def bad_inputs(folder: Path) -> dict[str, list[object]]:
         ("short", "short.de: ends after 1 lines, but"),
         ("latin", "x.en-de.en, line 1: is not UTF-8 (byte 3 of the line)"),
         ("cut", "cut.gz: cannot be read"),
-        ("zip", "has 0 files that end in .de where one is expected"),
+        ("zip", "has 0 files that end in .de, or .de_XX with a region, where one is expected; unpack it"),
         ("no zip", "x.en-de.en: cannot be read: File is not a zip file"),
         ("columns", "x.en-de.en, line 1: has 1 columns, but --columns names 2"),
         ("sgm", "the segment after 2 others is bbc.1 4, in"),
