@@ -14,8 +14,9 @@
 #   XLMR=xlmr.base       fairseq's archive: model.pt, dict.txt, sentencepiece.bpe.model
 #   MT=data/mt/bin       parallel text of preprocess/parallel.sh, English with each of PAIRS
 #   PAIRS=cs,de,es,ja,ru,zh
-#   CAPTIONS=data/cc3m   of preprocess/captions.sh with --teacher: bin/ and features/{image,text}; also several
-#   FINETUNE=data/multi30k   the same of the sets to fine-tune on; FINETUNE_LANGS=en,de,fr,cs (one, or all)
+#   CAPTIONS=data/cc3m   of preprocess/captions.sh with --teacher: bin/ and features/{image,text}
+#   FINETUNE=data/multi30k   the same of the set to fine-tune on; FINETUNE_LANGS=en,de,fr,cs (one, or all); several sets
+#                        with their features together: FINETUNE="data/coco-en data/coco-zh" FINETUNE_FEATURES=data/coco
 #   TEACHER=openai/clip-vit-base-patch32
 #   BENCHMARKS="data/sets/multi30k-task1:test_2016_flickr data/sets/xtd10"   of preprocess/evaluation.sh;
 #                        IMAGES="data/flickr30k data/coco", the folder of their images, one for all or one each,
@@ -43,6 +44,7 @@ done
 ALL=(mte1 mte2 extract trikd finetune evaluate)
 STAGES=("$@")
 ((${#STAGES[@]})) || STAGES=("${ALL[@]}")
+[[ ${FINETUNE:-} != *" "* || -n ${FINETUNE_FEATURES:-} ]] || fail "FINETUNE names several sets: name their FINETUNE_FEATURES"
 for stage in "${STAGES[@]}"; do
   [[ " ${ALL[*]} " == *" $stage "* ]] || fail "$stage is no stage; name some of ${ALL[*]}"
 done
@@ -118,29 +120,24 @@ extract() {
   [[ -e $OUT/encoder/model.pt ]] && { echo "$OUT/encoder is there"; return; }
   run mclip-extract-mte "$OUT/mte2/checkpoint_best.pt" --tokenizer "$XLMR" --output "$OUT/encoder"
 }
-inside() { # inside "DIR..." NAME: DIR/NAME of each, with colons between them
-  local folders list=()
-  read -ra folders <<< "$1"
-  for folder in "${folders[@]}"; do list+=("$folder/$2"); done
-  local IFS=:
-  echo "${list[*]}"
-}
-projectors() { # projectors NAME DATA OPTION...: what TriKD and fine-tuning have in common
-  local name=$1 data=$2
-  shift 2
-  train "$name" "$(inside "$data" bin)" --task trikd --image-features "$(inside "$data" features/image)" \
-    --text-features "$(inside "$data" features/text)" \
+projectors() { # projectors NAME BIN FEATURES OPTION...: what TriKD and fine-tuning have in common
+  local name=$1 data=$2 features=$3
+  shift 3
+  train "$name" "$data" --task trikd --image-features "$features/image" --text-features "$features/text" \
     --teacher "$TEACHER" --arch "$ARCH" --text-encoder "$ENCODER" --criterion trikd --dropout "$DROPOUT" \
     --optimizer mclip_lamb --lr 1e-2 --lr-scheduler inverse_sqrt --warmup-updates 500 --warmup-init-lr 1e-7 \
     --clip-norm 2 --valid-retrieval --best-checkpoint-metric mean_recall --maximize-best-checkpoint-metric \
     "${TRIKD_OPTIONS[@]}" "$@"
 }
 trikd() {
-  projectors trikd "$CAPTIONS" --langs en --weight-decay 0.01 --batch-size "$BATCH" --validate-interval-updates 250 \
+  projectors trikd "$CAPTIONS/bin" "$CAPTIONS/features" --langs en --weight-decay 0.01 --batch-size "$BATCH" --validate-interval-updates 250 \
     "${EPOCHS[@]}"
 }
 finetune() {
-  projectors "finetune-${FINETUNE_LANGS//,/-}" "$FINETUNE" --langs "$FINETUNE_LANGS" --weight-decay 0.001 \
+  local folders bins
+  read -ra folders <<< "$FINETUNE"
+  bins=$(IFS=: && echo "${folders[*]/%//bin}")
+  projectors "finetune-${FINETUNE_LANGS//,/-}" "$bins" "${FINETUNE_FEATURES:-$FINETUNE/features}" --langs "$FINETUNE_LANGS" --weight-decay 0.001 \
     --positives image --finetune-from-model "$OUT/trikd/checkpoint_best.pt" --batch-size "$TUNING_BATCH" "${TUNING[@]}"
 }
 evaluate() {

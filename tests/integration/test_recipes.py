@@ -81,10 +81,16 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
     assert not any(tmp_path.iterdir())
     large = commands(recipe(repository_root, "mclip_plus", "--dry-run", "mte1", "trikd", cwd=tmp_path))
     assert (value(large["mte1"], "--arch"), value(large["trikd"], "--arch")) == ("mte_large", "mclip_large")
-    several = {"FINETUNE": "a b", "FEATURES": "f g", "IMAGES": "i j", "OPTIONS": "--wandb-project x"}
+    several = {
+        "FINETUNE": "a b",
+        "FINETUNE_FEATURES": "c",
+        "FEATURES": "f g",
+        "IMAGES": "i j",
+        "OPTIONS": "--wandb-project x",
+    }
     found = commands(recipe(repository_root, "mclip", "--dry-run", "finetune", "evaluate", cwd=tmp_path, **several))
     assert "a/bin:b/bin" in found["finetune"]
-    assert value(found["finetune"], "--text-features") == "a/features/text:b/features/text"
+    assert value(found["finetune"], "--text-features") == "c/text"
     assert value(found["finetune"], "--wandb-project") == "x"
     start = found["evaluate"].index("--images-root")
     assert found["evaluate"][start : start + 6] == ["--images-root", "i", "j", "--features", "f", "g"]

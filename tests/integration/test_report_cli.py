@@ -15,7 +15,7 @@ from tests.tiny_data import mte_options
 
 @pytest.fixture(scope="module")
 def run(tiny_corpus: Path, run_train: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four updates by fairseq's own switches: `train.log` in JSON, `tensorboard/`; `shown/` is the terminal."""
+    """Four updates by fairseq's own switches: `train.log` in JSON, `tensorboard/`; `shown/` is what one sees."""
     folder = tmp_path_factory.mktemp("run")
     logged = ("--log-format", "json", "--log-interval", "1", "--max-update", "4", "--max-tokens", "2000")
     file = ("--log-file", folder / "train.log", "--tensorboard-logdir", folder / "tensorboard")
