@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Babel-ImageNet: names of ImageNet's classes in up to 298 languages, and translated prompts, for classification.
 
-From the repository Babel-ImageNet (Geigle et al., 2023), folder `data`: `babel_imagenet.json` (language -> [numbers of
-classes, their names]; `babel_imagenet-298.json` is the same of more languages) and `nllb_dist13b_prompts.json`
-(language -> prompts with {}). --imagenet names the validation set of ImageNet-1k (Russakovsky et al., 2015), one folder
-per class, named by its WordNet id, as torchvision has it.
+From the repository Babel-ImageNet (Geigle et al., 2023), folder `data`: `babel_imagenet.json` (language -> [numbers
+of classes, their names]; `babel_imagenet-298.json` is the same of more languages) and `nllb_dist13b_prompts.json`
+(language -> prompts with {}; none in English, whose prompts are OpenAI's: write those you use into a file of the same
+form and name both, or English is tried with bare names). --imagenet names the validation set of ImageNet-1k
+(Russakovsky et al., 2015), one folder per class, named by its WordNet id, as torchvision has it.
 
 Writes `classes.LANG.tsv` (number of the class from 0, tab, name), `prompts.LANG` and, with --imagenet, `images.tsv` for
 mclip-features (id, tab, path) and `labels.tsv` (id, tab, number of the class).
@@ -49,21 +50,40 @@ def read_classes(labels: Any, lang: str, place: str) -> list[tuple[int, str]]:
     return list(zip(numbers, names, strict=True))
 
 
-def read_prompts(prompts: Any, lang: str, options: Options) -> list[Any]:
-    """The prompts of a language; some have none, English among them, whose prompts are OpenAI's.
+def read_prompts(files: Sequence[Path], sources: Sources) -> dict[str, tuple[str, Any]]:
+    """Language -> (place, prompts) of all files.
 
     Raises:
-        ValueError: a language that was asked for has none.
+        ValueError: a file of another form, or a language in two of them.
     """
-    if prompts is None or (options.languages is None and isinstance(prompts, dict) and lang not in prompts):
-        return []
-    return member(prompts, lang, list, str(options.prompts))
+    found: dict[str, tuple[str, Any]] = {}
+    for path in files:
+        prompts = read_json(sources.file(path))
+        if not isinstance(prompts, dict):
+            raise ValueError(f"{path}: is no JSON object of languages")
+        for lang in prompts:
+            if lang.upper() in found:
+                raise ValueError(f"{path}: has prompts of {lang}, as another file has")
+            found[lang.upper()] = (f"{path}, {lang}", member(prompts, lang, list, str(path)))
+    return found
+
+
+def checked_prompt(prompt: Any, place: str) -> str:
+    """A prompt on one line.
+
+    Raises:
+        ValueError: it has no place for the name, or several.
+    """
+    text = one_line(prompt) if isinstance(prompt, str) else ""
+    if text.count("{}") != 1:
+        raise ValueError(f"{place}: the prompt {prompt!r} has not exactly one {{}}")
+    return text
 
 
 def write_languages(options: Options, sources: Sources, output: Output) -> dict[str, dict[str, int]]:
     """Write classes and prompts; returns their numbers."""
     labels = read_json(sources.file(options.labels))
-    prompts = None if options.prompts is None else read_json(sources.file(options.prompts))
+    prompts = read_prompts(options.prompts, sources)
     if not isinstance(labels, dict):
         raise ValueError(f"{options.labels}: is no JSON object of languages")
     counts: dict[str, dict[str, int]] = {}
@@ -73,11 +93,13 @@ def write_languages(options: Options, sources: Sources, output: Output) -> dict[
         for number, name in read_classes(labels, lang, str(options.labels)):
             output.write(f"classes.{code}.tsv", f"{number}\t{name}")
             counts[code]["classes"] += 1
-        for prompt in read_prompts(prompts, lang, options):
-            text = one_line(prompt) if isinstance(prompt, str) else ""
-            if text.count("{}") != 1:
-                raise ValueError(f"{options.prompts}, {lang}: the prompt {prompt!r} has not exactly one {{}}")
-            output.write(f"prompts.{code}", text)
+        if options.languages and prompts and lang not in prompts:
+            raise ValueError(
+                f"{options.prompts[0]}: has no prompts of {lang}; give another file of --prompts with them"
+            )
+        place, texts = prompts.get(lang, ("", ()))
+        for prompt in texts:
+            output.write(f"prompts.{code}", checked_prompt(prompt, place))
             counts[code]["prompts"] += 1
     return counts
 
@@ -116,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = start_parser(__doc__, SCRIPT)
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="babel_imagenet.json")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="nllb_dist13b_prompts.json")
+    prompts = "nllb_dist13b_prompts.json, and files of that form for languages without, such as English"
+    parser.add_argument("--prompts", type=Path, nargs="+", default=[], metavar="FILE", help=prompts)
     parser.add_argument("--imagenet", type=Path, metavar="DIR", help="ImageNet's validation set, a folder per class")
     parser.add_argument("--languages", nargs="+", metavar="LANG", help="which to take (all)")
     options = parser.parse_args(argv)

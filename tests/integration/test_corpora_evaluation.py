@@ -265,6 +265,20 @@ def test_babel_imagenet(tmp_path: Path) -> None:
     assert manifest(tmp_path / "out")["languages"]["zh"] == {"classes": 1, "prompts": 1}
 
 
+def test_prompts_of_a_file_of_ones_own(tmp_path: Path) -> None:
+    """The published file has none in English."""
+    options = babel(tmp_path, {"DE": [[0], ["Schleie"]], "EN": [[0], ["tench"]]})
+    own = write_json(tmp_path / "own.json", {"en": ["a photo of a {}."]})
+    works("babel_imagenet", *options, own, "--output", tmp_path / "out", *FREE)
+    assert [lines(tmp_path / "out" / f"prompts.{lang}")[0] for lang in ("de", "en")] == [
+        "ein Foto von {}.",
+        "a photo of a {}.",
+    ]
+    write_json(own, {"de": ["{}"]})
+    said = refuses("babel_imagenet", *options, own, "--output", tmp_path / "out", *FREE)
+    assert "own.json: has prompts of de, as another file has" in said
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -282,7 +296,7 @@ def test_babel_imagenet_of_another_shape(tmp_path: Path, labels: object, message
 def test_a_language_may_have_no_prompts_unless_it_was_asked_for(tmp_path: Path) -> None:
     options = [*babel(tmp_path, {"EN": [[0], ["tench"]], "DE": [[0], ["Schleie"]]}), "--output", tmp_path / "out"]
     assert "2 languages, 0 images; without prompts: en" in works("babel_imagenet", *options)
-    assert "has no 'EN' of type list" in refuses("babel_imagenet", *options, "--languages", "en")
+    assert "has no prompts of EN; give another file" in refuses("babel_imagenet", *options, "--languages", "en")
 
 
 def test_prompts_have_one_place_for_the_name(tmp_path: Path) -> None:
