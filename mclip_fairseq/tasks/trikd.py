@@ -181,9 +181,10 @@ class TriKDTask(SampledTask):
                 if indexed_dataset.dataset_exists(caption_prefix(directory, split, lang), impl=None)
             }
             if not found:
+                otherwise = "" if training else ", name languages that have it with --valid-langs, or --disable-validation"
                 raise ValueError(
                     f"{caption_prefix(self.cfg.data, split, lang)}: not found; make it with fairseq-preprocess "
-                    f"--only-source --source-lang {lang} --srcdict dict.txt"
+                    f"--only-source --source-lang {lang} --srcdict dict.txt{otherwise}"
                 )
             parts.update(found)
         dataset = TemperatureSampledDataset(parts, self.cfg.sampling_temperature, seed=self.cfg.seed, shuffle=training)
