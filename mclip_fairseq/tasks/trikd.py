@@ -181,7 +181,7 @@ class TriKDTask(SampledTask):
                 if indexed_dataset.dataset_exists(caption_prefix(directory, split, lang), impl=None)
             }
             if not found:
-                otherwise = "" if training else ", name languages that have it with --valid-langs, or --disable-validation"
+                otherwise = "" if training else ", name others with --valid-langs, or give --disable-validation"
                 raise ValueError(
                     f"{caption_prefix(self.cfg.data, split, lang)}: not found; make it with fairseq-preprocess "
                     f"--only-source --source-lang {lang} --srcdict dict.txt{otherwise}"
