@@ -1,6 +1,6 @@
 """Puts the promises of this package into fairseq's training, at the places for which it has no hook.
 
-Six functions of fairseq are replaced in memory, each by one that calls it or does the same more safely; no file of
+Seven functions of fairseq are replaced in memory, each by one that calls it or does the same more safely; no file of
 fairseq changes. Everything else hangs on the hooks that tasks have.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from fairseq.file_io import PathManager
 from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 from omegaconf import open_dict
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mclip_fairseq.resilience import signals
 from mclip_fairseq.resilience.resume import LAST, check_settings, choose_checkpoint, remove_leftovers
@@ -33,11 +35,13 @@ _load_as_fairseq = checkpoint_utils.load_checkpoint
 _train_step_of_fairseq = Trainer.train_step
 _valid_step_of_fairseq = Trainer.valid_step
 _iterator_of_fairseq = Trainer.get_train_iterator
+# Attributes that a trainer gets: its iterator, and the update after which it saved within a validation.
 ITERATOR = "mclip_epoch_itr"
+SAVED = "mclip_saved_in_validation"
 
 
 def install() -> None:
-    """Replace the six; idempotent."""
+    """Replace six of the seven; the program's own is replaced when a run begins. Idempotent."""
     # fairseq's save retries into the half-written file, and nothing is brought to the disk.
     checkpoint_utils.torch_persistent_save = torch_persistent_save
     # fairseq copies checkpoint_last and checkpoint_best over the old ones, byte by byte.
@@ -82,6 +86,7 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough: Any) -> tuple[Any, An
     Raises:
         ValueError: no checkpoint verifies, or the options give its place in the data another meaning.
     """
+    replace_validate_and_save()
     signals.listen()
     weakref.finalize(trainer, signals.listen_no_more)
     path = None
@@ -98,6 +103,7 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough: Any) -> tuple[Any, An
     if extra_state is not None and not cfg.reset_meters and path is not None:
         restore_inner_metrics(extra_state)
     if path is not None:
+        replay_validation_loss(trainer, extra_state)
         end_if_complete(trainer)
     return extra_state, epoch_itr
 
@@ -172,6 +178,16 @@ def restore_inner_metrics(extra_state: dict[str, Any]) -> None:
                 meter.reset()
 
 
+def replay_validation_loss(trainer: Any, extra_state: dict[str, Any] | None) -> None:
+    """Tell a schedule that looks at validation losses the last one: fairseq does so after it has saved."""
+    state = extra_state or {}
+    position = state.get("train_iterator") or {}
+    loss = state.get("val_loss")
+    watching = isinstance(getattr(trainer.lr_scheduler, "lr_scheduler", None), ReduceLROnPlateau)
+    if watching and loss is not None and position.get("iterations_in_epoch") == 0:
+        trainer.lr_step(position["epoch"] - 1, loss)
+
+
 def end_if_complete(trainer: Any) -> None:
     """End a run that is resumed although it has all its updates; fairseq would take one more."""
     wanted = trainer.cfg.optimization.max_update
@@ -181,28 +197,57 @@ def end_if_complete(trainer: Any) -> None:
 
 
 def get_train_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Fairseq's method, which remembers the iterator for a save in mid-epoch."""
+    """Fairseq's method, which remembers the iterator for a save; between epochs a run ends if a signal asked for it."""
+    if getattr(self, ITERATOR, None) is not None and self.get_num_updates():
+        end_if_asked(self)
     iterator = _iterator_of_fairseq(self, *args, **kwargs)
     setattr(self, ITERATOR, iterator)
     return iterator
 
 
 def train_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Fairseq's method, after which the run ends where a signal asked for it."""
+    """Fairseq's method; loader processes end with the run from here on."""
     close_workers_at_exit(self, getattr(self, ITERATOR, None))
-    result = _train_step_of_fairseq(self, *args, **kwargs)
-    wanted = self.cfg.optimization.max_update
-    if not wanted or self.get_num_updates() < wanted:
-        end_if_asked(self)
-    return result
+    return _train_step_of_fairseq(self, *args, **kwargs)
 
 
 def valid_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Fairseq's method; see `train_step`."""
+    """Fairseq's method; a signal saves at once, for the rest of the validation may take longer than is left.
+
+    The run goes on to the end of the validation, so that the one that goes on from its checkpoint need not repeat it.
+    """
     result = _valid_step_of_fairseq(self, *args, **kwargs)
-    if getattr(self, ITERATOR, None) is not None:  # fairseq-validate has none
-        end_if_asked(self)
+    if getattr(self, ITERATOR, None) is None:  # fairseq-validate has none
+        return result
+    name = signals.asked_to_stop(self.device)
+    if name and getattr(self, SAVED, None) != self.get_num_updates():
+        setattr(self, SAVED, self.get_num_updates())
+        logger.info("%s: saving after %d updates, in the middle of a validation", name, self.get_num_updates())
+        save_last(self)
     return result
+
+
+def replace_validate_and_save() -> None:
+    """Let runs end where a signal asks for it: after a step is logged, and its validation and saving are done."""
+    for name in ("__main__", "fairseq_cli.train"):  # the former under torchrun -m fairseq_cli.train
+        module = sys.modules.get(name)
+        function = getattr(module, "validate_and_save", None)
+        if function is not None and not hasattr(function, "__wrapped__"):
+            module.validate_and_save = ending_if_asked(function)  # type: ignore[union-attr]
+
+
+def ending_if_asked(validate_and_save: Any) -> Any:
+    """Fairseq's function of this name, after which the run ends where a signal asked for it."""
+
+    @functools.wraps(validate_and_save)
+    def wrapper(cfg: Any, trainer: Any, task: Any, epoch_itr: Any, valid_subsets: Any, end_of_epoch: bool) -> Any:
+        result = validate_and_save(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
+        # At its end, an epoch is still to be logged; the next one does not begin, see `get_train_iterator`.
+        if not end_of_epoch and not result[1]:
+            end_if_asked(trainer)
+        return result
+
+    return wrapper
 
 
 def end_if_asked(trainer: Any) -> None:
@@ -210,7 +255,13 @@ def end_if_asked(trainer: Any) -> None:
     name = signals.asked_to_stop(trainer.device)
     if not name:
         return
-    logger.info("%s: saving after %d updates and ending", name, trainer.get_num_updates())
+    doing = "after" if trainer.cfg.checkpoint.no_save else "saving after"
+    logger.info("%s: %s %d updates and ending", name, doing, trainer.get_num_updates())
+    save_last(trainer)
+    raise SystemExit(0)
+
+
+def save_last(trainer: Any) -> None:
+    """Write `checkpoint_last.pt`, also where the options have none; nothing where nothing is saved (--no-save)."""
     with options_changed(trainer.cfg.checkpoint, {"no_last_checkpoints": False}):
         checkpoint_utils.save_checkpoint(trainer.cfg.checkpoint, trainer, getattr(trainer, ITERATOR), None)
-    raise SystemExit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import signal
 import threading
@@ -32,7 +33,7 @@ def shield_forked() -> None:
 
 
 def shield() -> None:
-    """Let this process obey only its parent's SIGTERM.
+    """Let this process obey only the SIGTERM of the process that wanted it.
 
     A scheduler signals every process of a job. A worker that died of it would take the trainer's last step along.
     """
@@ -42,7 +43,9 @@ def shield() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # A handler is not told who sent a signal; whoever waits for a blocked one is.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    wanted_by = multiprocessing.parent_process()  # where a server forks, it is not the parent
+    trainer = os.getppid() if wanted_by is None or wanted_by.pid is None else wanted_by.pid
+    threading.Thread(target=_obey, args=(trainer,), daemon=True).start()
 
 
 if hasattr(os, "register_at_fork"):
@@ -75,7 +78,16 @@ def _close() -> None:
     trainer, iterator = (reference() for reference in _closing)
     cached = list(getattr(getattr(trainer, "task", None), "dataset_to_epoch_iter", {}).values())
     for source in [iterator, *cached]:
-        running = getattr(getattr(source, "dataloader", None), "_iterator", None)
-        shut_down = getattr(running, "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
+        close_workers(source)
+
+
+def close_workers(iterator: Any) -> None:
+    """End the loader processes of an epoch iterator that is not used again, rather than when it is garbage collected.
+
+    Args:
+        iterator: fairseq's, of one epoch or of several.
+    """
+    running = getattr(getattr(iterator, "dataloader", None), "_iterator", None)
+    shut_down = getattr(running, "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.resilience.finite import NONFINITE, NonFiniteError, find_nonfinite, zero_gradient, zeroed
+from mclip_fairseq.resilience.workers import close_workers
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class SampledTask(FairseqTask):
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         self.skipped = 0
+        self.iterators: dict[int, Any] = {}
         self.kept_in_update = {"update": -1, "kept": 0, "skipped": 0}
 
     def train_step(
@@ -139,6 +141,15 @@ class SampledTask(FairseqTask):
             )
         model: torch.nn.Module = super().build_model(cfg, from_checkpoint)
         return model
+
+    def get_batch_iterator(self, dataset: TemperatureSampledDataset, *args: Any, **kwargs: Any) -> Any:
+        """As fairseq's; where samples are redrawn, the loader processes of the epoch before end here."""
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        before = self.iterators.get(id(dataset))
+        if before is not iterator:
+            close_workers(before)
+        self.iterators[id(dataset)] = iterator
+        return iterator
 
     def can_reuse_epoch_itr(self, dataset: TemperatureSampledDataset) -> bool:
         """Only where samples are not redrawn."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +20,7 @@ from fairseq.trainer import Trainer
 from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.resilience import install, signals
 from mclip_fairseq.tasks.common import SampledTask
-from tests.runs import ROOT, difference, state_of
+from tests.runs import CLOCK, ROOT, difference, state_of
 
 Train = Callable[..., str]
 
@@ -31,35 +34,106 @@ def options(corpus: Path, folder: Path, *more: object) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize(("number", "moment"), [(signal.SIGTERM, "training"), (signal.SIGUSR1, "validation")])
+@pytest.fixture(scope="module")
+def eventful() -> tuple[object, ...]:
+    """Epochs of four updates, averages of two, a validation every three and after epochs, a schedule that looks on."""
+    return (
+        *("--batch-size", "52", "--log-interval", "2", "--validate-interval-updates", "3", "--max-update", "10"),
+        *("--lr-scheduler", "reduce_lr_on_plateau", "--lr-patience", "0", "--lr-shrink", "0.5", "--patience", "9"),
+        *("--num-workers", "0"),
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(
+    tiny_corpus: Path, run_train: Train, eventful: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """A run that nobody stops, and its log."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, run_train(*options(tiny_corpus, folder, *eventful))
+
+
+def logged(log: str) -> list[dict[str, Any]]:
+    """Everything that was logged, less what the clock decides."""
+    lines = [json.loads(match[1]) for match in re.finditer(r"\| (?:train|train_inner|valid) \| (\{.*\})", log)]
+    return [{name: value for name, value in line.items() if not CLOCK & {name, *name.split("_", 1)}} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("number", "moment", "updates"),
+    [
+        (signal.SIGTERM, "where averages are logged", 2),
+        (signal.SIGTERM, "last step of an epoch", 4),
+        (signal.SIGUSR1, "validation", 3),
+    ],
+)
 def test_a_signalled_run_saves_ends_well_and_goes_on_exactly(
-    number: int, moment: str, tiny_corpus: Path, run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    moment: str,
+    updates: int,
+    straight: tuple[Path, str],
+    eventful: tuple[object, ...],
+    tiny_corpus: Path,
+    run_train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    common = ("--num-workers", "0", "--validate-interval-updates", "3", "--max-update", "8")
-    run_train(*options(tiny_corpus, tmp_path / "straight", *common))
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        if moment == "training":
+        if moment == "validation":
+            patch.setattr(Trainer, "begin_valid_epoch", lambda self, epoch: os.kill(os.getpid(), number))
+        else:
             step = SampledTask.optimizer_step
 
             def signalled(self: Any, optimizer: Any, model: Any, update_num: int) -> None:
-                if update_num == 4:
-                    os.kill(os.getpid(), number)  # in the middle of the fifth step
+                if update_num == updates - 1:
+                    os.kill(os.getpid(), number)  # in the middle of the step
                 step(self, optimizer, model, update_num)
 
             patch.setattr(SampledTask, "optimizer_step", signalled)
-        else:
-            patch.setattr(Trainer, "begin_valid_epoch", lambda self, epoch: os.kill(os.getpid(), number))
-        log = run_train(*options(tiny_corpus, tmp_path / "stopped", *common, "--no-last-checkpoints"))
-    saved = load_checkpoint(tmp_path / "stopped" / "checkpoint_last.pt")
-    expected = 5 if moment == "training" else 3
-    assert saved["optimizer_history"][-1]["num_updates"] == expected
-    assert f"{signal.Signals(number).name}: saving after {expected} updates and ending" in log
+        log = run_train(*options(tiny_corpus, tmp_path, *eventful, "--no-last-checkpoints"))
+    saved = load_checkpoint(tmp_path / "checkpoint_last.pt")
+    assert saved["optimizer_history"][-1]["num_updates"] == updates
+    name = signal.Signals(number).name
+    assert f"{name}: saving after {updates} updates and ending" in log
+    assert (f"{name}: saving after {updates} updates, in the middle of a validation" in log) == (moment == "validation")
     assert signal.getsignal(number) == before, "the signals belong to the program again"
-    run_train(*options(tiny_corpus, tmp_path / "stopped", *common))
-    one, two = state_of(tmp_path / "straight"), state_of(tmp_path / "stopped")
-    assert difference(one["model"], two["model"]) == ""
-    assert difference(one["last_optimizer_state"], two["last_optimizer_state"]) == ""
+    log += run_train(*options(tiny_corpus, tmp_path, *eventful))
+    folder, log_of_straight = straight
+    assert logged(log) == logged(log_of_straight)
+    assert difference(state_of(folder), state_of(tmp_path)) == ""
+    best = [load_checkpoint(path / "checkpoint_best.pt")["model"] for path in (folder, tmp_path)]
+    assert difference(*best) == ""
+
+
+def test_a_schedule_that_looks_at_losses_hears_the_last_one_again(
+    straight: tuple[Path, str], eventful: tuple[object, ...], tiny_corpus: Path, run_train: Train, tmp_path: Path
+) -> None:
+    """fairseq tells it at the end of an epoch, but after the checkpoint is written."""
+    for updates in (4, 10):
+        run_train(*options(tiny_corpus, tmp_path, *eventful, "--max-update", updates))
+    assert difference(state_of(straight[0]), state_of(tmp_path)) == ""
+
+
+def test_loader_processes_end_with_their_epoch(
+    tiny_corpus: Path, run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples are redrawn in every epoch, by an iterator with processes of its own."""
+    step, seen = SampledTask.optimizer_step, []
+
+    def counted(self: Any, optimizer: Any, model: Any, update_num: int) -> None:
+        seen.append(len(children(os.getpid())))
+        step(self, optimizer, model, update_num)
+
+    monkeypatch.setattr(SampledTask, "optimizer_step", counted)
+    more = ("--batch-size", "104", "--max-update", "8", "--num-workers", "1", "--no-save")
+    before = len(children(os.getpid()))
+    gc.disable()  # which would end some of them some time
+    try:
+        run_train(*options(tiny_corpus, tmp_path, *more))
+    finally:
+        gc.enable()
+    assert max(seen) <= before + 2, "one of training, one of validation"
 
 
 def test_the_negative_control_a_signal_that_is_not_noted(
