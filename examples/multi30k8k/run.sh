@@ -17,8 +17,8 @@
 #   no-text-text    mclip whose TriKD has no text-text term (takes the encoder of mclip with the same seed)
 #   no-image-text   mclip whose TriKD has no image-text term (likewise)
 #   finetune-en, finetune-de, ..., finetune-all  mclip, then all captions of one language or of all, positives by image
-#   stages          MTE alone, in the two stages of the paper: translation, then translation and contrast; beside the
-#                   second as many updates of translation alone. Translations and Tatoeba-style retrieval after each
+#   stages          MTE in the two stages of the paper from the encoder of mclip: the decoder alone, then both with
+#                   contrast, and beside that as many updates without; translations and Tatoeba-style retrieval after each
 #   teacher-learning  M-CLIP's way: mean squared error to the teacher's text features, for the same minutes
 # SCALE multiplies all numbers of updates (1 is the published table, 0.01 a smoke test).
 set -euo pipefail
@@ -188,12 +188,12 @@ strengthen() { # the encoder of this variant, in $RUN/encoder
   ENCODER=$RUN/encoder
 }
 
-stages() {
-  local name
-  step mte1 "$RUN/mte1/checkpoint_last.pt" mte 800 "$RUN/mte1" --contrastive-weight 0
-  local again=(--finetune-from-model "$RUN/mte1/checkpoint_last.pt" --lr 1e-3)
-  step mte2 "$RUN/mte2/checkpoint_last.pt" mte 250 "$RUN/mte2" "${again[@]}"
-  step longer "$RUN/longer/checkpoint_last.pt" mte 250 "$RUN/longer" "${again[@]}" --contrastive-weight 0
+stages() { # the two stages of MTE as published: the decoder alone, then encoder and decoder with contrast
+  local name common=(--xlmr "$ENCODER" --dropout 0.1 --batch-size 128)
+  step mte1 "$RUN/mte1/checkpoint_last.pt" mte 1200 "$RUN/mte1" "${common[@]}" --freeze encoder --contrastive-weight 0
+  common+=(--freeze embeddings --finetune-from-model "$RUN/mte1/checkpoint_last.pt" --lr 5e-4)
+  step mte2 "$RUN/mte2/checkpoint_last.pt" mte 300 "$RUN/mte2" "${common[@]}"
+  step longer "$RUN/longer/checkpoint_last.pt" mte 300 "$RUN/longer" "${common[@]}" --contrastive-weight 0
   for name in mte1 mte2 longer; do
     step "translate-$name" "$RUN/translations/$name/report.json" \
       translate "$RUN/$name/checkpoint_last.pt" "$RUN/translations/$name"
@@ -205,6 +205,8 @@ stages() {
 
 case $VARIANT in
   stages)
+    ENCODER=$OUT/mclip-$SEED/encoder
+    [[ -d $ENCODER ]] || { echo "$ENCODER is not there; run VARIANT=mclip SEED=$SEED first" >&2; exit 2; }
     stages
     exit
     ;;

@@ -12,6 +12,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from torch import Tensor, nn
 
+from mclip_fairseq.data.feature_files import same_teacher
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.freezing import IDENTITY, decode_identity, encode_identity, frozen_names
 from mclip_fairseq.models.pooling import pool_last, pool_mean
@@ -262,7 +263,7 @@ class MCLIPModel(BaseFairseqModel):
                 "was trained with as --text-encoder"
             )
         mine, theirs = self.identity["teacher"], stored.get("teacher")
-        if mine and theirs and mine.get("sha256") != theirs.get("sha256"):
+        if mine and theirs and not same_teacher(mine, theirs):
             raise ValueError(f"the checkpoint was trained with teacher {theirs}, but this is {mine}; use the same one")
 
 

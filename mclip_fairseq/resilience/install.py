@@ -102,6 +102,8 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough: Any) -> tuple[Any, An
         extra_state, epoch_itr = _load_as_fairseq(cfg, trainer, **passthrough)
     if extra_state is not None and not cfg.reset_meters and path is not None:
         restore_inner_metrics(extra_state)
+    if extra_state is not None and not cfg.reset_dataloader and (path is not None or not cfg.finetune_from_model):
+        check_data(trainer.task, extra_state)
     if path is not None:
         replay_validation_loss(trainer, extra_state)
         end_if_complete(trainer)
@@ -176,6 +178,30 @@ def restore_inner_metrics(extra_state: dict[str, Any]) -> None:
         for meter in metrics.get_meters("train_inner").values():
             if hasattr(meter, "elapsed_time"):
                 meter.reset()
+
+
+def check_data(task: Any, extra_state: dict[str, Any]) -> None:
+    """Refuse to go on in mid-epoch with other training data; at its start, say so.
+
+    Raises:
+        ValueError: naming the parts.
+    """
+    stored, now = getattr(task, "stored_parts", None), task.parts() if hasattr(task, "parts") else None
+    if not stored or not now or stored == now:
+        return
+    counts = {name: (stored.get(name, [0])[0], now.get(name, [0])[0]) for name in {*stored, *now}}
+    changed = [
+        f"{name} ({counts[name][0]} samples then, {counts[name][1]} now)"
+        for name in sorted(counts)
+        if stored.get(name) != now.get(name)
+    ]
+    said = f"the training data have changed since the checkpoint was written: {', '.join(changed)}"
+    if extra_state["train_iterator"].get("iterations_in_epoch", 0):
+        raise ValueError(
+            f"{said}; its place in them has no meaning now: put them back, or pass --reset-dataloader to keep the "
+            "parameters and begin the data anew"
+        )
+    logger.warning("%s", said)
 
 
 def replay_validation_loss(trainer: Any, extra_state: dict[str, Any] | None) -> None:

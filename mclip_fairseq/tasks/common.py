@@ -3,10 +3,12 @@
 import functools
 import logging
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
@@ -56,6 +58,7 @@ class SampledTask(FairseqTask):
         super().__init__(cfg)
         self.skipped = 0
         self.iterators: dict[int, Any] = {}
+        self.stored_parts: dict[str, list[int]] | None = None
         self.kept_in_update = {"update": -1, "kept": 0, "skipped": 0}
 
     def train_step(
@@ -119,12 +122,21 @@ class SampledTask(FairseqTask):
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this task, under its class's name, as fairseq looks for it."""
-        state = {"skipped_nonfinite": self.skipped, "early_stopping": dict(early_stopping())}
+        state = {"skipped_nonfinite": self.skipped, "early_stopping": dict(early_stopping()), "parts": self.parts()}
         return {type(self).__name__: state}
+
+    def parts(self) -> dict[str, list[int]]:
+        """Part of the training data -> number of samples and CRC-32 of their lengths, by which a change is noticed."""
+        dataset = self.datasets.get("train")
+        pairs = zip(dataset.names, dataset.parts, strict=True) if dataset is not None else ()
+        return {
+            name: [len(part), zlib.crc32(np.ascontiguousarray(part.sizes, np.int64).tobytes())] for name, part in pairs
+        }
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Go on counting where the checkpoint stopped."""
         self.skipped = int(state.get("skipped_nonfinite", 0))
+        self.stored_parts = state.get("parts")
         early_stopping().update(state.get("early_stopping", {}))
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> torch.nn.Module:

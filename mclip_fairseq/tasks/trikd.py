@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mclip_fairseq.data.captions import CaptionDataset, read_ids
+from mclip_fairseq.data.feature_files import same_teacher
 from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.data.images import MAX_PIXELS, ImageError, check_max_pixels, load_image, resolve_image
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
@@ -315,7 +316,7 @@ def open_features(paths: str) -> FeatureStore | None:
 
 def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:
     """Refuse image and text features of two teachers: they do not live in one space."""
-    if images.dim != texts.dim or images.identity.get("sha256") != texts.identity.get("sha256"):
+    if images.dim != texts.dim or not same_teacher(images.identity, texts.identity):
         raise ValueError(
             f"the image features are of {images.identity} ({images.dim} columns) and the text features of "
             f"{texts.identity} ({texts.dim} columns); both must come from one teacher"

@@ -151,6 +151,19 @@ def stopped(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPa
     return folder
 
 
+def test_other_training_data_are_refused(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:
+    """As many captions, but not the same ones."""
+    folder, corpus = tmp_path / "run", tmp_path / "corpus"
+    shutil.copytree(stopped, folder)
+    shutil.copytree(tiny_corpus, corpus)
+    for kind in ("bin", "idx"):
+        shutil.copy(corpus / f"captions/train.de-None.de.{kind}", corpus / f"captions/train.en-None.en.{kind}")
+    changed = options(corpus, "trikd", "--save-dir", folder, "--num-workers", "0", "--max-update", "4")
+    with pytest.raises(ValueError, match=r"data have changed since .*: en:0 \(104 samples then, 104 now\); its place"):
+        run_train(*changed)
+    assert "Loaded checkpoint" in run_train(*changed, "--reset-dataloader")
+
+
 def test_a_damaged_last_checkpoint_costs_nothing(
     tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path
 ) -> None:
