@@ -1,12 +1,14 @@
 """Thousands of updates of a small run, with data workers, checkpoints and validation: does anything grow?
 
 Prints memory, open files, threads and child processes at intervals; the exit status is 1 if memory or open files of
-the last quarter exceed those of the second quarter (the first warms up) by more than the tolerance.
+the last quarter exceed those of the second quarter (the first warms up) by more than the tolerance. Tensors that loader
+processes have handed over are files too, as many as the buffer of batches holds just then; they are counted apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -25,7 +27,9 @@ from mclip_fairseq.tasks.common import SampledTask  # noqa: E402
 from tests import tiny_data  # noqa: E402
 
 MEMORY_TOLERANCE = 0.02
-Sample = tuple[int, float, int, int, int, float]  # update, MB, open files, threads, workers, their MB
+SHARED = "/dev/shm/torch_"
+# Update, MB, open files, tensors in the buffer, threads, workers, their MB.
+Sample = tuple[int, float, int, int, int, int, float]
 
 
 def children(pid: int) -> list[int]:
@@ -45,6 +49,15 @@ def resident(pid: int) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process lead to."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed since
+            found.append(os.readlink(link))
+    return found
+
+
 class Watch:
     """Looks at this process every so many updates."""
 
@@ -54,11 +67,11 @@ class Watch:
     def look(self, update: int) -> None:
         """One line of the table."""
         pid = os.getpid()
-        files, workers = len(os.listdir(f"/proc/{pid}/fd")), children(pid)
-        self.samples.append(
-            (update, resident(pid), files, threading.active_count(), len(workers), sum(map(resident, workers)))
-        )
-        widths = (7, 8, 6, 7, 7, 11, 7)
+        files, workers = open_files(pid), children(pid)
+        shared = sum(name.startswith(SHARED) for name in files)
+        counts = (len(files) - shared, shared, threading.active_count(), len(workers))
+        self.samples.append((update, resident(pid), *counts, sum(map(resident, workers))))
+        widths = (7, 8, 6, 7, 7, 7, 11, 7)
         cells = zip((*self.samples[-1], time.monotonic() - self.begin), widths, strict=True)
         line = " | ".join(f"{round(value):{width}}" for value, width in cells)
         print(f"| {line} |", file=sys.stderr, flush=True)
@@ -105,7 +118,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         corpus = tiny_data.make_text(Path(name))
         tiny_data.make_captions(corpus)
-        print("|  update |   RSS MB |  files | threads | workers | their RSS MB | seconds |", file=sys.stderr)
+        print("|  update |   RSS MB |  files | tensors | threads | workers | their RSS MB | seconds |", file=sys.stderr)
         sys.argv = options(corpus, corpus / "run", arguments.updates, arguments.workers)
         train.cli_main()
     grown = watch.grew()

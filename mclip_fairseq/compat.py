@@ -86,25 +86,34 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: {'is a directory' if path.is_dir() else 'not found'}; give a checkpoint file")
     allow_checkpoint_globals()
-    _refuse_bomb(path)
+    refuse_bomb(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can make the unpickler raise anything
-        forbidden = _forbidden_types(path, error)
-        if forbidden:
-            raise ValueError(
-                f"{path}: is not loaded, for it contains {', '.join(forbidden)}, and only types that run no code are "
-                "read; save it again with tensors, numbers, strings, dicts, lists and argparse.Namespace"
-            ) from error
-        reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0].rstrip(": ")
-        raise ValueError(f"{path}: is not a checkpoint written by torch.save, or is damaged ({reason})") from error
+        raise ValueError(f"{path}: {why_unreadable(path, error)}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}, but a checkpoint is a dict; give another file")
     return state
 
 
-def _refuse_bomb(path: Path) -> None:
-    """Refuse a zip archive that unpacks to more than it holds: torch.save never compresses."""
+def why_unreadable(path: Path, error: Exception) -> str:
+    """What torch's safe loading could not read, in words that follow the name of the file."""
+    forbidden = _forbidden_types(path, error)
+    if forbidden:
+        return (
+            f"is not loaded, for it contains {', '.join(forbidden)}, and only types that run no code are read; save it "
+            "again with tensors, numbers, strings, dicts, lists and argparse.Namespace"
+        )
+    reason = f"{type(error).__name__}: {error}".split("\n")[0].split(". ")[0].rstrip(": ")
+    return f"is not a checkpoint written by torch.save, or is damaged ({reason})"
+
+
+def refuse_bomb(path: Path) -> None:
+    """Refuse a zip archive that unpacks to more than it holds: torch.save never compresses.
+
+    Raises:
+        ValueError: with both sizes.
+    """
     if not zipfile.is_zipfile(path):
         return
     try:

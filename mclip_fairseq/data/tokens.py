@@ -94,6 +94,11 @@ class FlatTokens:
         return len(self.lengths)
 
     @property
+    def empty(self) -> npt.NDArray[np.int64]:
+        """Numbers of the sentences without a token."""
+        return np.flatnonzero(self.lengths == 0)
+
+    @property
     def sizes(self) -> npt.NDArray[np.int64]:
         """(sentences,) tokens per sentence as the encoder sees it, `<s>` and `</s>` included."""
         return self.lengths + 2

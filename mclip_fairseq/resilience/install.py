@@ -1,6 +1,6 @@
 """Puts the promises of this package into fairseq's training, at the places for which it has no hook.
 
-Seven functions of fairseq are replaced in memory, each by one that calls it or does the same more safely; no file of
+Eight functions of fairseq are replaced in memory, each by one that calls it or does the same more safely; no file of
 fairseq changes. Everything else hangs on the hooks that tasks have.
 """
 
@@ -23,8 +23,10 @@ from fairseq.trainer import Trainer
 from omegaconf import open_dict
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mclip_fairseq.compat import refuse_bomb
+from mclip_fairseq.data.files import expecting
 from mclip_fairseq.resilience import signals
-from mclip_fairseq.resilience.resume import LAST, check_settings, choose_checkpoint, remove_leftovers
+from mclip_fairseq.resilience.resume import LAST, check_settings, choose_checkpoint, read_lazily, remove_leftovers
 from mclip_fairseq.resilience.sealed import copy_sealed, damage, save_sealed
 from mclip_fairseq.resilience.workers import close_workers_at_exit
 
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _save_as_fairseq = checkpoint_utils.torch_persistent_save
 _load_as_fairseq = checkpoint_utils.load_checkpoint
+_read_as_fairseq = checkpoint_utils.load_checkpoint_to_cpu
 _train_step_of_fairseq = Trainer.train_step
 _valid_step_of_fairseq = Trainer.valid_step
 _iterator_of_fairseq = Trainer.get_train_iterator
@@ -41,13 +44,15 @@ SAVED = "mclip_saved_in_validation"
 
 
 def install() -> None:
-    """Replace six of the seven; the program's own is replaced when a run begins. Idempotent."""
+    """Replace seven of the eight; the program's own is replaced when a run begins. Idempotent."""
     # fairseq's save retries into the half-written file, and nothing is brought to the disk.
     checkpoint_utils.torch_persistent_save = torch_persistent_save
     # fairseq copies checkpoint_last and checkpoint_best over the old ones, byte by byte.
     checkpoint_utils.PathManager = SafePathManager
     # fairseq stops at a damaged checkpoint_last, also where an older one is sound.
     checkpoint_utils.load_checkpoint = load_checkpoint
+    # fairseq passes on what torch says of a file, in many lines that suggest to trust it.
+    checkpoint_utils.load_checkpoint_to_cpu = load_checkpoint_to_cpu
     # fairseq has no place at which a task could end a run.
     Trainer.train_step = train_step
     Trainer.valid_step = valid_step
@@ -133,9 +138,36 @@ def find_checkpoint(cfg: Any, run: Any) -> str | None:
         reason = damage(given)
         if reason:
             raise ValueError(f"{given}: {reason}; give another checkpoint")
+        check_readable(given)
         if given == cfg.restore_file and not cfg.reset_dataloader:
             check_settings(Path(given), run)
     return None
+
+
+def load_checkpoint_to_cpu(path: str, arg_overrides: Any = None, load_on_all_ranks: bool = False) -> Any:
+    """Fairseq's function of this name, which refuses in a sentence what is no checkpoint or would run code.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    if PathManager.path_requires_pathmanager(path):
+        return _read_as_fairseq(path, arg_overrides, load_on_all_ranks)
+    check_readable(path)
+    with expecting(path, "a checkpoint of fairseq"):
+        return _read_as_fairseq(path, arg_overrides, load_on_all_ranks)
+
+
+def check_readable(path: str) -> None:
+    """Refuse what is no checkpoint, holds what may run code, or unpacks to more than it is.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    refuse_bomb(Path(path))
+    try:
+        read_lazily(Path(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def decided_by_rank_zero(trainer: Any, decide: Any) -> Any:

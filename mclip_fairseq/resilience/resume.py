@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import OmegaConf
 
-from mclip_fairseq.compat import allow_checkpoint_globals
+from mclip_fairseq.compat import allow_checkpoint_globals, why_unreadable
 from mclip_fairseq.resilience.sealed import TEMPORARY, damage, sealed_updates
 
 logger = logging.getLogger(__name__)
@@ -124,9 +124,9 @@ def read_lazily(path: Path) -> dict[str, Any]:
         except RuntimeError:  # the format before zip archives cannot be mapped
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can make the unpickler raise anything
-        raise ValueError(f"it cannot be read: {str(error).splitlines()[0][:80]}") from error
+        raise ValueError(why_unreadable(path, error)) from error
     if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}, not a checkpoint")
+        raise ValueError(f"holds a {type(state).__name__}, not a checkpoint")
     return state
 
 

@@ -81,8 +81,22 @@ def _close() -> None:
         close_workers(source)
 
 
+def discard(iterator: Any) -> None:
+    """End the loader processes of an epoch iterator that is not used again, and close their pipes.
+
+    Its parts refer to one another, so that this would wait for the garbage collector.
+
+    Args:
+        iterator: fairseq's, or None.
+    """
+    close_workers(iterator)
+    for part in ("_cur_epoch_itr", "_next_epoch_itr", "dataloader"):
+        if hasattr(iterator, part):
+            setattr(iterator, part, None)
+
+
 def close_workers(iterator: Any) -> None:
-    """End the loader processes of an epoch iterator that is not used again, rather than when it is garbage collected.
+    """End the loader processes of an epoch iterator.
 
     Args:
         iterator: fairseq's, of one epoch or of several.

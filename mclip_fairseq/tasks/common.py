@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.resilience.finite import NONFINITE, NonFiniteError, find_nonfinite, zero_gradient, zeroed
-from mclip_fairseq.resilience.workers import close_workers
+from mclip_fairseq.resilience.workers import discard
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class SampledTask(FairseqTask):
         iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         before = self.iterators.get(id(dataset))
         if before is not iterator:
-            close_workers(before)
+            discard(before)
         self.iterators[id(dataset)] = iterator
         return iterator
 

@@ -1,7 +1,7 @@
 """Task `mte`: translation between many languages, in batches of one direction each."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,7 @@ class MTETask(SampledTask):
                     cut = sides[0].truncated + sides[1].truncated
                     logger.info("%s %s-%s: %d pairs, %d sentences cut", split, source, target, len(sides[0]), cut)
                     check_alignment(prefix, sides[0], sides[1])
+                    check_not_empty(prefix, {source: sides[0], target: sides[1]})
                     return ParallelDataset(sides[0], sides[1], self.lang_id(source), self.lang_id(target))
         raise ValueError(
             f"{self.cfg.data}: no {split}.{source}-{target} or {split}.{target}-{source}; make it with "
@@ -162,6 +163,20 @@ class MTETask(SampledTask):
         source = FlatTokens.from_sentences(src_tokens, self.dictionary, limit)
         part = ParallelDataset(source, None, self.lang_id(self.cfg.source_lang), self.lang_id(self.cfg.target_lang))
         return TemperatureSampledDataset({"input": part}, shuffle=False)
+
+
+def check_not_empty(prefix: Path, sides: Mapping[str, FlatTokens]) -> None:
+    """Refuse sentences without a token.
+
+    Raises:
+        ValueError: naming the first line.
+    """
+    for lang, tokens in sides.items():
+        if len(tokens.empty):
+            raise ValueError(
+                f"{prefix}.{lang}, line {tokens.empty[0] + 1}: is empty, one of {len(tokens.empty)}; take these lines "
+                "out of both sides and binarise them again"
+            )
 
 
 def check_alignment(prefix: Path, source: FlatTokens, target: FlatTokens) -> None:

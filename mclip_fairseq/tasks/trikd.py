@@ -237,8 +237,12 @@ class TriKDTask(SampledTask):
         )
         if image_ids is not None and self.images is None and not self.needs_teacher:
             raise ValueError(f"{directory}/{split}.{lang}.ids names images; give --image-features or --image-root")
+        empty = [(f"{directory}/{split}.{lang}, line {row + 1}", "is empty") for row in tokens.empty]
+        if empty and split != "train":
+            raise ValueError(f"{' '.join(empty[0])}, one of {len(empty)}; mend the captions and binarise them again")
+        self.skips.add(empty)
         if split == "train" and self.skips.budget:
-            tokens, image_ids, text_ids = self.without_unknown(tokens, image_ids, text_ids)
+            tokens, image_ids, text_ids = self.without_unusable(tokens, image_ids, text_ids)
         pixels = functools.partial(self.pixels, leave_out=split == "train") if self.needs_teacher else None
         return CaptionDataset(
             tokens,
@@ -260,9 +264,10 @@ class TriKDTask(SampledTask):
         device = torch.device("cuda" if torch.cuda.is_available() and not self.cfg.cpu else "cpu")
         return cached_states(self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype))
 
-    def without_unknown(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids) -> tuple[FlatTokens, Ids, Ids]:
-        """Leave out the captions whose image or teacher text has no features, within the budget."""
+    def without_unusable(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids) -> tuple[FlatTokens, Ids, Ids]:
+        """Leave out empty captions and those whose image or teacher text has no features, within the budget."""
         known = np.ones(len(tokens), dtype=bool)
+        known[tokens.empty] = False
         for store, ids in ((self.images, image_ids), (self.texts, text_ids)):
             if store is not None and ids is not None:
                 known &= store.has(ids)

@@ -147,6 +147,44 @@ def test_a_line_too_few_is_counted(
         run_train(*mte_options(shifted, shifted / "run"), "--max-update", "1", "--batch-size", "8")
 
 
+def test_empty_lines_are_named_before_a_step(shifted: Path, run_train: Train) -> None:
+    for name, number in (("train.de", 3), ("valid.de", 2)):
+        file = shifted / "pieces" / name
+        lines = file.read_text().splitlines()
+        write(file, [*lines[: number - 1], "", *lines[number:]])
+        shutil.rmtree(shifted / "mte", ignore_errors=True)
+        binarise(shifted, "mte", "--pairs", "en-de", "en-fr")
+        split = name.partition(".")[0]
+        with pytest.raises(ValueError, match=rf"{split}\.en-de\.de, line {number}: is empty, one of 1; "):
+            run_train(*mte_options(shifted, shifted / "run"), "--max-update", "1", "--batch-size", "8")
+        write(file, lines)
+
+
+def test_empty_captions_are_named_or_spend_the_budget(tiny_corpus: Path, tmp_path: Path) -> None:
+    from mclip_fairseq.tasks.trikd import TriKDTask, TriKDTaskConfig
+
+    pieces = (tiny_corpus / "pieces" / "train.en").read_text().splitlines()
+    folder = tmp_path / "pieces"
+    write(folder / "train.en", [pieces[0], "", *pieces[2:]])
+    write(folder / "valid.en", ["", pieces[0]])
+    shutil.copytree(tiny_corpus / "tokenizer", tmp_path / "tokenizer")
+    corpus = binarise(tmp_path, "captions", "--captions", "en")
+    for split, count in (("train", len(pieces)), ("valid", 2)):
+        write(corpus / f"{split}.en.ids", [f"-\tt{number}" for number in range(count)])
+
+    def load(budget: int, split: str) -> int:
+        cfg = TriKDTaskConfig(data=str(corpus), langs="en", skip_budget=budget, save_dir=str(tmp_path / "run"))
+        task = TriKDTask.setup_task(cfg)
+        return len(task.load_captions(corpus, split, "en"))
+
+    with pytest.raises(ValueError, match=r"train\.en, line 2: is empty; mend it, take it out, or leave it out"):
+        load(0, "train")
+    assert load(1, "train") == len(pieces) - 1
+    assert (tmp_path / "run" / "skipped.tsv").read_text() == f"{corpus}/train.en, line 2\tis empty\n"
+    with pytest.raises(ValueError, match=r"valid\.en, line 1 is empty, one of 1; mend the captions"):
+        load(1, "valid")
+
+
 def test_a_line_that_is_off_is_warned_about(shifted: Path, run_train: Train) -> None:
     lines = {lang: sentences(lang) for lang in ("en", "de", "fr")}
     order = torch.randperm(120, generator=torch.Generator().manual_seed(0)).tolist()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from torch import Tensor
 
@@ -82,6 +83,7 @@ DOORS: dict[str, Callable[[Path], object]] = {
     "clip": lambda file: convert.convert_clip(
         Namespace(checkpoint=file, trust=False, output=file.parent / "o", activation="", head_width=0, resize=0)
     ),
+    "fairseq": lambda file: checkpoint_utils.load_checkpoint_to_cpu(str(file)),
     "extract": lambda file: extract_mte.extract(file, file.parent, file.parent / "o"),
     "checkpoint": load_checkpoint,
 }
