@@ -12,7 +12,7 @@ from typing import Any
 
 from mclip_fairseq.cli.features import count, positive
 from mclip_fairseq.data.files import read_lines
-from mclip_fairseq.data.images import load_image
+from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels, load_image
 from mclip_fairseq.search import query as ask
 from mclip_fairseq.search.build import build
 from mclip_fairseq.search.change import add, remove
@@ -115,7 +115,8 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     if options.queries is not None:
         texts = _texts_of(options.queries)
     languages = _by_language(options.languages)
-    images = [load_image(path) for path in options.image]
+    check_max_pixels(options.max_pixels)
+    images = [load_image(path, options.max_pixels) for path in options.image]
     index = SearchIndex.open(options.index, options.images_root)
     model = load_model_of(index, options)
     report = None
@@ -214,7 +215,18 @@ def _source_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive, default=64, metavar="N", help="images at once (default 64)")
     workers = min(4, os.cpu_count() or 1)
     add("--workers", type=count, default=workers, metavar="N", help=f"processes that decode (default {workers})")
+    _pixel_option(parser)
     add("--skip-budget", type=count, metavar="N", help="leave out up to N images that cannot be read")
+
+
+def _pixel_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"refuse an image of more pixels (default {MAX_PIXELS})",
+    )
 
 
 def _build_options(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +282,7 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     add("text", nargs="*", metavar="TEXT", help="what the image shows, in any language")
     add("--queries", type=Path, metavar="FILE", help="texts, one a line, asked in one batch")
     add("--image", type=Path, action="append", default=[], metavar="FILE", help="an image as the query; repeatable")
+    _pixel_option(parser)
     add("--languages", nargs="+", default=[], metavar="LANG=TEXT", help="one question in several languages, compared")
     add("--target", metavar="ID", help="image whose rank --languages reports (default: the nearest of the first)")
     add("-k", "--top", dest="k", type=positive, default=10, metavar="K", help="how many images (default 10)")

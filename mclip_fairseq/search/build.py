@@ -6,8 +6,9 @@ import argparse
 import hashlib
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from mclip_fairseq.data.feature_files import encode_ids, write_json
 from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.data.files import file_sha256, read_json
+from mclip_fairseq.data.images import check_max_pixels
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.evaluation.report import provenance
 from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, locked, write_manifest
@@ -42,6 +44,7 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
         ValueError: in one sentence, when an option or a file cannot be used; what is done is kept.
     """
     folder = options.output
+    check_max_pixels(options.max_pixels)
     with locked(folder):
         if (folder / MANIFEST).exists():
             raise ValueError(f"{folder}: holds an index already; use mclip-search add, or name another directory")
@@ -49,10 +52,15 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
         model = load()
         identity = describe_model(model, load_options(options))
         factory_string(options.kind, model.dim, len(gallery.index.names), options.lists, options.bytes)
+        contents = gallery.stamp()
+        settle(folder / PARTIAL, contents)
         vectors = open_vectors(gallery, model, identity, folder / PARTIAL / "images", options)
         count = len(vectors.ids)
+        if not count:
+            raise ValueError(f"{options.source}: none of its images can be read; there is nothing to search")
         factory = factory_string(options.kind, model.dim, count, options.lists, options.bytes)
-        index = fill(options.kind, factory, model.dim, vectors, folder / PARTIAL, identity["fingerprint"])
+        plan = {"factory": factory, "model": identity["fingerprint"]}
+        index = fill(options.kind, model.dim, vectors, folder / PARTIAL, plan)
         recall = None
         if efforts(options.kind, index):
             texts = model.encode_text(list(queries)).numpy() if queries else None
@@ -78,13 +86,33 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
         }
         write_manifest(folder, manifest)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    left_out = len(gallery.index.names) - count
     told = [f"{folder}: {count} images of {model.dim} dimensions, {options.kind}"]
+    told[0] += f"; {left_out} that cannot be read are left out" if left_out else ""
     return "\n".join(told + ([sentence(recall, options.kind)] if recall else []))
 
 
 def load_options(options: argparse.Namespace) -> dict[str, str | None]:
     """How the model of the command line is loaded again."""
     return {"path": options.model, "text_encoder": options.text_encoder, "teacher": options.teacher}
+
+
+def settle(partial: Path, contents: str) -> None:
+    """Keep what an interrupted run has left if it is of the same images; else remove it, and say so.
+
+    Args:
+        partial: where it is.
+        contents: stamp of the images, which is another one when an image was added, taken out or changed.
+    """
+    record, wanted = partial / "contents.json", {"contents": contents}
+    if record.is_file() and read_json(record) == wanted:
+        return
+    if partial.exists():
+        shutil.rmtree(partial)
+        told = "images were added, taken out or changed since this was interrupted; it is begun anew"
+        print(f"{partial.parent}: {told}", file=sys.stderr)
+    partial.mkdir(parents=True)
+    write_json(record, wanted)
 
 
 def open_vectors(
@@ -103,25 +131,23 @@ def open_vectors(
     return features
 
 
-def fill(kind: str, factory: str, dim: int, vectors: VectorSource, partial: Path, fingerprint: str) -> Any:
+def fill(kind: str, dim: int, vectors: VectorSource, partial: Path, settings: Mapping[str, str]) -> Any:
     """Train a faiss index and add all vectors, going on from what an interrupted run has saved.
 
     Args:
         kind: of `KINDS`.
-        factory: faiss's description.
         dim: columns.
         vectors: what to add.
         partial: where intermediate states are saved.
-        fingerprint: of the model that makes the vectors.
+        settings: faiss's description as `factory`, and whatever else a saved state depends on.
     """
-    # What the saved state depends on: another list of images, or another model, does not go on from it.
-    ids = hashlib.sha256(encode_ids(vectors.ids)).hexdigest()
-    plan = {"factory": factory, "ids_sha256": ids, "model": fingerprint}
+    # Of the same images there are fewer when more of them could not be read.
+    plan = {**settings, "ids_sha256": hashlib.sha256(encode_ids(vectors.ids)).hexdigest()}
     file, record = partial / "index.faiss", partial / "saved.json"
     saved = time.monotonic()
     index = _saved(file, record, plan, kind, dim)
     if index is None:
-        index = new_index(factory, dim)
+        index = new_index(settings["factory"], dim)
         if not index.is_trained:
             index.train(vectors.take(training_rows(index, len(vectors.ids))))
     done = index.ntotal

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from mclip_fairseq.data.images import check_max_pixels
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.evaluation.report import provenance
-from mclip_fairseq.search.build import BLOCK, VectorSource, open_vectors, picture_lines
+from mclip_fairseq.search.build import BLOCK, VectorSource, open_vectors, picture_lines, settle
 from mclip_fairseq.search.files import PARTIAL, Rows, locked, write_manifest
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import read_index, write_index
@@ -32,6 +33,7 @@ def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[
     Raises:
         ValueError: another model, an id that already names another picture, or what `build` refuses.
     """
+    check_max_pixels(options.max_pixels)
     with locked(options.index):
         index = SearchIndex.open(options.index)
         gallery = open_gallery(options.source, options.images_root)
@@ -44,9 +46,9 @@ def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[
             return f"{index.path}: nothing to add, all {len(names)} images are there"
         model = load()
         index.check_model(model)
-        digest = hashlib.sha256("\n".join(names[row] for row in fresh).encode()).hexdigest()
-        staging = index.path / PARTIAL / f"add-{digest[:16]}"
-        vectors = open_vectors(gallery, model, index.model, staging, options, fresh)
+        wanted = "\n".join([gallery.stamp(), *(names[row] for row in fresh)])
+        settle(index.path / PARTIAL, hashlib.sha256(wanted.encode()).hexdigest())
+        vectors = open_vectors(gallery, model, index.model, index.path / PARTIAL / "images", options, fresh)
         replaced = [name for name in vectors.ids if name in index.row_of]
         append(index, gallery, vectors, replaced, command)
         shutil.rmtree(index.path / PARTIAL, ignore_errors=True)

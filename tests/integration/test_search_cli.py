@@ -241,6 +241,60 @@ def test_an_interrupted_encoding_goes_on(run: Run, monkeypatch: pytest.MonkeyPat
     assert not Path("index/partial").exists()
 
 
+def cut(owner: Any, name: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a method fail once, after so many calls."""
+    works, seen = getattr(owner, name), []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        seen.append(1)
+        if len(seen) == calls + 1:
+            raise ValueError("power cut")
+        return works(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+@pytest.mark.parametrize("addition", [False, True])
+def test_a_picture_changed_meanwhile_is_encoded_again(
+    addition: bool, run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel
+) -> None:
+    monkeypatch.setattr(sources, "SHARD_ROWS", 3)
+    command = ["add", "index", "photos", "--replace", "--workers", 0] if addition else BUILD
+    if addition:
+        run(*BUILD)
+    cut(model, "encode_image", 2, monkeypatch)
+    assert "power cut" in run(*command, status=2)
+    shutil.copy("photos/red.png", "photos/black.png")  # of the first shard
+    run(*command)
+    assert set(found(run, "red")[:2]) == {"red.png", "black.png"}
+
+
+def test_what_is_indexed_of_other_features_is_not_kept(
+    run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel
+) -> None:
+    vectors, ids = np.eye(5, dtype=np.float32), [f"i{n}" for n in range(5)]
+    for name, rows in (("one", vectors), ("two", vectors[::-1])):
+        write_features(name, ids, rows, model={"name": "t"}, normalized=True)
+    monkeypatch.setattr(building, "BLOCK", 2)
+    monkeypatch.setattr(building, "SAVE_SECONDS", -1.0)
+    cut(model, "encode_image_features", 2, monkeypatch)
+    assert "power cut" in run("build", "one", *BUILD[2:], status=2)
+    run("build", "two", *BUILD[2:])
+    index = SearchIndex.open("index").searcher.index
+    assert np.array_equal(index.reconstruct_n(0, 5), vectors[::-1])
+
+
+def test_what_is_indexed_of_other_pictures_is_not_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "BLOCK", 3)
+    monkeypatch.setattr(building, "SAVE_SECONDS", -1.0)
+    cut(building.FeatureStore, "take", 1, monkeypatch)
+    assert "power cut" in run(*BUILD, status=2)
+    assert Path("index/partial/saved.json").exists()
+    shutil.copy("photos/red.png", "photos/black.png")
+    run(*BUILD)
+    assert set(found(run, "red")[:2]) == {"red.png", "black.png"}
+
+
 def test_an_interrupted_indexing_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel) -> None:
     vectors = np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32)
     write_features("features", [f"i{n}" for n in range(500)], vectors, model={"name": "t"}, normalized=False)
@@ -302,7 +356,47 @@ def test_an_unreadable_picture_is_named_or_left_out(run: Run) -> None:
     message = run(*BUILD, status=2)
     assert "1 of 9 inputs cannot be read" in message
     assert "broken.jpg: is not an image in a known format" in message
-    assert run(*BUILD, "--skip-budget", 1) == "index: 8 images of 5 dimensions, exact\n"
+    told = run(*BUILD, "--skip-budget", 1)
+    assert told == "index: 8 images of 5 dimensions, exact; 1 that cannot be read are left out\n"
+
+
+def test_a_build_goes_on_when_the_broken_picture_is_gone(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos/broken.jpg").write_text("<html>not found</html>")
+    run(*BUILD, status=2)
+    Path("photos/broken.jpg").unlink()
+    assert cli.main(BUILD) == 0
+    told = capsys.readouterr()
+    assert told.out == "index: 8 images of 5 dimensions, exact\n"
+    assert "index: images were added, taken out or changed since this was interrupted; it is begun anew" in told.err
+
+
+def test_more_pixels_are_allowed_where_that_is_advised(run: Run) -> None:
+    assert "allow more with --max-pixels" in run(*BUILD, "--max-pixels", 100, status=2)
+    run(*BUILD, "--max-pixels", 96 * 64)
+    Image.new("RGB", (9, 9), COLOURS["white"]).save("photos/new.png")
+    assert "allow more with --max-pixels" in run("add", "index", "photos", "--max-pixels", 80, status=2)
+    run("add", "index", "photos", "--max-pixels", 81)
+    assert "allow more with --max-pixels" in run(
+        "query", "index", "--image", "photos/new.png", "--max-pixels", 80, status=2
+    )
+    assert found(run, "--image", "photos/new.png", "--max-pixels", 81)
+
+
+def test_no_picture_is_left_to_build_of(run: Run) -> None:
+    Path("broken").mkdir()
+    Path("broken/a.png").write_text("no picture")
+    command = ["build", "broken", *BUILD[2:], "--skip-budget", 1, "--kind", "hnsw"]
+    assert "none of its images can be read" in run(*command, status=2)
+
+
+def test_an_id_is_no_path_of_this_machine(run: Run, tmp_path: Path) -> None:
+    Path("list.txt").write_text(f"photos/red.png\n{tmp_path}/photos/blue.png\n", encoding="utf-8")
+    message = run("build", "list.txt", *BUILD[2:], status=2)
+    assert "(number 2) is a path of this machine" in message
+    assert "id<TAB>path" in message
+    Path("list.txt").write_text(f"blue\t{tmp_path}/photos/blue.png\n", encoding="utf-8")
+    run("build", "list.txt", *BUILD[2:])
+    assert found(run, "blue") == ["blue"]
 
 
 def test_an_unreadable_folder_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
