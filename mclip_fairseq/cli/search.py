@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import KINDS
 
 PROGRAM = "mclip-search"
+HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?|\[[0-9a-fA-F:.]+\]")
 EPILOG = """\
 example:
   mclip-search build photos --model mclip-base --output photos.index
@@ -297,7 +299,20 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
     add("--port", type=count, default=8000, metavar="N", help="port (default 8000; 0 takes a free one)")
-    add("--allowed-host", action="append", default=[], metavar="NAME", help="name the page is called by; repeatable")
+    add(
+        "--allowed-host",
+        type=_host,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name the page is called by besides --host; repeatable; *.example.org allows all below it, * every name",
+    )
+
+
+def _host(text: str) -> str:
+    if not HOST.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text} is no name of a machine; write it without port, or *.example.org")
+    return text
 
 
 def _share(text: str) -> float:

@@ -55,7 +55,7 @@ def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[
     left = len(known) - len(replaced)
     told = f"{options.index}: {len(vectors.ids) - len(replaced)} images added"
     told += f", {len(replaced)} replaced" if replaced else ""
-    return told + (f", {left} were there already" if left else "")
+    return told + (f", {left} were there already" if left else "") + recall_note(index)
 
 
 def append(
@@ -83,6 +83,7 @@ def append(
         "removed": sorted(index.removed | {index.row_of[name] for name in replaced}),
         "roots": roots,
         "files": files,
+        "recall": None,
         "made_by": [*manifest["made_by"], provenance(command)],
     }
     write_manifest(index.path, manifest | changed)
@@ -127,5 +128,11 @@ def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
             )
         rows = {index.row_of[name] for name in names}
         made_by = [*index.manifest["made_by"], provenance(command)]
-        write_manifest(folder, index.manifest | {"removed": sorted(index.removed | rows), "made_by": made_by})
-    return f"{folder}: {len(rows)} images removed, {len(index) - len(rows)} are left"
+        changed = {"removed": sorted(index.removed | rows), "recall": None, "made_by": made_by}
+        write_manifest(folder, index.manifest | changed)
+    return f"{folder}: {len(rows)} images removed, {len(index) - len(rows)} are left{recall_note(index)}"
+
+
+def recall_note(index: SearchIndex) -> str:
+    """What is to be said of a recall that was measured with other images."""
+    return "; its recall, measured with other images, is no longer claimed" if index.manifest["recall"] else ""

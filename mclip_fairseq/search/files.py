@@ -1,9 +1,9 @@
 """What an index directory holds, and the checks on it.
 
-`index.json` is written last, in one step: what is in use with hashes, the model, the kind and its measured recall.
-`vectors-00001.faiss` is the faiss index; `rows-00001.tsv` has per row the id and, where its picture is known, the
-number of its root and the path below it. An addition writes the next number and then removes the old one. `partial/` is
-what an interrupted build or addition goes on from.
+`index.json` is written last, in one step: what is in use with hashes, the model, the kind and, until a change, the
+recall measured at the build. `vectors-00001.faiss` is the faiss index; `rows-00001.tsv` has per row the id and, where
+its picture is known, the number of its root and the path below it. An addition writes the next number and then removes
+the old one. `partial/` is what an interrupted build or addition goes on from.
 """
 
 from __future__ import annotations
@@ -87,6 +87,15 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     for old in [*folder.glob("vectors-*.faiss*"), *folder.glob("rows-*.tsv*")]:
         if old.name not in used:
             old.unlink(missing_ok=True)
+
+
+def state_of(path: Path) -> tuple[int, ...] | None:
+    """What tells cheaply that a file was written again; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def verified(folder: Path, entry: Mapping[str, Any]) -> Path:

@@ -175,17 +175,40 @@ class Searcher:
             self._bits = np.packbits(keep, bitorder="little")
 
     def __call__(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
-        """Cosines and rows of the k nearest, (n, k) each, best first; a row of -1 where there are no more."""
+        """Cosines and rows of the k nearest, (n, k) each, best first; of all that are alive where those are fewer."""
         k = min(k, self.alive)
         if not len(queries) or k < 1:
             empty = np.zeros((len(queries), 0))
             return empty.astype(np.float32), empty.astype(np.int64)
-        selector = None if self._bits is None else faiss().IDSelectorBitmap(self._bits)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        scores, rows = self._search(queries, k)
+        short = np.flatnonzero((rows < 0).any(axis=1))
+        if len(short) and self.kind != "exact":
+            scores[short], rows[short] = self._search_all(queries[short], k)
+        return scores, rows
+
+    @property
+    def _selector(self) -> Any:
+        return None if self._bits is None else faiss().IDSelectorBitmap(self._bits)
+
+    def _search(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
+        """What is found with the effort of the index; fewer than k where the rows looked at are too few."""
+        # Of the rows looked at only the living count, so more are looked at.
+        effort = -(-max(self.effort or 1, k if self.kind == "hnsw" else 1) * self.index.ntotal // self.alive)
         if self.kind == "exact":
-            params = faiss().SearchParameters(sel=selector) if selector else None
+            params = None if self._bits is None else faiss().SearchParameters(sel=self._selector)
         elif self.kind == "hnsw":
-            params = faiss().SearchParametersHNSW(sel=selector, efSearch=max(self.effort or 0, k))
+            params = faiss().SearchParametersHNSW(sel=self._selector, efSearch=effort)
         else:
-            params = faiss().SearchParametersIVF(sel=selector, nprobe=self.effort or 1)
-        scores, rows = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), k, params=params)
+            params = faiss().SearchParametersIVF(sel=self._selector, nprobe=min(effort, self.index.nlist))
+        scores, rows = self.index.search(queries, k, params=params)
+        return scores, rows
+
+    def _search_all(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
+        """The same from all rows: every list, or the vectors that a graph stands on."""
+        if self.kind == "hnsw":
+            index, params = self.index.storage, faiss().SearchParameters(sel=self._selector)
+        else:
+            index, params = self.index, faiss().SearchParametersIVF(sel=self._selector, nprobe=self.index.nlist)
+        scores, rows = index.search(queries, k, params=params)
         return scores, rows

@@ -19,6 +19,7 @@ from mclip_fairseq.cli import features as features_cli
 from mclip_fairseq.cli import search as cli
 from mclip_fairseq.data.features import write_features
 from mclip_fairseq.search import build as building
+from mclip_fairseq.search import index as searching
 from mclip_fairseq.search import sources
 from mclip_fairseq.search.index import SearchIndex
 from tests.colours import COLOURS, NAMES, ColourModel, draw_colours
@@ -239,6 +240,41 @@ def test_an_interrupted_encoding_goes_on(run: Run, monkeypatch: pytest.MonkeyPat
     straight = SearchIndex.open("index")
     assert resumed.manifest["files"] == straight.manifest["files"]
     assert not Path("index/partial").exists()
+
+
+def test_a_language_whose_lists_are_emptied_is_answered(run: Run) -> None:
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(np.eye(5), 100, axis=0) + 0.01 * rng.normal(size=(500, 5))
+    write_features("features", [f"i{n}" for n in range(500)], vectors, model={"name": "t"}, normalized=False)
+    run("build", "features", *BUILD[2:], "--kind", "ivf", "--lists", 5, "--effort", 1)
+    near = found(run, "red", "-k", 100)
+    Path("near").write_text("\n".join(near), encoding="utf-8")
+    told = run("remove", "index", "--ids", "near")
+    assert told == (
+        "index: 100 images removed, 400 are left; its recall, measured with other images, is no longer claimed\n"
+    )
+    assert json.loads(Path("index/index.json").read_text())["recall"] is None
+    assert not set(near) & set(found(run, "red"))
+    assert "rank of" in run("query", "index", "--languages", "en=red", "de=rot")
+
+
+@pytest.mark.parametrize("part", ["rows", "vectors"])
+def test_an_addition_may_end_while_the_index_is_opened(
+    part: str, run: Run, model: ColourModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*BUILD)
+    verified = searching.verified
+
+    def slow(folder: Path, entry: Any) -> Path:
+        path = verified(folder, entry)
+        if entry["file"].startswith(part):
+            monkeypatch.setattr(searching, "verified", verified)
+            Image.new("RGB", (9, 9), COLOURS["red"]).save("photos/new.png")
+            assert cli.main(["add", "index", "photos", "--workers", "0"]) == 0
+        return path
+
+    monkeypatch.setattr(searching, "verified", slow)
+    assert len(SearchIndex.open("index")) == 9
 
 
 def cut(owner: Any, name: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:

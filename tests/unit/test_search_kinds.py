@@ -80,6 +80,25 @@ def test_more_is_asked_for_than_there_is(vectors: np.ndarray, made: dict[str, An
     assert Searcher(made["exact"], "exact", None, list(range(COUNT)))(vectors[:4], 10)[1].shape == (4, 0)
 
 
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_the_few_that_are_left_are_all_found(kind: str, vectors: np.ndarray, made: dict[str, Any]) -> None:
+    removed = [row for row in range(COUNT) if row % 100]
+    scores, rows = Searcher(made[kind], kind, 1 if kind == "ivf" else 16, removed)(vectors[:9], 20)
+    assert rows.tolist() == slow_search(vectors, vectors[:9], 20, set(removed))
+    assert scores == pytest.approx(np.take_along_axis(vectors[:9] @ vectors.T, rows, axis=1), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_a_removal_of_half_does_not_ruin_the_search(kind: str, vectors: np.ndarray, made: dict[str, Any]) -> None:
+    effort, removed = 2 if kind == "ivf" else 16, list(range(0, COUNT, 2))
+    kept = Searcher(made[kind], kind, effort, removed)(vectors[:40], 10)[1]
+    truth = np.array(slow_search(vectors, vectors[:40], 10, set(removed)))
+    share = (kept[:, :, None] == truth[:, None]).any(axis=1).mean()
+    everything = np.array(slow_search(vectors, vectors[:40], 10))
+    before = (Searcher(made[kind], kind, effort)(vectors[:40], 10)[1][:, :, None] == everything[:, None]).any(axis=1)
+    assert share > before.mean() - 0.02
+
+
 def test_exact_neighbours_do_not_depend_on_the_blocks(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mclip_fairseq.search.recall.BLOCK", 301)
     queries = vectors[::500]
