@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.cli.features import count, positive
+from mclip_fairseq.cli.features import count, pick_device, positive
 from mclip_fairseq.data.files import read_lines
 from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels, load_image
 from mclip_fairseq.search import query as ask
@@ -32,7 +32,7 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``mclip-search``; returns 0, or 2 after one sentence on stderr when something cannot be used."""
+    """Run ``mclip-search``; returns 0, or after one sentence on stderr 2 (something cannot be used) or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -43,12 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Decoding processes are forked after the tokenizer was used.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        print(COMMANDS[options.command](options, [PROGRAM, *arguments]))
+        print(COMMANDS[options.command](options, [PROGRAM, *arguments]), flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough; what is flushed at the exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on from here" if options.command in ("build", "add") else ""
+        print(f"\n{PROGRAM}: interrupted{goes_on}", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -56,8 +60,9 @@ def load_model(options: argparse.Namespace) -> Any:
     """The model that the options name, on the device asked for."""
     from mclip_fairseq.inference import MultilingualCLIP
 
+    device = pick_device(argparse.Namespace(device=options.device, dtype="float32"))
     return MultilingualCLIP.from_pretrained(
-        options.model, options.device, text_encoder=options.text_encoder, teacher=options.teacher
+        options.model, device, text_encoder=options.text_encoder, teacher=options.teacher
     )
 
 
@@ -254,7 +259,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
     _source_options(parser)
     _model_options(parser, needed=False)
-    parser.add_argument("--replace", action="store_true", help="encode images again whose id is there already")
+    add = parser.add_argument
+    add("--replace", action="store_true", help="encode images again whose id is there already")
+    add(
+        "--moved",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where the pictures of the index are now, if they have moved; repeated for an index of several folders",
+    )
 
 
 def _remove_options(parser: argparse.ArgumentParser) -> None:

@@ -45,10 +45,10 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
     """
     folder = options.output
     check_max_pixels(options.max_pixels)
+    gallery = open_gallery(options.source, options.images_root)
     with locked(folder):
         if (folder / MANIFEST).exists():
             raise ValueError(f"{folder}: holds an index already; use mclip-search add, or name another directory")
-        gallery = open_gallery(options.source, options.images_root)
         model = load()
         identity = describe_model(model, load_options(options))
         factory_string(options.kind, model.dim, len(gallery.index.names), options.lists, options.bytes)
@@ -190,6 +190,6 @@ def picture_lines(
     assert pictures is not None
     source = os.path.abspath(pictures.source)
     root = source if os.path.isdir(source) else os.path.commonpath([os.path.dirname(file) for file in files])
-    known = list(dict.fromkeys([*roots, root]))
+    known = [*roots] if root in roots else [*roots, root]
     number = known.index(root)
     return known, [f"{name}\t{number}\t{os.path.relpath(file, root)}" for name, file in zip(ids, files, strict=True)]

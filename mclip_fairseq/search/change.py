@@ -16,7 +16,7 @@ from mclip_fairseq.data.images import check_max_pixels
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.evaluation.report import provenance
 from mclip_fairseq.search.build import BLOCK, VectorSource, open_vectors, picture_lines, settle
-from mclip_fairseq.search.files import PARTIAL, Rows, locked, write_manifest
+from mclip_fairseq.search.files import PARTIAL, Rows, locked, read_manifest, write_manifest
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import read_index, write_index
 from mclip_fairseq.search.sources import open_gallery
@@ -34,8 +34,9 @@ def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[
         ValueError: another model, an id that already names another picture, or what `build` refuses.
     """
     check_max_pixels(options.max_pixels)
+    read_manifest(options.index)  # a directory that is none is left as it is
     with locked(options.index):
-        index = SearchIndex.open(options.index)
+        index = SearchIndex.open(options.index, moved(options.moved))
         gallery = open_gallery(options.source, options.images_root)
         names = gallery.index.names
         known = [name for name in names if name in index.row_of]
@@ -43,6 +44,8 @@ def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[
             refuse_other_pictures(index, gallery, known)
         fresh = [row for row, name in enumerate(names) if options.replace or name not in index.row_of]
         if not fresh:
+            if options.moved:
+                write_manifest(index.path, index.manifest | {"roots": roots_of(index)})
             return f"{index.path}: nothing to add, all {len(names)} images are there"
         model = load()
         index.check_model(model)
@@ -67,7 +70,7 @@ def append(
 ) -> None:
     """Write the next generation of an index, with these vectors behind its own."""
     manifest, generation = index.manifest, index.manifest["generation"] + 1
-    roots, lines = picture_lines(gallery, vectors.ids, manifest["roots"])
+    roots, lines = picture_lines(gallery, vectors.ids, roots_of(index))
     file = index.path / manifest["files"]["vectors"]["file"]
     grown = read_index(file, manifest["kind"], manifest["dim"], manifest["rows"], writable=True)
     for start in range(0, len(vectors.ids), BLOCK):
@@ -102,9 +105,27 @@ def refuse_other_pictures(index: SearchIndex, gallery: ImageGallery | FeatureGal
         there, here = index.picture(index.row_of[name]), gallery.picture(row_of[name])
         if there is not None and os.path.abspath(there) != os.path.abspath(here):
             raise ValueError(
-                f"{index.path}: the id {name!r} already names another picture; give this one another id in a list, or "
-                "take it in its place with --replace"
+                f"{index.path}: the id {name!r} already names another picture, {there}; if the pictures have moved, "
+                "say where they are now with --moved; else give this one another id in a list, or take it in the other's "
+                "place with --replace"
             )
+
+
+def moved(folders: Sequence[Path]) -> Sequence[Path]:
+    """Folders that pictures have been moved to.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"--moved {folder}: there is no such folder; name the one that the pictures are in now")
+    return folders
+
+
+def roots_of(index: SearchIndex) -> list[str]:
+    """The folders of an index's pictures for its manifest: what --moved names is named from everywhere."""
+    return [os.path.abspath(root) for root in index.roots]
 
 
 def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
@@ -118,6 +139,7 @@ def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
     Raises:
         ValueError: ids that are not in the index; nothing is removed then.
     """
+    read_manifest(folder)  # a directory that is none is left as it is
     with locked(folder):
         index = SearchIndex.open(folder)
         unknown = [name for name in names if name not in index.row_of]

@@ -23,6 +23,7 @@ from mclip_fairseq.data.files import file_sha256, read_json, read_lines
 FORMAT = "mclip_fairseq search index"
 VERSION = 1
 MANIFEST, PARTIAL, LOCK = "index.json", "partial", ".lock"
+NO_PERMISSION = "you have no permission to read it; ask its owner for it"
 MANIFEST_KEYS = {
     "model": dict,
     "dim": int,
@@ -43,13 +44,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: it is missing, unreadable, of another version, or damaged.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except PermissionError as error:
+        raise ValueError(f"{folder}: {NO_PERMISSION}") from error
+    if not found:
         unfinished = "its index is not finished; repeat the mclip-search build that began it"
         missing = f"is not a search index, it has no {MANIFEST}; make one with mclip-search build"
         raise ValueError(f"{folder}: {unfinished if (folder / PARTIAL).is_dir() else missing}")
     try:
         manifest = read_json(path)
     except ValueError as error:
+        if isinstance(error.__cause__, OSError):  # it may be sound
+            raise
         raise ValueError(f"{error}; build the index again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: is not the manifest of a search index")
@@ -169,10 +176,16 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from changing the directory meanwhile.
 
     Raises:
-        ValueError: another one is changing it now.
+        ValueError: another one is changing it now, or it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{folder}: is a file, or below one; name a directory") from error
+    except OSError as error:
+        told = f"cannot be written to: {error.strerror}; ask its owner for permission, or take another directory"
+        raise ValueError(f"{folder}: {told}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

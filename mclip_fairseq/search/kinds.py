@@ -97,13 +97,22 @@ def training_rows(index: Any, count: int) -> npt.NDArray[np.int64]:
 
 
 def write_index(index: Any, path: Path) -> dict[str, str]:
-    """Write an index so that it is there completely or not at all; returns its entry of the manifest."""
+    """Write an index so that it is there completely or not at all; returns its entry of the manifest.
+
+    Raises:
+        ValueError: there is no room for it.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    faiss().write_index(index, str(temporary))
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    entry = {"file": path.name, "sha256": file_sha256(temporary)}
-    os.replace(temporary, path)
+    try:
+        faiss().write_index(index, str(temporary))
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        entry = {"file": path.name, "sha256": file_sha256(temporary)}
+        os.replace(temporary, path)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: cannot be written; make room on the disk, and repeat the command") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     return entry
 
 

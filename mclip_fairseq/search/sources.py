@@ -15,6 +15,7 @@ from mclip_fairseq.cli.features import Decoded, ImageSource, compute
 from mclip_fairseq.data.feature_writer import FeatureWriter
 from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
+from mclip_fairseq.search.files import NO_PERMISSION
 from mclip_fairseq.search.kinds import Vectors
 
 SHARD_ROWS = 1024  # what an interruption costs at most
@@ -55,9 +56,12 @@ def open_gallery(path: Path, pictures: Path | None) -> ImageGallery | FeatureGal
     """A folder of pictures, a list of them, or a feature directory with or without its pictures.
 
     Raises:
-        ValueError: it is none of these, or its ids are paths of this machine.
+        ValueError: it is none of these, cannot be read, or its ids are paths of this machine.
     """
-    gallery = _open_gallery(path, pictures)
+    try:
+        gallery = _open_gallery(path, pictures)
+    except PermissionError as error:
+        raise ValueError(f"{path}: {NO_PERMISSION}") from error
     for row, name in enumerate(gallery.index.names):
         if PurePath(name).is_absolute():
             raise ValueError(

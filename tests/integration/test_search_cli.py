@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -26,6 +28,7 @@ from tests.colours import COLOURS, NAMES, ColourModel, draw_colours
 from tests.tiny_models import tiny_clip_directory
 
 BUILD = ["build", "photos", "--model", "colours", "--output", "index", "--workers", "0"]
+LOAD_MODEL = cli.load_model
 Run = Callable[..., str]
 
 
@@ -446,6 +449,114 @@ def test_an_unreadable_folder_is_refused(run: Run, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("os.scandir", refusing)
     assert run(*BUILD, status=2) == "mclip-search: error: photos/private: cannot be read: Permission denied\n"
+
+
+def test_what_may_not_be_read_or_written_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*BUILD)
+    works = Path.is_file
+
+    def closed(path: Path) -> bool:
+        if path.parent.name in ("private", "photos"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return works(path)
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    told = "you have no permission to read it; ask its owner for it\n"
+    assert run("query", "private", "red", status=2) == f"mclip-search: error: private: {told}"
+    assert run("build", "photos", *BUILD[2:-3], "other", status=2) == f"mclip-search: error: photos: {told}"
+    assert not Path("other").exists()
+
+
+def test_an_index_that_cannot_be_written_to_is_asked_all_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*BUILD)
+    works = os.open
+
+    def closed(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(13, "Permission denied", str(path))
+        return works(path, flags, *more, **options)
+
+    monkeypatch.setattr("os.open", closed)
+    message = run("remove", "index", "red.png", status=2)
+    assert message.startswith("mclip-search: error: index: cannot be written to: Permission denied; ask its owner")
+    assert found(run, "red")[0] == "red.png"
+
+
+def test_a_manifest_that_may_not_be_read_is_not_called_damaged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*BUILD)
+
+    def closed(path: Path, **options: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    message = run("query", "index", "red", status=2)
+    assert message == "mclip-search: error: index/index.json: cannot be read: Permission denied\n"
+
+
+def test_nothing_is_made_where_no_index_is(run: Run) -> None:
+    Path("file").write_text("text")
+    assert "is not a search index" in run("remove", "typo", "x", status=2)
+    assert "is not a search index" in run("add", "typo/x", "photos", status=2)
+    assert "there is no such folder" in run("build", "typo", *BUILD[2:-3], "new", status=2)
+    assert not Path("typo").exists()
+    assert not Path("new").exists()
+    for place in ("file", "file/index"):
+        assert f"{place}: is a file, or below one" in run(*BUILD[:-3], place, status=2)
+
+
+@pytest.mark.parametrize(
+    ("device", "words"), [("bogus", "torch knows no such device"), ("cuda:99", "--device cuda:99")]
+)
+def test_a_device_that_is_not_there_is_one_sentence(
+    device: str, words: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*BUILD)
+    monkeypatch.setattr(cli, "load_model", LOAD_MODEL)
+    assert words in run("query", "index", "red", "--model", "m", "--device", device, status=2)
+
+
+def test_a_full_disk_leaves_nothing_behind(run: Run) -> None:
+    write_features("features", [str(n) for n in range(9000)], np.ones((9000, 5)), model={"name": "t"}, normalized=False)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        message = run("build", "features", *BUILD[2:], status=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "vectors-00001.faiss: cannot be written; make room on the disk" in message
+    assert sorted(path.name for path in Path("index").iterdir()) == [".lock", "partial"]
+
+
+def test_an_interruption_says_that_it_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel) -> None:
+    monkeypatch.setattr(model, "encode_image", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    message = run(*BUILD, status=130)
+    assert message.endswith("\nmclip-search: interrupted; the same command goes on from here\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*BUILD)
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert cli.main(["query", "index", "red"]) == 0
+
+
+def test_moved_pictures_are_still_the_same(run: Run) -> None:
+    run(*BUILD)
+    shutil.move("photos", "moved")
+    Image.new("RGB", (9, 9), COLOURS["red"]).save("moved/new.png")
+    message = run("add", "index", "moved", status=2)
+    assert "photos/black.png; if the pictures have moved, say where they are now with --moved" in message
+    assert "there is no such folder" in run("add", "index", "moved", "--moved", "photos", status=2)
+    told = run("add", "index", "moved", "--moved", "moved", "--workers", 0)
+    assert told == "index: 1 images added, 8 were there already\n"
+    index = SearchIndex.open("index")
+    assert [root.name for root in index.roots] == ["moved"]
+    assert all(index.picture(row).is_file() for row in range(9))  # type: ignore[union-attr]
+    shutil.move("moved", "again")
+    run("add", "index", "again", "--moved", "again")
+    assert run("query", "index", "red", "--show", "grid.png")
 
 
 def test_an_index_of_another_model_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
