@@ -106,8 +106,8 @@ def refuse_other_pictures(index: SearchIndex, gallery: ImageGallery | FeatureGal
         if there is not None and os.path.abspath(there) != os.path.abspath(here):
             raise ValueError(
                 f"{index.path}: the id {name!r} already names another picture, {there}; if the pictures have moved, "
-                "say where they are now with --moved; else give this one another id in a list, or take it in the other's "
-                "place with --replace"
+                "say where they are now with --moved; else give this one another id in a list, or take it instead of the "
+                "other with --replace"
             )
 
 
