@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mclip_fairseq.evaluation.report import provenance
 from mclip_fairseq.search.build import BLOCK, VectorSource, open_vectors, picture_lines, settle
 from mclip_fairseq.search.files import PARTIAL, Rows, locked, read_manifest, write_manifest
 from mclip_fairseq.search.index import SearchIndex
-from mclip_fairseq.search.kinds import read_index, write_index
+from mclip_fairseq.search.kinds import compacted, read_index, write_index
 from mclip_fairseq.search.sources import open_gallery
 
 
@@ -69,27 +69,55 @@ def append(
     command: Sequence[str],
 ) -> None:
     """Write the next generation of an index, with these vectors behind its own."""
-    manifest, generation = index.manifest, index.manifest["generation"] + 1
     roots, lines = picture_lines(gallery, vectors.ids, roots_of(index))
-    file = index.path / manifest["files"]["vectors"]["file"]
-    grown = read_index(file, manifest["kind"], manifest["dim"], manifest["rows"], writable=True)
+    grown = writable(index)
     for start in range(0, len(vectors.ids), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(vectors.ids)))
         grown.add(np.ascontiguousarray(vectors.take(rows), dtype=np.float32))
+    removed = index.removed | {index.row_of[name] for name in replaced}
+    write_generation(index, grown, [*index.rows.lines, *lines], removed, roots, command)
+
+
+def writable(index: SearchIndex) -> Any:
+    """The faiss index of an index, to be changed."""
+    manifest = index.manifest
+    file = index.path / manifest["files"]["vectors"]["file"]
+    return read_index(file, manifest["kind"], manifest["dim"], manifest["rows"], writable=True)
+
+
+def write_generation(
+    index: SearchIndex,
+    vectors: Any,
+    lines: Sequence[str],
+    removed: Set[int],
+    roots: Sequence[str],
+    command: Sequence[str],
+) -> None:
+    """Write new files of an index and put them into use; rows that were removed are dropped when they are the most."""
+    manifest, generation = index.manifest, index.manifest["generation"] + 1
+    if outnumbered(len(lines), removed):
+        keep = np.array([row not in removed for row in range(len(lines))])
+        vectors = compacted(vectors, manifest["kind"], manifest["factory"], keep)
+        lines, removed = [lines[row] for row in np.flatnonzero(keep)], frozenset()
     files = {
-        "vectors": write_index(grown, index.path / f"vectors-{generation:05d}.faiss"),
-        "rows": Rows([*index.rows.lines, *lines], index.path).write(index.path, generation),
+        "vectors": write_index(vectors, index.path / f"vectors-{generation:05d}.faiss"),
+        "rows": Rows(lines, index.path).write(index.path, generation),
     }
     changed = {
         "generation": generation,
-        "rows": manifest["rows"] + len(lines),
-        "removed": sorted(index.removed | {index.row_of[name] for name in replaced}),
+        "rows": len(lines),
+        "removed": sorted(removed),
         "roots": roots,
         "files": files,
         "recall": None,
         "made_by": [*manifest["made_by"], provenance(command)],
     }
     write_manifest(index.path, manifest | changed)
+
+
+def outnumbered(rows: int, removed: Set[int]) -> bool:
+    """Whether the rows that are left, if any, are fewer than those that were removed."""
+    return 0 < rows - len(removed) < len(removed)
 
 
 def refuse_other_pictures(index: SearchIndex, gallery: ImageGallery | FeatureGallery, names: Iterable[str]) -> None:
@@ -106,8 +134,8 @@ def refuse_other_pictures(index: SearchIndex, gallery: ImageGallery | FeatureGal
         if there is not None and os.path.abspath(there) != os.path.abspath(here):
             raise ValueError(
                 f"{index.path}: the id {name!r} already names another picture, {there}; if the pictures have moved, "
-                "say where they are now with --moved; else give this one another id in a list, or take it instead of the "
-                "other with --replace"
+                "say where they are now with --moved; else give this one another id in a list, or take it instead "
+                "with --replace"
             )
 
 
@@ -149,9 +177,13 @@ def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
                 f"{folder}: has no image of {len(unknown)} of the {len(names)} ids, such as {first}; nothing is removed"
             )
         rows = {index.row_of[name] for name in names}
-        made_by = [*index.manifest["made_by"], provenance(command)]
-        changed = {"removed": sorted(index.removed | rows), "recall": None, "made_by": made_by}
-        write_manifest(folder, index.manifest | changed)
+        removed = index.removed | rows
+        if outnumbered(len(index.rows), removed):
+            write_generation(index, writable(index), index.rows.lines, removed, index.manifest["roots"], command)
+        else:
+            made_by = [*index.manifest["made_by"], provenance(command)]
+            changed = {"removed": sorted(removed), "recall": None, "made_by": made_by}
+            write_manifest(folder, index.manifest | changed)
     return f"{folder}: {len(rows)} images removed, {len(index) - len(rows)} are left{recall_note(index)}"
 
 

@@ -96,6 +96,36 @@ def training_rows(index: Any, count: int) -> npt.NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).choice(count, wanted, replace=False))
 
 
+def compacted(index: Any, kind: str, factory: str, keep: npt.NDArray[np.bool_]) -> Any:
+    """An index without the rows that are not kept; the others are numbered anew, in their order.
+
+    Args:
+        index: of faiss, which may be changed.
+        kind: of `KINDS`.
+        factory: faiss's description.
+        keep: one value per row.
+    """
+    if kind == "exact":
+        index.remove_ids(np.flatnonzero(~keep))
+        return index
+    if kind == "hnsw":  # a graph loses no nodes: it is made again
+        fresh = new_index(factory, index.d)
+        fresh.add(index.storage.reconstruct_batch(np.flatnonzero(keep)))
+        return fresh
+    fresh, numbers, lists = faiss().clone_index(index), np.cumsum(keep) - 1, index.invlists
+    fresh.reset()
+    for number in filter(lists.list_size, range(index.nlist)):
+        size = lists.list_size(number)
+        ids = faiss().rev_swig_ptr(lists.get_ids(number), size)
+        codes = faiss().rev_swig_ptr(lists.get_codes(number), size * lists.code_size).reshape(size, -1)
+        kept = keep[ids]
+        if kept.any():
+            parts = (np.ascontiguousarray(part) for part in (numbers[ids[kept]], codes[kept]))
+            fresh.invlists.add_entries(number, int(kept.sum()), *map(faiss().swig_ptr, list(parts)))
+    fresh.ntotal = int(keep.sum())
+    return fresh
+
+
 def write_index(index: Any, path: Path) -> dict[str, str]:
     """Write an index so that it is there completely or not at all; returns its entry of the manifest.
 

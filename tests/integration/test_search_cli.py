@@ -559,6 +559,22 @@ def test_moved_pictures_are_still_the_same(run: Run) -> None:
     assert run("query", "index", "red", "--show", "grid.png")
 
 
+def test_dead_rows_are_dropped_when_they_are_the_most(run: Run) -> None:
+    run(*BUILD)
+    for _ in range(3):
+        run("add", "index", "photos", "--replace", "--workers", 0)
+        assert json.loads(Path("index/index.json").read_text())["rows"] <= 16
+    assert [found(run, name)[0] for name in COLOURS] == [f"{name}.png" for name in COLOURS]
+    run("remove", "index", *(f"{name}.png" for name in COLOURS if name != "red"))
+    manifest = json.loads(Path("index/index.json").read_text())
+    assert (manifest["rows"], manifest["removed"]) == (1, [])
+    assert found(run, "blue") == ["red.png"]
+    run("remove", "index", "red.png")
+    assert found(run, "blue") == []
+    assert run("add", "index", "photos", "--workers", 0) == "index: 8 images added\n"
+    assert found(run, "blue")[0] == "blue.png"
+
+
 def test_an_index_of_another_model_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run(*BUILD)
     monkeypatch.setattr(cli, "load_model", lambda options: ColourModel("f" * 64))

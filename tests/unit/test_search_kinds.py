@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mclip_fairseq.search.kinds import KINDS, Searcher, efforts, factory_string, new_index, read_index, write_index
+from mclip_fairseq.search.kinds import (
+    KINDS,
+    Searcher,
+    compacted,
+    efforts,
+    factory_string,
+    new_index,
+    read_index,
+    write_index,
+)
 from mclip_fairseq.search.recall import Yardstick, exact_neighbours, sentence
 
 DIM, COUNT = 16, 2000
@@ -97,6 +106,27 @@ def test_a_removal_of_half_does_not_ruin_the_search(kind: str, vectors: np.ndarr
     everything = np.array(slow_search(vectors, vectors[:40], 10))
     before = (Searcher(made[kind], kind, effort)(vectors[:40], 10)[1][:, :, None] == everything[:, None]).any(axis=1)
     assert share > before.mean() - 0.02
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_dropping_dead_rows_changes_no_answer(
+    kind: str, vectors: np.ndarray, made: dict[str, Any], tmp_path: Path
+) -> None:
+    keep = np.random.default_rng(3).random(COUNT) < 0.3
+    keep[0] = False
+    write_index(made[kind], tmp_path / "vectors.faiss")
+    index = read_index(tmp_path / "vectors.faiss", kind, DIM, COUNT, writable=True)
+    effort = None if kind == "exact" else efforts(kind, index)[-1]
+    scores, rows = Searcher(index, kind, effort, np.flatnonzero(~keep).tolist())(vectors[:20], 7)
+    fewer = compacted(index, kind, factory_string(kind, DIM, COUNT, 16 if kind in ("ivf", "sq8", "pq") else None), keep)
+    write_index(fewer, tmp_path / "fewer.faiss")
+    again = read_index(tmp_path / "fewer.faiss", kind, DIM, int(keep.sum()), writable=True)
+    found = Searcher(again, kind, effort)(vectors[:20], 7)
+    assert np.flatnonzero(keep)[found[1]].tolist() == rows.tolist()
+    assert found[0] == pytest.approx(scores, abs=1e-6)
+    again.add(vectors[:1])
+    if kind != "pq":
+        assert Searcher(again, kind, effort)(vectors[:1], 1)[1] == [[int(keep.sum())]]
 
 
 def test_exact_neighbours_do_not_depend_on_the_blocks(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
