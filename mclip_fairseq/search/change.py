@@ -98,7 +98,7 @@ def write_generation(
     if outnumbered(len(lines), removed):
         keep = np.array([row not in removed for row in range(len(lines))])
         vectors = compacted(vectors, manifest["kind"], manifest["factory"], keep)
-        lines, removed = [lines[row] for row in np.flatnonzero(keep)], frozenset()
+        lines, removed = [line for line, kept in zip(lines, keep, strict=True) if kept], frozenset()
     files = {
         "vectors": write_index(vectors, index.path / f"vectors-{generation:05d}.faiss"),
         "rows": Rows(lines, index.path).write(index.path, generation),

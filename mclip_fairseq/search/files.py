@@ -3,7 +3,8 @@
 `index.json` is written last, in one step: what is in use with hashes, the model, the kind and, until a change, the
 recall measured at the build. `vectors-00001.faiss` is the faiss index; `rows-00001.tsv` has per row the id and, where
 its picture is known, the number of its root and the path below it. An addition writes the next number and then removes
-the old one, and so does a removal after which most rows would be dead. `partial/` is what an interrupted build or addition goes on from.
+the old one; so does a removal after which most rows would be dead. `partial/` is what an interrupted build or addition
+goes on from.
 """
 
 from __future__ import annotations
