@@ -15,7 +15,7 @@ from mclip_fairseq.cli.features import count, pick_device, positive
 from mclip_fairseq.data.files import read_lines
 from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels, load_image
 from mclip_fairseq.search import query as ask
-from mclip_fairseq.search.build import build
+from mclip_fairseq.search.build import RECALL, build
 from mclip_fairseq.search.change import add, remove
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import KINDS
@@ -117,6 +117,8 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
         raise ValueError("give a text, --queries FILE, --image FILE or --languages LANG=TEXT: one of them")
     if options.target is not None and not options.languages:
         raise ValueError("--target is the image whose rank --languages reports: give both")
+    if options.show is not None and not options.show.suffix:
+        raise ValueError(f"--show {options.show}: names no kind of picture; write {options.show}.png")
     # Queries are checked before the model is loaded.
     texts = [ask.checked_query(text) for text in options.text]
     if options.queries is not None:
@@ -245,7 +247,7 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
     add("--kind", choices=tuple(KINDS), default="exact", help=kinds)
     add("--lists", type=positive, metavar="N", help="of ivf, sq8 and pq (default: near twice the root of the images)")
     add("--bytes", type=positive, metavar="N", help="per vector, of pq (default: an eighth of the dimensions)")
-    add("--recall", type=_share, default=0.95, metavar="R", help="search until so many are found (default 0.95)")
+    add("--recall", type=_share, metavar="R", help=f"search until so many are found (default {RECALL})")
     add("--effort", type=positive, metavar="N", help="instead: lists to search, or breadth of the walk for hnsw")
     add(
         "--recall-queries",

@@ -22,11 +22,20 @@ from mclip_fairseq.data.images import check_max_pixels
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.evaluation.report import provenance
 from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, locked, write_manifest
-from mclip_fairseq.search.kinds import efforts, factory_string, new_index, read_index, training_rows, write_index
+from mclip_fairseq.search.kinds import (
+    check_effort,
+    efforts,
+    factory_string,
+    new_index,
+    read_index,
+    training_rows,
+    write_index,
+)
 from mclip_fairseq.search.recall import Yardstick, sentence
 from mclip_fairseq.search.sources import ProjectedFeatures, describe_model, encode_images, open_gallery
 
 BLOCK = 16384  # vectors handed to faiss at a time
+RECALL = 0.95  # that is searched for unless another is asked for
 SAVE_SECONDS = 120.0  # how much work an interruption of the second stage costs at most
 VectorSource = FeatureStore | ProjectedFeatures
 
@@ -51,7 +60,9 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
             raise ValueError(f"{folder}: holds an index already; use mclip-search add, or name another directory")
         model = load()
         identity = describe_model(model, load_options(options))
-        factory_string(options.kind, model.dim, len(gallery.index.names), options.lists, options.bytes)
+        named = len(gallery.index.names)
+        factory = factory_string(options.kind, model.dim, named, options.lists, options.bytes)
+        check_effort(options.kind, factory, named, options.effort, options.recall)
         contents = gallery.stamp()
         settle(folder / PARTIAL, contents)
         vectors = open_vectors(gallery, model, identity, folder / PARTIAL / "images", options)
@@ -65,7 +76,7 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
         if efforts(options.kind, index):
             texts = model.encode_text(list(queries)).numpy() if queries else None
             yardstick = Yardstick(vectors.take, count, texts)
-            recall = yardstick.tune(index, options.kind, options.recall, options.effort)
+            recall = yardstick.tune(index, options.kind, options.recall or RECALL, options.effort)
         roots, lines = picture_lines(gallery, vectors.ids, [])
         manifest = {
             "generation": 1,
@@ -86,9 +97,8 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
         }
         write_manifest(folder, manifest)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    left_out = len(gallery.index.names) - count
     told = [f"{folder}: {count} images of {model.dim} dimensions, {options.kind}"]
-    told[0] += f"; {left_out} that cannot be read are left out" if left_out else ""
+    told[0] += f"; {named - count} that cannot be read are left out" if count < named else ""
     return "\n".join(told + ([sentence(recall, options.kind)] if recall else []))
 
 

@@ -80,6 +80,32 @@ def factory_string(kind: str, dim: int, count: int, lists: int | None = None, co
     return FACTORIES[kind].format(lists=chosen, links=HNSW_LINKS, bytes=size)
 
 
+def check_effort(kind: str, factory: str, count: int, effort: int | None, recall: float | None) -> None:
+    """Refuse settings of the search that do not go with an index.
+
+    Args:
+        kind: of `KINDS`.
+        factory: faiss's description.
+        count: vectors of the index.
+        effort: of the command line, where it is given.
+        recall: of the command line, where it is given.
+
+    Raises:
+        ValueError: settings of a faster kind for exact, two of them, or more effort than there is to be made.
+    """
+    if effort is None and recall is None:
+        return
+    if kind == "exact":
+        raise ValueError("--recall and --effort go with the faster kinds: exact finds all; leave them out")
+    if effort is not None and recall is not None:
+        raise ValueError("--effort is given instead of --recall: leave one of them out")
+    most = count if kind == "hnsw" else int(factory.removeprefix("IVF").partition(",")[0])
+    if effort is not None and effort > most:
+        raise ValueError(
+            f"--effort {effort} is more than the {most} {'images' if kind == 'hnsw' else 'lists'} there are"
+        )
+
+
 def new_index(factory: str, dim: int) -> Any:
     """An empty faiss index over cosines (inner products of normalised vectors)."""
     index = faiss().index_factory(dim, factory, faiss().METRIC_INNER_PRODUCT)

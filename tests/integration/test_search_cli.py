@@ -593,6 +593,7 @@ def test_an_index_of_another_model_is_refused(run: Run, monkeypatch: pytest.Monk
         (["query", "index"], "give a text, --queries FILE"),
         (["query", "index", "red", "--queries", "q.txt"], "one of them"),
         (["query", "index", "--image", "missing.png"], "missing.png: there is no such file"),
+        (["query", "index", "red", "--show", "photos"], "--show photos: names no kind of picture; write photos.png"),
         (["query", "index", "red", "--target", "red.png"], "give both"),
         (["query", "photos", "red"], "is not a search index"),
         (["query", "nowhere", "red"], "is not a search index"),

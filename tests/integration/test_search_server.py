@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import socket
@@ -18,11 +19,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from mclip_fairseq.cli import search as cli
 from mclip_fairseq.search import server
 from mclip_fairseq.search.index import SearchIndex
-from mclip_fairseq.search.limits import MAX_TEXT_BODY, MAX_UPLOAD, MAX_UPLOADS, Cache
+from mclip_fairseq.search.limits import MAX_TEXT_BODY, MAX_UPLOAD, MAX_UPLOADS, Cache, read_body
 from mclip_fairseq.search.server import make_server
 from tests.colours import COLOURS, ColourModel, draw_colours
 from tests.search_page import ask, make_index, running, search
@@ -255,6 +258,14 @@ def test_so_many_images_at_a_time(served: Any) -> None:
         time.sleep(0.01)
     assert answer[0] == 200
     assert make_server(*served[1:]).config.limit_concurrency
+
+
+def test_a_request_that_ends_early_is_no_failure() -> None:
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(HTTPException, match="ended early"):
+        asyncio.run(read_body(Request({"type": "http", "headers": []}, gone), 10))
 
 
 def test_an_upload_does_not_delay_the_pictures(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:

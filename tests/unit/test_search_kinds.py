@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from mclip_fairseq.search.kinds import (
     KINDS,
     Searcher,
+    check_effort,
     compacted,
     efforts,
     factory_string,
@@ -154,6 +156,31 @@ def test_recall_is_what_a_count_by_hand_gives(own_images: bool, vectors: np.ndar
     assert 0.1 < told["recall_at_k"] < 0.999  # one list of sixteen must cost something
     assert yardstick.measure(Searcher(made["ivf"], "ivf", 16))["recall_at_k"] == 1
     assert yardstick.measure(Searcher(made["exact"], "exact", None))["nearest_found"] == 1
+
+
+def test_any_of_equal_images_is_as_good_as_another() -> None:
+    same = np.tile(np.eye(5, dtype=np.float32)[0], (600, 1))
+    index = new_index("HNSW32,Flat", 5)
+    index.add(same)
+    told = Yardstick(lambda rows: same[rows], 600).measure(Searcher(index, "hnsw", 16))
+    assert (told["recall_at_k"], told["nearest_found"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("exact", "Flat", 9, 4, None), "exact finds all"),
+        (("exact", "Flat", 9, None, 0.9), "exact finds all"),
+        (("ivf", "IVF16,Flat", 900, 4, 0.9), "leave one of them out"),
+        (("sq8", "IVF16,SQ8", 900, 17, None), "--effort 17 is more than the 16 lists there are"),
+        (("hnsw", "HNSW32,Flat", 9, 10, None), "--effort 10 is more than the 9 images there are"),
+        (("ivf", "IVF16,Flat", 900, 16, None), ""),
+        (("exact", "Flat", 9, None, None), ""),
+    ],
+)
+def test_efforts_that_do_not_fit_are_refused(arguments: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words) if words else contextlib.nullcontext():
+        check_effort(*arguments)
 
 
 def test_effort_grows_until_the_recall_is_reached(vectors: np.ndarray, made: dict[str, Any]) -> None:
