@@ -55,10 +55,11 @@ def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[
         replaced = [name for name in vectors.ids if name in index.row_of]
         append(index, gallery, vectors, replaced, command)
         shutil.rmtree(index.path / PARTIAL, ignore_errors=True)
-    left = len(known) - len(replaced)
+    left, lost = len(known) - len(replaced), len(fresh) - len(vectors.ids)
     told = f"{options.index}: {len(vectors.ids) - len(replaced)} images added"
     told += f", {len(replaced)} replaced" if replaced else ""
-    return told + (f", {left} were there already" if left else "") + recall_note(index)
+    told += f", {left} were there already" if left else ""
+    return told + (f", {lost} that cannot be read are left out" if lost else "") + recall_note(index)
 
 
 def append(

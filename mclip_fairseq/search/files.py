@@ -111,12 +111,16 @@ def verified(folder: Path, entry: Mapping[str, Any]) -> Path:
     """A file of the index, after its hash was compared.
 
     Raises:
-        ValueError: it is missing or altered.
+        ValueError: it is missing, unreadable or altered.
     """
     path = folder / entry["file"]
     if not path.is_file():
         raise ValueError(f"{path}: is missing; copy the index completely, or build it again")
-    if file_sha256(path) != entry["sha256"]:
+    try:
+        found = file_sha256(path)
+    except PermissionError as error:
+        raise ValueError(f"{path}: {NO_PERMISSION}") from error
+    if found != entry["sha256"]:
         raise ValueError(f"{path}: is altered or truncated, its hash is not that of {MANIFEST}; build the index again")
     return path
 

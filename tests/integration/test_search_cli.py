@@ -21,14 +21,14 @@ from mclip_fairseq.cli import features as features_cli
 from mclip_fairseq.cli import search as cli
 from mclip_fairseq.data.features import write_features
 from mclip_fairseq.search import build as building
+from mclip_fairseq.search import files, sources
 from mclip_fairseq.search import index as searching
-from mclip_fairseq.search import sources
 from mclip_fairseq.search.index import SearchIndex
 from tests.colours import COLOURS, NAMES, ColourModel, draw_colours
 from tests.tiny_models import tiny_clip_directory
 
 BUILD = ["build", "photos", "--model", "colours", "--output", "index", "--workers", "0"]
-LOAD_MODEL = cli.load_model
+LOAD_MODEL, READ_TEXT = cli.load_model, Path.read_text
 Run = Callable[..., str]
 
 
@@ -397,6 +397,8 @@ def test_an_unreadable_picture_is_named_or_left_out(run: Run) -> None:
     assert "broken.jpg: is not an image in a known format" in message
     told = run(*BUILD, "--skip-budget", 1)
     assert told == "index: 8 images of 5 dimensions, exact; 1 that cannot be read are left out\n"
+    told = run("add", "index", "photos", "--workers", 0, "--skip-budget", 1)
+    assert told == "index: 0 images added, 8 were there already, 1 that cannot be read are left out\n"
 
 
 def test_a_build_goes_on_when_the_broken_picture_is_gone(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -491,6 +493,9 @@ def test_a_manifest_that_may_not_be_read_is_not_called_damaged(run: Run, monkeyp
     monkeypatch.setattr(Path, "read_text", closed)
     message = run("query", "index", "red", status=2)
     assert message == "mclip-search: error: index/index.json: cannot be read: Permission denied\n"
+    monkeypatch.setattr(Path, "read_text", READ_TEXT)
+    monkeypatch.setattr(files, "file_sha256", closed)
+    assert "rows-00001.tsv: you have no permission to read it" in run("query", "index", "red", status=2)
 
 
 def test_nothing_is_made_where_no_index_is(run: Run) -> None:
