@@ -145,9 +145,9 @@ def compacted(index: Any, kind: str, factory: str, keep: npt.NDArray[np.bool_]) 
         ids = faiss().rev_swig_ptr(lists.get_ids(number), size)
         codes = faiss().rev_swig_ptr(lists.get_codes(number), size * lists.code_size).reshape(size, -1)
         kept = keep[ids]
-        if kept.any():
-            parts = (np.ascontiguousarray(part) for part in (numbers[ids[kept]], codes[kept]))
-            fresh.invlists.add_entries(number, int(kept.sum()), *map(faiss().swig_ptr, list(parts)))
+        if kept.any():  # both arrays need a name, for faiss is given their addresses alone
+            ids, codes = np.ascontiguousarray(numbers[ids[kept]]), np.ascontiguousarray(codes[kept])
+            fresh.invlists.add_entries(number, len(ids), faiss().swig_ptr(ids), faiss().swig_ptr(codes))
     fresh.ntotal = int(keep.sum())
     return fresh
 
@@ -233,11 +233,12 @@ class Searcher:
     def __init__(self, index: Any, kind: str, effort: int | None, removed: Sequence[int] = ()) -> None:
         self.index, self.kind, self.effort = index, kind, effort
         self.alive = index.ntotal - len(removed)
-        self._bits: npt.NDArray[np.uint8] | None = None
+        self._selector: Any = None
         if removed:
             keep = np.ones(index.ntotal, dtype=bool)
             keep[list(removed)] = False
-            self._bits = np.packbits(keep, bitorder="little")
+            self._bits = np.packbits(keep, bitorder="little")  # which the selector only points to
+            self._selector = faiss().IDSelectorBitmap(self._bits)
 
     def __call__(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
         """Cosines and rows of the k nearest, (n, k) each, best first; of all that are alive where those are fewer."""
@@ -252,16 +253,12 @@ class Searcher:
             scores[short], rows[short] = self._search_all(queries[short], k)
         return scores, rows
 
-    @property
-    def _selector(self) -> Any:
-        return None if self._bits is None else faiss().IDSelectorBitmap(self._bits)
-
     def _search(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
         """What is found with the effort of the index; fewer than k where the rows looked at are too few."""
         # Of the rows looked at only the living count, so more are looked at.
         effort = -(-max(self.effort or 1, k if self.kind == "hnsw" else 1) * self.index.ntotal // self.alive)
         if self.kind == "exact":
-            params = None if self._bits is None else faiss().SearchParameters(sel=self._selector)
+            params = faiss().SearchParameters(sel=self._selector) if self._selector else None
         elif self.kind == "hnsw":
             params = faiss().SearchParametersHNSW(sel=self._selector, efSearch=effort)
         else:
