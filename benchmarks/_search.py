@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from mclip_fairseq.data.feature_writer import FeatureWriter
+from mclip_fairseq.data.images import MAX_PIXELS
 
 SHARD_ROWS = 65536
 CLUSTERS = 2000
@@ -56,7 +57,7 @@ def build_options(features: Path, output: Path, kind: str, **more: Any) -> Names
     """The options of `mclip-search build`."""
     options: dict[str, Any] = {
         **{"source": features, "output": output, "kind": kind, "model": "made-up", "text_encoder": None},
-        **{"teacher": None, "images_root": None, "lists": None, "bytes": None, "effort": None, "recall": 0.95},
-        **{"batch_size": 64, "workers": 0, "skip_budget": None},
+        **{"teacher": None, "images_root": None, "lists": None, "bytes": None, "effort": None, "recall": None},
+        **{"batch_size": 64, "workers": 0, "skip_budget": None, "max_pixels": MAX_PIXELS},
     }
     return Namespace(**options | more)

@@ -92,7 +92,7 @@ def user(port: int, number: int, until: float, searches: list[float], pictures: 
         searches.append(time.perf_counter() - start)
         for hit in results[:SHOWN]:
             start = time.perf_counter()
-            connection.request("GET", f"/thumb/{hit['row']}")
+            connection.request("GET", f"/thumb/{hit['picture']}")
             connection.getresponse().read()
             pictures.append(time.perf_counter() - start)
         time.sleep(PAUSE)

@@ -114,5 +114,7 @@ step "9 index" mclip-search build "$OUT/features/image" --images-root "$C/images
 
 printf '\n'
 cat "$OUT/8-report.log"
-printf '\nSearch the drawings in any of the languages:\n  mclip-search query %s Schmetterling\n  mclip-search serve %s\n' \
-  "$OUT/index" "$OUT/index"
+SEARCH=$(command -v mclip-search) # which may not be found by name where the environment is not active
+SEARCH=${SEARCH#"$PWD"/}
+printf '\nSearch the drawings in any of the languages:\n  %s query %s Schmetterling\n  %s serve %s\n' \
+  "$SEARCH" "$OUT/index" "$SEARCH" "$OUT/index"

@@ -280,10 +280,11 @@ def pick_device(options: argparse.Namespace) -> torch.device:
     """The device asked for, or a GPU when there is one."""
     try:
         device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device {options.device}: torch finds no GPU here; mclip-doctor says why")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such name, not built in, or no such number
         raise ValueError(f"--device {options.device}: torch knows no such device") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: torch finds no GPU here; mclip-doctor says why")
     if device.type == "cpu" and options.dtype != "float32":
         raise ValueError(f"--dtype {options.dtype} needs a GPU; compute in float32 on the CPU")
     return device

@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.cli.features import count, positive
+from mclip_fairseq.cli.features import count, pick_device, positive
 from mclip_fairseq.data.files import read_lines
-from mclip_fairseq.data.images import load_image
+from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels, load_image
 from mclip_fairseq.search import query as ask
-from mclip_fairseq.search.build import build
+from mclip_fairseq.search.build import RECALL, build
 from mclip_fairseq.search.change import add, remove
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import KINDS
 
 PROGRAM = "mclip-search"
+HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?|\[[0-9a-fA-F:.]+\]")
 EPILOG = """\
 example:
   mclip-search build photos --model mclip-base --output photos.index
@@ -30,7 +32,7 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``mclip-search``; returns 0, or 2 after one sentence on stderr when something cannot be used."""
+    """Run ``mclip-search``; returns 0, or after one sentence on stderr 2 (something cannot be used) or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
@@ -41,12 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Decoding processes are forked after the tokenizer was used.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        print(COMMANDS[options.command](options, [PROGRAM, *arguments]))
+        print(COMMANDS[options.command](options, [PROGRAM, *arguments]), flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough; what is flushed at the exit must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on from here" if options.command in ("build", "add") else ""
+        print(f"\n{PROGRAM}: interrupted{goes_on}", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -54,8 +60,9 @@ def load_model(options: argparse.Namespace) -> Any:
     """The model that the options name, on the device asked for."""
     from mclip_fairseq.inference import MultilingualCLIP
 
+    device = pick_device(argparse.Namespace(device=options.device, dtype="float32"))
     return MultilingualCLIP.from_pretrained(
-        options.model, options.device, text_encoder=options.text_encoder, teacher=options.teacher
+        options.model, device, text_encoder=options.text_encoder, teacher=options.teacher
     )
 
 
@@ -110,12 +117,15 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
         raise ValueError("give a text, --queries FILE, --image FILE or --languages LANG=TEXT: one of them")
     if options.target is not None and not options.languages:
         raise ValueError("--target is the image whose rank --languages reports: give both")
+    if options.show is not None and not options.show.suffix:
+        raise ValueError(f"--show {options.show}: names no kind of picture; write {options.show}.png")
     # Queries are checked before the model is loaded.
     texts = [ask.checked_query(text) for text in options.text]
     if options.queries is not None:
         texts = _texts_of(options.queries)
     languages = _by_language(options.languages)
-    images = [load_image(path) for path in options.image]
+    check_max_pixels(options.max_pixels)
+    images = [load_image(path, options.max_pixels) for path in options.image]
     index = SearchIndex.open(options.index, options.images_root)
     model = load_model_of(index, options)
     report = None
@@ -214,7 +224,18 @@ def _source_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive, default=64, metavar="N", help="images at once (default 64)")
     workers = min(4, os.cpu_count() or 1)
     add("--workers", type=count, default=workers, metavar="N", help=f"processes that decode (default {workers})")
+    _pixel_option(parser)
     add("--skip-budget", type=count, metavar="N", help="leave out up to N images that cannot be read")
+
+
+def _pixel_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=positive,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"refuse an image of more pixels (default {MAX_PIXELS})",
+    )
 
 
 def _build_options(parser: argparse.ArgumentParser) -> None:
@@ -226,7 +247,7 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
     add("--kind", choices=tuple(KINDS), default="exact", help=kinds)
     add("--lists", type=positive, metavar="N", help="of ivf, sq8 and pq (default: near twice the root of the images)")
     add("--bytes", type=positive, metavar="N", help="per vector, of pq (default: an eighth of the dimensions)")
-    add("--recall", type=_share, default=0.95, metavar="R", help="search until so many are found (default 0.95)")
+    add("--recall", type=_share, metavar="R", help=f"search until so many are found (default {RECALL})")
     add("--effort", type=positive, metavar="N", help="instead: lists to search, or breadth of the walk for hnsw")
     add(
         "--recall-queries",
@@ -240,7 +261,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
     _source_options(parser)
     _model_options(parser, needed=False)
-    parser.add_argument("--replace", action="store_true", help="encode images again whose id is there already")
+    add = parser.add_argument
+    add("--replace", action="store_true", help="encode images again whose id is there already")
+    add(
+        "--moved",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where the pictures of the index are now, if they have moved; repeated for an index of several folders",
+    )
 
 
 def _remove_options(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +300,7 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     add("text", nargs="*", metavar="TEXT", help="what the image shows, in any language")
     add("--queries", type=Path, metavar="FILE", help="texts, one a line, asked in one batch")
     add("--image", type=Path, action="append", default=[], metavar="FILE", help="an image as the query; repeatable")
+    _pixel_option(parser)
     add("--languages", nargs="+", default=[], metavar="LANG=TEXT", help="one question in several languages, compared")
     add("--target", metavar="ID", help="image whose rank --languages reports (default: the nearest of the first)")
     add("-k", "--top", dest="k", type=positive, default=10, metavar="K", help="how many images (default 10)")
@@ -284,7 +315,20 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
     add("--port", type=count, default=8000, metavar="N", help="port (default 8000; 0 takes a free one)")
-    add("--allowed-host", action="append", default=[], metavar="NAME", help="name the page is called by; repeatable")
+    add(
+        "--allowed-host",
+        type=_host,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name the page is called by besides --host; repeatable; *.example.org allows all below it, * every name",
+    )
+
+
+def _host(text: str) -> str:
+    if not HOST.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text} is no name of a machine; write it without port, or *.example.org")
+    return text
 
 
 def _share(text: str) -> float:

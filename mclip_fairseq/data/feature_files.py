@@ -277,11 +277,15 @@ def shard_name(shard: int) -> str:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that is there completely or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ def load_image(
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise ImageError(path, too_large(f"{image.width} x {image.height}", max_pixels))
+                raise ImageError(path, too_large(path, f"{image.width} x {image.height}", max_pixels))
             if max(image.size) > MAX_RATIO * min(image.size):
                 sides = f"{image.width} x {image.height} pixels"
                 raise ImageError(path, f"has {sides}, one side more than {MAX_RATIO} times the other; crop it")
@@ -77,15 +77,16 @@ def load_image(
         raise ImageError(path, "is not an image in a known format") from error
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
-        raise ImageError(path, too_large(pixels[1] if pixels else "too many", max_pixels)) from error
+        raise ImageError(path, too_large(path, pixels[1] if pixels else "too many", max_pixels)) from error
     except Exception as error:  # decoders raise whatever broken bytes lead them to
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(path, f"cannot be decoded: {reason}") from error
 
 
-def too_large(pixels: str, limit: int) -> str:
-    """What is wrong with an image of too many pixels."""
-    return f"has {pixels} pixels, more than {limit}; make it smaller, or allow more with --max-pixels"
+def too_large(path: str | Path | BinaryIO, pixels: str, limit: int) -> str:
+    """What is wrong with an image of too many pixels; who sends one instead of naming a file has no option."""
+    more = ", or allow more with --max-pixels" if isinstance(path, str | Path) else ""
+    return f"has {pixels} pixels, more than {limit}; make it smaller{more}"
 
 
 def check_max_pixels(limit: int) -> int:

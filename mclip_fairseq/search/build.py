@@ -6,8 +6,9 @@ import argparse
 import hashlib
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,24 @@ from tqdm import tqdm
 from mclip_fairseq.data.feature_files import encode_ids, write_json
 from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.data.files import file_sha256, read_json
+from mclip_fairseq.data.images import check_max_pixels
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.evaluation.report import provenance
 from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, locked, write_manifest
-from mclip_fairseq.search.kinds import efforts, factory_string, new_index, read_index, training_rows, write_index
+from mclip_fairseq.search.kinds import (
+    check_effort,
+    efforts,
+    factory_string,
+    new_index,
+    read_index,
+    training_rows,
+    write_index,
+)
 from mclip_fairseq.search.recall import Yardstick, sentence
 from mclip_fairseq.search.sources import ProjectedFeatures, describe_model, encode_images, open_gallery
 
 BLOCK = 16384  # vectors handed to faiss at a time
+RECALL = 0.95  # that is searched for unless another is asked for
 SAVE_SECONDS = 120.0  # how much work an interruption of the second stage costs at most
 VectorSource = FeatureStore | ProjectedFeatures
 
@@ -42,22 +53,30 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
         ValueError: in one sentence, when an option or a file cannot be used; what is done is kept.
     """
     folder = options.output
+    check_max_pixels(options.max_pixels)
+    gallery = open_gallery(options.source, options.images_root)
     with locked(folder):
         if (folder / MANIFEST).exists():
             raise ValueError(f"{folder}: holds an index already; use mclip-search add, or name another directory")
-        gallery = open_gallery(options.source, options.images_root)
         model = load()
         identity = describe_model(model, load_options(options))
-        factory_string(options.kind, model.dim, len(gallery.index.names), options.lists, options.bytes)
+        named = len(gallery.index.names)
+        factory = factory_string(options.kind, model.dim, named, options.lists, options.bytes)
+        check_effort(options.kind, factory, named, options.effort, options.recall)
+        contents = gallery.stamp()
+        settle(folder / PARTIAL, contents)
         vectors = open_vectors(gallery, model, identity, folder / PARTIAL / "images", options)
         count = len(vectors.ids)
+        if not count:
+            raise ValueError(f"{options.source}: none of its images can be read; there is nothing to search")
         factory = factory_string(options.kind, model.dim, count, options.lists, options.bytes)
-        index = fill(options.kind, factory, model.dim, vectors, folder / PARTIAL, identity["fingerprint"])
+        plan = {"factory": factory, "model": identity["fingerprint"]}
+        index = fill(options.kind, model.dim, vectors, folder / PARTIAL, plan)
         recall = None
         if efforts(options.kind, index):
             texts = model.encode_text(list(queries)).numpy() if queries else None
             yardstick = Yardstick(vectors.take, count, texts)
-            recall = yardstick.tune(index, options.kind, options.recall, options.effort)
+            recall = yardstick.tune(index, options.kind, options.recall or RECALL, options.effort)
         roots, lines = picture_lines(gallery, vectors.ids, [])
         manifest = {
             "generation": 1,
@@ -79,12 +98,31 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
         write_manifest(folder, manifest)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     told = [f"{folder}: {count} images of {model.dim} dimensions, {options.kind}"]
+    told[0] += f"; {named - count} that cannot be read are left out" if count < named else ""
     return "\n".join(told + ([sentence(recall, options.kind)] if recall else []))
 
 
 def load_options(options: argparse.Namespace) -> dict[str, str | None]:
     """How the model of the command line is loaded again."""
     return {"path": options.model, "text_encoder": options.text_encoder, "teacher": options.teacher}
+
+
+def settle(partial: Path, contents: str) -> None:
+    """Keep what an interrupted run has left if it is of the same images; else remove it, and say so.
+
+    Args:
+        partial: where it is.
+        contents: stamp of the images, which is another one when an image was added, taken out or changed.
+    """
+    record, wanted = partial / "contents.json", {"contents": contents}
+    if record.is_file() and read_json(record) == wanted:
+        return
+    if partial.exists():
+        shutil.rmtree(partial)
+        told = "images were added, taken out or changed since this was interrupted; it is begun anew"
+        print(f"{partial.parent}: {told}", file=sys.stderr)
+    partial.mkdir(parents=True)
+    write_json(record, wanted)
 
 
 def open_vectors(
@@ -103,25 +141,23 @@ def open_vectors(
     return features
 
 
-def fill(kind: str, factory: str, dim: int, vectors: VectorSource, partial: Path, fingerprint: str) -> Any:
+def fill(kind: str, dim: int, vectors: VectorSource, partial: Path, settings: Mapping[str, str]) -> Any:
     """Train a faiss index and add all vectors, going on from what an interrupted run has saved.
 
     Args:
         kind: of `KINDS`.
-        factory: faiss's description.
         dim: columns.
         vectors: what to add.
         partial: where intermediate states are saved.
-        fingerprint: of the model that makes the vectors.
+        settings: faiss's description as `factory`, and whatever else a saved state depends on.
     """
-    # What the saved state depends on: another list of images, or another model, does not go on from it.
-    ids = hashlib.sha256(encode_ids(vectors.ids)).hexdigest()
-    plan = {"factory": factory, "ids_sha256": ids, "model": fingerprint}
+    # Of the same images there are fewer when more of them could not be read.
+    plan = {**settings, "ids_sha256": hashlib.sha256(encode_ids(vectors.ids)).hexdigest()}
     file, record = partial / "index.faiss", partial / "saved.json"
     saved = time.monotonic()
     index = _saved(file, record, plan, kind, dim)
     if index is None:
-        index = new_index(factory, dim)
+        index = new_index(settings["factory"], dim)
         if not index.is_trained:
             index.train(vectors.take(training_rows(index, len(vectors.ids))))
     done = index.ntotal
@@ -164,6 +200,6 @@ def picture_lines(
     assert pictures is not None
     source = os.path.abspath(pictures.source)
     root = source if os.path.isdir(source) else os.path.commonpath([os.path.dirname(file) for file in files])
-    known = list(dict.fromkeys([*roots, root]))
+    known = [*roots] if root in roots else [*roots, root]
     number = known.index(root)
     return known, [f"{name}\t{number}\t{os.path.relpath(file, root)}" for name, file in zip(ids, files, strict=True)]

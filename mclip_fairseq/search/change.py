@@ -6,18 +6,19 @@ import argparse
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mclip_fairseq.data.images import check_max_pixels
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.evaluation.report import provenance
-from mclip_fairseq.search.build import BLOCK, VectorSource, open_vectors, picture_lines
-from mclip_fairseq.search.files import PARTIAL, Rows, locked, write_manifest
+from mclip_fairseq.search.build import BLOCK, VectorSource, open_vectors, picture_lines, settle
+from mclip_fairseq.search.files import PARTIAL, Rows, locked, read_manifest, write_manifest
 from mclip_fairseq.search.index import SearchIndex
-from mclip_fairseq.search.kinds import read_index, write_index
+from mclip_fairseq.search.kinds import compacted, read_index, write_index
 from mclip_fairseq.search.sources import open_gallery
 
 
@@ -32,8 +33,10 @@ def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[
     Raises:
         ValueError: another model, an id that already names another picture, or what `build` refuses.
     """
+    check_max_pixels(options.max_pixels)
+    read_manifest(options.index)  # a directory that is none is left as it is
     with locked(options.index):
-        index = SearchIndex.open(options.index)
+        index = SearchIndex.open(options.index, moved(options.moved))
         gallery = open_gallery(options.source, options.images_root)
         names = gallery.index.names
         known = [name for name in names if name in index.row_of]
@@ -41,19 +44,22 @@ def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[
             refuse_other_pictures(index, gallery, known)
         fresh = [row for row, name in enumerate(names) if options.replace or name not in index.row_of]
         if not fresh:
+            if options.moved:
+                write_manifest(index.path, index.manifest | {"roots": roots_of(index)})
             return f"{index.path}: nothing to add, all {len(names)} images are there"
         model = load()
         index.check_model(model)
-        digest = hashlib.sha256("\n".join(names[row] for row in fresh).encode()).hexdigest()
-        staging = index.path / PARTIAL / f"add-{digest[:16]}"
-        vectors = open_vectors(gallery, model, index.model, staging, options, fresh)
+        wanted = "\n".join([gallery.stamp(), *(names[row] for row in fresh)])
+        settle(index.path / PARTIAL, hashlib.sha256(wanted.encode()).hexdigest())
+        vectors = open_vectors(gallery, model, index.model, index.path / PARTIAL / "images", options, fresh)
         replaced = [name for name in vectors.ids if name in index.row_of]
         append(index, gallery, vectors, replaced, command)
         shutil.rmtree(index.path / PARTIAL, ignore_errors=True)
-    left = len(known) - len(replaced)
+    left, lost = len(known) - len(replaced), len(fresh) - len(vectors.ids)
     told = f"{options.index}: {len(vectors.ids) - len(replaced)} images added"
     told += f", {len(replaced)} replaced" if replaced else ""
-    return told + (f", {left} were there already" if left else "")
+    told += f", {left} were there already" if left else ""
+    return told + (f", {lost} that cannot be read are left out" if lost else "") + recall_note(index)
 
 
 def append(
@@ -64,26 +70,55 @@ def append(
     command: Sequence[str],
 ) -> None:
     """Write the next generation of an index, with these vectors behind its own."""
-    manifest, generation = index.manifest, index.manifest["generation"] + 1
-    roots, lines = picture_lines(gallery, vectors.ids, manifest["roots"])
-    file = index.path / manifest["files"]["vectors"]["file"]
-    grown = read_index(file, manifest["kind"], manifest["dim"], manifest["rows"], writable=True)
+    roots, lines = picture_lines(gallery, vectors.ids, roots_of(index))
+    grown = writable(index)
     for start in range(0, len(vectors.ids), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(vectors.ids)))
         grown.add(np.ascontiguousarray(vectors.take(rows), dtype=np.float32))
+    removed = index.removed | {index.row_of[name] for name in replaced}
+    write_generation(index, grown, [*index.rows.lines, *lines], removed, roots, command)
+
+
+def writable(index: SearchIndex) -> Any:
+    """The faiss index of an index, to be changed."""
+    manifest = index.manifest
+    file = index.path / manifest["files"]["vectors"]["file"]
+    return read_index(file, manifest["kind"], manifest["dim"], manifest["rows"], writable=True)
+
+
+def write_generation(
+    index: SearchIndex,
+    vectors: Any,
+    lines: Sequence[str],
+    removed: Set[int],
+    roots: Sequence[str],
+    command: Sequence[str],
+) -> None:
+    """Write new files of an index and put them into use; rows that were removed are dropped when they are the most."""
+    manifest, generation = index.manifest, index.manifest["generation"] + 1
+    if outnumbered(len(lines), removed):
+        keep = np.array([row not in removed for row in range(len(lines))])
+        vectors = compacted(vectors, manifest["kind"], manifest["factory"], keep)
+        lines, removed = [line for line, kept in zip(lines, keep, strict=True) if kept], frozenset()
     files = {
-        "vectors": write_index(grown, index.path / f"vectors-{generation:05d}.faiss"),
-        "rows": Rows([*index.rows.lines, *lines], index.path).write(index.path, generation),
+        "vectors": write_index(vectors, index.path / f"vectors-{generation:05d}.faiss"),
+        "rows": Rows(lines, index.path).write(index.path, generation),
     }
     changed = {
         "generation": generation,
-        "rows": manifest["rows"] + len(lines),
-        "removed": sorted(index.removed | {index.row_of[name] for name in replaced}),
+        "rows": len(lines),
+        "removed": sorted(removed),
         "roots": roots,
         "files": files,
+        "recall": None,
         "made_by": [*manifest["made_by"], provenance(command)],
     }
     write_manifest(index.path, manifest | changed)
+
+
+def outnumbered(rows: int, removed: Set[int]) -> bool:
+    """Whether the rows that are left, if any, are fewer than those that were removed."""
+    return 0 < rows - len(removed) < len(removed)
 
 
 def refuse_other_pictures(index: SearchIndex, gallery: ImageGallery | FeatureGallery, names: Iterable[str]) -> None:
@@ -99,9 +134,27 @@ def refuse_other_pictures(index: SearchIndex, gallery: ImageGallery | FeatureGal
         there, here = index.picture(index.row_of[name]), gallery.picture(row_of[name])
         if there is not None and os.path.abspath(there) != os.path.abspath(here):
             raise ValueError(
-                f"{index.path}: the id {name!r} already names another picture; give this one another id in a list, or "
-                "take it in its place with --replace"
+                f"{index.path}: the id {name!r} already names another picture, {there}; if the pictures have moved, "
+                "say where they are now with --moved; else give this one another id in a list, or take it instead "
+                "with --replace"
             )
+
+
+def moved(folders: Sequence[Path]) -> Sequence[Path]:
+    """Folders that pictures have been moved to.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"--moved {folder}: there is no such folder; name the one that the pictures are in now")
+    return folders
+
+
+def roots_of(index: SearchIndex) -> list[str]:
+    """The folders of an index's pictures for its manifest: what --moved names is named from everywhere."""
+    return [os.path.abspath(root) for root in index.roots]
 
 
 def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
@@ -115,6 +168,7 @@ def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
     Raises:
         ValueError: ids that are not in the index; nothing is removed then.
     """
+    read_manifest(folder)  # a directory that is none is left as it is
     with locked(folder):
         index = SearchIndex.open(folder)
         unknown = [name for name in names if name not in index.row_of]
@@ -124,6 +178,16 @@ def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
                 f"{folder}: has no image of {len(unknown)} of the {len(names)} ids, such as {first}; nothing is removed"
             )
         rows = {index.row_of[name] for name in names}
-        made_by = [*index.manifest["made_by"], provenance(command)]
-        write_manifest(folder, index.manifest | {"removed": sorted(index.removed | rows), "made_by": made_by})
-    return f"{folder}: {len(rows)} images removed, {len(index) - len(rows)} are left"
+        removed = index.removed | rows
+        if outnumbered(len(index.rows), removed):
+            write_generation(index, writable(index), index.rows.lines, removed, index.manifest["roots"], command)
+        else:
+            made_by = [*index.manifest["made_by"], provenance(command)]
+            changed = {"removed": sorted(removed), "recall": None, "made_by": made_by}
+            write_manifest(folder, index.manifest | changed)
+    return f"{folder}: {len(rows)} images removed, {len(index) - len(rows)} are left{recall_note(index)}"
+
+
+def recall_note(index: SearchIndex) -> str:
+    """What is to be said of a recall that was measured with other images."""
+    return "; its recall, measured with other images, is no longer claimed" if index.manifest["recall"] else ""

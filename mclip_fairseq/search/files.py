@@ -1,9 +1,10 @@
 """What an index directory holds, and the checks on it.
 
-`index.json` is written last, in one step: what is in use with hashes, the model, the kind and its measured recall.
-`vectors-00001.faiss` is the faiss index; `rows-00001.tsv` has per row the id and, where its picture is known, the
-number of its root and the path below it. An addition writes the next number and then removes the old one. `partial/` is
-what an interrupted build or addition goes on from.
+`index.json` is written last, in one step: what is in use with hashes, the model, the kind and, until a change, the
+recall measured at the build. `vectors-00001.faiss` is the faiss index; `rows-00001.tsv` has per row the id and, where
+its picture is known, the number of its root and the path below it. An addition writes the next number and then removes
+the old one; so does a removal after which most rows would be dead. `partial/` is what an interrupted build or addition
+goes on from.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from mclip_fairseq.data.files import file_sha256, read_json, read_lines
 FORMAT = "mclip_fairseq search index"
 VERSION = 1
 MANIFEST, PARTIAL, LOCK = "index.json", "partial", ".lock"
+NO_PERMISSION = "you have no permission to read it; ask its owner for it"
 MANIFEST_KEYS = {
     "model": dict,
+    "factory": str,
     "dim": int,
     "kind": str,
     "rows": int,
@@ -43,13 +46,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: it is missing, unreadable, of another version, or damaged.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except PermissionError as error:
+        raise ValueError(f"{folder}: {NO_PERMISSION}") from error
+    if not found:
         unfinished = "its index is not finished; repeat the mclip-search build that began it"
         missing = f"is not a search index, it has no {MANIFEST}; make one with mclip-search build"
         raise ValueError(f"{folder}: {unfinished if (folder / PARTIAL).is_dir() else missing}")
     try:
         manifest = read_json(path)
     except ValueError as error:
+        if isinstance(error.__cause__, OSError):  # it may be sound
+            raise
         raise ValueError(f"{error}; build the index again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: is not the manifest of a search index")
@@ -89,16 +98,29 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
             old.unlink(missing_ok=True)
 
 
+def state_of(path: Path) -> tuple[int, ...] | None:
+    """What tells cheaply that a file was written again; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
 def verified(folder: Path, entry: Mapping[str, Any]) -> Path:
     """A file of the index, after its hash was compared.
 
     Raises:
-        ValueError: it is missing or altered.
+        ValueError: it is missing, unreadable or altered.
     """
     path = folder / entry["file"]
     if not path.is_file():
         raise ValueError(f"{path}: is missing; copy the index completely, or build it again")
-    if file_sha256(path) != entry["sha256"]:
+    try:
+        found = file_sha256(path)
+    except PermissionError as error:
+        raise ValueError(f"{path}: {NO_PERMISSION}") from error
+    if found != entry["sha256"]:
         raise ValueError(f"{path}: is altered or truncated, its hash is not that of {MANIFEST}; build the index again")
     return path
 
@@ -160,10 +182,16 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from changing the directory meanwhile.
 
     Raises:
-        ValueError: another one is changing it now.
+        ValueError: another one is changing it now, or it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{folder}: is a file, or below one; name a directory") from error
+    except OSError as error:
+        told = f"cannot be written to: {error.strerror}; ask its owner for permission, or take another directory"
+        raise ValueError(f"{folder}: {told}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mclip_fairseq.data.images import resolve_image
-from mclip_fairseq.search.files import Rows, read_manifest, verified
+from mclip_fairseq.search.files import MANIFEST, Rows, read_manifest, state_of, verified
 from mclip_fairseq.search.kinds import CLASSES, Searcher, Vectors, read_index
 from mclip_fairseq.search.sources import check_model
 
@@ -24,14 +26,22 @@ class SearchIndex:
         manifest: its checked `index.json`.
         rows: id and picture of each row.
         searcher: the faiss index.
-        roots: where the pictures are now.
+        moved: where the pictures are now, if they have moved.
+        state: of the manifest file when it was read.
     """
 
     def __init__(
-        self, path: Path, manifest: dict[str, Any], rows: Rows, searcher: Searcher, roots: Sequence[Path]
+        self,
+        path: Path,
+        manifest: dict[str, Any],
+        rows: Rows,
+        searcher: Searcher,
+        moved: Sequence[Path],
+        state: tuple[int, ...] | None,
     ) -> None:
         self.path, self.manifest, self.rows, self.searcher = path, manifest, rows, searcher
-        self.roots = list(roots)
+        self.moved, self.state = list(moved), state
+        self.roots = self.moved or [Path(root) for root in manifest["roots"]]
 
     @classmethod
     def open(cls, path: str | Path, roots: Sequence[Path] = ()) -> SearchIndex:
@@ -45,6 +55,18 @@ class SearchIndex:
             ValueError: it is unfinished, altered, damaged, or knows another number of folders.
         """
         folder = Path(path)
+        state = state_of(folder / MANIFEST)
+        try:
+            return cls._open(folder, roots, state)
+        except (ValueError, OSError):
+            again = state_of(folder / MANIFEST)
+            if again == state:
+                raise
+            # A change that ended meanwhile has put other files in the place of those that were being read.
+            return cls._open(folder, roots, again)
+
+    @classmethod
+    def _open(cls, folder: Path, roots: Sequence[Path], state: tuple[int, ...] | None) -> SearchIndex:
         manifest = read_manifest(folder)
         if manifest["kind"] not in CLASSES:
             raise ValueError(f"{folder}: is of the kind {manifest['kind']!r}, which this program does not know")
@@ -56,7 +78,22 @@ class SearchIndex:
         file = verified(folder, manifest["files"]["vectors"])
         index = read_index(file, manifest["kind"], manifest["dim"], manifest["rows"])
         searcher = Searcher(index, manifest["kind"], manifest["effort"], manifest["removed"])
-        return cls(folder, manifest, rows, searcher, roots or [Path(root) for root in manifest["roots"]])
+        return cls(folder, manifest, rows, searcher, roots, state)
+
+    @property
+    def state_now(self) -> tuple[int, ...] | None:
+        """What `state` would be if the index were opened now."""
+        return state_of(self.path / MANIFEST)
+
+    def reopened(self) -> SearchIndex:
+        """The index as it is on the disk now."""
+        return SearchIndex.open(self.path, self.moved)
+
+    @cached_property
+    def stamp(self) -> str:
+        """A short name of what the rows stand for: another one as soon as a row may be another picture."""
+        files = [entry["sha256"] for entry in self.manifest["files"].values()]
+        return hashlib.sha256("\n".join([*files, *map(os.path.abspath, self.roots)]).encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         return self.searcher.alive

@@ -80,6 +80,32 @@ def factory_string(kind: str, dim: int, count: int, lists: int | None = None, co
     return FACTORIES[kind].format(lists=chosen, links=HNSW_LINKS, bytes=size)
 
 
+def check_effort(kind: str, factory: str, count: int, effort: int | None, recall: float | None) -> None:
+    """Refuse settings of the search that do not go with an index.
+
+    Args:
+        kind: of `KINDS`.
+        factory: faiss's description.
+        count: vectors of the index.
+        effort: of the command line, where it is given.
+        recall: of the command line, where it is given.
+
+    Raises:
+        ValueError: settings of a faster kind for exact, two of them, or more effort than there is to be made.
+    """
+    if effort is None and recall is None:
+        return
+    if kind == "exact":
+        raise ValueError("--recall and --effort go with the faster kinds: exact finds all; leave them out")
+    if effort is not None and recall is not None:
+        raise ValueError("--effort is given instead of --recall: leave one of them out")
+    most = count if kind == "hnsw" else int(factory.removeprefix("IVF").partition(",")[0])
+    if effort is not None and effort > most:
+        raise ValueError(
+            f"--effort {effort} is more than the {most} {'images' if kind == 'hnsw' else 'lists'} there are"
+        )
+
+
 def new_index(factory: str, dim: int) -> Any:
     """An empty faiss index over cosines (inner products of normalised vectors)."""
     index = faiss().index_factory(dim, factory, faiss().METRIC_INNER_PRODUCT)
@@ -96,14 +122,53 @@ def training_rows(index: Any, count: int) -> npt.NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).choice(count, wanted, replace=False))
 
 
+def compacted(index: Any, kind: str, factory: str, keep: npt.NDArray[np.bool_]) -> Any:
+    """An index without the rows that are not kept; the others are numbered anew, in their order.
+
+    Args:
+        index: of faiss, which may be changed.
+        kind: of `KINDS`.
+        factory: faiss's description.
+        keep: one value per row.
+    """
+    if kind == "exact":
+        index.remove_ids(np.flatnonzero(~keep))
+        return index
+    if kind == "hnsw":  # a graph loses no nodes: it is made again
+        fresh = new_index(factory, index.d)
+        fresh.add(index.storage.reconstruct_batch(np.flatnonzero(keep)))
+        return fresh
+    fresh, numbers, lists = faiss().clone_index(index), np.cumsum(keep) - 1, index.invlists
+    fresh.reset()
+    for number in filter(lists.list_size, range(index.nlist)):
+        size = lists.list_size(number)
+        ids = faiss().rev_swig_ptr(lists.get_ids(number), size)
+        codes = faiss().rev_swig_ptr(lists.get_codes(number), size * lists.code_size).reshape(size, -1)
+        kept = keep[ids]
+        if kept.any():  # both arrays need a name, for faiss is given their addresses alone
+            ids, codes = np.ascontiguousarray(numbers[ids[kept]]), np.ascontiguousarray(codes[kept])
+            fresh.invlists.add_entries(number, len(ids), faiss().swig_ptr(ids), faiss().swig_ptr(codes))
+    fresh.ntotal = int(keep.sum())
+    return fresh
+
+
 def write_index(index: Any, path: Path) -> dict[str, str]:
-    """Write an index so that it is there completely or not at all; returns its entry of the manifest."""
+    """Write an index so that it is there completely or not at all; returns its entry of the manifest.
+
+    Raises:
+        ValueError: there is no room for it.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    faiss().write_index(index, str(temporary))
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    entry = {"file": path.name, "sha256": file_sha256(temporary)}
-    os.replace(temporary, path)
+    try:
+        faiss().write_index(index, str(temporary))
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        entry = {"file": path.name, "sha256": file_sha256(temporary)}
+        os.replace(temporary, path)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: cannot be written; make room on the disk, and repeat the command") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     return entry
 
 
@@ -168,24 +233,44 @@ class Searcher:
     def __init__(self, index: Any, kind: str, effort: int | None, removed: Sequence[int] = ()) -> None:
         self.index, self.kind, self.effort = index, kind, effort
         self.alive = index.ntotal - len(removed)
-        self._bits: npt.NDArray[np.uint8] | None = None
+        self._selector: Any = None
         if removed:
             keep = np.ones(index.ntotal, dtype=bool)
             keep[list(removed)] = False
-            self._bits = np.packbits(keep, bitorder="little")
+            self._bits = np.packbits(keep, bitorder="little")  # which the selector only points to
+            self._selector = faiss().IDSelectorBitmap(self._bits)
 
     def __call__(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
-        """Cosines and rows of the k nearest, (n, k) each, best first; a row of -1 where there are no more."""
+        """Cosines and rows of the k nearest, (n, k) each, best first; of all that are alive where those are fewer."""
         k = min(k, self.alive)
         if not len(queries) or k < 1:
             empty = np.zeros((len(queries), 0))
             return empty.astype(np.float32), empty.astype(np.int64)
-        selector = None if self._bits is None else faiss().IDSelectorBitmap(self._bits)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        scores, rows = self._search(queries, k)
+        short = np.flatnonzero((rows < 0).any(axis=1))
+        if len(short) and self.kind != "exact":
+            scores[short], rows[short] = self._search_all(queries[short], k)
+        return scores, rows
+
+    def _search(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
+        """What is found with the effort of the index; fewer than k where the rows looked at are too few."""
+        # Of the rows looked at only the living count, so more are looked at.
+        effort = -(-max(self.effort or 1, k if self.kind == "hnsw" else 1) * self.index.ntotal // self.alive)
         if self.kind == "exact":
-            params = faiss().SearchParameters(sel=selector) if selector else None
+            params = faiss().SearchParameters(sel=self._selector) if self._selector else None
         elif self.kind == "hnsw":
-            params = faiss().SearchParametersHNSW(sel=selector, efSearch=max(self.effort or 0, k))
+            params = faiss().SearchParametersHNSW(sel=self._selector, efSearch=effort)
         else:
-            params = faiss().SearchParametersIVF(sel=selector, nprobe=self.effort or 1)
-        scores, rows = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), k, params=params)
+            params = faiss().SearchParametersIVF(sel=self._selector, nprobe=min(effort, self.index.nlist))
+        scores, rows = self.index.search(queries, k, params=params)
+        return scores, rows
+
+    def _search_all(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
+        """The same from all rows: every list, or the vectors that a graph stands on."""
+        if self.kind == "hnsw":
+            index, params = self.index.storage, faiss().SearchParameters(sel=self._selector)
+        else:
+            index, params = self.index, faiss().SearchParametersIVF(sel=self._selector, nprobe=self.index.nlist)
+        scores, rows = index.search(queries, k, params=params)
         return scores, rows

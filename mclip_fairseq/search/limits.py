@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from PIL import Image
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mclip_fairseq.data.images import load_image
 
 MAX_TEXT_BODY = 32 << 10
 MAX_UPLOAD = 16 << 20
-MAX_UPLOAD_PIXELS = 40_000_000
+MAX_JPEG_PIXELS = 40_000_000
+MAX_PIXELS = 16_000_000  # of other formats, which are decoded completely before they are made smaller
+MAX_UPLOADS = 4  # at the same time
+MAX_CONNECTIONS = 256
 BODY_SECONDS = 30.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -50,7 +57,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     """The body of a request.
 
     Raises:
-        HTTPException: it is larger than the limit (413), or takes too long (408).
+        HTTPException: it is larger than the limit (413), takes too long (408), or ends early (400).
     """
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or len(length) > 12 or int(length) > limit:
@@ -65,7 +72,21 @@ async def read_body(request: Request, limit: int) -> bytes:
                 parts.append(part)
     except TimeoutError as error:
         raise HTTPException(408, "the request took too long") from error
+    except ClientDisconnect as error:
+        raise HTTPException(400, "the request ended early") from error
     return b"".join(parts)
+
+
+def load_upload(content: bytes, near: int) -> Image.Image:
+    """Decode an image that was sent, with edges of at most `near` pixels.
+
+    Raises:
+        ImageError: it cannot be used.
+    """
+    is_jpeg = content.startswith(b"\xff\xd8\xff")
+    image = load_image(io.BytesIO(content), MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS, near)
+    image.thumbnail((near, near))
+    return image
 
 
 class Cache(Generic[Value]):

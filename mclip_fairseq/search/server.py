@@ -1,6 +1,7 @@
 """The page: a small web application over one index and one model, loaded once.
 
-Pictures are named by the number of their row and read through the index alone; no answer holds a path of the server.
+Pictures are named by a stamp of the index and the number of their row, and read through the index alone; no answer
+holds a path of the server.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import io
 import json
 import re
 import socket
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
@@ -29,12 +31,21 @@ from starlette.routing import Route
 from mclip_fairseq.data.images import ImageError, load_image
 from mclip_fairseq.search.batching import Batcher, Busy
 from mclip_fairseq.search.index import SearchIndex
-from mclip_fairseq.search.limits import MAX_TEXT_BODY, MAX_UPLOAD, MAX_UPLOAD_PIXELS, Cache, SafeHeaders, read_body
+from mclip_fairseq.search.limits import (
+    MAX_CONNECTIONS,
+    MAX_TEXT_BODY,
+    MAX_UPLOAD,
+    MAX_UPLOADS,
+    Cache,
+    SafeHeaders,
+    load_upload,
+    read_body,
+)
 from mclip_fairseq.search.query import Hit, checked_query, search_images, search_texts
 
 MAX_K = 100
-# A tag: no one says so what an image shows, and "<3" is none.
-MARKUP = re.compile(r"<\s*[/!]?\s*[a-zA-Z][^<]*>")
+# A tag, bare or with attributes: no one says so what an image shows; "<3" and "a<b and c>d" are none.
+MARKUP = re.compile(r"<\s*[/!]?\s*[a-zA-Z][\w:-]*(\s*/>|>|\s[^<>=]*=[^<]*>)")
 ALIKE = 8  # texts of like length encoded together: on few cores padding costs more than small batches
 DEFAULT_K = 24
 THUMBNAIL, FULL = 256, 1600  # longest edge in pixels
@@ -58,22 +69,55 @@ class Search:
 
     def __init__(self, index: SearchIndex, model: Any) -> None:
         self.index, self.model = index, model
-        # One thread computes, two decode: the model is never entered twice.
-        self.computing, self.decoding = ThreadPoolExecutor(1), ThreadPoolExecutor(2)
-        self.texts = Batcher(lambda texts: search_texts(index, model, texts, MAX_K, ALIKE), self.computing)
-        self.images = Batcher(lambda images: search_images(index, model, images, MAX_K), self.computing)
-        self.answers: Cache[list[Hit]] = Cache(CACHED_ANSWERS)
+        # One thread computes: the model is never entered twice. What is sent does not delay the index's pictures.
+        self.computing, self.decoding, self.uploaded = (ThreadPoolExecutor(threads) for threads in (1, 2, 1))
+        self.texts, self.images = (Batcher(find, self.computing) for find in (self.find_texts, self.find_images))
+        self.uploads = 0
+        self.reopening, self.refused = asyncio.Lock(), index.state
+        self.forget()
+
+    def forget(self) -> None:
+        """Empty the caches: what is on its way still goes into the old ones."""
+        self.answers: Cache[list[dict[str, Any]]] = Cache(CACHED_ANSWERS)
         self.pictures: Cache[bytes] = Cache(CACHED_PICTURES, len)
+
+    async def refresh(self) -> None:
+        """Open the index again if it was changed on the disk, so that what was removed is not found any more."""
+        async with self.reopening:
+            state = self.index.state_now
+            if state in (self.index.state, self.refused):
+                return
+            try:
+                fresh = await asyncio.get_running_loop().run_in_executor(self.computing, self.index.reopened)
+                fresh.check_model(self.model)
+            except (ValueError, OSError) as error:
+                self.refused = state
+                told = "the index was changed but cannot be opened again, the page stays as it was"
+                print(f"{told}: {error}", file=sys.stderr, flush=True)
+                return
+            self.index = fresh
+            self.forget()
+
+    def find_texts(self, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+        """Images for each text, as the page shows them."""
+        index = self.index
+        return [named(index, hits) for hits in search_texts(index, self.model, texts, MAX_K, ALIKE)]
+
+    def find_images(self, images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
+        """Images for each image, as the page shows them."""
+        index = self.index
+        return [named(index, hits) for hits in search_images(index, self.model, images, MAX_K)]
 
     async def about(self, request: Request) -> Response:
         """What is searched, for the page's head."""
+        await self.refresh()
         languages = list(getattr(self.model, "languages", []))
         found = {"name": self.index.path.resolve().name, "model": self.index.model.get("name")}
         return JSONResponse(found | {"images": len(self.index), "languages": languages})
 
     async def by_text(self, request: Request) -> Response:
         """`{"query": text, "k": number}` -> the nearest images."""
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        if media_type_of(request) != "application/json":
             raise HTTPException(415, "send JSON")
         try:
             body = json.loads(await read_body(request, MAX_TEXT_BODY))
@@ -85,56 +129,74 @@ class Search:
             raise HTTPException(400, "the query is markup; say in words what the image shows")
         if type(k) is not int or not 1 <= k <= MAX_K:
             raise HTTPException(400, f"k is a whole number from 1 to {MAX_K}")
-        hits = self.answers.get(text)
-        if hits is None:
-            hits = await self.texts(text)
-            self.answers.put(text, hits)
-        return self.answer(hits[:k])
+        await self.refresh()
+        answers = self.answers
+        found = answers.get(text)
+        if found is None:
+            found = await self.texts(text)
+            answers.put(text, found)
+        return JSONResponse({"results": found[:k]})
 
     async def by_image(self, request: Request) -> Response:
         """An image file -> the nearest images."""
-        kind = request.headers.get("content-type", "")
+        kind = media_type_of(request)
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise HTTPException(415, "send an image")
-        body = await read_body(request, MAX_UPLOAD)
-        if not body:
-            raise HTTPException(400, "the image is empty")
-        image = await self.decoded(lambda: load_image(io.BytesIO(body), MAX_UPLOAD_PIXELS, near=FULL))
-        image.thumbnail((FULL, FULL))
-        return self.answer((await self.images(image))[:DEFAULT_K])
+        if self.uploads >= MAX_UPLOADS:
+            raise HTTPException(503, "too many images are being sent; try again in a moment", {"Retry-After": "5"})
+        self.uploads += 1
+        try:
+            body = await read_body(request, MAX_UPLOAD)
+            if not body:
+                raise HTTPException(400, "the image is empty")
+            image = await self.decoded(self.uploaded, lambda: load_upload(body, FULL))
+            await self.refresh()
+            found = await self.images(image)
+        finally:
+            self.uploads -= 1
+        return JSONResponse({"results": found[:DEFAULT_K]})
 
     async def picture(self, request: Request) -> Response:
-        """A row's picture as JPEG, without its metadata: small as `/thumb/ROW`, larger as `/image/ROW`."""
+        """A picture as JPEG, without its metadata: small as `/thumb/STAMP/ROW`, larger as `/image/STAMP/ROW`."""
+        await self.refresh()
+        index, pictures = self.index, self.pictures
+        # The browser keeps what it has seen: another index at this address must not be shown with these pictures.
+        if request.path_params["stamp"] != index.stamp:
+            raise HTTPException(404, "the index was changed; search again")
         name = request.path_params["row"]
         row = int(name) if name.isdecimal() and len(name) < 12 else -1
         size = THUMBNAIL if request.url.path.startswith("/thumb/") else FULL
         key = f"{size}/{row}"
-        content = self.pictures.get(key)
+        content = pictures.get(key)
         if content is None:
             try:
-                path = self.index.picture(row)
+                path = index.picture(row)
             except ValueError as error:
                 raise HTTPException(404, "there is no such image") from error
             if path is None:
                 raise HTTPException(404, "the index knows no picture of this image")
-            content = await self.decoded(lambda: as_jpeg(load_image(path, near=size), size), 404)
-            self.pictures.put(key, content)
+            content = await self.decoded(self.decoding, lambda: as_jpeg(load_image(path, near=size), size), 404)
+            pictures.put(key, content)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
 
-    async def decoded(self, function: Callable[[], Any], status: int = 400) -> Any:
+    async def decoded(self, executor: Executor, function: Callable[[], Any], status: int = 400) -> Any:
         """The result of something that decodes an image, in another thread."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.decoding, function)
+            return await asyncio.get_running_loop().run_in_executor(executor, function)
         except ImageError as error:
             # The reason may name a file of the server; only what was sent is explained.
             reason = f"the image {error.reason}" if status == 400 else "the picture cannot be read any more"
             raise HTTPException(status, reason) from error
 
-    def answer(self, hits: Sequence[Hit]) -> Response:
-        """Images as the page shows them."""
-        return JSONResponse(
-            {"results": [{"row": hit.row, "id": hit.id, "score": round(hit.score, 4)} for hit in hits]},
-        )
+
+def media_type_of(request: Request) -> str:
+    """The kind of a request's body, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def named(index: SearchIndex, hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """Images as the page shows them."""
+    return [{"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)} for hit in hits]
 
 
 def as_jpeg(image: Image.Image, size: int) -> bytes:
@@ -180,8 +242,8 @@ def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> Starl
         Route("/about", search.about),
         Route("/search", search.by_text, methods=["POST"]),
         Route("/search/image", search.by_image, methods=["POST"]),
-        Route("/thumb/{row}", search.picture),
-        Route("/image/{row}", search.picture),
+        Route("/thumb/{stamp}/{row}", search.picture),
+        Route("/image/{stamp}/{row}", search.picture),
     ]
     # Other names than these are how a foreign page would reach a server on this machine.
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, *hosts], www_redirect=False)
@@ -192,7 +254,8 @@ def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> Starl
 def make_server(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> uvicorn.Server:
     """The application in its server, which says nothing of itself and writes no log of who asked what."""
     app = make_app(index, model, hosts)
-    return uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, server_header=False, lifespan="off"))
+    quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
+    return uvicorn.Server(uvicorn.Config(app, limit_concurrency=MAX_CONNECTIONS, **quiet))
 
 
 def serve(index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
@@ -207,8 +270,9 @@ def serve(index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: S
     except (OSError, OverflowError) as error:
         raise ValueError(f"{host}, port {port}: cannot be listened on: {error}") from error
     everywhere = host in ("0.0.0.0", "::")
-    hosts = list(allowed_hosts) or (["*"] if everywhere else [f"[{host}]" if ":" in host else host])
-    shown = "localhost" if everywhere else hosts[-1] if not allowed_hosts else host
+    own = [] if everywhere else [f"[{host}]" if ":" in host else host]
+    hosts = [*own, *allowed_hosts] or ["*"]
+    shown = own[0] if own else "localhost"
     print(f"{len(index)} images at http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
     with listening, contextlib.suppress(KeyboardInterrupt):
         make_server(index, model, hosts).run(sockets=[listening])

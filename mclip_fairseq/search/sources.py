@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ import torch
 from mclip_fairseq.cli.features import Decoded, ImageSource, compute
 from mclip_fairseq.data.feature_writer import FeatureWriter
 from mclip_fairseq.data.features import FeatureStore
-from mclip_fairseq.data.images import MAX_PIXELS
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
+from mclip_fairseq.search.files import NO_PERMISSION
 from mclip_fairseq.search.kinds import Vectors
 
 SHARD_ROWS = 1024  # what an interruption costs at most
@@ -56,8 +56,22 @@ def open_gallery(path: Path, pictures: Path | None) -> ImageGallery | FeatureGal
     """A folder of pictures, a list of them, or a feature directory with or without its pictures.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, cannot be read, or its ids are paths of this machine.
     """
+    try:
+        gallery = _open_gallery(path, pictures)
+    except PermissionError as error:
+        raise ValueError(f"{path}: {NO_PERMISSION}") from error
+    for row, name in enumerate(gallery.index.names):
+        if PurePath(name).is_absolute():
+            raise ValueError(
+                f"{path}: the id {name!r} (number {row + 1}) is a path of this machine, and whoever searches sees the "
+                "ids; list the images as id<TAB>path"
+            )
+    return gallery
+
+
+def _open_gallery(path: Path, pictures: Path | None) -> ImageGallery | FeatureGallery:
     if not path.exists():
         raise ValueError(f"{path}: there is no such folder, list or feature directory")
     if not is_feature_directory(path):
@@ -100,11 +114,11 @@ class ProjectedFeatures:
 class JointImages(ImageSource):
     """Pictures for the image tower of a `MultilingualCLIP`, decoded by worker processes."""
 
-    def __init__(self, model: Any, images: list[tuple[str, Path]], workers: int) -> None:
+    def __init__(self, model: Any, images: list[tuple[str, Path]], workers: int, max_pixels: int) -> None:
         self.ids = [name for name, _ in images]
         self.preprocessing = model.transform.description
         self.encode_image = lambda pixel_values: model.encode_image(pixel_values, normalize=False)
-        self.images = Decoded(images, model.transform, MAX_PIXELS)
+        self.images = Decoded(images, model.transform, max_pixels)
         self.workers = workers
 
 
@@ -123,7 +137,7 @@ def encode_images(
         model: the dual encoder.
         identity: what `describe_model` says of it.
         folder: where the vectors are kept.
-        options: `batch_size`, `workers` and `skip_budget` of the command line.
+        options: `batch_size`, `workers`, `max_pixels` and `skip_budget` of the command line.
         rows: of the gallery; None takes all.
 
     Raises:
@@ -131,7 +145,7 @@ def encode_images(
     """
     chosen = range(len(gallery.paths)) if rows is None else rows
     images = [(gallery.index.names[row], gallery.paths[row]) for row in chosen]
-    source = JointImages(model, images, options.workers)
+    source = JointImages(model, images, options.workers, options.max_pixels)
     writer = FeatureWriter(
         folder,
         source.ids,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,12 +21,14 @@ from mclip_fairseq.cli import features as features_cli
 from mclip_fairseq.cli import search as cli
 from mclip_fairseq.data.features import write_features
 from mclip_fairseq.search import build as building
-from mclip_fairseq.search import sources
+from mclip_fairseq.search import files, sources
+from mclip_fairseq.search import index as searching
 from mclip_fairseq.search.index import SearchIndex
 from tests.colours import COLOURS, NAMES, ColourModel, draw_colours
 from tests.tiny_models import tiny_clip_directory
 
 BUILD = ["build", "photos", "--model", "colours", "--output", "index", "--workers", "0"]
+LOAD_MODEL, READ_TEXT = cli.load_model, Path.read_text
 Run = Callable[..., str]
 
 
@@ -241,6 +245,95 @@ def test_an_interrupted_encoding_goes_on(run: Run, monkeypatch: pytest.MonkeyPat
     assert not Path("index/partial").exists()
 
 
+def test_a_language_whose_lists_are_emptied_is_answered(run: Run) -> None:
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(np.eye(5), 100, axis=0) + 0.01 * rng.normal(size=(500, 5))
+    write_features("features", [f"i{n}" for n in range(500)], vectors, model={"name": "t"}, normalized=False)
+    run("build", "features", *BUILD[2:], "--kind", "ivf", "--lists", 5, "--effort", 1)
+    near = found(run, "red", "-k", 100)
+    Path("near").write_text("\n".join(near), encoding="utf-8")
+    told = run("remove", "index", "--ids", "near")
+    assert told == (
+        "index: 100 images removed, 400 are left; its recall, measured with other images, is no longer claimed\n"
+    )
+    assert json.loads(Path("index/index.json").read_text())["recall"] is None
+    assert not set(near) & set(found(run, "red"))
+    assert "rank of" in run("query", "index", "--languages", "en=red", "de=rot")
+
+
+@pytest.mark.parametrize("part", ["rows", "vectors"])
+def test_an_addition_may_end_while_the_index_is_opened(
+    part: str, run: Run, model: ColourModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*BUILD)
+    verified = searching.verified
+
+    def slow(folder: Path, entry: Any) -> Path:
+        path = verified(folder, entry)
+        if entry["file"].startswith(part):
+            monkeypatch.setattr(searching, "verified", verified)
+            Image.new("RGB", (9, 9), COLOURS["red"]).save("photos/new.png")
+            assert cli.main(["add", "index", "photos", "--workers", "0"]) == 0
+        return path
+
+    monkeypatch.setattr(searching, "verified", slow)
+    assert len(SearchIndex.open("index")) == 9
+
+
+def cut(owner: Any, name: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a method fail once, after so many calls."""
+    works, seen = getattr(owner, name), []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        seen.append(1)
+        if len(seen) == calls + 1:
+            raise ValueError("power cut")
+        return works(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+@pytest.mark.parametrize("addition", [False, True])
+def test_a_picture_changed_meanwhile_is_encoded_again(
+    addition: bool, run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel
+) -> None:
+    monkeypatch.setattr(sources, "SHARD_ROWS", 3)
+    command = ["add", "index", "photos", "--replace", "--workers", 0] if addition else BUILD
+    if addition:
+        run(*BUILD)
+    cut(model, "encode_image", 2, monkeypatch)
+    assert "power cut" in run(*command, status=2)
+    shutil.copy("photos/red.png", "photos/black.png")  # of the first shard
+    run(*command)
+    assert set(found(run, "red")[:2]) == {"red.png", "black.png"}
+
+
+def test_what_is_indexed_of_other_features_is_not_kept(
+    run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel
+) -> None:
+    vectors, ids = np.eye(5, dtype=np.float32), [f"i{n}" for n in range(5)]
+    for name, rows in (("one", vectors), ("two", vectors[::-1])):
+        write_features(name, ids, rows, model={"name": "t"}, normalized=True)
+    monkeypatch.setattr(building, "BLOCK", 2)
+    monkeypatch.setattr(building, "SAVE_SECONDS", -1.0)
+    cut(model, "encode_image_features", 2, monkeypatch)
+    assert "power cut" in run("build", "one", *BUILD[2:], status=2)
+    run("build", "two", *BUILD[2:])
+    index = SearchIndex.open("index").searcher.index
+    assert np.array_equal(index.reconstruct_n(0, 5), vectors[::-1])
+
+
+def test_what_is_indexed_of_other_pictures_is_not_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "BLOCK", 3)
+    monkeypatch.setattr(building, "SAVE_SECONDS", -1.0)
+    cut(building.FeatureStore, "take", 1, monkeypatch)
+    assert "power cut" in run(*BUILD, status=2)
+    assert Path("index/partial/saved.json").exists()
+    shutil.copy("photos/red.png", "photos/black.png")
+    run(*BUILD)
+    assert set(found(run, "red")[:2]) == {"red.png", "black.png"}
+
+
 def test_an_interrupted_indexing_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel) -> None:
     vectors = np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32)
     write_features("features", [f"i{n}" for n in range(500)], vectors, model={"name": "t"}, normalized=False)
@@ -302,7 +395,49 @@ def test_an_unreadable_picture_is_named_or_left_out(run: Run) -> None:
     message = run(*BUILD, status=2)
     assert "1 of 9 inputs cannot be read" in message
     assert "broken.jpg: is not an image in a known format" in message
-    assert run(*BUILD, "--skip-budget", 1) == "index: 8 images of 5 dimensions, exact\n"
+    told = run(*BUILD, "--skip-budget", 1)
+    assert told == "index: 8 images of 5 dimensions, exact; 1 that cannot be read are left out\n"
+    told = run("add", "index", "photos", "--workers", 0, "--skip-budget", 1)
+    assert told == "index: 0 images added, 8 were there already, 1 that cannot be read are left out\n"
+
+
+def test_a_build_goes_on_when_the_broken_picture_is_gone(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos/broken.jpg").write_text("<html>not found</html>")
+    run(*BUILD, status=2)
+    Path("photos/broken.jpg").unlink()
+    assert cli.main(BUILD) == 0
+    told = capsys.readouterr()
+    assert told.out == "index: 8 images of 5 dimensions, exact\n"
+    assert "index: images were added, taken out or changed since this was interrupted; it is begun anew" in told.err
+
+
+def test_more_pixels_are_allowed_where_that_is_advised(run: Run) -> None:
+    assert "allow more with --max-pixels" in run(*BUILD, "--max-pixels", 100, status=2)
+    run(*BUILD, "--max-pixels", 96 * 64)
+    Image.new("RGB", (9, 9), COLOURS["white"]).save("photos/new.png")
+    assert "allow more with --max-pixels" in run("add", "index", "photos", "--max-pixels", 80, status=2)
+    run("add", "index", "photos", "--max-pixels", 81)
+    assert "allow more with --max-pixels" in run(
+        "query", "index", "--image", "photos/new.png", "--max-pixels", 80, status=2
+    )
+    assert found(run, "--image", "photos/new.png", "--max-pixels", 81)
+
+
+def test_no_picture_is_left_to_build_of(run: Run) -> None:
+    Path("broken").mkdir()
+    Path("broken/a.png").write_text("no picture")
+    command = ["build", "broken", *BUILD[2:], "--skip-budget", 1, "--kind", "hnsw"]
+    assert "none of its images can be read" in run(*command, status=2)
+
+
+def test_an_id_is_no_path_of_this_machine(run: Run, tmp_path: Path) -> None:
+    Path("list.txt").write_text(f"photos/red.png\n{tmp_path}/photos/blue.png\n", encoding="utf-8")
+    message = run("build", "list.txt", *BUILD[2:], status=2)
+    assert "(number 2) is a path of this machine" in message
+    assert "id<TAB>path" in message
+    Path("list.txt").write_text(f"blue\t{tmp_path}/photos/blue.png\n", encoding="utf-8")
+    run("build", "list.txt", *BUILD[2:])
+    assert found(run, "blue") == ["blue"]
 
 
 def test_an_unreadable_folder_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +451,133 @@ def test_an_unreadable_folder_is_refused(run: Run, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("os.scandir", refusing)
     assert run(*BUILD, status=2) == "mclip-search: error: photos/private: cannot be read: Permission denied\n"
+
+
+def test_what_may_not_be_read_or_written_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*BUILD)
+    works = Path.is_file
+
+    def closed(path: Path) -> bool:
+        if path.parent.name in ("private", "photos"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return works(path)
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    told = "you have no permission to read it; ask its owner for it\n"
+    assert run("query", "private", "red", status=2) == f"mclip-search: error: private: {told}"
+    assert run("build", "photos", *BUILD[2:-3], "other", status=2) == f"mclip-search: error: photos: {told}"
+    assert not Path("other").exists()
+
+
+def test_an_index_that_cannot_be_written_to_is_asked_all_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*BUILD)
+    works = os.open
+
+    def closed(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(13, "Permission denied", str(path))
+        return works(path, flags, *more, **options)
+
+    monkeypatch.setattr("os.open", closed)
+    message = run("remove", "index", "red.png", status=2)
+    assert message.startswith("mclip-search: error: index: cannot be written to: Permission denied; ask its owner")
+    assert found(run, "red")[0] == "red.png"
+
+
+def test_a_manifest_that_may_not_be_read_is_not_called_damaged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*BUILD)
+
+    def closed(path: Path, **options: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    message = run("query", "index", "red", status=2)
+    assert message == "mclip-search: error: index/index.json: cannot be read: Permission denied\n"
+    monkeypatch.setattr(Path, "read_text", READ_TEXT)
+    monkeypatch.setattr(files, "file_sha256", closed)
+    assert "rows-00001.tsv: you have no permission to read it" in run("query", "index", "red", status=2)
+
+
+def test_nothing_is_made_where_no_index_is(run: Run) -> None:
+    Path("file").write_text("text")
+    assert "is not a search index" in run("remove", "typo", "x", status=2)
+    assert "is not a search index" in run("add", "typo/x", "photos", status=2)
+    assert "there is no such folder" in run("build", "typo", *BUILD[2:-3], "new", status=2)
+    assert not Path("typo").exists()
+    assert not Path("new").exists()
+    for place in ("file", "file/index"):
+        assert f"{place}: is a file, or below one" in run(*BUILD[:-3], place, status=2)
+
+
+@pytest.mark.parametrize(
+    ("device", "words"), [("bogus", "torch knows no such device"), ("cuda:99", "--device cuda:99")]
+)
+def test_a_device_that_is_not_there_is_one_sentence(
+    device: str, words: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(*BUILD)
+    monkeypatch.setattr(cli, "load_model", LOAD_MODEL)
+    assert words in run("query", "index", "red", "--model", "m", "--device", device, status=2)
+
+
+def test_a_full_disk_leaves_nothing_behind(run: Run) -> None:
+    write_features("features", [str(n) for n in range(9000)], np.ones((9000, 5)), model={"name": "t"}, normalized=False)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        message = run("build", "features", *BUILD[2:], status=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "vectors-00001.faiss: cannot be written; make room on the disk" in message
+    assert sorted(path.name for path in Path("index").iterdir()) == [".lock", "partial"]
+
+
+def test_an_interruption_says_that_it_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch, model: ColourModel) -> None:
+    monkeypatch.setattr(model, "encode_image", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    message = run(*BUILD, status=130)
+    assert message.endswith("\nmclip-search: interrupted; the same command goes on from here\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*BUILD)
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert cli.main(["query", "index", "red"]) == 0
+
+
+def test_moved_pictures_are_still_the_same(run: Run) -> None:
+    run(*BUILD)
+    shutil.move("photos", "moved")
+    Image.new("RGB", (9, 9), COLOURS["red"]).save("moved/new.png")
+    message = run("add", "index", "moved", status=2)
+    assert "photos/black.png; if the pictures have moved, say where they are now with --moved" in message
+    assert "there is no such folder" in run("add", "index", "moved", "--moved", "photos", status=2)
+    told = run("add", "index", "moved", "--moved", "moved", "--workers", 0)
+    assert told == "index: 1 images added, 8 were there already\n"
+    index = SearchIndex.open("index")
+    assert [root.name for root in index.roots] == ["moved"]
+    assert all(index.picture(row).is_file() for row in range(9))  # type: ignore[union-attr]
+    shutil.move("moved", "again")
+    run("add", "index", "again", "--moved", "again")
+    assert run("query", "index", "red", "--show", "grid.png")
+
+
+def test_dead_rows_are_dropped_when_they_are_the_most(run: Run) -> None:
+    run(*BUILD)
+    for _ in range(3):
+        run("add", "index", "photos", "--replace", "--workers", 0)
+        assert json.loads(Path("index/index.json").read_text())["rows"] <= 16
+    assert [found(run, name)[0] for name in COLOURS] == [f"{name}.png" for name in COLOURS]
+    run("remove", "index", *(f"{name}.png" for name in COLOURS if name != "red"))
+    manifest = json.loads(Path("index/index.json").read_text())
+    assert (manifest["rows"], manifest["removed"]) == (1, [])
+    assert found(run, "blue") == ["red.png"]
+    run("remove", "index", "red.png")
+    assert found(run, "blue") == []
+    assert run("add", "index", "photos", "--workers", 0) == "index: 8 images added\n"
+    assert found(run, "blue")[0] == "blue.png"
 
 
 def test_an_index_of_another_model_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,6 +598,7 @@ def test_an_index_of_another_model_is_refused(run: Run, monkeypatch: pytest.Monk
         (["query", "index"], "give a text, --queries FILE"),
         (["query", "index", "red", "--queries", "q.txt"], "one of them"),
         (["query", "index", "--image", "missing.png"], "missing.png: there is no such file"),
+        (["query", "index", "red", "--show", "photos"], "--show photos: names no kind of picture; write photos.png"),
         (["query", "index", "red", "--target", "red.png"], "give both"),
         (["query", "photos", "red"], "is not a search index"),
         (["query", "nowhere", "red"], "is not a search index"),

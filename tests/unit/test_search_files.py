@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mclip_fairseq.data.files import file_sha256
+from mclip_fairseq.data.images import MAX_PIXELS
 from mclip_fairseq.search.build import build
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import faiss
@@ -26,7 +27,8 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         output=tmp_path / "index",
         source=draw_colours(tmp_path / "photos"),
         **{"images_root": None, "model": "m", "text_encoder": None, "teacher": None, "kind": "exact", "lists": None},
-        **{"bytes": None, "recall": 0.9, "effort": None, "batch_size": 4, "workers": 0, "skip_budget": None},
+        **{"bytes": None, "recall": None, "effort": None, "batch_size": 4, "workers": 0, "skip_budget": None},
+        max_pixels=MAX_PIXELS,
     )
     build(options, ColourModel, [], ["test"])
     return tmp_path / "index"

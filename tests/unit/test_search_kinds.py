@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mclip_fairseq.search.kinds import KINDS, Searcher, efforts, factory_string, new_index, read_index, write_index
+from mclip_fairseq.search.kinds import (
+    KINDS,
+    Searcher,
+    check_effort,
+    compacted,
+    efforts,
+    factory_string,
+    new_index,
+    read_index,
+    write_index,
+)
 from mclip_fairseq.search.recall import Yardstick, exact_neighbours, sentence
 
 DIM, COUNT = 16, 2000
@@ -80,6 +91,46 @@ def test_more_is_asked_for_than_there_is(vectors: np.ndarray, made: dict[str, An
     assert Searcher(made["exact"], "exact", None, list(range(COUNT)))(vectors[:4], 10)[1].shape == (4, 0)
 
 
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_the_few_that_are_left_are_all_found(kind: str, vectors: np.ndarray, made: dict[str, Any]) -> None:
+    removed = [row for row in range(COUNT) if row % 100]
+    scores, rows = Searcher(made[kind], kind, 1 if kind == "ivf" else 16, removed)(vectors[:9], 20)
+    assert rows.tolist() == slow_search(vectors, vectors[:9], 20, set(removed))
+    assert scores == pytest.approx(np.take_along_axis(vectors[:9] @ vectors.T, rows, axis=1), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_a_removal_of_half_does_not_ruin_the_search(kind: str, vectors: np.ndarray, made: dict[str, Any]) -> None:
+    effort, removed = 2 if kind == "ivf" else 16, list(range(0, COUNT, 2))
+    kept = Searcher(made[kind], kind, effort, removed)(vectors[:40], 10)[1]
+    truth = np.array(slow_search(vectors, vectors[:40], 10, set(removed)))
+    share = (kept[:, :, None] == truth[:, None]).any(axis=1).mean()
+    everything = np.array(slow_search(vectors, vectors[:40], 10))
+    before = (Searcher(made[kind], kind, effort)(vectors[:40], 10)[1][:, :, None] == everything[:, None]).any(axis=1)
+    assert share > before.mean() - 0.02
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_dropping_dead_rows_changes_no_answer(
+    kind: str, vectors: np.ndarray, made: dict[str, Any], tmp_path: Path
+) -> None:
+    keep = np.random.default_rng(3).random(COUNT) < 0.3
+    keep[0] = False
+    write_index(made[kind], tmp_path / "vectors.faiss")
+    index = read_index(tmp_path / "vectors.faiss", kind, DIM, COUNT, writable=True)
+    effort = None if kind == "exact" else efforts(kind, index)[-1]
+    scores, rows = Searcher(index, kind, effort, np.flatnonzero(~keep).tolist())(vectors[:20], 7)
+    fewer = compacted(index, kind, factory_string(kind, DIM, COUNT, 16 if kind in ("ivf", "sq8", "pq") else None), keep)
+    write_index(fewer, tmp_path / "fewer.faiss")
+    again = read_index(tmp_path / "fewer.faiss", kind, DIM, int(keep.sum()), writable=True)
+    found = Searcher(again, kind, effort)(vectors[:20], 7)
+    assert np.flatnonzero(keep)[found[1]].tolist() == rows.tolist()
+    assert found[0] == pytest.approx(scores, abs=1e-6)
+    again.add(vectors[:1])
+    if kind != "pq":
+        assert Searcher(again, kind, effort)(vectors[:1], 1)[1] == [[int(keep.sum())]]
+
+
 def test_exact_neighbours_do_not_depend_on_the_blocks(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mclip_fairseq.search.recall.BLOCK", 301)
     queries = vectors[::500]
@@ -105,6 +156,31 @@ def test_recall_is_what_a_count_by_hand_gives(own_images: bool, vectors: np.ndar
     assert 0.1 < told["recall_at_k"] < 0.999  # one list of sixteen must cost something
     assert yardstick.measure(Searcher(made["ivf"], "ivf", 16))["recall_at_k"] == 1
     assert yardstick.measure(Searcher(made["exact"], "exact", None))["nearest_found"] == 1
+
+
+def test_any_of_equal_images_is_as_good_as_another() -> None:
+    same = np.tile(np.eye(5, dtype=np.float32)[0], (600, 1))
+    index = new_index("HNSW32,Flat", 5)
+    index.add(same)
+    told = Yardstick(lambda rows: same[rows], 600).measure(Searcher(index, "hnsw", 16))
+    assert (told["recall_at_k"], told["nearest_found"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("exact", "Flat", 9, 4, None), "exact finds all"),
+        (("exact", "Flat", 9, None, 0.9), "exact finds all"),
+        (("ivf", "IVF16,Flat", 900, 4, 0.9), "leave one of them out"),
+        (("sq8", "IVF16,SQ8", 900, 17, None), "--effort 17 is more than the 16 lists there are"),
+        (("hnsw", "HNSW32,Flat", 9, 10, None), "--effort 10 is more than the 9 images there are"),
+        (("ivf", "IVF16,Flat", 900, 16, None), ""),
+        (("exact", "Flat", 9, None, None), ""),
+    ],
+)
+def test_efforts_that_do_not_fit_are_refused(arguments: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words) if words else contextlib.nullcontext():
+        check_effort(*arguments)
 
 
 def test_effort_grows_until_the_recall_is_reached(vectors: np.ndarray, made: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ function part(tag, className, text) {
 
 function card(found) {
   const link = document.createElement("a");
-  link.href = `image/${found.row}`;
+  link.href = `image/${found.picture}`;
   link.target = "_blank";
   link.rel = "noopener";
   link.title = found.id;
@@ -30,7 +30,7 @@ function card(found) {
   image.alt = found.id;
   image.loading = "lazy";
   image.decoding = "async";
-  image.src = `thumb/${found.row}`;
+  image.src = `thumb/${found.picture}`;
   image.onerror = () => image.replaceWith(part("div", "shown gone", "no picture to show"));
   const told = part("span", "told", "");
   const id = part("span", "id", found.id);
@@ -38,17 +38,17 @@ function card(found) {
   told.append(id, part("span", "score", found.score.toFixed(3)));
   link.append(image, told);
   const item = document.createElement("li");
-  item.dataset.row = found.row;
+  item.dataset.picture = found.picture;
   item.append(link);
   return item;
 }
 
 function show(found) {
   // A picture that stays keeps its element, so that nothing is loaded or flickers twice.
-  const there = new Map([...results.children].map((item) => [item.dataset.row, item]));
+  const there = new Map([...results.children].map((item) => [item.dataset.picture, item]));
   results.replaceChildren(
     ...found.map((hit) => {
-      const kept = there.get(String(hit.row));
+      const kept = there.get(hit.picture);
       if (kept) kept.querySelector(".score").textContent = hit.score.toFixed(3);
       return kept || card(hit);
     }),
