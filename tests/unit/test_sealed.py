@@ -80,7 +80,7 @@ def test_every_flipped_bit_is_seen(tmp_path: Path) -> None:
         (lambda path: os.truncate(path, path.stat().st_size // 2), "truncated"),
         (lambda path: os.truncate(path, path.stat().st_size - 1), "seal is damaged"),
         (lambda path: flip(path, path.stat().st_size // 2, 0), "not those that were written"),
-        (lambda path: path.write_bytes(b"<html>404</html>"), "cannot be read"),
+        (lambda path: path.write_bytes(b"<html>404</html>"), "is not a checkpoint written by torch.save"),
     ],
 )
 def test_the_newest_sound_checkpoint_is_chosen(fault: Callable[[Path], None], reason: str, tmp_path: Path) -> None:
