@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from mclip_fairseq.compat import refuse_bomb
 from mclip_fairseq.data.files import expecting
 from mclip_fairseq.resilience import signals
+from mclip_fairseq.resilience.program import training_programs
 from mclip_fairseq.resilience.resume import LAST, check_settings, choose_checkpoint, read_lazily, remove_leftovers
 from mclip_fairseq.resilience.sealed import copy_sealed, damage, save_sealed
 from mclip_fairseq.resilience.workers import close_workers_at_exit
@@ -287,11 +287,9 @@ def valid_step(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def replace_validate_and_save() -> None:
     """Let runs end where a signal asks for it: after a step is logged, and its validation and saving are done."""
-    for name in ("__main__", "fairseq_cli.train"):  # the former under torchrun -m fairseq_cli.train
-        module = sys.modules.get(name)
-        function = getattr(module, "validate_and_save", None)
-        if function is not None and not hasattr(function, "__wrapped__"):
-            module.validate_and_save = ending_if_asked(function)  # type: ignore[union-attr]
+    for module in training_programs():
+        if not hasattr(module.validate_and_save, "__wrapped__"):
+            module.validate_and_save = ending_if_asked(module.validate_and_save)  # type: ignore[attr-defined]
 
 
 def ending_if_asked(validate_and_save: Any) -> Any:

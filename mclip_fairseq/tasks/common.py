@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.resilience.finite import NONFINITE, NonFiniteError, find_nonfinite, zero_gradient, zeroed
+from mclip_fairseq.resilience.program import training_programs
 from mclip_fairseq.resilience.workers import discard
 
 logger = logging.getLogger(__name__)
@@ -189,11 +189,7 @@ class SampledTask(FairseqTask):
 
 def early_stopping() -> dict[str, Any]:
     """What fairseq counts for --patience, as attributes of a function; its checkpoints leave it out."""
-    for name in ("__main__", "fairseq_cli.train"):  # the former under torchrun -m fairseq_cli.train
-        function = getattr(sys.modules.get(name), "should_stop_early", None)
-        if function is not None:
-            return vars(function)
-    return {}
+    return next((vars(module.should_stop_early) for module in training_programs()), {})
 
 
 def check_names(given: Sequence[str], known: Sequence[str], option: str) -> None:
