@@ -1,5 +1,6 @@
 """Translation pairs of one direction."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,25 @@ class ParallelDataset:
             batch["ntokens"] = int((self.target.lengths[rows] + 1).sum())
             batch["net_input"]["prev_output_tokens"] = previous
         return batch
+
+
+def unusable_pairs(sides: Mapping[str, FlatTokens], limits: Mapping[str, tuple[int, str]]) -> dict[int, str]:
+    """Pairs of which a side is empty or too long.
+
+    Args:
+        sides: language -> its sentences.
+        limits: language -> most tokens, `<s>` and `</s>` included, and what sets this limit.
+
+    Returns:
+        row -> what is wrong with it, in order.
+    """
+    found: dict[int, str] = {}
+    for lang, tokens in sides.items():
+        sizes, (limit, source) = tokens.sizes, limits[lang]
+        found |= dict.fromkeys(tokens.empty.tolist(), f"{lang} is empty")
+        for row in np.flatnonzero(sizes > limit).tolist():
+            found[row] = f"{lang} has {sizes[row]} tokens, more than the {limit} {source}"
+    return dict(sorted(found.items()))
 
 
 def shifted_blocks(

@@ -5,6 +5,7 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask
+from omegaconf import II
 from torch import Tensor
 
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
+from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.resilience.finite import NONFINITE, NonFiniteError, find_nonfinite, zero_gradient, zeroed
 from mclip_fairseq.resilience.program import training_programs
 from mclip_fairseq.resilience.workers import discard
@@ -47,15 +50,32 @@ class SampledTaskConfig(FairseqDataclass):
         default=0,
         metadata={"help": "leave out up to this many batches whose loss or features are not finite; then stop"},
     )
+    skip_budget: int = field(
+        default=0,
+        metadata={
+            "help": "training leaves out up to so many lines and images that it cannot use, and lists them in "
+            "skipped.tsv of --save-dir; 0: the first is an error, as in validation always"
+        },
+    )
+    save_dir: str = II("checkpoint.save_dir")
 
 
 class SampledTask(FairseqTask):
-    """A task whose datasets are `TemperatureSampledDataset`s and whose losses look across ranks."""
+    """A task whose datasets are `TemperatureSampledDataset`s and whose losses look across ranks.
+
+    Attributes:
+        model: the model built last, or None.
+        skips: what training leaves out within --skip-budget.
+        too_long: what helps where a sample is longer than the task and the model allow.
+    """
 
     cfg: Any
+    too_long: str
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
+        self.model: Any = None
+        self.skips = SkipList(Path(cfg.save_dir) / "skipped.tsv", cfg.skip_budget)
         self.skipped = 0
         self.iterators: dict[int, Any] = {}
         self.stored_parts: dict[str, list[int]] | None = None
@@ -151,7 +171,8 @@ class SampledTask(FairseqTask):
                 f"the checkpoint holds a model {name!r}, which is not of this project; options of other models can run "
                 "code, so load it with the task it was trained with if you trust it"
             )
-        model: torch.nn.Module = super().build_model(cfg, from_checkpoint)
+        self.model = super().build_model(cfg, from_checkpoint)
+        model: torch.nn.Module = self.model
         return model
 
     def get_batch_iterator(self, dataset: TemperatureSampledDataset, *args: Any, **kwargs: Any) -> Any:
@@ -170,21 +191,17 @@ class SampledTask(FairseqTask):
     def filter_indices_by_size(
         self, indices: Any, dataset: Any, max_positions: Any = None, ignore_invalid_inputs: bool = False
     ) -> Any:
-        """Say in one sentence which samples are too long and what helps."""
+        """Refuse samples that are too long, in one sentence: fairseq would count and forget them.
+
+        Those that training may leave out (--skip-budget) have been left out when the data were read.
+        """
         kept, dropped = dataset.filter_indices_by_size(indices, max_positions)
-        if dropped and not ignore_invalid_inputs:
+        if dropped:
             raise ValueError(
                 f"{len(dropped)} samples are longer than {max_positions} tokens (the first has "
-                f"{dataset.size(dropped[0])}); pass --truncate to cut them or "
-                "--skip-invalid-size-inputs-valid-test to leave them out"
+                f"{dataset.size(dropped[0])}); nothing is left out here: {self.too_long}"
             )
-        if dropped:
-            self.report_dropped(len(dropped), len(indices), max_positions)
         return kept
-
-    def report_dropped(self, dropped: int, total: int, max_positions: Any) -> None:
-        """Log what the length filter left out."""
-        logger.warning("%d of %d samples are longer than %s tokens and left out", dropped, total, max_positions)
 
 
 def early_stopping() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary, indexed_dataset
@@ -13,7 +14,7 @@ from fairseq.tasks import register_task
 from omegaconf import II
 from torch import Tensor
 
-from mclip_fairseq.data.parallel import ParallelDataset, shifted_blocks
+from mclip_fairseq.data.parallel import ParallelDataset, shifted_blocks, unusable_pairs
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.tasks.common import SampledTask, SampledTaskConfig, check_names, split_list
@@ -39,10 +40,13 @@ class MTETaskConfig(SampledTaskConfig):
     sampling_temperature: float = field(
         default=1.0, metadata={"help": "draw a direction of n pairs in proportion to n^(1/T); 1 keeps the proportions"}
     )
-    truncate: bool = field(default=False, metadata={"help": "cut over-long sentences instead of refusing them"})
+    truncate: bool = field(
+        default=False, metadata={"help": "cut sentences to the longest that these limits and the model take"}
+    )
     max_source_positions: int = field(default=512, metadata={"help": "longest source in tokens, <s> and </s> included"})
     max_target_positions: int = field(default=512, metadata={"help": "longest target in tokens, <s> and </s> included"})
     seed: int = II("common.seed")
+    max_tokens: int | None = II("dataset.max_tokens")
 
 
 @register_task("mte", dataclass=MTETaskConfig)
@@ -50,6 +54,7 @@ class MTETask(SampledTask):
     """Translation data for the multilingual text encoder."""
 
     cfg: MTETaskConfig
+    too_long = "pass --truncate to cut them, or raise --max-tokens"
 
     def __init__(self, cfg: MTETaskConfig, dictionary: Dictionary) -> None:
         super().__init__(cfg)
@@ -72,8 +77,10 @@ class MTETask(SampledTask):
         return self.dictionary
 
     def max_positions(self) -> tuple[int, int]:
-        """Longest source and target."""
-        return self.cfg.max_source_positions, self.cfg.max_target_positions
+        """Longest source and target in tokens that the options and the model allow."""
+        limits = self.cfg.max_source_positions, self.cfg.max_target_positions
+        of_model = self.model.max_positions() if self.model is not None else limits
+        return min(limits[0], of_model[0]), min(limits[1], of_model[1])
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> torch.nn.Module:
         """Build the model; the languages a checkpoint was trained with win over, and must agree with, --langs."""
@@ -121,6 +128,8 @@ class MTETask(SampledTask):
             ValueError: a file is missing, or two sides differ in length.
         """
         training = split == "train"
+        if training:
+            self.skips.check()
         parts = {
             f"{source}-{target}": self.load_direction(split, source, target)
             for source, target in self.directions(training)
@@ -130,27 +139,61 @@ class MTETask(SampledTask):
         self.datasets[split] = dataset
 
     def load_direction(self, split: str, source: str, target: str) -> ParallelDataset:
-        """Read one direction, whichever way round fairseq-preprocess was called."""
-        limits = {source: self.cfg.max_source_positions, target: self.cfg.max_target_positions}
+        """Read one direction."""
+        prefix = self.find_pair(split, source, target)
+        limits = dict(zip((source, target), self.max_positions(), strict=True))
+        sides = {
+            lang: FlatTokens.from_prefix(f"{prefix}.{lang}", self.dictionary, limit if self.cfg.truncate else None)
+            for lang, limit in limits.items()
+        }
+        cut = sum(side.truncated for side in sides.values())
+        logger.info("%s %s-%s: %d pairs, %d sentences cut", split, source, target, len(sides[source]), cut)
+        check_alignment(prefix, sides[source], sides[target])
+        sides = self.usable(prefix, sides, split == "train")
+        return ParallelDataset(sides[source], sides[target], self.lang_id(source), self.lang_id(target))
+
+    def find_pair(self, split: str, source: str, target: str) -> Path:
+        """Path, less the language, of the files of a direction, whichever way round fairseq-preprocess was called.
+
+        Raises:
+            ValueError: no directory has them.
+        """
         for directory in utils.split_paths(self.cfg.data):
             for pair in (f"{source}-{target}", f"{target}-{source}"):
                 prefix = Path(directory) / f"{split}.{pair}"
                 if indexed_dataset.dataset_exists(f"{prefix}.{source}", impl=None):
-                    sides = [
-                        FlatTokens.from_prefix(
-                            f"{prefix}.{lang}", self.dictionary, limits[lang] if self.cfg.truncate else None
-                        )
-                        for lang in (source, target)
-                    ]
-                    cut = sides[0].truncated + sides[1].truncated
-                    logger.info("%s %s-%s: %d pairs, %d sentences cut", split, source, target, len(sides[0]), cut)
-                    check_alignment(prefix, sides[0], sides[1])
-                    check_not_empty(prefix, {source: sides[0], target: sides[1]})
-                    return ParallelDataset(sides[0], sides[1], self.lang_id(source), self.lang_id(target))
+                    return prefix
         raise ValueError(
             f"{self.cfg.data}: no {split}.{source}-{target} or {split}.{target}-{source}; make it with "
             f"fairseq-preprocess --source-lang {source} --target-lang {target} --joined-dictionary --srcdict dict.txt"
         )
+
+    def usable(self, prefix: Path, sides: Mapping[str, FlatTokens], training: bool) -> dict[str, FlatTokens]:
+        """The pairs without an empty or over-long side; training spends --skip-budget on the others.
+
+        Raises:
+            ValueError: naming the first other one, in evaluation or where the budget is used up.
+        """
+        longest_batch = (self.cfg.max_tokens or np.inf) if training else np.inf
+        limits = {
+            lang: (limit, "that --truncate cuts to")
+            if limit <= longest_batch
+            else (int(longest_batch), "of --max-tokens")
+            for lang, limit in zip(sides, self.max_positions(), strict=True)
+        }
+        unusable = unusable_pairs(sides, limits)
+        items = [(f"{prefix}, line {row + 1}", reason) for row, reason in unusable.items()]
+        if items and not training:
+            raise ValueError(
+                f"{': '.join(items[0])}, one of {len(items)}; evaluation leaves nothing out: mend these lines, or take "
+                "them out of both sides, and binarise them again"
+            )
+        if not items:
+            return dict(sides)
+        self.skips.add(items)
+        return {
+            lang: tokens.select(np.setdiff1d(np.arange(len(tokens)), list(unusable))) for lang, tokens in sides.items()
+        }
 
     def build_dataset_for_inference(
         self, src_tokens: Sequence[Tensor], src_lengths: Sequence[int], **kwargs: Any
@@ -163,20 +206,6 @@ class MTETask(SampledTask):
         source = FlatTokens.from_sentences(src_tokens, self.dictionary, limit)
         part = ParallelDataset(source, None, self.lang_id(self.cfg.source_lang), self.lang_id(self.cfg.target_lang))
         return TemperatureSampledDataset({"input": part}, shuffle=False)
-
-
-def check_not_empty(prefix: Path, sides: Mapping[str, FlatTokens]) -> None:
-    """Refuse sentences without a token.
-
-    Raises:
-        ValueError: naming the first line.
-    """
-    for lang, tokens in sides.items():
-        if len(tokens.empty):
-            raise ValueError(
-                f"{prefix}.{lang}, line {tokens.empty[0] + 1}: is empty, one of {len(tokens.empty)}; take these lines "
-                "out of both sides and binarise them again"
-            )
 
 
 def check_alignment(prefix: Path, source: FlatTokens, target: FlatTokens) -> None:

@@ -23,7 +23,6 @@ from mclip_fairseq.data.feature_files import same_teacher
 from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.data.images import MAX_PIXELS, ImageError, check_max_pixels, load_image, resolve_image
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
-from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.data.states import TokenStates, cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.evaluation.in_training import validation_recalls
@@ -58,13 +57,6 @@ class TriKDTaskConfig(SampledTaskConfig):
         default=MAX_PIXELS,
         metadata={"help": "refuse an image whose header claims more pixels; applies to --image-root"},
     )
-    skip_budget: int = field(
-        default=0,
-        metadata={
-            "help": "training leaves out up to so many images that cannot be read or have no features, and lists them "
-            "in skipped.tsv of --save-dir; 0: the first is an error, as in validation always"
-        },
-    )
     max_caption_tokens: int = field(
         default=78, metadata={"help": "captions are cut to this many tokens, <s> and </s> included"}
     )
@@ -88,7 +80,6 @@ class TriKDTaskConfig(SampledTaskConfig):
     )
     seed: int = II("common.seed")
     cpu: bool = II("common.cpu")
-    save_dir: str = II("checkpoint.save_dir")
 
 
 @register_task("trikd", dataclass=TriKDTaskConfig)
@@ -96,17 +87,16 @@ class TriKDTask(SampledTask):
     """Image-caption data for Triangle Cross-modal Knowledge Distillation (mCLIP)."""
 
     cfg: TriKDTaskConfig
+    too_long = "lower --max-caption-tokens or raise --max-tokens"
 
     def __init__(self, cfg: TriKDTaskConfig, dictionary: Dictionary) -> None:
         super().__init__(cfg)
         if cfg.image_features and cfg.image_root:
             raise ValueError("--image-features and --image-root are both given; the images come from one of them")
         check_max_pixels(cfg.max_pixels)
-        self.skips = SkipList(Path(cfg.save_dir) / "skipped.tsv", cfg.skip_budget)
         self.dictionary = dictionary
         self.images = open_features(cfg.image_features)
         self.texts = open_features(cfg.text_features)
-        self.model: Any = None
         self.recalls: dict[str, float] = {}
         self.validating = False
         if self.images is not None and self.texts is not None:
@@ -139,8 +129,9 @@ class TriKDTask(SampledTask):
         return {} if store is None else dict(store.identity)
 
     def max_positions(self) -> int:
-        """Longest caption in tokens; longer ones are cut, so that none is lost."""
-        return self.cfg.max_caption_tokens
+        """Longest caption in tokens that the option and the model allow; longer ones are cut, so that none is lost."""
+        limits = [self.cfg.max_caption_tokens] + ([self.model.max_positions()] if self.model is not None else [])
+        return min(limits)
 
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> torch.nn.Module:
         """Build the model with the teacher's width; keep it for --text-state-cache and the teacher's transform."""
@@ -153,8 +144,7 @@ class TriKDTask(SampledTask):
             raise ValueError("--image-root needs --teacher, the dual encoder that encodes the pixels")
         if from_checkpoint and holds_text_encoder(cfg):
             cfg.text_encoder = ""  # the archive may be elsewhere by now
-        self.model = super().build_model(cfg, from_checkpoint)
-        return self.model
+        return super().build_model(cfg, from_checkpoint)
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load the captions of every language and data directory.
@@ -223,18 +213,10 @@ class TriKDTask(SampledTask):
 
     def load_captions(self, directory: Path, split: str, lang: str) -> CaptionDataset:
         """Read one caption file with its ids."""
-        tokens = FlatTokens.from_prefix(
-            caption_prefix(directory, split, lang), self.dictionary, self.cfg.max_caption_tokens
-        )
+        longest = self.max_positions()
+        tokens = FlatTokens.from_prefix(caption_prefix(directory, split, lang), self.dictionary, longest)
         image_ids, text_ids = read_ids(directory / f"{split}.{lang}.ids", len(tokens))
-        logger.info(
-            "%s %s: %d captions, %d cut to %d tokens",
-            split,
-            lang,
-            len(tokens),
-            tokens.truncated,
-            self.cfg.max_caption_tokens,
-        )
+        logger.info("%s %s: %d captions, %d cut to %d tokens", split, lang, len(tokens), tokens.truncated, longest)
         if image_ids is not None and self.images is None and not self.needs_teacher:
             raise ValueError(f"{directory}/{split}.{lang}.ids names images; give --image-features or --image-root")
         empty = [(f"{directory}/{split}.{lang}, line {row + 1}", "is empty") for row in tokens.empty]

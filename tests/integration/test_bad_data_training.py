@@ -6,10 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from fairseq.data import Dictionary
 from PIL import Image
 
 from mclip_fairseq.compat import load_checkpoint
@@ -149,16 +147,78 @@ def test_a_line_too_few_is_counted(
         run_train(*mte_options(shifted, shifted / "run"), "--max-update", "1", "--batch-size", "8")
 
 
-def test_empty_sentences_are_named() -> None:
-    from mclip_fairseq.data.tokens import FlatTokens
-    from mclip_fairseq.tasks.mte import check_not_empty
+LONG = 150  # the tiny model takes 128 tokens
 
-    dictionary = Dictionary()
-    whole = FlatTokens(np.array([3, 2, 3, 2]), np.array([2, 2]), dictionary)
-    holed = FlatTokens(np.array([3, 3, 2, 2]), np.array([3, 1]), dictionary)
-    check_not_empty(Path("train.en-de"), {"en": whole, "de": whole})
-    with pytest.raises(ValueError, match=r"train\.en-de\.de, line 2: is empty, one of 1; take these lines out of both"):
-        check_not_empty(Path("train.en-de"), {"en": whole, "de": holed})
+
+def pairs(folder: Path, pieces: dict[str, list[str]]) -> Path:
+    """English and German lines, the last 16 of them for validation."""
+    for lang, lines in pieces.items():
+        write(folder / "pieces" / f"train.{lang}", lines[:-16])
+        write(folder / "pieces" / f"valid.{lang}", lines[-16:])
+    binarise(folder, "mte", "--pairs", "en-de")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def holed(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`holed/`: German is empty in line 2 and English too long in line 5; `whole/`: the same without these lines."""
+    folder = tmp_path_factory.mktemp("holed")
+    pieces = {lang: (tiny_corpus / "pieces" / f"train.{lang}").read_text().splitlines() for lang in ("en", "de")}
+    for name in ("holed", "whole"):
+        shutil.copytree(tiny_corpus / "tokenizer", folder / name / "tokenizer")
+    pairs(folder / "whole", {lang: [lines[0], *lines[2:4], *lines[5:]] for lang, lines in pieces.items()})
+    pieces["de"][1] = ""
+    pieces["en"][4] = " ".join(pieces["en"][4].split()[:1] * LONG)
+    pieces["en"][-4] = pieces["en"][4]
+    pairs(folder / "holed", pieces)
+    return folder
+
+
+@pytest.fixture
+def translate(holed: Path, run_train: Train, tmp_path: Path) -> Train:
+    def run(*more: object, corpus: str = "holed", folder: str = "run", split: str = "train") -> str:
+        both = ("--lang-pairs", "en-de", "--both-directions", "--max-update", "15", "--batch-size", "8")
+        options = [*mte_options(holed / corpus, tmp_path / folder), *both, *more]
+        return run_train(*options, *(["--disable-validation"] if split == "train" else []))
+
+    return run
+
+
+def test_unusable_sentences_are_named_or_spend_the_budget(translate: Train, holed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.en-de, line 2: de is empty \(and 1 more\); mend it.* with --skip-"):
+        translate()
+    with pytest.raises(ValueError, match=r"line 2: de is empty \(and 1 more\); .* more than --skip-budget 1 allows"):
+        translate("--skip-budget", 1)
+    translate("--skip-budget", 2)  # both directions read the same lines, which count once
+    prefix = holed / "holed" / "mte" / "train.en-de"
+    assert (tmp_path / "run" / "skipped.tsv").read_text().splitlines() == [
+        f"{prefix}, line 2\tde is empty",
+        f"{prefix}, line 5\ten has {LONG + 2} tokens, more than the 128 that --truncate cuts to",
+    ]
+    # Nothing stands in for them: the run is that of data which never had them.
+    translate(corpus="whole", folder="whole")
+    kept = weights(tmp_path / "run")
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, kept[name]), name
+
+
+def test_long_sentences_are_cut_to_what_the_model_takes(translate: Train, tmp_path: Path) -> None:
+    log = translate("--skip-budget", 1, "--truncate", "--max-update", 1)
+    assert "train en-de: 88 pairs, 1 sentences cut" in log
+    assert len((tmp_path / "run" / "skipped.tsv").read_text().splitlines()) == 1
+    translate("--skip-budget", 2, "--truncate", "--max-update", 1, "--max-tokens", 100, folder="small")
+    assert (
+        "line 5\ten has 128 tokens, more than the 100 of --max-tokens" in (tmp_path / "small/skipped.tsv").read_text()
+    )
+
+
+def test_validation_leaves_no_sentence_out(translate: Train) -> None:
+    invalid = ("--skip-budget", 9, "--skip-invalid-size-inputs-valid-test", "--max-update", 1)
+    with pytest.raises(
+        ValueError, match=r"valid\.en-de, line 13: en has 152 tokens, more than the 128 that --truncate"
+    ):
+        translate(*invalid, split="valid")
+    assert "| valid | " in translate(*invalid, "--truncate", split="valid")
 
 
 def test_empty_captions_are_named_or_spend_the_budget(tiny_corpus: Path, tmp_path: Path) -> None:
