@@ -186,11 +186,14 @@ def _forget_last_run() -> None:
     from fairseq.logging import metrics
     from fairseq_cli import train
 
+    from mclip_fairseq.resilience.workers import close_remaining
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     for function in (checkpoint_utils.save_checkpoint, train.should_stop_early):
         vars(function).clear()  # fairseq keeps the best validation loss and the patience counter there
     metrics.reset()
+    close_remaining()
     gc.collect()  # a trainer that is gone gives the signals back
 
 

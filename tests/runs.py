@@ -118,6 +118,7 @@ def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: 
     if unchecked:
         vars(features)["check_finite"] = lambda *arguments: None
 
+    mp.set_start_method("fork", force=True)  # for data workers, as under torchrun
     torch.set_num_threads(1)
     vars(os)["fsync"] = lambda handle: None  # see tests/conftest.py
     for number, (run, port) in enumerate(zip(runs, ports, strict=True)):

@@ -26,7 +26,14 @@ from mclip_fairseq.compat import refuse_bomb
 from mclip_fairseq.data.files import expecting
 from mclip_fairseq.resilience import signals
 from mclip_fairseq.resilience.program import training_programs
-from mclip_fairseq.resilience.resume import LAST, check_settings, choose_checkpoint, read_lazily, remove_leftovers
+from mclip_fairseq.resilience.resume import (
+    LAST,
+    check_dictionary,
+    check_settings,
+    choose_checkpoint,
+    read_lazily,
+    remove_leftovers,
+)
 from mclip_fairseq.resilience.sealed import copy_sealed, damage, save_sealed
 from mclip_fairseq.resilience.workers import close_workers_at_exit
 
@@ -96,7 +103,7 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough: Any) -> tuple[Any, An
     weakref.finalize(trainer, signals.listen_no_more)
     path = None
     if not trainer.checkpoint_suffix:
-        path = decided_by_rank_zero(trainer, functools.partial(find_checkpoint, cfg, trainer.cfg))
+        path = decided_by_rank_zero(trainer, functools.partial(find_checkpoint, cfg, trainer))
     changes: dict[str, Any] = {}
     if path is not None:
         changes = {"restore_file": path, "finetune_from_model": None}
@@ -115,7 +122,7 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough: Any) -> tuple[Any, An
     return extra_state, epoch_itr
 
 
-def find_checkpoint(cfg: Any, run: Any) -> str | None:
+def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
     """Path to go on from within this run's own directory; None leaves fairseq its way.
 
     Raises:
@@ -131,7 +138,8 @@ def find_checkpoint(cfg: Any, run: Any) -> str | None:
             if skipped:
                 logger.warning("going on from %s", path)
             if not cfg.reset_dataloader:
-                check_settings(path, run)
+                check_settings(path, trainer.cfg)
+            check_dictionary(path, trainer.task)
             return str(path)
     given = cfg.restore_file if cfg.restore_file != LAST else cfg.finetune_from_model
     if given and PathManager.isfile(given) and not PathManager.path_requires_pathmanager(given):
@@ -140,7 +148,8 @@ def find_checkpoint(cfg: Any, run: Any) -> str | None:
             raise ValueError(f"{given}: {reason}; give another checkpoint")
         check_readable(given)
         if given == cfg.restore_file and not cfg.reset_dataloader:
-            check_settings(Path(given), run)
+            check_settings(Path(given), trainer.cfg)
+        check_dictionary(Path(given), trainer.task)
     return None
 
 

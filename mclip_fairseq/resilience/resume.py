@@ -169,6 +169,24 @@ def check_settings(path: Path, cfg: Any) -> None:
         )
 
 
+def check_dictionary(path: Path, task: Any) -> None:
+    """Refuse a checkpoint whose embeddings are of another dictionary.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    state = (read_lazily(path).get("extra_state") or {}).get(type(task).__name__) or {}
+    stored = state.get("dictionary")
+    if stored is None or stored == task.dictionary_identity():
+        return
+    sizes = stored["symbols"], len(task.source_dictionary)
+    now = f"has {sizes[1]}" if sizes[0] != sizes[1] else "names others, or in another order"
+    raise ValueError(
+        f"{path}: was trained with a dictionary of {sizes[0]} symbols, but that of the data {now}; make the data again "
+        "with the dict.txt it was trained with"
+    )
+
+
 def changed_options(stored: Mapping[str, Any], cfg: Any) -> list[str]:
     """`option then (now: value)` for each of `POSITION_OPTIONS` that two configurations hold differently."""
     changed = []

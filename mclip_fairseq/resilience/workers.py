@@ -22,20 +22,24 @@ _counted: weakref.WeakSet[Any] = weakref.WeakSet()
 def shield_worker() -> None:
     """`shield` where data are loaded by a worker, and nothing in the trainer itself."""
     if torch.utils.data.get_worker_info() is not None:
-        shield()
+        wanted_by = multiprocessing.parent_process()  # where a server forks, it is not the parent
+        shield(os.getppid() if wanted_by is None or wanted_by.pid is None else wanted_by.pid)
 
 
 def shield_forked() -> None:
     """`shield` a child of a run at its very fork: the noting of signals that it inherits would swallow SIGTERM."""
     if signals.listening():
         _shielded.clear()
-        shield()
+        shield(os.getppid())  # multiprocessing still names the parent of the process that forked
 
 
-def shield() -> None:
+def shield(trainer: int) -> None:
     """Let this process obey only the SIGTERM of the process that wanted it.
 
     A scheduler signals every process of a job. A worker that died of it would take the trainer's last step along.
+
+    Args:
+        trainer: number of that process.
     """
     if _shielded:
         return
@@ -43,8 +47,6 @@ def shield() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # A handler is not told who sent a signal; whoever waits for a blocked one is.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    wanted_by = multiprocessing.parent_process()  # where a server forks, it is not the parent
-    trainer = os.getppid() if wanted_by is None or wanted_by.pid is None else wanted_by.pid
     threading.Thread(target=_obey, args=(trainer,), daemon=True).start()
 
 
@@ -70,12 +72,13 @@ def close_workers_at_exit(trainer: Any, iterator: Any) -> None:
     _counted.add(iterator)
     _closing[:] = [weakref.ref(trainer), weakref.ref(iterator)]
     # Torch registers its own clean-up whenever workers start, and the last to register is the first to run.
-    atexit.unregister(_close)
-    atexit.register(_close)
+    atexit.unregister(close_remaining)
+    atexit.register(close_remaining)
 
 
-def _close() -> None:
-    trainer, iterator = (reference() for reference in _closing)
+def close_remaining() -> None:
+    """End the workers of the last run, as the end of the process does."""
+    trainer, iterator = (reference() for reference in _closing) if _closing else (None, None)
     cached = list(getattr(getattr(trainer, "task", None), "dataset_to_epoch_iter", {}).values())
     for source in [iterator, *cached]:
         close_workers(source)

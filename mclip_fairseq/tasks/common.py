@@ -142,8 +142,18 @@ class SampledTask(FairseqTask):
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this task, under its class's name, as fairseq looks for it."""
-        state = {"skipped_nonfinite": self.skipped, "early_stopping": dict(early_stopping()), "parts": self.parts()}
+        state = {
+            "skipped_nonfinite": self.skipped,
+            "early_stopping": dict(early_stopping()),
+            "parts": self.parts(),
+            "dictionary": self.dictionary_identity(),
+        }
         return {type(self).__name__: state}
+
+    def dictionary_identity(self) -> dict[str, int]:
+        """Number of symbols and CRC-32 of their names in order, by which another dictionary is noticed."""
+        symbols = self.source_dictionary.symbols
+        return {"symbols": len(symbols), "crc32": zlib.crc32("\n".join(symbols).encode())}
 
     def parts(self) -> dict[str, list[int]]:
         """Part of the training data -> number of samples and CRC-32 of their lengths, by which a change is noticed."""

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from fairseq.dataclass.configs import CommonConfig, DatasetConfig, DistributedTrainingConfig, OptimizationConfig
+from omegaconf import OmegaConf
 
+from mclip_fairseq.resilience.resume import changed_options
+from mclip_fairseq.tasks.mte import MTETaskConfig
+from mclip_fairseq.tasks.trikd import TriKDTaskConfig
 from tests.runs import difference, losses_of, state_of, train_on_ranks
 
 Train = Callable[..., str]
@@ -141,6 +147,34 @@ def test_another_meaning_of_the_position_is_refused(
         assert "Loaded checkpoint" in run_train(*changed, "--max-update", "4", "--reset-dataloader")
 
 
+COUNTED_IN = [
+    *(
+        ("distributed_world_size", DistributedTrainingConfig),
+        ("seed", CommonConfig),
+        ("update_freq", OptimizationConfig),
+    ),
+    *((name, DatasetConfig) for name in ("batch_size", "max_tokens", "required_batch_size_multiple", "train_subset")),
+    *((name, DatasetConfig) for name in ("grouped_shuffling", "update_ordered_indices_seed")),
+    ("skip_remainder_batch", OptimizationConfig),
+    *((name, TriKDTaskConfig) for name in ("langs", "sampling_temperature", "max_caption_tokens")),
+    *((name, MTETaskConfig) for name in ("langs", "lang_pairs", "both_directions", "sampling_temperature", "truncate")),
+    *((name, MTETaskConfig) for name in ("max_source_positions", "max_target_positions")),
+]
+GROUPS = {
+    **{DistributedTrainingConfig: "distributed_training", CommonConfig: "common", OptimizationConfig: "optimization"},
+    **{DatasetConfig: "dataset", TriKDTaskConfig: "task", MTETaskConfig: "task"},
+}
+
+
+@pytest.mark.parametrize(("name", "config"), COUNTED_IN)
+def test_every_option_that_the_position_is_counted_in_is_compared(name: str, config: type) -> None:
+    assert name in {field.name for field in fields(config)}
+    group = GROUPS[config]
+    stored, now = {group: {name: "then"}}, OmegaConf.create({group: {name: "now"}})
+    assert changed_options(stored, now) == [f"--{name.replace('_', '-')} then (now now)"]
+    assert changed_options(stored, OmegaConf.create(stored)) == []
+
+
 @pytest.fixture(scope="module")
 def stopped(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that stopped in the middle of its first epoch, with two checkpoints."""
@@ -162,6 +196,34 @@ def test_other_training_data_are_refused(tiny_corpus: Path, run_train: Train, st
     with pytest.raises(ValueError, match=r"data have changed since .*: en:0 \(104 samples then, 104 now\); its place"):
         run_train(*changed)
     assert "Loaded checkpoint" in run_train(*changed, "--reset-dataloader")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda lines: [*lines, "another 1"], "of 98 symbols, but that of the data has 99; make the data again"),
+        (lambda lines: lines[1::-1] + lines[2:], "of 98 symbols, but that of the data names others, or in another"),
+    ],
+)
+def test_another_dictionary_is_refused(
+    change: Callable[[list[str]], list[str]],
+    sentence: str,
+    tiny_corpus: Path,
+    run_train: Train,
+    stopped: Path,
+    tmp_path: Path,
+) -> None:
+    """One more symbol; and two in another order, which no shape of a tensor would give away."""
+    folder, corpus = tmp_path / "run", tmp_path / "corpus"
+    shutil.copytree(stopped, folder)
+    shutil.copytree(tiny_corpus, corpus)
+    for file in (corpus / "captions").glob("dict*.txt"):
+        lines = change(file.read_text(encoding="utf-8").splitlines())
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for more in ((), ("--reset-dataloader",), ("--restore-file", stopped / "checkpoint_last.pt")):
+        changed = options(corpus, "trikd", "--save-dir", folder, "--num-workers", "0", "--max-update", "4", *more)
+        with pytest.raises(ValueError, match=sentence):
+            run_train(*changed)
 
 
 def test_a_damaged_last_checkpoint_costs_nothing(
@@ -202,13 +264,16 @@ def test_the_comparison_can_fail(tiny_corpus: Path, run_train: Train, stopped: P
 
 @pytest.mark.distributed
 def test_a_stop_of_two_ranks_changes_nothing(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
-    """Both tasks over two gloo ranks, with uneven shards; and one rank is refused what two have begun."""
-    runs, names = [], []
+    """Both tasks over two gloo ranks, with uneven shards; and one rank is refused what two have begun.
+
+    The run that stops has two data workers on each rank, the other one none.
+    """
+    runs = []
     for task in ("mte", "trikd"):
-        common = options(tiny_corpus, task, "--num-workers", "0", "--save-interval-updates", "1")
-        for folder, updates in (("straight", 9), ("stopped", 3), ("stopped", 9)):
-            runs.append([*common, "--save-dir", tmp_path / f"{task}-{folder}", "--max-update", updates])
-            names.append((task, folder))
+        common = options(tiny_corpus, task, "--save-interval-updates", "1", "--num-workers")
+        for folder, updates, workers in (("straight", 9, 0), ("stopped", 3, 2), ("stopped", 9, 2)):
+            runs.append([*common, workers, "--save-dir", tmp_path / f"{task}-{folder}", "--max-update", updates])
+    common.append(0)
     runs.append([*common, "--save-dir", tmp_path / "of-two", "--max-update", 3])
     logs = train_on_ranks(2, runs, tmp_path)
     for log in logs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -206,12 +208,10 @@ def wait_for(what: str, log: Path, process: subprocess.Popen[bytes], patience: f
     raise AssertionError(f"{what!r} is not in the log:\n{log.read_text(errors='replace')[-4000:]}")
 
 
-def gone(processes: Sequence[int], patience: float = 10) -> list[int]:
+def still_there(processes: Sequence[int], patience: float = 10) -> list[int]:
     """Processes that are still there after a while; none, if all is well."""
     end = time.monotonic() + patience
-    left = list(processes)
-    while left and time.monotonic() < end:
-        left = [pid for pid in left if Path(f"/proc/{pid}").exists() and "State:\tZ" not in status(pid)]
+    while (left := [pid for pid in processes if "State:\tZ" not in status(pid)]) and time.monotonic() < end:
         time.sleep(0.05)
     return left
 
@@ -244,7 +244,7 @@ def test_two_ranks_under_torchrun_stop_together(tiny_corpus: Path, tmp_path: Pat
             os.kill(worker, signal.SIGTERM)
         os.kill(ranks[1], signal.SIGTERM)
         assert process.wait(timeout=60) == 0, log.read_text()[-4000:]
-        assert gone(everyone) == []
+        assert still_there(everyone) == []
     finally:
         process.kill()
     text = log.read_text()
@@ -254,25 +254,52 @@ def test_two_ranks_under_torchrun_stop_together(tiny_corpus: Path, tmp_path: Pat
     assert f"saving after {updates} updates" in text
 
 
-def test_eight_workers_end_with_an_interrupt(tiny_corpus: Path, tmp_path: Path) -> None:
-    """Control-C reaches every process of the terminal: all are gone soon, and only the trainer says why."""
+LEAVING_ONE_BEHIND = """
+import os, signal, time, torch.utils.data
+from fairseq_cli.train import cli_main
+from mclip_fairseq.data import sampling
+
+def stay():
+    if torch.utils.data.get_worker_info() and not started:
+        started.append(os.fork())
+        if not started[0]:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            time.sleep(60)
+
+started = []
+sampling.shield_worker = stay
+cli_main()
+"""
+
+
+@pytest.mark.parametrize(("program", "workers"), [(("-m", "fairseq_cli.train"), 8), (("-c", LEAVING_ONE_BEHIND), 1)])
+def test_eight_workers_end_with_an_interrupt(
+    program: tuple[str, str], workers: int, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """Control-C reaches every process of the terminal: all are gone soon, and only the trainer says why.
+
+    The negative control is a worker that starts a process which does not listen: it is noticed.
+    """
     log = tmp_path / "log"
     command = [
-        *(sys.executable, "-m", "fairseq_cli.train", *options(tiny_corpus, tmp_path / "run", "--num-workers", "8")),
+        *(sys.executable, *program, *options(tiny_corpus, tmp_path / "run", "--num-workers", workers)),
         *("--user-dir", ROOT / "mclip_fairseq", "--cpu", "--disable-validation", "--no-save", "--max-update", "100000"),
     ]
     process = start(command, log)
+    everyone: list[int] = []
     try:
         wait_for("| train_inner | {", log, process)
         everyone = children(process.pid)
-        assert len(everyone) >= 8
+        assert len(everyone) >= workers
         os.killpg(process.pid, signal.SIGINT)
         begin = time.monotonic()
         assert process.wait(timeout=60) in (-signal.SIGINT, 128 + signal.SIGINT)
         assert time.monotonic() - begin < 30
-        assert gone(everyone) == []
+        assert (still_there(everyone, patience=10 if workers == 8 else 1) == []) == (workers == 8)
     finally:
         process.kill()
+        for left in still_there(everyone, patience=0):
+            os.kill(left, signal.SIGKILL)
     text = log.read_text()
     assert text.count("Traceback") == 1, text[-4000:]
     assert text.rstrip().endswith("KeyboardInterrupt")
@@ -285,6 +312,8 @@ def test_a_child_of_a_run_obeys_it_from_its_fork_on(shielded: bool, monkeypatch:
     there to show."""
     if not shielded:
         monkeypatch.setattr(signals, "listening", lambda: False)
+    # What a rank that was spawned by fairseq's launcher says, and its forks at first.
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=1))
     signals.listen()
     try:
         child = os.fork()

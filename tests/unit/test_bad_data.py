@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import Image
 from mclip_fairseq import inference
 from mclip_fairseq.cli import evaluate as evaluate_cli
 from mclip_fairseq.cli import features as features_cli
-from mclip_fairseq.data import parallel
+from mclip_fairseq.data import parallel, skips
 from mclip_fairseq.data.captions import read_ids
 from mclip_fairseq.data.features import FeatureStore, write_features
 from mclip_fairseq.data.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
@@ -331,6 +333,33 @@ def test_aligned_text_is_no_false_alarm() -> None:
 
 
 # ------------------------------------------------------------------------------------------ the budget
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_those_who_skip_at_once_share_the_budget(locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight add an item each, slowly, to a budget of three; without the lock, the negative control, all of them may."""
+    if not locked:
+        monkeypatch.setattr(skips, "lock", lambda stream: None)
+    listed = SkipList.listed
+
+    def slowly(self: SkipList) -> list[str]:
+        found = listed(self)
+        time.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(SkipList, "listed", slowly)
+
+    def add(number: int) -> bool:
+        try:
+            SkipList(tmp_path / "skipped.tsv", 3).add([(f"item{number}", "gone")])
+        except ValueError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        allowed = sum(pool.map(add, range(8)))
+    assert len((tmp_path / "skipped.tsv").read_text().splitlines()) == allowed
+    assert (allowed == 3) == locked
 
 
 def test_the_budget_is_shared_and_remembered(tmp_path: Path) -> None:
