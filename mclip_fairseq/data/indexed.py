@@ -1,7 +1,9 @@
 """The `.bin/.idx` pairs of `fairseq-preprocess`, checked before a token is used: nothing in them is taken on trust."""
 
+import mmap
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,30 @@ HEADER = struct.Struct("<9sQBQ")
 DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16, 9: np.uint32, 10: np.uint64}
 REMAKE = "make it again with fairseq-preprocess"
 Flat = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]
+
+
+class MappedValues:
+    """What other processes get without its `values`, where these are a mapped file: they map it themselves.
+
+    Loader processes of a spawned rank receive the data by pickling.
+    """
+
+    values: npt.NDArray[Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All attributes, with the place of mapped values in place of them."""
+        state, values = self.__dict__.copy(), self.values
+        base: Any = values.base
+        if isinstance(values, np.memmap) and isinstance(base, mmap.mmap):
+            state["values"] = (values.filename, values.dtype, "r", values.offset, values.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the values again."""
+        place = state["values"]
+        self.__dict__.update(state)
+        if isinstance(place, tuple):
+            self.values = np.memmap(*place)
 
 
 def read_indexed(prefix: str | Path) -> Flat:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mclip_fairseq.data.indexed import MappedValues
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.models.text_encoder import XLMREncoder
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 TOKENS_PER_BATCH = 16384
 
 
-class TokenStates:
+class TokenStates(MappedValues):
     """States of all sentences back to back, memory-mapped.
 
     Args:

@@ -1,6 +1,5 @@
 """Tokenised sentences as one flat array: whole batches are built by indexing, never sentence by sentence."""
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from mclip_fairseq.data.files import first_line
-from mclip_fairseq.data.indexed import read_indexed
+from mclip_fairseq.data.indexed import MappedValues, read_indexed
 
 MASK = "<mask>"
 
@@ -64,7 +63,7 @@ def data_dictionary(data: str | Path) -> Dictionary:
     return load_dictionary(files[0])
 
 
-class FlatTokens:
+class FlatTokens(MappedValues):
     """Sentences stored back to back.
 
     Args:
@@ -141,7 +140,8 @@ class FlatTokens:
 
     def select(self, rows: npt.NDArray[np.integer]) -> "FlatTokens":
         """Some of the sentences, over the same array."""
-        selected = copy.copy(self)
+        selected = object.__new__(FlatTokens)
+        selected.__dict__.update(self.__dict__)
         selected.lengths, selected.offsets = self.lengths[rows], self.offsets[rows]
         return selected
 

@@ -1,8 +1,6 @@
 """Task `trikd`: captions in many languages, the images they describe, and teacher features of both."""
 
-import functools
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from omegaconf import II
-from PIL import Image
 from torch import Tensor
 
 from mclip_fairseq.data.captions import CaptionDataset, read_ids
 from mclip_fairseq.data.feature_files import same_teacher
 from mclip_fairseq.data.features import FeatureStore
-from mclip_fairseq.data.images import MAX_PIXELS, ImageError, check_max_pixels, load_image, resolve_image
+from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels
+from mclip_fairseq.data.pixels import PixelLoader
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.states import TokenStates, cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
@@ -32,7 +30,6 @@ from mclip_fairseq.tasks.common import SampledTask, SampledTaskConfig, split_lis
 
 logger = logging.getLogger(__name__)
 Ids = list[str] | None
-BLANK = (64, 64)
 
 
 @dataclass
@@ -225,7 +222,7 @@ class TriKDTask(SampledTask):
         self.skips.add(empty)
         if split == "train" and self.skips.budget:
             tokens, image_ids, text_ids = self.without_unusable(tokens, image_ids, text_ids)
-        pixels = functools.partial(self.pixels, leave_out=split == "train") if self.needs_teacher else None
+        pixels = self.pixel_loader(split == "train") if self.needs_teacher else None
         return CaptionDataset(
             tokens,
             image_ids,
@@ -235,6 +232,12 @@ class TriKDTask(SampledTask):
             self.texts,
             self.token_states(tokens),
         )
+
+    def pixel_loader(self, training: bool) -> PixelLoader:
+        """Images decoded on the fly; training spends --skip-budget on those that cannot be read."""
+        teacher: DualEncoderTeacher = self.model.teacher
+        skips = self.skips if training and self.skips.budget else None
+        return PixelLoader(self.cfg.image_root, teacher.transform, self.cfg.max_pixels, skips)
 
     def token_states(self, tokens: FlatTokens) -> TokenStates | None:
         """Cached states of the frozen text encoder, if asked for."""
@@ -260,35 +263,6 @@ class TriKDTask(SampledTask):
             return tokens, image_ids, text_ids
         chosen = [None if ids is None else [ids[row] for row in rows] for ids in (image_ids, text_ids)]
         return tokens.select(rows), chosen[0], chosen[1]
-
-    def pixels(self, image_ids: Sequence[str], leave_out: bool) -> tuple[list[int], Tensor]:
-        """Decode images and apply the teacher's preprocessing.
-
-        Args:
-            image_ids: of the images.
-            leave_out: spend --skip-budget on those that cannot be read; otherwise the first of them is an error.
-
-        Returns:
-            the numbers of those that could be read, and their (readable, channels, height, width) pixels; without any,
-            those of one blank image.
-        """
-        images: dict[int, Image.Image] = {}
-        lost: list[tuple[str, str]] = []
-        for number, image_id in enumerate(image_ids):
-            try:
-                images[number] = load_image(resolve_image(self.cfg.image_root, image_id), self.cfg.max_pixels)
-            except ImageError as error:
-                if not (leave_out and self.skips.budget):
-                    raise
-                lost.append((image_id, error.reason))
-        self.skips.add(lost)
-        return list(images), self.transform_of_teacher(list(images.values()) or [Image.new("RGB", BLANK)])
-
-    @functools.cached_property
-    def transform_of_teacher(self) -> Any:
-        """The teacher's image preprocessing, without its weights."""
-        teacher: DualEncoderTeacher = self.model.teacher
-        return teacher.transform
 
 
 def caption_prefix(directory: str | Path, split: str, lang: str) -> str:

@@ -1,5 +1,6 @@
 """TriKD with pixels decoded on the fly and the teacher in the model."""
 
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.compat import load_checkpoint
+from tests.runs import difference, state_of
 from tests.tiny_data import pixel_options
 
 Train = Callable[..., str]
@@ -31,6 +33,23 @@ def test_pixels_train_as_their_features_do(photos: Path, tiny_corpus: Path, run_
     store = FeatureStore.open(photos / "features")
     stored = model.encode_image_features(store.take(store.rows([path.name for path in paths])))
     torch.testing.assert_close(model.encode_image(paths), stored, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_loader_processes_of_either_kind_load_the_same(
+    method: str, photos: Path, tiny_corpus: Path, run_train: Train, tmp_path: Path
+) -> None:
+    """Those of a rank that fairseq's own launcher has started are spawned: the data must reach them by pickling."""
+    once = ("--image-root", photos / "images", "--max-update", 1, "--skip-budget", 1)
+    common = pixel_options(photos, tiny_corpus / "tokenizer", tmp_path, *once)
+    run_train(*common, "--save-dir", tmp_path / "alone")
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        run_train(*common, "--save-dir", tmp_path / method, "--num-workers", 1)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert difference(state_of(tmp_path / "alone"), state_of(tmp_path / method)) == ""
 
 
 def test_an_unreadable_image_is_named(photos: Path, tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:

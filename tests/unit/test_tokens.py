@@ -1,5 +1,6 @@
 """Flat tokens against the slow and obvious way."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,21 @@ def test_reads_what_fairseq_preprocess_wrote(tiny_corpus: Path) -> None:
     for number in (0, 17, 103):
         ids = flat.batch(np.array([number]))[0].tolist()
         assert [dictionary[i] for i in ids] == ["<s>", *lines[number].split(), "</s>"]
+
+
+def test_other_processes_map_the_same_file(tiny_corpus: Path) -> None:
+    """Pickled whole, and after a selection, without a token in the pickle."""
+    whole = FlatTokens.from_prefix(tiny_corpus / "mte" / "train.en-de.de", data_dictionary(tiny_corpus / "mte"))
+    part = whole.select(np.array([5, 3, 90]))
+    for flat in (whole, part):
+        pickled = pickle.dumps(flat)
+        assert len(pickled) < len(whole.values) * whole.values.itemsize
+        again = pickle.loads(pickled)
+        assert isinstance(again.values, np.memmap)
+        rows = np.arange(len(flat))
+        assert torch.equal(again.batch(rows), flat.batch(rows))
+    held = FlatTokens.from_sentences([torch.tensor(s) for s in SENTENCES], data_dictionary(tiny_corpus / "mte"))
+    assert torch.equal(pickle.loads(pickle.dumps(held)).batch(np.arange(4)), held.batch(np.arange(4)))
 
 
 def test_missing_files_and_foreign_ids_are_named(tiny_corpus: Path, dictionary: Dictionary) -> None:

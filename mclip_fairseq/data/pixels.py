@@ -1,0 +1,63 @@
+"""Pixels of a training that decodes its images on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from mclip_fairseq.data.images import ImageError, load_image, resolve_image
+from mclip_fairseq.data.skips import SkipList
+
+BLANK = (64, 64)
+
+
+class PixelLoader:
+    """Images by their ids, decoded and prepared for the teacher; loader processes can hold it, for it has no model.
+
+    Args:
+        root: the folder that ids are relative to.
+        transform: RGB images -> (n, channels, height, width), the teacher's preprocessing.
+        max_pixels: see `load_image`.
+        skips: the budget to spend on images that cannot be read; None makes the first of them an error.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        transform: Callable[[Sequence[Image.Image]], Tensor],
+        max_pixels: int,
+        skips: SkipList | None,
+    ) -> None:
+        self.root = root
+        self.transform = transform
+        self.max_pixels = max_pixels
+        self.skips = skips
+
+    def __call__(self, image_ids: Sequence[str]) -> tuple[list[int], Tensor]:
+        """Decode images and apply the teacher's preprocessing.
+
+        Args:
+            image_ids: of the images.
+
+        Returns:
+            the numbers of those that could be read, and their (readable, channels, height, width) pixels; without any,
+            those of one blank image.
+
+        Raises:
+            ValueError: an image cannot be read, and there is no budget left for it.
+        """
+        images: dict[int, Image.Image] = {}
+        lost: list[tuple[str, str]] = []
+        for number, image_id in enumerate(image_ids):
+            try:
+                images[number] = load_image(resolve_image(self.root, image_id), self.max_pixels)
+            except ImageError as error:
+                if self.skips is None:
+                    raise
+                lost.append((image_id, error.reason))
+        if self.skips is not None:
+            self.skips.add(lost)
+        return list(images), self.transform(list(images.values()) or [Image.new("RGB", BLANK)])
