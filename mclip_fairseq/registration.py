@@ -1,9 +1,9 @@
 """Registers every component with fairseq by importing it."""
 
 from mclip_fairseq.compat import allow_checkpoint_globals, shield_torchaudio
-from mclip_fairseq.launch import support_torchrun_on_cpu
+from mclip_fairseq.launch import support_every_launcher
 
-support_torchrun_on_cpu()
+support_every_launcher()
 allow_checkpoint_globals()
 shield_torchaudio()
 

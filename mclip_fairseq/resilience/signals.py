@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import multiprocessing
+import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -46,6 +50,30 @@ def listen_no_more() -> None:
 def listening() -> bool:
     """Whether a run of this process, or of the one it was forked from, notes the signals."""
     return bool(_listeners)
+
+
+@contextlib.contextmanager
+def passed_on() -> Iterator[None]:
+    """Pass the signals on to the processes that this one starts, and leave it to them how to end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _pass_on) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    started = multiprocessing.active_children()
+    if not started:  # nobody would hear of it
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid or 0, number)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -22,7 +22,7 @@ from fairseq.trainer import Trainer
 from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.resilience import install, signals
 from mclip_fairseq.tasks.common import SampledTask
-from tests.runs import CLOCK, ROOT, difference, state_of
+from tests.runs import CLOCK, GLOO, ROOT, difference, state_of
 
 Train = Callable[..., str]
 
@@ -221,6 +221,39 @@ def status(pid: int) -> str:
         return Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return "State:\tZ"
+
+
+ON_TWO_GPUS = """
+import torch
+from fairseq_cli.train import cli_main
+
+if __name__ == "__main__":
+    torch.cuda.device_count = lambda: 2
+    cli_main()
+"""
+
+
+@pytest.mark.distributed
+def test_two_ranks_that_fairseq_started_stop_together(tiny_corpus: Path, tmp_path: Path) -> None:
+    """Only the process that started them is signalled, as by `kill` or `timeout`; it passes the signal on."""
+    log, program = tmp_path / "log", tmp_path / "train.py"
+    program.write_text(ON_TWO_GPUS)
+    command = [
+        *(sys.executable, program, *options(tiny_corpus, tmp_path / "run", *GLOO)),
+        *("--user-dir", ROOT / "mclip_fairseq", "--distributed-world-size", "2", "--cpu", "--num-workers", "0"),
+        *("--max-update", "100000", "--disable-validation"),
+    ]
+    process = start(command, log)
+    try:
+        wait_for("| train_inner | {", log, process)
+        everyone = children(process.pid)
+        process.terminate()
+        assert process.wait(timeout=60) == 0, log.read_text()[-4000:]
+        assert still_there(everyone) == []
+    finally:
+        process.kill()
+    updates = load_checkpoint(tmp_path / "run" / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"]
+    assert f"SIGTERM: saving after {updates} updates and ending" in log.read_text()
 
 
 @pytest.mark.distributed
