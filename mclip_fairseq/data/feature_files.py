@@ -7,8 +7,6 @@ and `manifest.json`, which is written last: a directory without it is not finish
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,23 +111,23 @@ def same_teacher(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return bool((one.get("sha256") or one) == (other.get("sha256") or other))
 
 
-def verify_hashes(folders: Sequence[Path], manifests: Sequence[Mapping[str, Any]]) -> None:
-    """Compare every file with the hash in its manifest.
+def expected_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> SHA-256 that a manifest says."""
+    return {"ids.txt": manifest["ids_sha256"], **{entry["file"]: entry["sha256"] for entry in manifest["shards"]}}
+
+
+def verify_hashes(expected: Mapping[Path, str]) -> None:
+    """Compare files with their hashes.
+
+    Args:
+        expected: file -> SHA-256.
 
     Raises:
         ValueError: naming the first file that is missing or altered.
     """
-    expected = [
-        pair
-        for folder, manifest in zip(folders, manifests, strict=True)
-        for pair in (
-            (folder / "ids.txt", manifest["ids_sha256"]),
-            *((folder / entry["file"], entry["sha256"]) for entry in manifest["shards"]),
-        )
-    ]
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
-        found = pool.map(lambda pair: _hash_or_none(pair[0]), expected)
-        for (path, sha256), actual in zip(expected, found, strict=True):
+        found = pool.map(_hash_or_none, expected)
+        for (path, sha256), actual in zip(expected.items(), found, strict=True):
             if actual is None:
                 raise ValueError(f"{path}: is missing; make the features again, or copy the directory completely")
             if actual != sha256:
@@ -194,13 +192,16 @@ def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
         return shape, dtype, fortran, stream.tell()
 
 
-def check_finite(folder: Path, ids: Sequence[str], shards: Sequence[npt.NDArray[np.floating]]) -> None:
+def check_finite(
+    folder: Path, ids: Sequence[str], shards: Sequence[npt.NDArray[np.floating]], due: Sequence[bool]
+) -> None:
     """Refuse features that are not finite, whatever their hashes say.
 
     Args:
         folder: for the message.
         ids: id of each row, over all shards.
         shards: (rows, dim) arrays.
+        due: of each shard, whether to look at it.
 
     Raises:
         ValueError: naming the first such id.
@@ -209,8 +210,8 @@ def check_finite(folder: Path, ids: Sequence[str], shards: Sequence[npt.NDArray[
     step = max(1, CHECK_VALUES // max([1, *(shard.shape[1] for shard in shards)]))
     pieces = [
         (int(start) + row, shard[row : row + step])
-        for start, shard in zip(starts, shards, strict=False)
-        for row in range(0, len(shard), step)
+        for start, shard, look in zip(starts[:-1], shards, due, strict=True)
+        for row in range(0, len(shard) if look else 0, step)
     ]
     with ThreadPoolExecutor() as pool:
         for (start, _), bad in zip(pieces, pool.map(_first_not_finite, (part for _, part in pieces)), strict=True):
@@ -272,25 +273,6 @@ def encode_ids(ids: Sequence[str]) -> bytes:
 def shard_name(shard: int) -> str:
     """File name of a shard."""
     return f"features-{shard:05d}.npy"
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is there completely or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object that is there completely or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def first_duplicate(ids: Sequence[str]) -> str:

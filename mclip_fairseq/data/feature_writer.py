@@ -22,10 +22,8 @@ from mclip_fairseq.data.feature_files import (
     is_shard_entry,
     read_manifest,
     shard_name,
-    write_bytes,
-    write_json,
 )
-from mclip_fairseq.data.files import file_sha256, read_json, read_lines
+from mclip_fairseq.data.files import file_sha256, read_json, read_lines, write_bytes, write_json
 
 LABELS = {
     "inputs": "number of inputs",

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mclip_fairseq.data.feature_files import (
     check_alike,
     check_finite,
+    expected_hashes,
     first_duplicate,
     open_shard,
     read_ids,
@@ -25,6 +26,7 @@ from mclip_fairseq.data.feature_files import (
     verify_hashes,
 )
 from mclip_fairseq.data.feature_writer import FeatureWriter
+from mclip_fairseq.data.verified import Verification
 
 __all__ = ["FeatureStore", "FeatureWriter", "write_features"]
 
@@ -64,8 +66,9 @@ class FeatureStore:
 
         Args:
             paths: the directories.
-            verify: compare hashes, look for repeated ids and for values that are not finite; without it, only sizes and
-                types are checked, and the ids are not read before they are needed.
+            verify: compare hashes, look for repeated ids and for values that are not finite, in what has changed since
+                that was last done (`mclip_fairseq.data.verified`); without it, only sizes and types are checked. Ids
+                that need no check are not read before they are asked for.
 
         Raises:
             ValueError: a directory is unfinished, a file is missing, altered or does not fit its manifest, an id
@@ -77,19 +80,31 @@ class FeatureStore:
         manifests = [read_manifest(folder) for folder in folders]
         for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
             check_alike(folders[0], manifests[0], folder, manifest)
-        if verify:
-            verify_hashes(folders, manifests)
-        ids = list(chain.from_iterable(map(read_ids, folders, manifests))) if verify else None
-        if ids is not None and len(set(ids)) != len(ids):
-            twice = first_duplicate(ids)
-            raise ValueError(f"{', '.join(map(str, folders))}: the id {twice!r} appears twice; ids must be unique")
+        checks = [
+            Verification(folder, expected_hashes(manifest) if verify else {})
+            for folder, manifest in zip(folders, manifests, strict=True)
+        ]
+        verify_hashes({check.folder / name: check.expected[name] for check in checks for name in sorted(check.due)})
+        ids = None
+        if any(check.due for check in checks) or (verify and len(folders) > 1):
+            ids = list(chain.from_iterable(map(read_ids, folders, manifests)))
+            if len(set(ids)) != len(ids):
+                twice = first_duplicate(ids)
+                raise ValueError(f"{', '.join(map(str, folders))}: the id {twice!r} appears twice; ids must be unique")
         shards = [
             open_shard(folder, manifest, entry)
             for folder, manifest in zip(folders, manifests, strict=True)
             for entry in manifest["shards"]
         ]
         if ids is not None:
-            check_finite(folders[0], ids, shards)
+            due = [
+                entry["file"] in check.due
+                for check, manifest in zip(checks, manifests, strict=True)
+                for entry in manifest["shards"]
+            ]
+            check_finite(folders[0], ids, shards, due)
+        for check in checks:
+            check.remember()
         return cls(folders, manifests, ids, shards)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -20,8 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mclip_fairseq.data.feature_files import write_json
-from mclip_fairseq.data.files import expecting, file_sha256, first_line, read_json
+from mclip_fairseq.data.files import expecting, file_sha256, first_line, read_json, write_json
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
 from mclip_fairseq.formats.towers import ProjectedTower
 from mclip_fairseq.formats.training import build_module

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mclip_fairseq.data.feature_files import write_json
 from mclip_fairseq.data.features import FeatureStore
+from mclip_fairseq.data.files import write_json
 from mclip_fairseq.evaluation import retrieval_metrics
 from mclip_fairseq.evaluation.captions import Captions, read_caption_files
 from mclip_fairseq.evaluation.galleries import IdIndex

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mclip_fairseq.data.feature_files import encode_ids, write_json
+from mclip_fairseq.data.feature_files import encode_ids
 from mclip_fairseq.data.features import FeatureStore
-from mclip_fairseq.data.files import file_sha256, read_json
+from mclip_fairseq.data.files import file_sha256, read_json, write_json
 from mclip_fairseq.data.images import check_max_pixels
 from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.evaluation.report import provenance

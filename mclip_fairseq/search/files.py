@@ -18,8 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.data.feature_files import write_bytes
-from mclip_fairseq.data.files import file_sha256, read_json, read_lines
+from mclip_fairseq.data.files import file_sha256, read_json, read_lines, write_bytes
 
 FORMAT = "mclip_fairseq search index"
 VERSION = 1

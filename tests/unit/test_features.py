@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mclip_fairseq.data import feature_files, files, verified
 from mclip_fairseq.data.features import FeatureStore, FeatureWriter, write_features
 from mclip_fairseq.data.files import read_lines
 
@@ -132,13 +135,75 @@ def delete_ids(path: Path) -> None:
         (lambda path: (path / "manifest.json").unlink(), "has no manifest.json; make one with mclip-features"),
     ],
 )
+@pytest.mark.parametrize("before", [False, True])
 def test_damage_is_found_when_the_directory_is_opened(
-    tmp_path: Path, damage: Callable[[Path], None], named: str
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    named: str,
+    before: bool,
+    request: pytest.FixtureRequest,
 ) -> None:
+    """Also where the directory was sound when it was last verified."""
     make(tmp_path)
+    if before:
+        request.getfixturevalue("settled")
+        FeatureStore.open(tmp_path)
+        assert (tmp_path / ".verified.json").is_file()
     damage(tmp_path)
     with pytest.raises(ValueError, match=named):
         FeatureStore.open(tmp_path)
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files count as old enough to be remembered; their clock has moved on since they were written."""
+    monkeypatch.setattr(verified, "SETTLED_NS", -(10**12))
+    time.sleep(0.02)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that have been read to compare their hashes."""
+    names: list[str] = []
+
+    def file_sha256(path: Path) -> str:
+        names.append(path.name)
+        return files.file_sha256(path)
+
+    monkeypatch.setattr(feature_files, "file_sha256", file_sha256)
+    return names
+
+
+def test_what_was_verified_is_not_read_again(tmp_path: Path, settled: None, hashed: list[str]) -> None:
+    make(tmp_path / "a")
+    make(tmp_path / "b", ids=[f"b{number}" for number in range(ROWS)])
+    every = ["features-00000.npy", "features-00001.npy", "features-00002.npy", "ids.txt"]
+    FeatureStore.open(tmp_path / "a")
+    assert sorted(hashed) == every
+    assert "ids" not in vars(FeatureStore.open(tmp_path / "a")), "they are not read either"
+    FeatureStore.open_all([tmp_path / "a", tmp_path / "b"])
+    assert sorted(hashed) == sorted(every * 2)
+    with pytest.raises(ValueError, match=r"the id 'photos/bäum 0.jpg' appears twice"):
+        FeatureStore.open_all([tmp_path / "a", tmp_path / "a"])
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")  # with the record, and with equal times of change
+    FeatureStore.open(tmp_path / "copy")
+    assert sorted(hashed) == sorted(every * 3)
+    (tmp_path / "a" / "features-00001.npy").touch()
+    FeatureStore.open(tmp_path / "a")
+    assert hashed[12:] == ["features-00001.npy"]
+
+
+@pytest.mark.parametrize("record", ["[]", "{", "[" * 200_000, '{"ids.txt": 3}', None])
+def test_a_record_that_says_nothing_is_not_believed(tmp_path: Path, record: str | None, hashed: list[str]) -> None:
+    """Nor is one of files that could have been written again without a sign; a folder in its place is no error."""
+    make(tmp_path)
+    if record is None:
+        (tmp_path / ".verified.json").mkdir()
+    else:
+        (tmp_path / ".verified.json").write_text(record)
+    FeatureStore.open(tmp_path)
+    FeatureStore.open(tmp_path)
+    assert len(hashed) == 8
 
 
 @pytest.mark.parametrize(
