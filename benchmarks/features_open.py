@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import sys
 import tempfile
@@ -86,7 +87,8 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=512)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+        os.environ["MCLIP_CACHE"] = cache
         make_directory(Path(folder), options.rows, options.dim)
         time.sleep(verified.SETTLED_NS / 1e9)  # what was written just now is not remembered
         return 0 if measure(Path(folder), options.batches, options.batch_size) else 1

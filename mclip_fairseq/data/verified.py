@@ -1,13 +1,15 @@
 """Which files of a feature directory have been verified and not been touched since, so that no run reads them twice.
 
-The record lies in the directory and holds what the file system says of each file. Whoever changes a file changes that,
-and so does a copy: the file is verified anew.
+The record lies in the user's cache and holds what the file system says of each file. Whoever changes a file changes
+that, and so does a copy: the file is verified anew.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,6 @@ from typing import Any
 
 from mclip_fairseq.data.files import read_json, write_bytes
 
-RECORD = ".verified.json"
 # A file that was written this shortly before could be written again without a sign: clocks of file systems are coarse.
 SETTLED_NS = 2_000_000_000
 Hashes = Mapping[str, str]
@@ -39,16 +40,25 @@ class Verification:
         self.entries: dict[str, list[Any]] = {
             name: [sha256, *_signs(folder / name)] for name, sha256 in expected.items()
         }
-        known = _read_record(folder)
+        self.record = record_of(folder)
+        known = _read_record(self.record)
         self.due = {name for name, entry in self.entries.items() if len(entry) == 1 or known.get(name) != entry}
 
     def remember(self) -> None:
-        """Note that all files are what they should be; a directory that cannot be written to is verified every time."""
+        """Note that all files are what they should be; without a cache that can be written to, nothing is noted."""
         settled = {name: entry for name, entry in self.entries.items() if max(entry[2:4]) < self.began - SETTLED_NS}
         if not (self.due & settled.keys()):
             return
         with contextlib.suppress(OSError):
-            write_bytes(self.folder / RECORD, json.dumps(settled).encode())
+            self.record.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(self.record, json.dumps(settled).encode())
+
+
+def record_of(folder: Path) -> Path:
+    """Where the record of a directory lies: below `MCLIP_CACHE`, by default `~/.cache/mclip_fairseq`."""
+    cache = os.environ.get("MCLIP_CACHE") or os.path.expanduser("~/.cache/mclip_fairseq")
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+    return Path(cache) / "verified" / f"{name}.json"
 
 
 def _signs(path: Path) -> list[int]:
@@ -60,9 +70,9 @@ def _signs(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = read_json(folder / RECORD)
+        record = read_json(path)
     except (OSError, ValueError):  # there is none, or it is damaged: then everything is due
         return {}
     return record if isinstance(record, dict) else {}

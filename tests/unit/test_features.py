@@ -148,7 +148,7 @@ def test_damage_is_found_when_the_directory_is_opened(
     if before:
         request.getfixturevalue("settled")
         FeatureStore.open(tmp_path)
-        assert (tmp_path / ".verified.json").is_file()
+        assert verified.record_of(tmp_path).is_file()
     damage(tmp_path)
     with pytest.raises(ValueError, match=named):
         FeatureStore.open(tmp_path)
@@ -185,7 +185,7 @@ def test_what_was_verified_is_not_read_again(tmp_path: Path, settled: None, hash
     assert sorted(hashed) == sorted(every * 2)
     with pytest.raises(ValueError, match=r"the id 'photos/bäum 0.jpg' appears twice"):
         FeatureStore.open_all([tmp_path / "a", tmp_path / "a"])
-    shutil.copytree(tmp_path / "a", tmp_path / "copy")  # with the record, and with equal times of change
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")  # with equal times of change
     FeatureStore.open(tmp_path / "copy")
     assert sorted(hashed) == sorted(every * 3)
     (tmp_path / "a" / "features-00001.npy").touch()
@@ -197,10 +197,12 @@ def test_what_was_verified_is_not_read_again(tmp_path: Path, settled: None, hash
 def test_a_record_that_says_nothing_is_not_believed(tmp_path: Path, record: str | None, hashed: list[str]) -> None:
     """Nor is one of files that could have been written again without a sign; a folder in its place is no error."""
     make(tmp_path)
+    file = verified.record_of(tmp_path)
+    file.parent.mkdir(parents=True, exist_ok=True)
     if record is None:
-        (tmp_path / ".verified.json").mkdir()
+        file.mkdir()
     else:
-        (tmp_path / ".verified.json").write_text(record)
+        file.write_text(record)
     FeatureStore.open(tmp_path)
     FeatureStore.open(tmp_path)
     assert len(hashed) == 8
