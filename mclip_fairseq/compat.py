@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mclip_fairseq.resilience.sealed import damage
+
 logger = logging.getLogger(__name__)
 _problems: dict[str, str] = {}
 SMALL_FILE = 2**20
@@ -80,7 +82,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         The stored dict.
 
     Raises:
-        ValueError: the file is missing, is not a checkpoint, or holds objects outside the allow-list.
+        ValueError: the file is missing, is not a checkpoint, was altered after a training wrote it, or holds objects
+            outside the allow-list.
     """
     path = Path(path)
     if not path.is_file():
@@ -93,7 +96,19 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {why_unreadable(path, error)}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path}: holds a {type(state).__name__}, but a checkpoint is a dict; give another file")
+    refuse_altered(path)
     return state
+
+
+def refuse_altered(path: Path) -> None:
+    """Refuse a checkpoint that has a seal, but not the bytes that were sealed.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    reason = damage(path)
+    if reason:
+        raise ValueError(f"{path}: {reason}; copy it again, or give another checkpoint")
 
 
 def why_unreadable(path: Path, error: Exception) -> str:

@@ -44,9 +44,9 @@ def difference(one: Any, two: Any, where: str = "") -> str:
     return "" if one == two else f"{where}: {one} and {two}"
 
 
-def state_of(folder: Path) -> dict[str, Any]:
+def state_of(folder: Path, name: str = "checkpoint_last.pt") -> dict[str, Any]:
     """What a run has saved last, less its options."""
-    state = load_checkpoint(folder / "checkpoint_last.pt")
+    state = load_checkpoint(folder / name)
     del state["cfg"]
     del state["optimizer_history"][:-1]  # one entry more after each stop
     return state

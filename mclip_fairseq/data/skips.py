@@ -1,11 +1,12 @@
 """What a training leaves out because it cannot be read: listed in a file, counted against a budget, never replaced."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from mclip_fairseq.data.files import printable, read_lines
+from mclip_fairseq.data.files import printable, read_lines, shown
 
 logger = logging.getLogger(__name__)
 SHOWN = 5
@@ -35,14 +36,15 @@ class SkipList:
         Raises:
             ValueError: more than the budget allows, naming the first of these items.
         """
-        new = {name: printable(reason) for name, reason in items if name not in self._known}
+        new = {shown(name): printable(reason) for name, reason in items if shown(name) not in self._known}
         if not new:
             return
         if not self.budget:
             raise ValueError(f"{self._first(new)}; mend it, take it out, or leave it out with --skip-budget N")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as stream:
+        with self.path.open("a+", encoding="utf-8") as stream:
             lock(stream)
+            self._end_last_line(stream)
             self._known = set(self.listed())
             new = {name: reason for name, reason in new.items() if name not in self._known}
             if len(self._known) + len(new) > self.budget:
@@ -74,6 +76,16 @@ class SkipList:
             ValueError: the file cannot be read.
         """
         return [line.partition("\t")[0] for line in read_lines(self.path)] if self.path.exists() else []
+
+    @staticmethod
+    def _end_last_line(stream: IO[str]) -> None:
+        """Whoever wrote it may have been killed in its middle."""
+        end = stream.seek(0, os.SEEK_END)
+        with open(stream.name, "rb") as bytes_of_it:
+            bytes_of_it.seek(max(end - 1, 0))
+            if bytes_of_it.read(1) not in (b"", b"\n"):
+                stream.write("\n")
+                stream.flush()
 
     @staticmethod
     def _first(items: dict[str, str]) -> str:

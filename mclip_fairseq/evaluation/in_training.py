@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ BATCH = 256
 
 
 @torch.no_grad()
-def validation_recalls(model: nn.Module, parts: Mapping[str, CaptionDataset]) -> dict[str, float]:
+def validation_recalls(
+    model: nn.Module, parts: Mapping[str, CaptionDataset], between_batches: Callable[[], None]
+) -> dict[str, float]:
     """Mean recall of each language, its captions searched in all images of the set, and of all languages.
 
     Args:
         model: `MCLIPModel`; it is put into eval mode, and back.
         parts: `language:number` -> captions; those without images are left out.
+        between_batches: called before each batch.
 
     Returns:
         ``mean_recall`` (over languages) and ``mean_recall_LANG``, in percent, strict protocol; empty where no caption
@@ -39,6 +42,7 @@ def validation_recalls(model: nn.Module, parts: Mapping[str, CaptionDataset]) ->
                 continue
             language = name.split(":")[0]
             for start in range(0, len(part), BATCH):
+                between_batches()
                 sample = part.rows(np.arange(start, min(start + BATCH, len(part))))
                 rows = sample["group"].numpy()
                 sample["net_input"].pop("teacher_text", None)

@@ -25,7 +25,9 @@ def count_nonfinite_rows(*features: Tensor | None) -> Tensor:
     return torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.long)
 
 
-def find_nonfinite(loss: Tensor, bad_rows: Tensor | int, sample: Mapping[str, Any], dummy: bool) -> list[str]:
+def find_nonfinite(
+    loss: Tensor, bad_rows: Tensor | int, sample: Mapping[str, Any], dummy: bool
+) -> tuple[list[str], bool]:
     """Which batches of this step are to blame, on all ranks alike; every rank must call it.
 
     One rank's features make the loss of every rank infinite once they are gathered, so a rank without fault of its own
@@ -38,16 +40,17 @@ def find_nonfinite(loss: Tensor, bad_rows: Tensor | int, sample: Mapping[str, An
         dummy: whether it does not count.
 
     Returns:
-        a description per guilty rank; empty if the step is sound.
+        a description per guilty rank, empty if the step is sound; and whether the batch of any rank counts.
     """
-    flags = torch.stack([torch.as_tensor(bad_rows, device=loss.device) > 0, ~torch.isfinite(loss.detach()).all()])
+    bad = torch.as_tensor(bad_rows, device=loss.device) > 0
+    flags = torch.stack([bad, ~torch.isfinite(loss.detach()).all(), torch.ones_like(bad)])
     own = flags.double() * (0.0 if dummy else 1.0)
-    features, losses = sum_over_ranks(own).tolist()
+    features, losses, counted = sum_over_ranks(own).tolist()
     if not (features or losses):
-        return []
+        return [], bool(counted)
     guilty = bool(own[0 if features else 1])
     reports = _from_all_ranks(describe(sample, "features" if features else "loss") if guilty else None)
-    return [f"{report} on rank {rank}" for rank, report in enumerate(reports) if report is not None]
+    return [f"{report} on rank {rank}" for rank, report in enumerate(reports) if report is not None], True
 
 
 def describe(sample: Mapping[str, Any], what: str) -> str:

@@ -1,6 +1,6 @@
 """Puts the promises of this package into fairseq's training, at the places for which it has no hook.
 
-Eight functions of fairseq are replaced in memory, each by one that calls it or does the same more safely; no file of
+Ten functions of fairseq are replaced in memory, each by one that calls it or does the same more safely; no file of
 fairseq changes. Everything else hangs on the hooks that tasks have.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
@@ -22,19 +23,22 @@ from fairseq.trainer import Trainer
 from omegaconf import open_dict
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mclip_fairseq.compat import refuse_bomb
+from mclip_fairseq.compat import refuse_altered, refuse_bomb
 from mclip_fairseq.data.files import expecting
+from mclip_fairseq.losses.gather import sum_over_ranks
 from mclip_fairseq.resilience import signals
-from mclip_fairseq.resilience.program import training_programs
+from mclip_fairseq.resilience.program import early_stopping, training_programs
 from mclip_fairseq.resilience.resume import (
     LAST,
     check_dictionary,
+    check_optimizer,
     check_settings,
     choose_checkpoint,
     read_lazily,
     remove_leftovers,
 )
 from mclip_fairseq.resilience.sealed import copy_sealed, damage, save_sealed
+from mclip_fairseq.resilience.unsaved import KEY, restore, unsaved
 from mclip_fairseq.resilience.workers import close_workers_at_exit
 
 logger = logging.getLogger(__name__)
@@ -44,6 +48,8 @@ _load_as_fairseq = checkpoint_utils.load_checkpoint
 _read_as_fairseq = checkpoint_utils.load_checkpoint_to_cpu
 _train_step_of_fairseq = Trainer.train_step
 _valid_step_of_fairseq = Trainer.valid_step
+_begin_valid_epoch_of_fairseq = Trainer.begin_valid_epoch
+_state_of_fairseq = Trainer.state_dict
 _iterator_of_fairseq = Trainer.get_train_iterator
 # Attributes that a trainer gets: its iterator, and the update after which it saved within a validation.
 ITERATOR = "mclip_epoch_itr"
@@ -51,7 +57,7 @@ SAVED = "mclip_saved_in_validation"
 
 
 def install() -> None:
-    """Replace seven of the eight; the program's own is replaced when a run begins. Idempotent."""
+    """Replace nine of the ten; the program's own is replaced when a run begins. Idempotent."""
     # fairseq's save retries into the half-written file, and nothing is brought to the disk.
     checkpoint_utils.torch_persistent_save = torch_persistent_save
     # fairseq copies checkpoint_last and checkpoint_best over the old ones, byte by byte.
@@ -63,7 +69,10 @@ def install() -> None:
     # fairseq has no place at which a task could end a run.
     Trainer.train_step = train_step
     Trainer.valid_step = valid_step
+    Trainer.begin_valid_epoch = begin_valid_epoch
     Trainer.get_train_iterator = get_train_iterator
+    # fairseq does not save all that the next step depends on.
+    Trainer.state_dict = state_dict
 
 
 def torch_persistent_save(obj: Any, filename: str, async_write: bool = False) -> None:
@@ -102,11 +111,12 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough: Any) -> tuple[Any, An
     signals.listen()
     weakref.finalize(trainer, signals.listen_no_more)
     path = None
-    if not trainer.checkpoint_suffix:
+    if trainer.checkpoint_suffix == (cfg.checkpoint_suffix or ""):  # not one of a rank of its own
         path = decided_by_rank_zero(trainer, functools.partial(find_checkpoint, cfg, trainer))
     changes: dict[str, Any] = {}
     if path is not None:
         changes = {"restore_file": path, "finetune_from_model": None}
+    check_seen_by_all(trainer, path or cfg.restore_file)
     if trainer.data_parallel_world_size > 1:
         # fairseq's broadcast of a checkpoint is refused by torch's safe loading.
         changes["load_checkpoint_on_all_dp_ranks"] = True
@@ -116,6 +126,10 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough: Any) -> tuple[Any, An
         restore_inner_metrics(extra_state)
     if extra_state is not None and not cfg.reset_dataloader and (path is not None or not cfg.finetune_from_model):
         check_data(trainer.task, extra_state)
+    if extra_state is not None:
+        kept = extra_state.pop(KEY, {})
+        restore(trainer, {} if cfg.reset_optimizer else kept)
+        warn_of_annealing(trainer, extra_state)
     if path is not None:
         replay_validation_loss(trainer, extra_state)
         end_if_complete(trainer)
@@ -129,9 +143,10 @@ def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
         ValueError: see `load_checkpoint`.
     """
     if cfg.restore_file == LAST and not PathManager.path_requires_pathmanager(cfg.save_dir):
-        for name in remove_leftovers(cfg.save_dir):
+        suffix = cfg.checkpoint_suffix or ""
+        for name in remove_leftovers(cfg.save_dir, suffix):
             logger.warning("%s/%s: removed, for a save was cut short there", cfg.save_dir, name)
-        path, skipped = choose_checkpoint(cfg.save_dir)
+        path, skipped = choose_checkpoint(cfg.save_dir, suffix)
         for reason in skipped:
             logger.warning("skipped checkpoint %s", reason)
         if path is not None:
@@ -139,14 +154,17 @@ def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
                 logger.warning("going on from %s", path)
             if not cfg.reset_dataloader:
                 check_settings(path, trainer.cfg)
+            check_optimizer(path, cfg.reset_optimizer)
             check_dictionary(path, trainer.task)
-            return str(path)
+            return str(path.with_name(f"{path.name.removesuffix(f'{suffix}.pt')}.pt"))  # fairseq puts it in again
     given = cfg.restore_file if cfg.restore_file != LAST else cfg.finetune_from_model
     if given and PathManager.isfile(given) and not PathManager.path_requires_pathmanager(given):
         reason = damage(given)
         if reason:
             raise ValueError(f"{given}: {reason}; give another checkpoint")
         check_readable(given)
+        if given == cfg.restore_file:
+            check_optimizer(Path(given), cfg.reset_optimizer)
         if given == cfg.restore_file and not cfg.reset_dataloader:
             check_settings(Path(given), trainer.cfg)
         check_dictionary(Path(given), trainer.task)
@@ -167,7 +185,7 @@ def load_checkpoint_to_cpu(path: str, arg_overrides: Any = None, load_on_all_ran
 
 
 def check_readable(path: str) -> None:
-    """Refuse what is no checkpoint, holds what may run code, or unpacks to more than it is.
+    """Refuse what is no checkpoint, holds what may run code, unpacks to more than it is, or has been altered.
 
     Raises:
         ValueError: naming the file.
@@ -177,6 +195,25 @@ def check_readable(path: str) -> None:
         read_lazily(Path(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    refuse_altered(Path(path))
+
+
+def check_seen_by_all(trainer: Any, path: str) -> None:
+    """Refuse to go on where some ranks have no such file: they would begin anew, beside those that go on.
+
+    Raises:
+        ValueError: on all ranks alike.
+    """
+    if trainer.data_parallel_world_size == 1 or PathManager.path_requires_pathmanager(path):
+        return
+    path = path if path != LAST else str(Path(trainer.cfg.checkpoint.save_dir) / LAST)
+    path = f"{path.removesuffix('.pt')}{trainer.checkpoint_suffix}.pt"
+    seen = int(sum_over_ranks(torch.tensor(float(PathManager.isfile(path)), device=trainer.device)))
+    if 0 < seen < trainer.data_parallel_world_size:
+        raise ValueError(
+            f"{path}: only {seen} of {trainer.data_parallel_world_size} ranks see this file; let --save-dir be a "
+            "folder that all machines share"
+        )
 
 
 def decided_by_rank_zero(trainer: Any, decide: Any) -> Any:
@@ -255,12 +292,41 @@ def replay_validation_loss(trainer: Any, extra_state: dict[str, Any] | None) -> 
         trainer.lr_step(position["epoch"] - 1, loss)
 
 
+def warn_of_annealing(trainer: Any, extra_state: dict[str, Any]) -> None:
+    """Say where a schedule goes on from another learning rate: that of an epoch's beginning is nowhere saved."""
+    schedule, position = trainer.cfg.lr_scheduler, extra_state.get("train_iterator") or {}
+    after = getattr(schedule, "force_anneal", None)
+    annealing = schedule._name == "polynomial_decay" and after and position.get("epoch", 0) >= after
+    if annealing and position.get("iterations_in_epoch"):
+        logger.warning(
+            "--force-anneal %d: the rest of epoch %d is annealed from the learning rate of its stop, not of its "
+            "beginning; stop at the end of an epoch to go on exactly",
+            *(after, position["epoch"]),
+        )
+
+
 def end_if_complete(trainer: Any) -> None:
-    """End a run that is resumed although it has all its updates; fairseq would take one more."""
-    wanted = trainer.cfg.optimization.max_update
-    if wanted and trainer.get_num_updates() >= wanted:
-        logger.info("the run has all its %d updates already (--max-update %d)", trainer.get_num_updates(), wanted)
-        raise SystemExit(0)
+    """End a run that is resumed although it had come to its end; fairseq would take one update or epoch more."""
+    updates, options = trainer.get_num_updates(), trainer.cfg.optimization
+    patience, hours = trainer.cfg.checkpoint.patience, options.stop_time_hours
+    if options.max_update and updates >= options.max_update:
+        reason = f"has all its {updates} updates already (--max-update {options.max_update})"
+    elif 0 < patience <= early_stopping().get("num_runs", 0):
+        reason = f"has ended already, after {updates} updates, by --patience {patience}"
+    elif 0 < hours < trainer.cumulative_training_time() / 3600:
+        reason = f"has ended already, after {updates} updates, by --stop-time-hours {hours}"
+    else:
+        return
+    logger.info("the run %s", reason)
+    raise SystemExit(0)
+
+
+def state_dict(self: Any) -> dict[str, Any]:
+    """Fairseq's method, with what it leaves out."""
+    state: dict[str, Any] = _state_of_fairseq(self)
+    if not self.cfg.checkpoint.no_save_optimizer_state:
+        state["extra_state"][KEY] = unsaved(self)
+    return state
 
 
 def get_train_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -286,12 +352,24 @@ def valid_step(self: Any, *args: Any, **kwargs: Any) -> Any:
     result = _valid_step_of_fairseq(self, *args, **kwargs)
     if getattr(self, ITERATOR, None) is None:  # fairseq-validate has none
         return result
-    name = signals.asked_to_stop(self.device)
-    if name and getattr(self, SAVED, None) != self.get_num_updates():
-        setattr(self, SAVED, self.get_num_updates())
-        logger.info("%s: saving after %d updates, in the middle of a validation", name, self.get_num_updates())
-        save_last(self)
+    save_if_asked(self)
     return result
+
+
+def begin_valid_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Fairseq's method, in which a task may take its time: see `valid_step`."""
+    if getattr(self, ITERATOR, None) is not None:
+        self.task.between_batches = functools.partial(save_if_asked, self)
+    return _begin_valid_epoch_of_fairseq(self, *args, **kwargs)
+
+
+def save_if_asked(trainer: Any) -> None:
+    """Save within a validation, once, on all ranks, if one of them was signalled."""
+    name = signals.asked_to_stop(trainer.device)
+    if name and getattr(trainer, SAVED, None) != trainer.get_num_updates():
+        setattr(trainer, SAVED, trainer.get_num_updates())
+        logger.info("%s: saving after %d updates, in the middle of a validation", name, trainer.get_num_updates())
+        save_last(trainer)
 
 
 def replace_validate_and_save() -> None:

@@ -54,11 +54,15 @@ class Choice(NamedTuple):
     skipped: list[str]
 
 
-def choose_checkpoint(folder: str | Path) -> Choice:
+def choose_checkpoint(folder: str | Path, suffix: str = "") -> Choice:
     """The newest checkpoint of a run that verifies.
 
     That is `checkpoint_last.pt`, or a file with more updates that was written after it (the run was killed between the
     two), or, where it is damaged or missing, the one with the most updates.
+
+    Args:
+        folder: of the run.
+        suffix: of its files, before `.pt` (--checkpoint-suffix).
 
     Raises:
         ValueError: there are checkpoints, and none of them verifies.
@@ -66,14 +70,18 @@ def choose_checkpoint(folder: str | Path) -> Choice:
     folder = Path(folder)
     skipped: list[str] = []
     updates: dict[Path, int] = {}
-    found = [path for path in folder.glob("checkpoint*.pt") if OF_A_RUN.fullmatch(path.name) and path.is_file()]
+    found = [path for path in folder.glob(f"checkpoint*{suffix}.pt") if _of_a_run(path.name, suffix)]
+    found = [path for path in found if path.is_file() or path.is_symlink()]
     for path in found:
+        if not path.exists():
+            skipped.append(f"{path.name} (is a link to a file that is not there)")
+            continue
         known = sealed_updates(path)
         try:
             updates[path] = _updates_inside(path) if known is None else known
         except ValueError as error:
             skipped.append(f"{path.name} ({error})")
-    for path in _in_order(updates, folder / LAST):
+    for path in _in_order(updates, folder / f"{Path(LAST).stem}{suffix}.pt"):
         reason = damage(path)
         if not reason:
             return Choice(path, skipped)
@@ -130,11 +138,15 @@ def read_lazily(path: Path) -> dict[str, Any]:
     return state
 
 
-def remove_leftovers(folder: str | Path) -> list[str]:
+def _of_a_run(name: str, suffix: str) -> bool:
+    return OF_A_RUN.fullmatch(f"{name.removesuffix(f'{suffix}.pt')}.pt") is not None
+
+
+def remove_leftovers(folder: str | Path, suffix: str = "") -> list[str]:
     """Remove the temporary files of a save that was cut short; returns their names."""
     removed = []
     for path in sorted(Path(folder).glob(f"*.pt{TEMPORARY}")):
-        if OF_A_RUN.fullmatch(path.name.removesuffix(TEMPORARY)):
+        if _of_a_run(path.name.removesuffix(TEMPORARY), suffix):
             path.unlink(missing_ok=True)
             removed.append(path.name)
     return removed
@@ -166,6 +178,20 @@ def check_settings(path: Path, cfg: Any) -> None:
             "%s was written at the end of an epoch with %s: the run goes on, but not with the steps it had taken",
             path.name,
             "; ".join(changed),
+        )
+
+
+def check_optimizer(path: Path, reset: bool) -> None:
+    """Refuse to go on without the state of the optimizer, which fairseq would begin anew, at update 0.
+
+    Raises:
+        ValueError: naming the options that help.
+    """
+    if not reset and read_lazily(path).get("last_optimizer_state") is None:
+        raise ValueError(
+            f"{path}: has no state of the optimizer (--no-save-optimizer-state), so its run cannot go on; begin "
+            "another with its parameters: --finetune-from-model, or --reset-optimizer --reset-lr-scheduler "
+            "--reset-dataloader"
         )
 
 

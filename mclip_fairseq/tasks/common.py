@@ -3,13 +3,14 @@
 import functools
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from fairseq import utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_REGISTRY
@@ -18,10 +19,11 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor
 
+from mclip_fairseq.data.batches import RowDataset
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.resilience.finite import NONFINITE, NonFiniteError, find_nonfinite, zero_gradient, zeroed
-from mclip_fairseq.resilience.program import training_programs
+from mclip_fairseq.resilience.program import early_stopping
 from mclip_fairseq.resilience.workers import discard
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class SampledTaskConfig(FairseqDataclass):
         },
     )
     save_dir: str = II("checkpoint.save_dir")
+    seed: int = II("common.seed")
 
 
 class SampledTask(FairseqTask):
@@ -67,6 +70,7 @@ class SampledTask(FairseqTask):
         model: the model built last, or None.
         skips: what training leaves out within --skip-budget.
         too_long: what helps where a sample is longer than the task and the model allow.
+        between_batches: called now and then where a validation takes long.
     """
 
     cfg: Any
@@ -76,10 +80,53 @@ class SampledTask(FairseqTask):
         super().__init__(cfg)
         self.model: Any = None
         self.skips = SkipList(Path(cfg.save_dir) / "skipped.tsv", cfg.skip_budget)
+        self.between_batches: Callable[[], None] = _nothing
+        self.trained_on: TemperatureSampledDataset | None = None
         self.skipped = 0
         self.iterators: dict[int, Any] = {}
         self.stored_parts: dict[str, list[int]] | None = None
-        self.kept_in_update = {"update": -1, "kept": 0, "skipped": 0}
+        self.kept_in_update = {"update": -1, "kept": 0}
+
+    def load_parts(self, split: str, training: bool) -> Mapping[str, RowDataset]:
+        """Name -> dataset of every language or direction of a split; only training may leave something out."""
+        raise NotImplementedError
+
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+        """Load a split: as training data, sampled and within --skip-budget, for the trainer, and whole for all others.
+
+        Args:
+            split: such as `train` or `valid`.
+            epoch: for the draw of the samples.
+            combine: unused; fairseq passes it.
+            **kwargs: `data_selector`, whatever its value, from fairseq's trainer alone; the rest is unused.
+
+        Raises:
+            ValueError: files that are missing, do not fit, or cannot be used.
+        """
+        training = "data_selector" in kwargs
+        if training:
+            self.skips.check()
+        parts = self.load_parts(split, training)
+        dataset = TemperatureSampledDataset(parts, self.cfg.sampling_temperature, seed=self.cfg.seed, shuffle=training)
+        dataset.set_epoch(epoch)
+        self.datasets[split] = dataset
+        if training:
+            self.trained_on = dataset
+
+    def has_sharded_data(self, split: str) -> bool:
+        """False: all directories of the data are read at once, where fairseq would take one of them an epoch."""
+        return False
+
+    def line_name(self, number: int, file: str, row: int) -> str:
+        """Name of a line in the skip list; data that lie elsewhere after a restart keep their names.
+
+        Args:
+            number: of the data directory, from 0.
+            file: name of the file in it.
+            row: of the line, from 0.
+        """
+        place = f"data {number + 1}: " if len(utils.split_paths(self.cfg.data)) > 1 else ""
+        return f"{place}{file}, line {row + 1}"
 
     def train_step(
         self,
@@ -115,10 +162,10 @@ class SampledTask(FairseqTask):
             NonFiniteError: on all ranks alike, when --skip-nonfinite is used up.
         """
         loss, sample_size, logged = criterion(model, sample)
-        blame = find_nonfinite(loss, logged.pop(NONFINITE, 0), sample, sample["is_dummy"])
+        blame, counts = find_nonfinite(loss, logged.pop(NONFINITE, 0), sample, sample["is_dummy"])
         if self.kept_in_update["update"] != update_num:
-            self.kept_in_update = {"update": update_num, "kept": 0, "skipped": 0}
-        self.kept_in_update["skipped" if blame else "kept"] += 1
+            self.kept_in_update = {"update": update_num, "kept": 0}
+        self.kept_in_update["kept"] += bool(counts and not blame)
         if not blame:
             return loss, sample_size, logged
         self.skipped += 1
@@ -132,9 +179,8 @@ class SampledTask(FairseqTask):
         return zero_gradient(model, criterion), 0, zeroed(logged)
 
     def optimizer_step(self, optimizer: Any, model: torch.nn.Module, update_num: int) -> None:
-        """Fairseq's step, unless every batch of this update was left out: momentum and decay must not act alone."""
-        counts = self.kept_in_update
-        if counts["update"] == update_num and counts["skipped"] and not counts["kept"]:
+        """Fairseq's step, unless no batch of this update counts: momentum and decay must not act alone."""
+        if self.kept_in_update == {"update": update_num, "kept": 0}:
             if isinstance(optimizer, AMPOptimizer):
                 optimizer.scaler.update()
             return
@@ -157,7 +203,7 @@ class SampledTask(FairseqTask):
 
     def parts(self) -> dict[str, list[int]]:
         """Part of the training data -> number of samples and CRC-32 of their lengths, by which a change is noticed."""
-        dataset = self.datasets.get("train")
+        dataset = self.trained_on
         pairs = zip(dataset.names, dataset.parts, strict=True) if dataset is not None else ()
         return {
             name: [len(part), zlib.crc32(np.ascontiguousarray(part.sizes, np.int64).tobytes())] for name, part in pairs
@@ -214,9 +260,8 @@ class SampledTask(FairseqTask):
         return kept
 
 
-def early_stopping() -> dict[str, Any]:
-    """What fairseq counts for --patience, as attributes of a function; its checkpoints leave it out."""
-    return next((vars(module.should_stop_early) for module in training_programs()), {})
+def _nothing() -> None:
+    """What is done between batches where nobody waits."""
 
 
 def check_names(given: Sequence[str], known: Sequence[str], option: str) -> None:

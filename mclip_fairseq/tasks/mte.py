@@ -45,7 +45,6 @@ class MTETaskConfig(SampledTaskConfig):
     )
     max_source_positions: int = field(default=512, metadata={"help": "longest source in tokens, <s> and </s> included"})
     max_target_positions: int = field(default=512, metadata={"help": "longest target in tokens, <s> and </s> included"})
-    seed: int = II("common.seed")
     max_tokens: int | None = II("dataset.max_tokens")
 
 
@@ -115,32 +114,16 @@ class MTETask(SampledTask):
         """1-based number of a language in --langs; 0 for an unknown one."""
         return self.langs.index(lang) + 1 if lang in self.langs else 0
 
-    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
-        """Load every direction of a split.
-
-        Args:
-            split: such as `train` or `valid`.
-            epoch: for the draw of the samples.
-            combine: unused; fairseq passes it.
-            **kwargs: unused; fairseq passes the checkpoint's configuration.
-
-        Raises:
-            ValueError: a file is missing, or two sides differ in length.
-        """
-        training = split == "train"
-        if training:
-            self.skips.check()
-        parts = {
-            f"{source}-{target}": self.load_direction(split, source, target)
+    def load_parts(self, split: str, training: bool) -> dict[str, ParallelDataset]:
+        """Every direction of a split."""
+        return {
+            f"{source}-{target}": self.load_direction(split, source, target, training)
             for source, target in self.directions(training)
         }
-        dataset = TemperatureSampledDataset(parts, self.cfg.sampling_temperature, seed=self.cfg.seed, shuffle=training)
-        dataset.set_epoch(epoch)
-        self.datasets[split] = dataset
 
-    def load_direction(self, split: str, source: str, target: str) -> ParallelDataset:
+    def load_direction(self, split: str, source: str, target: str, training: bool) -> ParallelDataset:
         """Read one direction."""
-        prefix = self.find_pair(split, source, target)
+        number, prefix = self.find_pair(split, source, target)
         limits = dict(zip((source, target), self.max_positions(), strict=True))
         sides = {
             lang: FlatTokens.from_prefix(f"{prefix}.{lang}", self.dictionary, limit if self.cfg.truncate else None)
@@ -149,26 +132,31 @@ class MTETask(SampledTask):
         cut = sum(side.truncated for side in sides.values())
         logger.info("%s %s-%s: %d pairs, %d sentences cut", split, source, target, len(sides[source]), cut)
         check_alignment(prefix, sides[source], sides[target])
-        sides = self.usable(prefix, sides, split == "train")
+        sides = self.usable(number, prefix, sides, training)
         return ParallelDataset(sides[source], sides[target], self.lang_id(source), self.lang_id(target))
 
-    def find_pair(self, split: str, source: str, target: str) -> Path:
-        """Path, less the language, of the files of a direction, whichever way round fairseq-preprocess was called.
+    def find_pair(self, split: str, source: str, target: str) -> tuple[int, Path]:
+        """Where the files of a direction are, whichever way round fairseq-preprocess was called.
+
+        Returns:
+            number of the data directory, and the path less the language.
 
         Raises:
             ValueError: no directory has them.
         """
-        for directory in utils.split_paths(self.cfg.data):
+        for number, directory in enumerate(utils.split_paths(self.cfg.data)):
             for pair in (f"{source}-{target}", f"{target}-{source}"):
                 prefix = Path(directory) / f"{split}.{pair}"
                 if indexed_dataset.dataset_exists(f"{prefix}.{source}", impl=None):
-                    return prefix
+                    return number, prefix
         raise ValueError(
             f"{self.cfg.data}: no {split}.{source}-{target} or {split}.{target}-{source}; make it with "
             f"fairseq-preprocess --source-lang {source} --target-lang {target} --joined-dictionary --srcdict dict.txt"
         )
 
-    def usable(self, prefix: Path, sides: Mapping[str, FlatTokens], training: bool) -> dict[str, FlatTokens]:
+    def usable(
+        self, number: int, prefix: Path, sides: Mapping[str, FlatTokens], training: bool
+    ) -> dict[str, FlatTokens]:
         """The pairs without an empty or over-long side; training spends --skip-budget on the others.
 
         Raises:
@@ -182,7 +170,10 @@ class MTETask(SampledTask):
             for lang, limit in zip(sides, self.max_positions(), strict=True)
         }
         unusable = unusable_pairs(sides, limits)
-        items = [(f"{prefix}, line {row + 1}", reason) for row, reason in unusable.items()]
+        items = [
+            (self.line_name(number, prefix.name, row), f"{reason} (in {prefix.parent})")
+            for row, reason in unusable.items()
+        ]
         if items and not training:
             raise ValueError(
                 f"{': '.join(items[0])}, one of {len(items)}; evaluation leaves nothing out: mend these lines, or take "

@@ -1,6 +1,7 @@
 """Task `trikd`: captions in many languages, the images they describe, and teacher features of both."""
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from mclip_fairseq.data.feature_files import same_teacher
 from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels
 from mclip_fairseq.data.pixels import PixelLoader
-from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.states import TokenStates, cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.evaluation.in_training import validation_recalls
@@ -75,7 +75,6 @@ class TriKDTaskConfig(SampledTaskConfig):
             "mean_recall, for --best-checkpoint-metric mean_recall --maximize-best-checkpoint-metric"
         },
     )
-    seed: int = II("common.seed")
     cpu: bool = II("common.cpu")
 
 
@@ -92,8 +91,8 @@ class TriKDTask(SampledTask):
             raise ValueError("--image-features and --image-root are both given; the images come from one of them")
         check_max_pixels(cfg.max_pixels)
         self.dictionary = dictionary
-        self.images = open_features(cfg.image_features)
-        self.texts = open_features(cfg.text_features)
+        self.images = open_features(cfg.image_features, "image")
+        self.texts = open_features(cfg.text_features, "text")
         self.recalls: dict[str, float] = {}
         self.validating = False
         if self.images is not None and self.texts is not None:
@@ -143,28 +142,15 @@ class TriKDTask(SampledTask):
             cfg.text_encoder = ""  # the archive may be elsewhere by now
         return super().build_model(cfg, from_checkpoint)
 
-    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
-        """Load the captions of every language and data directory.
-
-        Args:
-            split: such as `train` or `valid`.
-            epoch: for the draw of the samples.
-            combine: unused; fairseq passes it.
-            **kwargs: unused; fairseq passes the checkpoint's configuration.
-
-        Raises:
-            ValueError: a language without captions, ids that do not match, unknown ids.
-        """
-        training = split == "train"
-        if training:
-            self.skips.check()
+    def load_parts(self, split: str, training: bool) -> dict[str, CaptionDataset]:
+        """The captions of every language and data directory."""
         langs = split_list(self.cfg.langs, "--langs")
         if not training and self.cfg.valid_langs:
             langs = split_list(self.cfg.valid_langs, "--valid-langs")
         parts: dict[str, CaptionDataset] = {}
         for lang in langs:
             found = {
-                f"{lang}:{number}": self.load_captions(Path(directory), split, lang)
+                f"{lang}:{number}": self.load_captions(number, Path(directory), split, lang, training)
                 for number, directory in enumerate(utils.split_paths(self.cfg.data))
                 if indexed_dataset.dataset_exists(caption_prefix(directory, split, lang), impl=None)
             }
@@ -175,16 +161,16 @@ class TriKDTask(SampledTask):
                     f"--only-source --source-lang {lang} --srcdict dict.txt{otherwise}"
                 )
             parts.update(found)
-        dataset = TemperatureSampledDataset(parts, self.cfg.sampling_temperature, seed=self.cfg.seed, shuffle=training)
-        dataset.set_epoch(epoch)
-        self.datasets[split] = dataset
+        return parts
 
     def begin_valid_epoch(self, epoch: int, model: torch.nn.Module) -> None:
         """Measure retrieval over the whole split, on every rank alike."""
         super().begin_valid_epoch(epoch, model)
         if self.cfg.valid_retrieval and "valid" in self.datasets:
             dataset = self.datasets["valid"]
-            self.recalls = validation_recalls(model, dict(zip(dataset.names, dataset.parts, strict=True)))
+            self.recalls = validation_recalls(
+                model, dict(zip(dataset.names, dataset.parts, strict=True)), self.between_batches
+            )
             if not self.recalls:
                 raise ValueError("--valid-retrieval: no caption of the split valid has an image")
 
@@ -208,7 +194,7 @@ class TriKDTask(SampledTask):
             for name, value in self.recalls.items():
                 metrics.log_scalar(name, value, round=2)
 
-    def load_captions(self, directory: Path, split: str, lang: str) -> CaptionDataset:
+    def load_captions(self, number: int, directory: Path, split: str, lang: str, training: bool) -> CaptionDataset:
         """Read one caption file with its ids."""
         longest = self.max_positions()
         tokens = FlatTokens.from_prefix(caption_prefix(directory, split, lang), self.dictionary, longest)
@@ -216,13 +202,14 @@ class TriKDTask(SampledTask):
         logger.info("%s %s: %d captions, %d cut to %d tokens", split, lang, len(tokens), tokens.truncated, longest)
         if image_ids is not None and self.images is None and not self.needs_teacher:
             raise ValueError(f"{directory}/{split}.{lang}.ids names images; give --image-features or --image-root")
-        empty = [(f"{directory}/{split}.{lang}, line {row + 1}", "is empty") for row in tokens.empty]
-        if empty and split != "train":
+        reason = f"is empty (in {directory})"
+        empty = [(self.line_name(number, f"{split}.{lang}", row), reason) for row in tokens.empty]
+        if empty and not training:
             raise ValueError(f"{' '.join(empty[0])}, one of {len(empty)}; mend the captions and binarise them again")
         self.skips.add(empty)
-        if split == "train" and self.skips.budget:
+        if training and self.skips.budget:
             tokens, image_ids, text_ids = self.without_unusable(tokens, image_ids, text_ids)
-        pixels = self.pixel_loader(split == "train") if self.needs_teacher else None
+        pixels = self.pixel_loader(training) if self.needs_teacher else None
         return CaptionDataset(
             tokens,
             image_ids,
@@ -256,8 +243,9 @@ class TriKDTask(SampledTask):
         for store, ids in ((self.images, image_ids), (self.texts, text_ids)):
             if store is not None and ids is not None:
                 known &= store.has(ids)
-                missing = dict.fromkeys(ids[row] for row in np.flatnonzero(~store.has(ids)))
-                self.skips.add([(name, f"has no features in {store.paths[0].name}") for name in missing])
+                missing = Counter(ids[row] for row in np.flatnonzero(~store.has(ids)))
+                reason = f"has no features in {store.paths[0].name}"
+                self.skips.add([(name, f"{reason} ({count} captions)") for name, count in missing.items()])
         rows = np.flatnonzero(known)
         if len(rows) == len(tokens):
             return tokens, image_ids, text_ids
@@ -270,9 +258,21 @@ def caption_prefix(directory: str | Path, split: str, lang: str) -> str:
     return f"{directory}/{split}.{lang}-None.{lang}"
 
 
-def open_features(paths: str) -> FeatureStore | None:
-    """Open and verify the feature directories of a colon-separated option."""
-    return FeatureStore.open_all(utils.split_paths(paths)) if paths else None
+def open_features(paths: str, modality: str) -> FeatureStore | None:
+    """Open and verify the feature directories of a colon-separated option.
+
+    Raises:
+        ValueError: they are damaged, or of the other modality.
+    """
+    if not paths:
+        return None
+    store = FeatureStore.open_all(utils.split_paths(paths))
+    if store.manifest["modality"] != modality:
+        raise ValueError(
+            f"{store.paths[0]}: holds {store.manifest['modality']} features; --{modality}-features needs those of "
+            f"{modality}s"
+        )
+    return store
 
 
 def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:

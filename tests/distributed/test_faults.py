@@ -75,7 +75,7 @@ def test_the_batch_and_its_language_are_named(
     assert "--skip-nonfinite 10" in sentence
     assert not (tmp_path / "one" / "checkpoint_last.pt").exists()
     # The negative control: fairseq alone notices the gradients, and its search for the place fails in itself.
-    monkeypatch.setattr(task_module, "find_nonfinite", lambda *arguments: [])
+    monkeypatch.setattr(task_module, "find_nonfinite", lambda *arguments: ([], True))
     with pytest.raises((FloatingPointError, RuntimeError, StopIteration)) as error:
         run_train(*options(tiny_corpus, broken, tmp_path / "two", *first))
     assert "samples" not in str(error.value)
@@ -124,15 +124,15 @@ def test_an_update_that_was_left_out_changes_nothing(
 def test_only_the_guilty_rank_is_blamed() -> None:
     sample = {"id": torch.tensor([4, 7, 9]), "part": "en-de", "net_input": {"src_tokens": torch.zeros(3, 2)}}
     sound, broken_loss = torch.tensor(1.0), torch.tensor(float("inf"))
-    assert find_nonfinite(sound, 0, sample, False) == []
-    assert find_nonfinite(broken_loss, 0, sample, True) == [], "a dummy batch does not count"
-    assert find_nonfinite(broken_loss, 0, sample, False) == ["loss of en-de, samples 4, 7, 9 on rank 0"]
-    assert find_nonfinite(sound, torch.tensor(2), sample, False)[0].startswith("features of en-de")
+    assert find_nonfinite(sound, 0, sample, False) == ([], True)
+    assert find_nonfinite(broken_loss, 0, sample, True) == ([], False), "a dummy batch does not count"
+    assert find_nonfinite(broken_loss, 0, sample, False)[0] == ["loss of en-de, samples 4, 7, 9 on rank 0"]
+    assert find_nonfinite(sound, torch.tensor(2), sample, False)[0][0].startswith("features of en-de")
     many = {**sample, "id": torch.arange(20)}
-    assert "0, 1, 2, 3, 4, 5, 6, 7 and 12 more" in find_nonfinite(broken_loss, 0, many, False)[0]
+    assert "0, 1, 2, 3, 4, 5, 6, 7 and 12 more" in find_nonfinite(broken_loss, 0, many, False)[0][0]
     matrix = torch.tensor([[1.0, float("nan")], [1.0, 2.0], [float("-inf"), 0.0]])
     assert int(finite.count_nonfinite_rows(matrix, None, torch.ones(2, 2))) == 2
-    task = SimpleNamespace(kept_in_update={"update": 3, "kept": 0, "skipped": 1})
+    task = SimpleNamespace(kept_in_update={"update": 3, "kept": 0})
     SampledTask.optimizer_step(task, None, None, 3)  # type: ignore[arg-type]  # there is no optimizer to step
 
 

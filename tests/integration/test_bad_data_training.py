@@ -13,6 +13,7 @@ from PIL import Image
 from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.data.features import FeatureStore, write_features
 from tests import hostile
+from tests.runs import ROOT
 from tests.tiny_data import binarise, mte_options, pixel_options, sentences, write
 
 Train = Callable[..., str]
@@ -58,7 +59,7 @@ def test_a_budget_leaves_out_lists_and_replaces_nothing(
     start("--image-features", tmp_path / "features", "--skip-budget", 2, *whole_epochs, folder="known")
     start("--image-root", damaged, "--skip-budget", 2, *whole_epochs, folder="found")
     assert sorted((tmp_path / "known" / "skipped.tsv").read_text().splitlines()) == [
-        f"{name}\thas no features in features" for name in BROKEN
+        f"{name}\thas no features in features (3 captions)" for name in BROKEN
     ]
     known, found = weights(tmp_path / "known"), weights(tmp_path / "found")
     for name in known:
@@ -77,13 +78,17 @@ def test_more_than_the_budget_ends_the_run(start: Train, damaged: Path, tmp_path
     assert "Loaded checkpoint" in start("--image-root", damaged, "--skip-budget", 2, "--max-update", 6)
 
 
-def test_without_a_budget_the_first_one_is_an_error(start: Train, damaged: Path, photos: Path, tmp_path: Path) -> None:
+def test_without_a_budget_the_first_one_is_an_error(
+    start: Train, damaged: Path, photos: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"img\d\.png: is not an image in a known format"):
         start("--image-root", damaged)
     assert not (tmp_path / "run" / "skipped.tsv").exists()
     whole = FeatureStore.open(photos / "features")
     rows = whole.rows(whole.ids[1:])
     write_features(tmp_path / "features", whole.ids[1:], whole.take(rows), model=whole.identity, normalized=False)
+    with pytest.raises(ValueError, match="text: holds text features; --image-features needs those of images"):
+        start("--image-features", tiny_corpus / "features" / "text")
     with pytest.raises(ValueError, match=f"has no features for 3 of 104 ids, the first are '{whole.ids[0]}'"):
         start("--image-features", tmp_path / "features")
 
@@ -97,6 +102,12 @@ def test_a_batch_of_nothing_readable_counts_nothing(start: Train, damaged: Path,
     assert len((tmp_path / "run" / "skipped.tsv").read_text().splitlines()) > 10
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values() if tensor.is_floating_point())
     assert "nan" not in log
+    for image in damaged.iterdir():
+        image.write_bytes(b"")
+    none = ("--image-root", damaged, "--skip-budget", 40, "--optimizer", "adam", "--weight-decay", 0.1)
+    start(*none, "--save-interval-updates", 1, "--max-update", 3, folder="none")
+    first, last = (load_checkpoint(tmp_path / "none" / f"checkpoint_1_{number}.pt")["model"] for number in (1, 3))
+    assert all(torch.equal(first[name], last[name]) for name in first), "not even by weight decay"
 
 
 def test_validation_leaves_nothing_out(
@@ -184,20 +195,33 @@ def translate(holed: Path, run_train: Train, tmp_path: Path) -> Train:
     return run
 
 
-def test_unusable_sentences_are_named_or_spend_the_budget(translate: Train, holed: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train\.en-de, line 2: de is empty \(and 1 more\); mend it.* with --skip-"):
+def test_unusable_sentences_are_named_or_spend_the_budget(
+    translate: Train, run_in_process: Train, holed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"train\.en-de, line 2: de is empty \(in .*mte\) \(and 1 more\); mend it.* with --skip-"
+    ):
         translate()
-    with pytest.raises(ValueError, match=r"line 2: de is empty \(and 1 more\); .* more than --skip-budget 1 allows"):
+    with pytest.raises(ValueError, match=r"line 2: de is empty .* \(and 1 more\); .* more than --skip-budget 1 allows"):
         translate("--skip-budget", 1)
-    translate("--skip-budget", 2)  # both directions read the same lines, which count once
-    prefix = holed / "holed" / "mte" / "train.en-de"
+    translate(
+        "--skip-budget", 2, "--save-interval-updates", 15
+    )  # both directions read the same lines, which count once
+    place = f"(in {holed}/holed/mte)"
     assert (tmp_path / "run" / "skipped.tsv").read_text().splitlines() == [
-        f"{prefix}, line 2\tde is empty",
-        f"{prefix}, line 5\ten has {LONG + 2} tokens, more than the 128 that --truncate cuts to",
+        f"train.en-de, line 2\tde is empty {place}",
+        f"train.en-de, line 5\ten has {LONG + 2} tokens, more than the 128 that --truncate cuts to {place}",
     ]
+    # A restart knows them where the data lie elsewhere by now, and evaluation has no part in the budget.
+    moved = shutil.copytree(holed / "holed" / "mte", tmp_path / "moved" / "mte")
+    translate("--skip-budget", 2, "--max-update", 16, corpus=str(moved.parent))
+    assert len((tmp_path / "run" / "skipped.tsv").read_text().splitlines()) == 2
+    command = (moved, "--path", tmp_path / "run" / "checkpoint_last.pt", "--task", "mte", "--valid-subset", "train")
+    with pytest.raises(ValueError, match=r"train\.en-de, line 2: de is empty .*; evaluation leaves nothing out"):
+        run_in_process("fairseq-validate", *command, "--user-dir", ROOT / "mclip_fairseq", "--batch-size", 8, "--cpu")
     # Nothing stands in for them: the run is that of data which never had them.
     translate(corpus="whole", folder="whole")
-    kept = weights(tmp_path / "run")
+    kept = load_checkpoint(next((tmp_path / "run").glob("checkpoint_*_15.pt")))["model"]
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, kept[name]), name
 
@@ -236,13 +260,15 @@ def test_empty_captions_are_named_or_spend_the_budget(tiny_corpus: Path, tmp_pat
     def load(budget: int, split: str) -> int:
         cfg = TriKDTaskConfig(data=str(corpus), langs="en", skip_budget=budget, save_dir=str(tmp_path / "run"))
         task = TriKDTask.setup_task(cfg)
-        return len(task.load_captions(corpus, split, "en"))
+        return len(task.load_captions(0, corpus, split, "en", split == "train"))
 
-    with pytest.raises(ValueError, match=r"train\.en, line 2: is empty; mend it, take it out, or leave it out"):
+    with pytest.raises(
+        ValueError, match=r"train\.en, line 2: is empty \(in .*captions\); mend it, take it out, or leave it out"
+    ):
         load(0, "train")
     assert load(1, "train") == len(pieces) - 1
-    assert (tmp_path / "run" / "skipped.tsv").read_text() == f"{corpus}/train.en, line 2\tis empty\n"
-    with pytest.raises(ValueError, match=r"valid\.en, line 1 is empty, one of 1; mend the captions"):
+    assert (tmp_path / "run" / "skipped.tsv").read_text() == f"train.en, line 2\tis empty (in {corpus})\n"
+    with pytest.raises(ValueError, match=r"valid\.en, line 1 is empty \(in .*\), one of 1; mend the captions"):
         load(1, "valid")
 
 

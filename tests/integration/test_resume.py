@@ -6,11 +6,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fairseq.dataclass.configs import CommonConfig, DatasetConfig, DistributedTrainingConfig, OptimizationConfig
 from omegaconf import OmegaConf
 
+from mclip_fairseq.resilience import install
 from mclip_fairseq.resilience.resume import changed_options
 from mclip_fairseq.tasks.mte import MTETaskConfig
 from mclip_fairseq.tasks.trikd import TriKDTaskConfig
@@ -81,6 +84,58 @@ def test_a_stop_changes_nothing(task: str, tiny_corpus: Path, run_train: Train, 
         check_resumed(log, resumed, tmp_path / "straight", folder, updates)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_parameters_of_half_precision_come_back_in_full(
+    kept: bool, tiny_corpus: Path, run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fairseq saves them rounded, as the negative control shows. An overflow would need CUDA: the scale is small."""
+    more = ("--num-workers", "0", "--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", "4")
+    log = straight(run_train, tiny_corpus, "mte", tmp_path / "straight", *more)
+    if not kept:
+        monkeypatch.setattr(install, "restore", lambda trainer, state: None)
+    source = checkpoint_after(tmp_path / "straight", 10)
+    resumed = resume(run_train, tiny_corpus, "mte", source, tmp_path / "two", *more)
+    if kept:
+        check_resumed(log, resumed, tmp_path / "straight", tmp_path / "two", 10)
+    else:
+        assert ".model." in difference(state_of(tmp_path / "straight"), state_of(tmp_path / "two"))
+
+
+def test_annealing_anew_is_warned_about(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:
+    shutil.copy(stopped / "checkpoint_last.pt", tmp_path)
+    schedule = ("--lr-scheduler", "polynomial_decay", "--force-anneal", "1", "--total-num-update", "40")
+    common = options(tiny_corpus, "trikd", "--num-workers", "0", "--save-dir", tmp_path, "--max-update", "4", *schedule)
+    assert "--force-anneal 1: the rest of epoch 1 is annealed from the learning rate of its stop" in run_train(*common)
+
+
+def test_a_suffix_and_a_missing_optimizer(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:
+    """Checkpoints of a run with --checkpoint-suffix survive alike; one without an optimizer is no run to go on with."""
+    for path in stopped.glob("*.pt"):
+        shutil.copy(path, tmp_path / f"{path.stem}_a.pt")
+    (tmp_path / "checkpoint_last_a.pt").write_bytes(b"")
+    common = options(tiny_corpus, "trikd", "--num-workers", "0", "--max-update", "4", "--save-dir")
+    log = run_train(*common, tmp_path, "--checkpoint-suffix", "_a")
+    assert "skipped checkpoint checkpoint_last_a.pt (it is empty)" in log
+    assert f"going on from {tmp_path / 'checkpoint_1_3_a.pt'}" in log
+    assert state_of(tmp_path, "checkpoint_last_a.pt")["optimizer_history"][-1]["num_updates"] == 4
+    run_train(*common, tmp_path / "bare", "--no-save-optimizer-state")
+    with pytest.raises(
+        ValueError, match=r"checkpoint_last\.pt: has no state of the optimizer .* begin another with its"
+    ):
+        run_train(*common, tmp_path / "bare")
+
+
+def test_ranks_that_do_not_see_the_checkpoint_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "sum_over_ranks", lambda count: count + 2.0)
+    checkpoint = SimpleNamespace(save_dir=str(tmp_path))
+    trainer: Any = SimpleNamespace(data_parallel_world_size=3, device="cpu", checkpoint_suffix="")
+    trainer.cfg = SimpleNamespace(checkpoint=checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoint_last\.pt: only 2 of 3 ranks see this file; let --save-dir be"):
+        install.check_seen_by_all(trainer, "checkpoint_last.pt")
+    (tmp_path / "checkpoint_last.pt").touch()
+    install.check_seen_by_all(trainer, "checkpoint_last.pt")
+
+
 def test_a_stop_at_the_end_of_an_epoch_keeps_the_running_means(
     tiny_corpus: Path, run_train: Train, tmp_path: Path
 ) -> None:
@@ -107,6 +162,9 @@ def test_patience_counts_over_a_stop(tiny_corpus: Path, run_train: Train, tmp_pa
     run_train(*common, "--max-update", "3")
     log = run_train(*common, "--max-update", "9")
     assert "early stop since valid performance hasn't improved for last 3 runs" in log
+    assert state_of(tmp_path)["optimizer_history"][-1]["num_updates"] == 4
+    assert "has ended already, after 4 updates, by --patience 3" in run_train(*common, "--max-update", "9")
+    assert "by --stop-time-hours 1e-06" in run_train(*common, "--patience", "9", "--stop-time-hours", "1e-6")
     assert state_of(tmp_path)["optimizer_history"][-1]["num_updates"] == 4
 
 

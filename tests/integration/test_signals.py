@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from fairseq.trainer import Trainer
 
 from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.evaluation import in_training
 from mclip_fairseq.resilience import install, signals
 from mclip_fairseq.tasks.common import SampledTask
 from tests.runs import CLOCK, GLOO, ROOT, difference, state_of
@@ -117,8 +119,34 @@ def test_a_schedule_that_looks_at_losses_hears_the_last_one_again(
     assert difference(state_of(straight[0]), state_of(tmp_path)) == ""
 
 
-def test_loader_processes_end_with_their_epoch(
+def test_a_signal_within_retrieval_saves_before_its_end(
     tiny_corpus: Path, run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over many languages it takes longer than a scheduler waits."""
+    encode, rank, seen = in_training.utils.apply_to_sample, in_training.evaluate_languages, list[str]()
+
+    def signalled(*arguments: Any) -> Any:
+        if not seen:
+            os.kill(os.getpid(), signal.SIGTERM)
+        seen.append("batch")
+        return encode(*arguments)
+
+    def ranked(*arguments: Any) -> Any:
+        seen.append("saved" if (tmp_path / "checkpoint_last.pt").exists() else "not saved")
+        return rank(*arguments)
+
+    monkeypatch.setattr(in_training, "BATCH", 4)
+    monkeypatch.setattr(in_training, "utils", SimpleNamespace(apply_to_sample=signalled))
+    monkeypatch.setattr(in_training, "evaluate_languages", ranked)
+    more = ("--num-workers", "0", "--valid-retrieval", "--validate-interval-updates", "2", "--max-update", "4")
+    log = run_train(*options(tiny_corpus, tmp_path, *more))
+    assert seen[-1] == "saved"
+    assert "SIGTERM: saving after 2 updates, in the middle of a validation" in log
+
+
+@pytest.mark.parametrize("directories", [1, 2])
+def test_loader_processes_end_with_their_epoch(
+    directories: int, tiny_corpus: Path, run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples are redrawn in every epoch, by an iterator with processes of its own."""
     step, seen = SampledTask.optimizer_step, []
@@ -129,10 +157,14 @@ def test_loader_processes_end_with_their_epoch(
 
     monkeypatch.setattr(SampledTask, "optimizer_step", counted)
     more = ("--batch-size", "104", "--max-update", "8", "--num-workers", "1", "--no-save")
+    command = options(tiny_corpus, tmp_path / "run", *more)
+    if directories == 2:
+        copy = shutil.copytree(tiny_corpus / "captions", tmp_path / "captions")
+        command[0] = f"{tiny_corpus / 'captions'}:{copy}"
     before = len(children(os.getpid()))
     gc.disable()  # which would end some of them some time
     try:
-        run_train(*options(tiny_corpus, tmp_path, *more))
+        run_train(*command)
     finally:
         gc.enable()
     assert max(seen) <= before + 2, "one of training, one of validation"

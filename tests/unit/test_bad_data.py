@@ -380,4 +380,9 @@ def test_the_budget_is_shared_and_remembered(tmp_path: Path) -> None:
         "x: gone; mend it, take it out, or leave it out with --skip-budget",
         lambda: SkipList(file, 0).add([("x", "gone")]),
     )
+    torn = tmp_path / "torn.tsv"
+    torn.write_text("a\tbrok")  # whoever wrote it was killed
+    SkipList(torn, 2).add([("b\x1b[31m", "gone")])
+    assert torn.read_text() == "a\tbrok\nb\\x1b[31m\tgone\n"
+    refused(r"c\\x1b\[31m: gone; with the 2 of", lambda: SkipList(torn, 2).add([("c\x1b[31m", "gone")]))
     refused("--skip-budget is -1", lambda: SkipList(file, -1))

@@ -126,6 +126,24 @@ def test_a_kill_between_two_files_and_the_wish_to_go_back_are_told_apart(tmp_pat
     assert choose_checkpoint(tmp_path).path == last
 
 
+def test_a_link_to_nothing_is_no_fresh_start(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_last.pt").symlink_to(tmp_path / "gone.pt")
+    with pytest.raises(ValueError, match=r"checkpoint_last.pt \(is a link to a file that is not there\)"):
+        choose_checkpoint(tmp_path)
+    save_sealed(state(3), tmp_path / "checkpoint_1_3.pt", 3)
+    assert choose_checkpoint(tmp_path).path == tmp_path / "checkpoint_1_3.pt"
+
+
+def test_altered_checkpoints_are_not_evaluated_either(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_best.pt"
+    save_sealed(state(12), path, 12)
+    flip(path, 3000, 2)
+    with pytest.raises(
+        ValueError, match=r"checkpoint_best\.pt: its bytes are not those that were written; copy it again"
+    ):
+        load_checkpoint(path)
+
+
 def test_only_checkpoints_of_a_run_count(tmp_path: Path) -> None:
     for name in ("crash.pt", "checkpoint_of_a_friend.pt", "model.pt"):
         save_sealed(state(9), tmp_path / name, 9)
