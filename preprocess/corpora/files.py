@@ -30,6 +30,19 @@ def unreadable(path: Path, error: BaseException) -> ValueError:
     return ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
+def plain_files(paths: Iterable[Path]) -> None:
+    """Refuse what a program that reads plain text cannot read.
+
+    Raises:
+        ValueError: a file is not there, or is compressed.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path}: not found; give a text file")
+        if path.suffix in OPENERS:
+            raise ValueError(f"{path}: is compressed; unpack it first")
+
+
 def split_lines(stream: Any, name: object) -> Iterator[bytes]:
     """Lines of a binary stream without their ends, split at line feeds only; a byte order mark is no text.
 

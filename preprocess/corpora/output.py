@@ -1,6 +1,8 @@
 """A directory that is written in one go: files appear under their names when all of them are complete."""
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
@@ -11,6 +13,44 @@ PART = ".part"
 MANIFEST = "manifest.json"
 # Fewer than any system lets a process open.
 MOST_OPEN = 128
+
+
+def make_folder(folder: Path) -> None:
+    """Make a directory for what is written, where it is not there.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; --output names a directory")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be made ({error.strerror}); give another --output") from error
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[TextIO]:
+    """A text file that gets its name when it is complete; nothing is left of one that is not."""
+    part = path.with_name(path.name + PART)
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def keep_sources(sources: Iterable[Path], targets: Iterable[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        ValueError: a target, or what it is called while it is written, is one of the sources.
+    """
+    names = [name for target in targets for name in (target, target.with_name(target.name + PART)) if name.exists()]
+    for source in sources:
+        if any(source.samefile(name) for name in names):
+            raise ValueError(f"{source}: would be overwritten; give an --output other than the directory of the input")
 
 
 class Output:
@@ -30,9 +70,7 @@ class Output:
         self.streams: dict[str, TextIO] = {}
 
     def __enter__(self) -> Self:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{self.folder}: is a file; --output names a directory")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._refuse_another()
         (self.folder / self.manifest).unlink(missing_ok=True)
         return self
