@@ -103,7 +103,11 @@ class Output:
         self.streams.clear()
 
     def write(self, name: str, line: str) -> None:
-        """Add a line to a file."""
+        """Add a line to a file.
+
+        Raises:
+            ValueError: the line holds half of a character, as a JSON file may.
+        """
         if name not in self.streams:
             if len(self.streams) >= MOST_OPEN:
                 self._close()
@@ -111,7 +115,11 @@ class Output:
             path = self.folder / (name + PART)
             self.streams[name] = cast(TextIO, path.open(mode, encoding="utf-8", newline="\n"))
             self.names.add(name)
-        self.streams[name].write(line + "\n")
+        try:
+            self.streams[name].write(line + "\n")
+        except UnicodeEncodeError as error:
+            around = line[max(0, error.start - 40) : error.end + 40]
+            raise ValueError(f"{name}: {around!r} holds half of a character; mend it in the source file") from error
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Give all files their names, and write what is known of them and the set's name."""
