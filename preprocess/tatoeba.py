@@ -48,7 +48,8 @@ def make(options: Options) -> str:
             if options.expect_counts == "yes" and counts[lang] > MOST:
                 raise ValueError(f"{lang}: {counts[lang]} sentences where {MOST} at most were published")
         facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
-        output.finish(facts | {"pairs": {f"{lang}-eng": count for lang, count in counts.items()}, "notes": list(NOTES)})
+        pairs = {f"{lang}-eng": count for lang, count in counts.items()}
+        output.finish(facts | {"pairs": pairs, "notes": list(NOTES)}, sources.paths)
     return f"{options.output}: {len(languages)} languages, {sum(counts.values())} sentences"
 
 

@@ -1,7 +1,8 @@
 """A directory that is written in one go: files appear under their names when all of them are complete."""
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,8 @@ from typing import Any, Self, TextIO, cast
 from corpora.files import read_json, sha256
 
 PART = ".part"
+# Names hold language codes of the sources.
+SAFE_FILE = re.compile(r"[0-9A-Za-z_.+-]{1,200}")
 MANIFEST = "manifest.json"
 # Fewer than any system lets a process open.
 MOST_OPEN = 128
@@ -106,9 +109,13 @@ class Output:
         """Add a line to a file.
 
         Raises:
-            ValueError: the line holds half of a character, as a JSON file may.
+            ValueError: the line holds half of a character, as a JSON file may, or no file can have that name.
         """
         if name not in self.streams:
+            if SAFE_FILE.fullmatch(name) is None:
+                raise ValueError(
+                    f"{name!r} is no name for a file; look for a language code in the sources that is none"
+                )
             if len(self.streams) >= MOST_OPEN:
                 self._close()
             mode = "a" if name in self.names else "w"
@@ -121,9 +128,14 @@ class Output:
             around = line[max(0, error.start - 40) : error.end + 40]
             raise ValueError(f"{name}: {around!r} holds half of a character; mend it in the source file") from error
 
-    def finish(self, facts: dict[str, Any]) -> None:
-        """Give all files their names, and write what is known of them and the set's name."""
+    def finish(self, facts: dict[str, Any], sources: Sequence[Path]) -> None:
+        """Give all files their names, and write what is known of them and the set's name.
+
+        Raises:
+            ValueError: one of the sources has such a name.
+        """
         self._close()
+        keep_sources(sources, [self.folder / name for name in (*self.names, self.manifest)])
         for name in self.names:
             (self.folder / (name + PART)).replace(self.folder / name)
         hashes = {name: sha256(self.folder / name) for name in sorted(self.names)}
