@@ -8,6 +8,7 @@ where all pairs share their files; captions from `SPLIT.LANG`. Splits that are n
 import argparse
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,16 +96,21 @@ def log_of_one_run() -> Iterator[None]:
 
 
 def binarise(jobs: dict[str, list[str]], dictionary: Path, output: Path, workers: int) -> None:
-    """Run fairseq-preprocess for every job."""
+    """Run fairseq-preprocess for every job; files get their names when all jobs are done."""
     from fairseq import options
     from fairseq_cli import preprocess
 
-    common = ["--srcdict", str(dictionary), "--destdir", str(output), "--workers", str(workers)]
-    with tqdm(jobs.items(), unit="job") as progress:
+    with (
+        tempfile.TemporaryDirectory(dir=output, prefix=".binarise-") as scratch,
+        tqdm(jobs.items(), unit="job") as progress,
+    ):
+        common = ["--srcdict", str(dictionary), "--destdir", scratch, "--workers", str(workers)]
         for name, job in progress:
             progress.set_description(name)
             with log_of_one_run():
                 preprocess.main(options.get_preprocessing_parser().parse_args([*job, *common]))
+        for file in Path(scratch).iterdir():
+            file.replace(output / file.name)
 
 
 def check_dictionary(path: Path) -> None:

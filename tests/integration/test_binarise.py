@@ -1,5 +1,7 @@
 """`preprocess/binarise.py` writes what fairseq-preprocess writes, pair by pair; what it and the steps before refuse."""
 
+import argparse
+import errno
 import os
 import subprocess
 import sys
@@ -108,6 +110,19 @@ def test_pieces_that_are_not_utf8(pieces: Path, tmp_path: Path, what: list[str])
 def test_binarise_options_that_cannot_be_meant(pieces: Path, tmp_path: Path) -> None:
     assert "is a file; --output names a directory" in binarise_refuses(pieces, pieces / "dict.txt", "--captions", "en")
     assert "give at least 1" in binarise_refuses(pieces, tmp_path / "out", "--captions", "en", "--workers", 0)
+
+
+def test_a_full_disk_leaves_nothing_under_its_final_name(
+    pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(options: argparse.Namespace) -> None:
+        (Path(options.destdir) / "train.en-None.en.bin").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fairseq_cli.preprocess.main", half)
+    command = ["--pieces", pieces, "--dictionary", pieces / "dict.txt", "--output", tmp_path / "out"]
+    assert "No space left on device" in refuses("binarise", *command, "--captions", "en")
+    assert not list((tmp_path / "out").iterdir())
 
 
 # ------------------------------------------------------------------------------------------ encode.py
