@@ -16,6 +16,7 @@ MAX_LINE = 16 << 20
 MAX_JSON = 256 << 20
 # Lists and objects take a hundred bytes each where the file may have three; the largest data set has 1.6 million.
 MAX_CONTAINERS = 4_000_000
+MAX_HELD = 256 << 20
 # Text packs 3 to 20 times, images hardly; what is larger than this and packs better than that is a decompression bomb.
 BOMB_BYTES, BOMB_RATIO = 64 << 20, 200
 BOM = b"\xef\xbb\xbf"
@@ -95,6 +96,22 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
     for number, raw in enumerate(raw_lines(path), 1):
         place = f"{path}, line {number}"
         yield place, decode(raw, place)
+
+
+def held_lines(path: Path) -> list[tuple[str, str]]:
+    """All `numbered_lines` of a file of moderate size, compressed or not.
+
+    Raises:
+        ValueError: it is so long that it would fill the memory.
+    """
+    held, size = [], 0
+    for place, line in numbered_lines(path):
+        # Of empty lines too, place and object take memory.
+        size += len(line) + 100
+        if size > MAX_HELD:
+            raise ValueError(f"{place}: no file of this data set has as many lines; download it again")
+        held.append((place, line))
+    return held
 
 
 def open_member(path: Path, name: str) -> Any:

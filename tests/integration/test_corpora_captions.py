@@ -370,6 +370,16 @@ def test_multi30k_of_another_shape(tmp_path: Path, multi30k: Path) -> None:
     assert "no such folder" in refuses("multi30k", "--data", tmp_path / "none", "--output", tmp_path / "out")
 
 
+def test_captions_of_more_lines_than_the_memory_holds(
+    tmp_path: Path, multi30k: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corpora.files.MAX_HELD", 2000)
+    works("multi30k", "--data", multi30k, "--output", tmp_path / "out", *FREE)
+    write(multi30k / "task1" / "raw" / "train.de.gz", "\n" * 100_000)
+    said = refuses("multi30k", "--data", multi30k, "--output", tmp_path / "out", *FREE)
+    assert "train.de.gz, line 21: no file of this data set has as many lines" in said
+
+
 def test_flickr30k(tmp_path: Path) -> None:
     image = {"sentids": [0], "imgid": 0, "sentences": [{"tokens": ["a"], "raw": "A dog .", "imgid": 0, "sentid": 0}]}
     images = [image | {"split": "test", "filename": "1007129816.jpg"}]
