@@ -129,7 +129,7 @@ def make(options: Options) -> str:
         whole = options.expect_counts == "yes"
         photos = 0 if options.imagenet is None else write_photos(options.imagenet, output, whole)
         facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
-        output.finish(facts | {"languages": counts, "images": photos, "notes": list(NOTES)})
+        output.finish(facts | {"languages": counts, "images": photos, "notes": list(NOTES)}, sources.paths)
     without = [lang for lang, count in counts.items() if not count["prompts"]]
     return f"{options.output}: {len(counts)} languages, {photos} images; without prompts: {' '.join(without) or 'none'}"
 

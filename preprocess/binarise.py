@@ -8,10 +8,14 @@ where all pairs share their files; captions from `SPLIT.LANG`. Splits that are n
 import argparse
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from corpora.command import guarded
+from corpora.files import numbered_lines
+from corpora.output import make_folder
 from tqdm import tqdm
 
 SPLITS = ("train", "valid", "test")
@@ -43,7 +47,7 @@ def check_lines(source: Path, target: Path) -> None:
     """Refuse two files whose lines cannot be translations of each other.
 
     Raises:
-        ValueError: naming both numbers.
+        ValueError: naming both numbers, or the line that is not UTF-8.
     """
     lines = [count_lines(file) for file in (source, target)]
     if lines[0] != lines[1]:
@@ -53,23 +57,24 @@ def check_lines(source: Path, target: Path) -> None:
 
 
 def count_lines(file: Path) -> int:
-    """Lines of a file, a last one without line feed included."""
-    lines, last = 0, b"\n"
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            lines, last = lines + block.count(b"\n"), block[-1:]
-    return lines + (last != b"\n")
+    """Lines of a UTF-8 file, a last one without line feed included.
+
+    Raises:
+        ValueError: a line is not UTF-8, which fairseq would notice with the output half written.
+    """
+    return sum(1 for _ in numbered_lines(file))
 
 
 def caption_options(pieces: Path, splits: Sequence[str], lang: str) -> list[str]:
     """Prefixes of the captions of one language.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or one is not UTF-8.
     """
     options = ["--only-source", "--source-lang", lang]
     for split in splits:
         if (pieces / f"{split}.{lang}").is_file():
+            count_lines(pieces / f"{split}.{lang}")
             options += [f"--{split}pref", str(pieces / split)]
     if len(options) == 3:
         raise ValueError(f"{pieces}: has none of {', '.join(f'{split}.{lang}' for split in splits)}")
@@ -91,16 +96,55 @@ def log_of_one_run() -> Iterator[None]:
 
 
 def binarise(jobs: dict[str, list[str]], dictionary: Path, output: Path, workers: int) -> None:
-    """Run fairseq-preprocess for every job."""
+    """Run fairseq-preprocess for every job; files get their names when all jobs are done."""
     from fairseq import options
     from fairseq_cli import preprocess
 
-    common = ["--srcdict", str(dictionary), "--destdir", str(output), "--workers", str(workers)]
-    with tqdm(jobs.items(), unit="job") as progress:
+    with (
+        tempfile.TemporaryDirectory(dir=output, prefix=".binarise-") as scratch,
+        tqdm(jobs.items(), unit="job") as progress,
+    ):
+        common = ["--srcdict", str(dictionary), "--destdir", scratch, "--workers", str(workers)]
         for name, job in progress:
             progress.set_description(name)
             with log_of_one_run():
                 preprocess.main(options.get_preprocessing_parser().parse_args([*job, *common]))
+        for file in Path(scratch).iterdir():
+            file.replace(output / file.name)
+
+
+def check_dictionary(path: Path) -> None:
+    """Refuse what fairseq cannot read, or would read as nothing.
+
+    Raises:
+        ValueError: the file is missing, is no dictionary, or is an empty one.
+    """
+    from mclip_fairseq.data.tokens import load_dictionary
+
+    if not path.is_file():
+        raise ValueError(f"{path}: not found; give the text encoder's dict.txt")
+    dictionary = load_dictionary(path)
+    # load_dictionary adds <mask>.
+    if len(dictionary) <= dictionary.nspecial + 1:
+        raise ValueError(f"{path}: has no entry; give the text encoder's dict.txt")
+
+
+def make(options: argparse.Namespace) -> str:
+    """Check everything, then run all jobs; returns what to tell the user.
+
+    Raises:
+        ValueError: an option or a file cannot be used.
+    """
+    if wrong := [pair for pair in options.pairs or [] if pair.count("-") != 1 or not all(pair.split("-"))]:
+        raise ValueError(f"--pairs {wrong[0]}: write a pair as SRC-TGT, such as en-de")
+    if options.workers < 1:
+        raise ValueError(f"--workers {options.workers}: give at least 1")
+    check_dictionary(options.dictionary)
+    jobs = {pair: pair_options(options.pieces, options.splits, *pair.split("-")) for pair in options.pairs or []}
+    jobs |= {lang: caption_options(options.pieces, options.splits, lang) for lang in options.captions or []}
+    make_folder(options.output)
+    binarise(jobs, options.dictionary, options.output, options.workers)
+    return f"{options.output}: {', '.join(jobs)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,19 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--pairs", nargs="+", metavar="SRC-TGT", help="language pairs")
     what.add_argument("--captions", nargs="+", metavar="LANG", help="languages of captions")
-    args = parser.parse_args(argv)
-    try:
-        if not args.dictionary.is_file():
-            raise ValueError(f"{args.dictionary}: not found; give the text encoder's dict.txt")
-        if wrong := [pair for pair in args.pairs or [] if pair.count("-") != 1 or not all(pair.split("-"))]:
-            raise ValueError(f"--pairs {wrong[0]}: write a pair as SRC-TGT, such as en-de")
-        jobs = {pair: pair_options(args.pieces, args.splits, *pair.split("-")) for pair in args.pairs or []}
-        jobs |= {lang: caption_options(args.pieces, args.splits, lang) for lang in args.captions or []}
-        binarise(jobs, args.dictionary, args.output, args.workers)
-    except ValueError as error:
-        print(f"binarise.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = parser.parse_args(argv)
+    return guarded("binarise.py", lambda: make(options))
 
 
 if __name__ == "__main__":

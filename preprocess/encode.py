@@ -11,27 +11,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
+from corpora.command import guarded
+from corpora.files import numbered_lines, plain_files
+from corpora.output import keep_sources, make_folder, written_whole
 from tqdm import tqdm
 
 CHUNK = 65536
 
 
 def encode_file(processor: sentencepiece.SentencePieceProcessor, source: Path, target: Path) -> int:
-    """Encode one file; returns the number of lines."""
+    """Encode one file; returns the number of lines.
+
+    Raises:
+        ValueError: a line is not UTF-8.
+    """
     lines = 0
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        source.open(encoding="utf-8", newline="\n") as reader,
-        target.open("w", encoding="utf-8") as writer,
-        tqdm(desc=source.name, unit="line") as progress,
-    ):
-        while chunk := list(itertools.islice(reader, CHUNK)):
-            # Inner whitespace of any kind is one space: other line breaks would end the line early.
-            for pieces in processor.encode([" ".join(line.split()) for line in chunk], out_type=str):
+    # Inner whitespace of any kind is one space: other line breaks would end the line early.
+    texts = (" ".join(line.split()) for _, line in numbered_lines(source))
+    with written_whole(target) as writer, tqdm(desc=source.name, unit="line") as progress:
+        while chunk := list(itertools.islice(texts, CHUNK)):
+            for pieces in processor.encode(chunk, out_type=str):
                 writer.write(" ".join(pieces) + "\n")
             lines += len(chunk)
             progress.update(len(chunk))
     return lines
+
+
+def encode(model: Path, output: Path, files: Sequence[Path]) -> str:
+    """Encode all files into a directory; returns what to tell the user.
+
+    Raises:
+        ValueError: a file cannot be read, two have the same name, or one would be overwritten.
+    """
+    if not model.is_file():
+        raise ValueError(f"{model}: not found; give the text encoder's sentencepiece.bpe.model")
+    plain_files(files)
+    targets: dict[Path, Path] = {}
+    for path in files:
+        first = targets.setdefault(output / path.name, path)
+        if first is not path:
+            raise ValueError(f"{path}: has the name of {first}, whose pieces it would replace; encode it elsewhere")
+    make_folder(output)
+    keep_sources([model, *files], targets)
+    from mclip_fairseq.data.tokenizer import load_sentencepiece
+
+    processor = load_sentencepiece(model)
+    lines = sum(encode_file(processor, path, target) for target, path in targets.items())
+    return f"{output}: {lines} lines in {len(targets)} files"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,20 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="directory for the encoded files, of the same names")
     parser.add_argument("files", type=Path, nargs="+", help="UTF-8 text, one sentence per line")
     args = parser.parse_args(argv)
-    missing = [str(path) for path in (args.model, *args.files) if not path.is_file()]
-    if missing:
-        print(f"encode.py: {', '.join(missing)}: not found", file=sys.stderr)
-        return 2
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(args.model), num_threads=-1)
-    for path in args.files:
-        try:
-            encode_file(processor, path, args.output / path.name)
-        except UnicodeDecodeError as error:
-            print(
-                f"encode.py: {path}: is not UTF-8 ({error.reason} at byte {error.start}); convert it", file=sys.stderr
-            )
-            return 2
-    return 0
+    return guarded("encode.py", lambda: encode(args.model, args.output, args.files))
 
 
 if __name__ == "__main__":

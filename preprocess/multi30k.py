@@ -20,7 +20,7 @@ from pathlib import Path
 from corpora.captions import Caption
 from corpora.coco import image_paths
 from corpora.command import Corpus, Options, run
-from corpora.files import numbered_lines, same_length, unique
+from corpora.files import held_lines, numbered_lines, same_length, unique
 from corpora.sources import Sources, existing
 
 LANGUAGES = ("en", "de", "fr", "cs")
@@ -88,7 +88,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
         for lang, paths in files.items():
             if not paths:
                 continue
-            sides = {path: list(numbered_lines(sources.file(path))) for path in paths}
+            sides = {path: held_lines(sources.file(path)) for path in paths}
             same_length({list_file: images, **sides})
             yield from captions_of(OUTPUT_NAMES.get(split, split), lang, images, list(sides.values()))
 

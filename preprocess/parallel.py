@@ -204,7 +204,7 @@ def make(options: Options) -> str:
             raise ValueError(f"{name}: no pair is left of {report.read}\n{report.table()}")
         rules = {key: getattr(options, key) for key in RULES}
         facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
-        output.finish(facts | ({"rules": rules} if options.split == TRAIN else {}) | report.facts())
+        output.finish(facts | ({"rules": rules} if options.split == TRAIN else {}) | report.facts(), sources.paths)
     return f"{options.output}/{name}\n{report.table()}"
 
 

@@ -146,7 +146,7 @@ def make(options: Options) -> str:
                     "--expect-counts no"
                 )
         facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
-        output.finish(facts | {"tables": counts, "notes": list(NOTES)})
+        output.finish(facts | {"tables": counts, "notes": list(NOTES)}, sources.paths)
     return "\n".join([f"{options.output}:", *(f"  {name}: {count} pairs" for name, count in counts.items())])
 
 

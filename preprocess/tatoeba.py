@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from corpora.command import Options, guarded, start_parser
-from corpora.files import numbered_lines, same_length
+from corpora.files import held_lines, same_length
 from corpora.output import Output
 from corpora.sources import Sources, existing
 from corpora.text import one_line
@@ -48,7 +48,8 @@ def make(options: Options) -> str:
             if options.expect_counts == "yes" and counts[lang] > MOST:
                 raise ValueError(f"{lang}: {counts[lang]} sentences where {MOST} at most were published")
         facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
-        output.finish(facts | {"pairs": {f"{lang}-eng": count for lang, count in counts.items()}, "notes": list(NOTES)})
+        pairs = {f"{lang}-eng": count for lang, count in counts.items()}
+        output.finish(facts | {"pairs": pairs, "notes": list(NOTES)}, sources.paths)
     return f"{options.output}: {len(languages)} languages, {sum(counts.values())} sentences"
 
 
@@ -59,7 +60,7 @@ def copy_pair(folder: Path, lang: str, sources: Sources, output: Output) -> int:
         ValueError: a sentence is empty, or the sides differ in length.
     """
     paths = [sources.file(folder / f"tatoeba.{lang}-eng.{side}") for side in (lang, "eng")]
-    sides = {path: list(numbered_lines(path)) for path in paths}
+    sides = {path: held_lines(path) for path in paths}
     count = same_length(sides)
     for path, lines in sides.items():
         for place, line in lines:

@@ -5,31 +5,70 @@ For experiments too small for XLM-R's 250,000 pieces; with the real XLM-R, use t
 """
 
 import argparse
+import io
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
+from corpora.command import guarded
+from corpora.files import numbered_lines, plain_files
+from corpora.output import keep_sources, make_folder
 
-from mclip_fairseq.data.tokenizer import write_dictionary
+from mclip_fairseq.data.files import first_line
+from mclip_fairseq.data.tokenizer import SENTENCEPIECE, write_dictionary
 
 
-def train(files: Sequence[Path], output: Path, vocabulary: int, model_type: str) -> None:
-    """Train on all lines of all files and write both files."""
-    output.mkdir(parents=True, exist_ok=True)
-    prefix = output / "sentencepiece.bpe"
-    # The trainer shuffles only when it samples; it reads every line here, so the result depends on the input alone.
-    sentencepiece.SentencePieceTrainer.train(
-        input=",".join(map(str, files)),
-        model_prefix=str(prefix),
-        vocab_size=vocabulary,
-        model_type=model_type,
-        character_coverage=0.9999,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    write_dictionary(output)
-    prefix.with_suffix(".bpe.vocab").unlink()
+def check_text(files: Sequence[Path]) -> None:
+    """Refuse files that the trainer would take for text, or fail on.
+
+    Raises:
+        ValueError: a file is missing or not UTF-8, or all are empty.
+    """
+    plain_files(files)
+    empty = True
+    for path in files:
+        for place, line in numbered_lines(path):
+            if "\0" in line:
+                raise ValueError(f"{place}: holds a null character, as UTF-16 does; convert the file to UTF-8")
+            empty = empty and not line.strip()
+    if empty:
+        raise ValueError(
+            f"{files[0]}: holds no text, nor do the other files, if there are any; give one with sentences"
+        )
+
+
+def train(files: Sequence[Path], output: Path, vocabulary: int, model_type: str) -> str:
+    """Train on all lines of all files and write both files; returns what to tell the user.
+
+    Raises:
+        ValueError: a file cannot be used or would be overwritten, or the trainer refuses.
+    """
+    check_text(files)
+    make_folder(output)
+    names = (SENTENCEPIECE, "dict.txt")
+    keep_sources(files, [output / name for name in names])
+    model = io.BytesIO()
+    try:
+        # The trainer shuffles only when it samples; it reads every line here, so the result depends on the input alone.
+        sentencepiece.SentencePieceTrainer.train(
+            input=list(map(str, files)),
+            model_writer=model,
+            vocab_size=vocabulary,
+            model_type=model_type,
+            character_coverage=0.9999,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"--vocabulary {vocabulary}: cannot be made of {files[0]} ({first_line(error)})") from error
+    with tempfile.TemporaryDirectory(dir=output, prefix=".tokenizer-") as scratch:
+        (Path(scratch) / SENTENCEPIECE).write_bytes(model.getvalue())
+        write_dictionary(Path(scratch))
+        for name in names:
+            (Path(scratch) / name).replace(output / name)
+    return f"{output}: {', '.join(names)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,12 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-type", choices=["unigram", "bpe"], default="unigram", help="XLM-R's is unigram")
     parser.add_argument("files", type=Path, nargs="+", help="UTF-8 text, one sentence per line")
     args = parser.parse_args(argv)
-    missing = [str(path) for path in args.files if not path.is_file()]
-    if missing:
-        print(f"train_tokenizer.py: {', '.join(missing)}: not found", file=sys.stderr)
-        return 2
-    train(args.files, args.output, args.vocabulary, args.model_type)
-    return 0
+    return guarded("train_tokenizer.py", lambda: train(args.files, args.output, args.vocabulary, args.model_type))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from corpora.captions import Caption
 from corpora.coco import image_paths
 from corpora.command import Corpus, Options, run
-from corpora.files import numbered_lines, same_length, unique
+from corpora.files import held_lines, numbered_lines, same_length, unique
 from corpora.sources import Sources
 
 FOLDERS = {"MIC": ("en", "de", "fr"), "STAIR": ("ja",), "XTD10": ("es", "it", "ko", "pl", "ru", "tr", "zh")}
@@ -40,7 +40,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
                 continue
             name = f"test_1kcaptions_{SOURCE_NAMES.get(lang, lang)}.txt"
             path = sources.file(options.folder / folder / name)
-            lines = list(numbered_lines(path))
+            lines = held_lines(path)
             same_length({list_file: images, path: lines})
             for image, (place, text) in zip(images, lines, strict=True):
                 yield Caption("test", lang, image, text, place, image_paths(image))

@@ -11,7 +11,8 @@ from corpora.output import Output
 from corpora.text import one_line
 
 TRAIN = "train"
-SAFE_NAME = re.compile(r"[^\s/][^\s]*")
+# No white space, nothing that a terminal obeys, and no half of a character, which JSON may hold and UTF-8 may not.
+SAFE_NAME = re.compile(r"(?!/)[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 TEXTS = "texts.en.tsv"
 # Splits whose English captions the teacher reads.
 TAUGHT = (TRAIN, "valid")
@@ -101,9 +102,12 @@ class CaptionWriter:
         """Write all captions.
 
         Raises:
-            ValueError: an empty caption or a missing image that the budget does not allow for, or no caption at all.
+            ValueError: an empty caption or a missing image that the budget does not allow for, a name that no image
+                can have, or no caption at all.
         """
         for caption in captions:
+            if not SAFE_NAME.fullmatch(caption.image) or ".." in caption.image:
+                raise ValueError(f"{caption.place}: {caption.image!r} is no name that an image can have")
             text = one_line(caption.text)
             path = self.images.path(caption)
             if path is None:
@@ -131,8 +135,6 @@ class CaptionWriter:
             if caption.image in self.listed:
                 return
             self.listed.add(caption.image)
-        if not SAFE_NAME.fullmatch(caption.image) or ".." in caption.image:
-            raise ValueError(f"{caption.place}: {caption.image!r} is no name that an image can have")
         self.image_count += 1
         self.output.write(IMAGES, f"{caption.image}\t{path}")
 

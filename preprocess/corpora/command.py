@@ -97,7 +97,7 @@ def write_corpus(corpus: Corpus, options: Options, script: str) -> str:
             writer.check(corpus.expected(options) if callable(corpus.expected) else corpus.expected)
         folds = {split: writer.write_folds(split, size) for split, size in corpus.folds.items()}
         folds = {split: fold for split, fold in folds.items() if fold}
-        output.finish(facts(corpus, writer, sources, folds, script))
+        output.finish(facts(corpus, writer, sources, folds, script), sources.paths)
     return summary(options.output, writer)
 
 

@@ -13,10 +13,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
 MAX_LINE = 16 << 20
-MAX_JSON = 1 << 30
+MAX_JSON = 256 << 20
+# Lists and objects take a hundred bytes each where the file may have three; the largest data set has 1.6 million.
+MAX_CONTAINERS = 4_000_000
+MAX_HELD = 256 << 20
+# Text packs 3 to 20 times, images hardly; what is larger than this and packs better than that is a decompression bomb.
+BOMB_BYTES, BOMB_RATIO = 64 << 20, 200
 BOM = b"\xef\xbb\xbf"
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
+# RuntimeError is an archive's password, and NotImplementedError, which it includes, a method that is not known.
+UNREADABLE = (OSError, EOFError, MemoryError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 T = TypeVar("T")
 
 
@@ -27,7 +33,27 @@ def open_bytes(path: Path) -> Any:
 
 def unreadable(path: Path, error: BaseException) -> ValueError:
     """What to say of a file that the system or its compression refuses."""
-    return ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+    return ValueError(
+        f"{path}: cannot be read: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
+    )
+
+
+def most_unpacked(path: Path) -> int:
+    """Bytes that a compressed file, or an archive, may honestly unpack to."""
+    return max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size)
+
+
+def plain_files(paths: Iterable[Path]) -> None:
+    """Refuse what a program that reads plain text cannot read.
+
+    Raises:
+        ValueError: a file is not there, or is compressed.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path}: not found; give a text file")
+        if path.suffix in OPENERS:
+            raise ValueError(f"{path}: is compressed; unpack it first")
 
 
 def split_lines(stream: Any, name: object) -> Iterator[bytes]:
@@ -72,6 +98,22 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
         yield place, decode(raw, place)
 
 
+def held_lines(path: Path) -> list[tuple[str, str]]:
+    """All `numbered_lines` of a file of moderate size, compressed or not.
+
+    Raises:
+        ValueError: it is so long that it would fill the memory.
+    """
+    held, size = [], 0
+    for place, line in numbered_lines(path):
+        # Of empty lines too, place and object take memory.
+        size += len(line) + 100
+        if size > MAX_HELD:
+            raise ValueError(f"{place}: no file of this data set has as many lines; download it again")
+        held.append((place, line))
+    return held
+
+
 def open_member(path: Path, name: str) -> Any:
     """A file of a zip archive, in whichever folder of it, as a binary stream.
 
@@ -80,12 +122,29 @@ def open_member(path: Path, name: str) -> Any:
     """
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (ValueError, *UNREADABLE) as error:
         raise unreadable(path, error) from error
     found = [member for member in archive.namelist() if PurePosixPath(member).name == name]
     if len(found) != 1:
         raise ValueError(f"{path}: holds {len(found)} files {name}; give that file itself")
     return archive.open(found[0])
+
+
+def read_bounded(path: Path, name: str) -> bytes:
+    """The content of a file, compressed or not, or of a file in a zip archive, as far as its size is credible.
+
+    Raises:
+        ValueError: it is not, or the file cannot be read.
+    """
+    try:
+        limit = min(MAX_JSON, most_unpacked(path))
+        with open_member(path, name) if path.suffix == ".zip" else open_bytes(path) as stream:
+            data = cast(bytes, stream.read(limit + 1))
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+    if len(data) > limit:
+        raise ValueError(f"{path}: is larger than {limit} bytes, which no file of this data set is; download it again")
+    return data
 
 
 def read_json(path: Path, drop: frozenset[str] = frozenset(), name: str = "") -> Any:
@@ -99,19 +158,17 @@ def read_json(path: Path, drop: frozenset[str] = frozenset(), name: str = "") ->
     Raises:
         ValueError: unreadable, too large, or not JSON.
     """
-    try:
-        with open_member(path, name) if path.suffix == ".zip" else open_bytes(path) as stream:
-            data = stream.read(MAX_JSON + 1)
-    except UNREADABLE as error:
-        raise unreadable(path, error) from error
-    if len(data) > MAX_JSON:
-        raise ValueError(f"{path}: is larger than {MAX_JSON >> 20} MiB, which no file of this data set is")
+    data = read_bounded(path, name)
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise ValueError(f"{path}: has more than {MAX_CONTAINERS} lists and objects, as no file of this data set")
 
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return {key: value for key, value in pairs if key not in drop}
 
     try:
         return json.loads(data.removeprefix(BOM), object_pairs_hook=keep)
+    except MemoryError as error:
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON: {error}") from error
 

@@ -1,6 +1,9 @@
 """A directory that is written in one go: files appear under their names when all of them are complete."""
 
 import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
@@ -8,9 +11,49 @@ from typing import Any, Self, TextIO, cast
 from corpora.files import read_json, sha256
 
 PART = ".part"
+# Names hold language codes of the sources.
+SAFE_FILE = re.compile(r"[0-9A-Za-z_.+-]{1,200}")
 MANIFEST = "manifest.json"
 # Fewer than any system lets a process open.
 MOST_OPEN = 128
+
+
+def make_folder(folder: Path) -> None:
+    """Make a directory for what is written, where it is not there.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; --output names a directory")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be made ({error.strerror}); give another --output") from error
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[TextIO]:
+    """A text file that gets its name when it is complete; nothing is left of one that is not."""
+    part = path.with_name(path.name + PART)
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as stream:
+            yield stream
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def keep_sources(sources: Iterable[Path], targets: Iterable[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        ValueError: a target, or what it is called while it is written, is one of the sources.
+    """
+    names = [name for target in targets for name in (target, target.with_name(target.name + PART)) if name.exists()]
+    for source in sources:
+        if any(source.samefile(name) for name in names):
+            raise ValueError(f"{source}: would be overwritten; give an --output other than the directory of the input")
 
 
 class Output:
@@ -30,9 +73,7 @@ class Output:
         self.streams: dict[str, TextIO] = {}
 
     def __enter__(self) -> Self:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{self.folder}: is a file; --output names a directory")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._refuse_another()
         (self.folder / self.manifest).unlink(missing_ok=True)
         return self
@@ -65,19 +106,36 @@ class Output:
         self.streams.clear()
 
     def write(self, name: str, line: str) -> None:
-        """Add a line to a file."""
+        """Add a line to a file.
+
+        Raises:
+            ValueError: the line holds half of a character, as a JSON file may, or no file can have that name.
+        """
         if name not in self.streams:
+            if SAFE_FILE.fullmatch(name) is None:
+                raise ValueError(
+                    f"{name!r} is no name for a file; look for a language code in the sources that is none"
+                )
             if len(self.streams) >= MOST_OPEN:
                 self._close()
             mode = "a" if name in self.names else "w"
             path = self.folder / (name + PART)
             self.streams[name] = cast(TextIO, path.open(mode, encoding="utf-8", newline="\n"))
             self.names.add(name)
-        self.streams[name].write(line + "\n")
+        try:
+            self.streams[name].write(line + "\n")
+        except UnicodeEncodeError as error:
+            around = line[max(0, error.start - 40) : error.end + 40]
+            raise ValueError(f"{name}: {around!r} holds half of a character; mend it in the source file") from error
 
-    def finish(self, facts: dict[str, Any]) -> None:
-        """Give all files their names, and write what is known of them and the set's name."""
+    def finish(self, facts: dict[str, Any], sources: Sequence[Path]) -> None:
+        """Give all files their names, and write what is known of them and the set's name.
+
+        Raises:
+            ValueError: one of the sources has such a name.
+        """
         self._close()
+        keep_sources(sources, [self.folder / name for name in (*self.names, self.manifest)])
         for name in self.names:
             (self.folder / (name + PART)).replace(self.folder / name)
         hashes = {name: sha256(self.folder / name) for name in sorted(self.names)}

@@ -47,7 +47,7 @@ def read_zip(path: Path, source: str, target: str) -> Pairs:
             left, right = (f"{path}:{name}" for name in names)
             with archive.open(names[0]) as first, archive.open(names[1]) as second:
                 yield from zip_lines(split_lines(first, left), split_lines(second, right), (left, right))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, *UNREADABLE) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 

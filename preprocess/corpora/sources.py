@@ -18,6 +18,7 @@ class Sources:
     """
 
     def __init__(self, checksums: Path | None = None) -> None:
+        self.paths: list[Path] = []
         self.files: list[dict[str, object]] = []
         self.expected = {} if checksums is None else read_checksums(checksums)
 
@@ -37,6 +38,7 @@ class Sources:
         expected = self.expected.get(path.name) or KNOWN.get(path.name, digest)
         if digest != expected:
             raise ValueError(f"{path}: its SHA-256 is {digest}, expected is {expected}; download it again")
+        self.paths.append(path)
         self.files.append({"file": path.name, "bytes": path.stat().st_size, "sha256": digest})
 
     def described(self) -> list[dict[str, object]]:

@@ -6,13 +6,25 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
-from corpora.files import UNREADABLE, decode, sha256, unreadable
+from corpora.files import UNREADABLE, decode, most_unpacked, sha256, unreadable
 
 SAFE = re.compile(r"[0-9A-Za-z_-]{1,100}")
 IMAGES = ("jpg", "jpeg", "png", "webp")
 MAX_IMAGE = 64 << 20
+TEXTS = ("txt", "json")
 MAX_TEXT = 1 << 20
+MAX_SAMPLE = MAX_IMAGE + 2 * MAX_TEXT
+# What a tar says of the next member before it; tarfile reads it in one piece.
+HEADERS = {
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+}
+MAX_HEADER = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -63,31 +75,61 @@ class Shard:
     missing: list[str] = field(default_factory=list)
 
 
+class Entry(tarfile.TarInfo):
+    """A member of a tar, of which nothing is read that could fill the memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header; see the base class."""
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.type in HEADERS and not 0 <= entry.size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a name or header of {entry.size} bytes; no sample has one; download it again")
+        if entry.type == tarfile.GNUTYPE_SPARSE:
+            cls._proc_gnusparse_10()
+        return entry
+
+    @staticmethod
+    def _proc_gnusparse_10(*_: Any) -> None:
+        # Also what tarfile calls where a header announces a list of pieces, which may be of any length.
+        raise tarfile.ReadError("a file in pieces; no sample has one; download it again")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10
+
+
 def read_samples(path: Path) -> Iterator[Sample]:
-    """Samples of a tar; members of one follow each other.
+    """Samples of a tar; members of one follow each other, and those of other extensions are passed over.
 
     Raises:
-        ValueError: no tar, a member whose name is not a plain key with an extension, or one of absurd size.
+        ValueError: no tar, a decompression bomb, a member whose name is not a plain key with an extension, or one of
+            absurd size.
     """
     key, parts = "", dict[str, bytes]()
     try:
-        with tarfile.open(path, "r|*") as tar:
+        most = most_unpacked(path)
+        with tarfile.open(path, "r|*", tarinfo=Entry) as tar:
             for entry in tar:
+                # It would keep every member that it has read.
+                tar.members = []  # type: ignore[attr-defined]
+                if entry.offset_data + entry.size > most:
+                    raise ValueError(f"{path}: unpacks to more than {most} bytes, as no images do; download it again")
                 if not entry.isfile():
                     continue
                 name, _, ending = entry.name.rpartition("/")[2].partition(".")
                 limit = MAX_IMAGE if ending.lower() in IMAGES else MAX_TEXT
-                if SAFE.fullmatch(name) is None or entry.size > limit:
+                if SAFE.fullmatch(name) is None or not 0 <= entry.size <= limit:
                     raise ValueError(f"{path}: has a member {entry.name!r} of {entry.size} bytes, which is no sample's")
-                if name != key and parts:
-                    yield Sample(key, parts)
-                    parts = {}
-                key = name
-                stream = tar.extractfile(entry)
-                parts[ending.lower()] = b"" if stream is None else stream.read(limit)
+                if name != key:
+                    if key:
+                        yield Sample(key, parts)
+                    key, parts = name, {}
+                if ending.lower() in (*IMAGES, *TEXTS):
+                    stream = tar.extractfile(entry)
+                    parts[ending.lower()] = b"" if stream is None else stream.read(limit)
+                if sum(map(len, parts.values())) > MAX_SAMPLE:
+                    raise ValueError(f"{path}, sample {key}: has more than {MAX_SAMPLE} bytes; no sample has")
     except (tarfile.TarError, *UNREADABLE) as error:
         raise unreadable(path, error) from error
-    if parts:
+    if key:
         yield Sample(key, parts)
 
 

@@ -1,11 +1,17 @@
-"""`preprocess/binarise.py` writes what fairseq-preprocess writes, pair by pair."""
+"""`preprocess/binarise.py` writes what fairseq-preprocess writes, pair by pair; what it and the steps before refuse."""
 
+import argparse
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests import hostile
+from tests.downloads import lines, refuses, tokenizer, works, write
 
 LINES = {"en": "a b\nb c\n", "de": "c\na a b\n", "fr": "b\nc\n"}
 
@@ -68,10 +74,156 @@ def test_captions(repository_root: Path, pieces: Path, tmp_path: Path) -> None:
         (["--captions", "cs"], "has none of train.cs, valid.cs, test.cs"),
     ],
 )
-def test_what_is_missing_is_named(
-    repository_root: Path, pieces: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_what_is_missing_is_named(pieces: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     (pieces / "train.en-fr.fr").unlink()
-    done = binarise(repository_root, pieces, *arguments, "--output", str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert message in done.stderr
+    assert message in binarise_refuses(pieces, tmp_path / "out", *arguments)
+
+
+def binarise_refuses(pieces: Path, output: Path, *what: object) -> str:
+    """The sentence that it refuses with, and nothing of fairseq's is written."""
+    dictionary = pieces / "dict.txt"
+    said = refuses("binarise", "--pieces", pieces, "--dictionary", dictionary, "--output", output, *what)
+    assert said.count("\n") == 1
+    assert not output.is_dir()
+    return said
+
+
+@pytest.mark.parametrize("name", hostile.DICTIONARIES)
+def test_dictionaries_that_are_none(pieces: Path, tmp_path: Path, name: str) -> None:
+    content, message = hostile.DICTIONARIES[name]
+    (pieces / "dict.txt").write_bytes(content)
+    assert f"dict.txt: {message}" in binarise_refuses(pieces, tmp_path / "out", "--captions", "en")
+
+
+def test_a_dictionary_without_entries(pieces: Path, tmp_path: Path) -> None:
+    (pieces / "dict.txt").write_bytes(b"")
+    assert "dict.txt: has no entry" in binarise_refuses(pieces, tmp_path / "out", "--captions", "en")
+
+
+@pytest.mark.parametrize("what", [["--captions", "de"], ["--pairs", "en-de"]])
+def test_pieces_that_are_not_utf8(pieces: Path, tmp_path: Path, what: list[str]) -> None:
+    (pieces / "train.de").write_bytes(b"c\n" * 3000 + b"a \xff\n")
+    said = binarise_refuses(pieces, tmp_path / "out", *what)
+    assert "train.de, line 3001: is not UTF-8 (byte 3 of the line)" in said
+
+
+def test_binarise_options_that_cannot_be_meant(pieces: Path, tmp_path: Path) -> None:
+    assert "is a file; --output names a directory" in binarise_refuses(pieces, pieces / "dict.txt", "--captions", "en")
+    assert "give at least 1" in binarise_refuses(pieces, tmp_path / "out", "--captions", "en", "--workers", 0)
+
+
+def test_a_full_disk_leaves_nothing_under_its_final_name(
+    pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(options: argparse.Namespace) -> None:
+        (Path(options.destdir) / "train.en-None.en.bin").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fairseq_cli.preprocess.main", half)
+    command = ["--pieces", pieces, "--dictionary", pieces / "dict.txt", "--output", tmp_path / "out"]
+    assert "No space left on device" in refuses("binarise", *command, "--captions", "en")
+    assert not list((tmp_path / "out").iterdir())
+
+
+# ------------------------------------------------------------------------------------------ encode.py
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model."""
+    return tokenizer(tmp_path_factory.mktemp("encode") / "xlmr") / "sentencepiece.bpe.model"
+
+
+def test_every_line_of_text_is_a_line_of_pieces(model: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "train.en", "a dog\r\n\na\u2028cat\tsleeps\nruns")
+    said = works("encode", "--model", model, "--output", tmp_path / "pieces", source)
+    assert "4 lines in 1 files" in said
+    encoded = lines(tmp_path / "pieces" / "train.en")
+    assert ["".join(line.split()).replace("\u2581", " ").strip() for line in encoded] == [
+        *("a dog", "", "a cat sleeps", "runs")
+    ]
+    assert [path.name for path in (tmp_path / "pieces").iterdir()] == ["train.en"]
+
+
+@pytest.mark.parametrize("alias", ["itself", "hard link", "soft link", "part"])
+def test_the_input_is_never_overwritten(model: Path, tmp_path: Path, alias: str) -> None:
+    source = write(tmp_path / "s" / ("train.en.part" if alias == "part" else "train.en"), "a dog\nthe cat\n")
+    files, output = [source], tmp_path / "s"
+    if alias == "part":
+        files.append(write(tmp_path / "t" / "train.en", "a\n"))
+    elif alias != "itself":
+        output = tmp_path / "out"
+        output.mkdir()
+        (os.link if alias == "hard link" else os.symlink)(source, output / "train.en")
+    said = refuses("encode", "--model", model, "--output", output, *files)
+    assert f"{source}: would be overwritten; give an --output other than" in said
+    assert lines(source) == ["a dog", "the cat"]
+
+
+def test_a_file_that_cannot_be_encoded_leaves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("encode.CHUNK", 10)
+    source = write(tmp_path / "train.en", b"a dog\n" * 2000 + b"a \xff cat\n")
+    command = ["--model", model, "--output", tmp_path / "pieces", source]
+    said = refuses("encode", *command)
+    assert "train.en, line 2001: is not UTF-8 (byte 3 of the line); convert the file" in said
+    assert not list((tmp_path / "pieces").iterdir())
+    before = write(tmp_path / "pieces" / "train.en", "of an earlier run\n")
+    refuses("encode", *command)
+    assert lines(before) == ["of an earlier run"]
+
+
+@pytest.mark.parametrize("content", [b"", b"<!doctype html><title>404</title>", "cut short"])
+def test_encode_with_a_model_that_is_none(model: Path, tmp_path: Path, content: bytes | str) -> None:
+    bad = write(tmp_path / "bad.model", model.read_bytes()[:5000] if isinstance(content, str) else content)
+    source = write(tmp_path / "train.en", "a dog\n")
+    said = refuses("encode", "--model", bad, "--output", tmp_path / "pieces", source)
+    assert f"{bad}: is no SentencePiece model" in said
+
+
+def test_encode_options_that_cannot_be_meant(model: Path, tmp_path: Path) -> None:
+    source, packed = write(tmp_path / "train.en", "a dog\n"), write(tmp_path / "train.de.gz", "ein Hund\n")
+    again = write(tmp_path / "again" / "train.en", "a cat\n")
+    for output, files, message in [
+        (source, [source], f"{source}: is a file; --output names a directory"),
+        (source / "below", [source], f"{source / 'below'}: cannot be made (Not a directory)"),
+        (tmp_path / "out", [source, again], f"{again}: has the name of {source}"),
+        (tmp_path / "out", [packed], f"{packed}: is compressed; unpack it first"),
+        (tmp_path / "out", [tmp_path / "none"], f"{tmp_path / 'none'}: not found"),
+    ]:
+        assert message in refuses("encode", "--model", model, "--output", output, *files)
+
+
+# ------------------------------------------------------------------------------------------ train_tokenizer.py
+
+TEXT = "a dog runs and a cat sleeps\nein Hund läuft und eine Katze schläft\n" * 9
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"", [], "text.en: holds no text"),
+        (b" \n\n", [], "text.en: holds no text"),
+        (b"a dog\na \xff\n", [], "text.en, line 2: is not UTF-8"),
+        (TEXT.encode("utf-16"), [], "text.en, line 1: is not UTF-8"),
+        (TEXT.encode("utf-16-le"), [], "text.en, line 1: holds a null character, as UTF-16 does"),
+        (TEXT.encode(), ["--vocabulary", 3], "--vocabulary 3: cannot be made of"),
+        (TEXT.encode(), ["--vocabulary", -1], "--vocabulary -1: cannot be made of"),
+    ],
+)
+def test_no_tokenizer_can_be_trained(tmp_path: Path, content: bytes, options: list[object], message: str) -> None:
+    source = write(tmp_path / "text.en", content)
+    said = refuses("train_tokenizer", "--output", tmp_path / "out", *options, source)
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_tokenizer_of_files_with_any_names(tmp_path: Path) -> None:
+    files = [write(tmp_path / name, TEXT) for name in ("a,b.txt", 'c"d.txt')]
+    works("train_tokenizer", "--vocabulary", 60, "--output", tmp_path / "out", *files)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["dict.txt", "sentencepiece.bpe.model"]
+    source = write(tmp_path / "s" / "dict.txt", TEXT)
+    assert "would be overwritten" in refuses("train_tokenizer", "--output", tmp_path / "s", source)
+    assert source.read_text() == TEXT

@@ -70,6 +70,17 @@ def test_what_is_kept_what_is_dropped_and_why(tmp_path: Path) -> None:
     assert not [path for path in out.iterdir() if path.name.startswith(".") or path.suffix == ".part"]
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_sources_are_never_overwritten(tmp_path: Path, split: str) -> None:
+    paths = [write(tmp_path / f"{split}.en-de.{lang}", f"{text}  \n") for lang, text in (("en", "a"), ("de", "ein"))]
+    command = ["--languages", "en", "de", "--workers", 1, "--split", split, "--moses", *paths, "--output"]
+    said = refuses("parallel", *command, tmp_path)
+    assert f"{paths[0]}: would be overwritten; give an --output other than the directory of the input" in said
+    assert [path.read_text() for path in paths] == ["a  \n", "ein  \n"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    works("parallel", *command, tmp_path / "out")
+
+
 def test_all_forms_are_one_corpus(tmp_path: Path) -> None:
     pair = moses(tmp_path / "moses", [("One house", "Ein Haus")], ".gz")
     table = tmp_path / "x.tsv.bz2"

@@ -187,7 +187,7 @@ def test_output_has_few_files_open_and_all_or_none(tmp_path: Path, monkeypatch: 
             output.write(f"file.{number % 8}", str(number))
             assert len(output.streams) <= 3
         assert not (tmp_path / "file.0").exists()
-        output.finish({})
+        output.finish({}, [])
     assert (tmp_path / "file.3").read_text() == "3\n11\n19\n27\n35\n"
     assert len(list(tmp_path.iterdir())) == 9
     with contextlib.suppress(RuntimeError), Output(tmp_path) as output:
@@ -195,6 +195,19 @@ def test_output_has_few_files_open_and_all_or_none(tmp_path: Path, monkeypatch: 
         raise RuntimeError
     assert (tmp_path / "file.0").read_text().startswith("0\n8\n")
     assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("name", ["test.\ud800", "test.\x1b[31m", "test./../../x", "test.a b", "test." + "x" * 300])
+def test_a_language_that_no_file_can_be_named_by(tmp_path: Path, name: str) -> None:
+    with Output(tmp_path) as output, pytest.raises(ValueError, match="is no name for a file; look for a language"):
+        output.write(name, "text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_a_character_is_named(tmp_path: Path) -> None:
+    with Output(tmp_path) as output, pytest.raises(ValueError, match=r"test.en: 'a \\ud800 dog' holds half of"):
+        output.write("test.en", "a \ud800 dog")
+    assert not list(tmp_path.iterdir())
 
 
 def square(number: int) -> int:
