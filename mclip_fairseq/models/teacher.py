@@ -83,7 +83,6 @@ class DualEncoderTeacher(nn.Module):
             "sha256": state_hash({key: torch.atleast_1d(tensor) for key, tensor in model.state_dict().items()}),
         }
         self.eval()
-        _refuse_large_pixels(processor, model, name)
         pixels = self.transform([Image.new("RGB", (64, 64))])
         self.image_size = int(pixels.shape[-1])
         self.dim = int(self.encode_image(pixels).shape[1])
@@ -132,6 +131,7 @@ class DualEncoderTeacher(nn.Module):
         commit = None if local else getattr(model.config, "_commit_hash", None) or revision
         name = Path(named).resolve().name if Path(named).is_dir() else named
         with expecting(source, "a transformers dual encoder with an image processor"):
+            _refuse_large_pixels(processor, model, source)
             return cls(model, processor, tokenizer, name, commit)
 
     def save(self, path: Path) -> None:

@@ -252,6 +252,7 @@ def test_a_processor_of_huge_pictures_is_refused_before_it_makes_one(
     edit(clip / "preprocessor_config.json", **changes)
     monkeypatch.setattr(ImageTransform, "__call__", lambda *a: pytest.fail("made before it was compared"))
     said = refused(lambda: DualEncoderTeacher.from_pretrained(clip))
+    assert f"{clip}: its image processor has a " in said
     assert "size of 1" in said
     assert "but the model reads 32; put back the preprocessor_config.json" in said
 
