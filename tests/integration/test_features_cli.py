@@ -51,7 +51,8 @@ def run(clip: Path, output: Path, *more: object) -> int:
 
 def content(folder: Path) -> dict[str, bytes]:
     """All bytes but those that say when and how the directory was made."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+    left_out = ("manifest.json", ".verified.json")
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in left_out}
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["made_by"]
     return files | {"manifest": json.dumps(manifest).encode()}
