@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.formats.training import load_training_checkpoint
 from mclip_fairseq.models.freezing import state_hash
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 ImageInput = str | Path | Image.Image | np.ndarray
 
 
@@ -139,10 +141,14 @@ class MultilingualCLIP:
 
         Returns:
             (texts, dim) float32 on the CPU.
+
+        Raises:
+            ValueError: something else than texts.
         """
         if isinstance(texts, Tensor):
             return self.encode_tokens(texts, batch_size, normalize, show_progress_bar)
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = [texts] if isinstance(texts, str | bytes | None) else list(texts)
+        _refuse_no_texts(texts)
         # Texts of like length share a batch, so that little padding is computed.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
 
@@ -248,6 +254,14 @@ class MultilingualCLIP:
                 out[rows] = encode(rows).float().cpu()
                 progress.update(len(rows))
         return F.normalize(out, dim=1) if normalize else out
+
+
+def _refuse_no_texts(texts: Sequence[Any]) -> None:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"text {number} is a {type(text).__name__}; give str")
+        if LONE_SURROGATE.search(text):
+            raise ValueError(f"text {number} is no Unicode text, it has half of a surrogate pair; decode it again")
 
 
 def to_pil(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mclip_fairseq.data.files import shown
 from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels
 from mclip_fairseq.evaluation.benchmark import CAPTIONS, Benchmark, Settings
 from mclip_fairseq.evaluation.benchmarks import Places, open_benchmark
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         evaluate(options, [PROGRAM, *arguments])
     except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {shown(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mclip_fairseq.data.files import shown
+
 PROGRAM = "mclip-export"
 EPILOG = """\
 The directory holds safetensors, configuration, tokenizer, image processor and a model card; no pickle.
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         export(options)
     except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {shown(str(error))}", file=sys.stderr)
         return 2
     return 0
 

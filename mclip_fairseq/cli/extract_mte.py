@@ -12,7 +12,7 @@ import torch
 
 from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.data.files import expecting
-from mclip_fairseq.data.tokenizer import SENTENCEPIECE
+from mclip_fairseq.data.tokenizer import SENTENCEPIECE, load_sentencepiece
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
 
@@ -54,6 +54,7 @@ def _extract(checkpoint: Path, tokenizer: Path, output: Path) -> None:
         raise ValueError(
             f"{tokenizer}: has no {' and no '.join(missing)}; pass the text encoder's directory as --tokenizer"
         )
+    load_sentencepiece(tokenizer / SENTENCEPIECE)
     encoder = XLMREncoder(archive_args(options), load_dictionary(tokenizer))
     table = weights["sentence_encoder.embed_tokens.weight"]
     if table.shape != encoder.embed_tokens.weight.shape:

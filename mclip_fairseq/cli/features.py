@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import mclip_fairseq
-from mclip_fairseq.data.feature_files import DTYPES
+from mclip_fairseq.data.feature_files import DTYPES, is_usable_id
 from mclip_fairseq.data.feature_writer import FeatureWriter
-from mclip_fairseq.data.files import read_lines
+from mclip_fairseq.data.files import read_lines, shown
 from mclip_fairseq.data.images import MAX_PIXELS, ImageError, check_max_pixels, load_image, resolve_images
 from mclip_fairseq.models.teacher import DualEncoderTeacher, ImageTransform
 
@@ -61,11 +61,12 @@ class Batch:
 
 
 class Source(Protocol):
-    """Where the inputs come from."""
+    """Where the inputs come from; `place` says it in messages."""
 
     ids: list[str]
     modality: str
     preprocessing: str
+    place: str
 
     def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
         """Prepare the inputs with these numbers, batch by batch, in order."""
@@ -105,6 +106,7 @@ class ImageSource:
     """Images from a folder or a list, decoded by worker processes."""
 
     modality = "image"
+    place = ""
 
     def __init__(
         self, teacher: DualEncoderTeacher, images: list[tuple[str, Path]], workers: int, max_pixels: int = MAX_PIXELS
@@ -131,7 +133,8 @@ class CaptionSource:
 
     modality = "text"
 
-    def __init__(self, teacher: DualEncoderTeacher, captions: list[tuple[str, str]]) -> None:
+    def __init__(self, teacher: DualEncoderTeacher, captions: list[tuple[str, str]], file: Path) -> None:
+        self.place = f" of {shown(file)}"
         self.ids = [name for name, _ in captions]
         self.captions = captions
         self.preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
@@ -142,7 +145,11 @@ class CaptionSource:
         for batch in numbers:
             chosen = [self.captions[number] for number in batch]
             texts = [text for _, text in chosen if text.strip()]
-            empty = [(name, "the caption is empty") for name, text in chosen if not text.strip()]
+            empty = [
+                (self.captions[number][0], f"line {number + 1}: the caption is empty")
+                for number in batch
+                if not self.captions[number][1].strip()
+            ]
             yield Batch(len(batch), self.tokenize(texts) if texts else {}, empty)
 
     def encode(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -167,6 +174,8 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
         name, tab, caption = line.partition("\t")
         if not (name.strip() and tab):
             raise ValueError(f"{path}, line {number}: write it as 'id, tab, caption'")
+        if not is_usable_id(name):
+            raise ValueError(f"{path}, line {number}: the id {name!r} has a line break or outer spaces; mend it")
         if first.setdefault(name, number) != number:
             raise ValueError(
                 f"{path}, line {number}: the id {name!r} is already on line {first[name]}; give every caption its own"
@@ -229,14 +238,15 @@ def split(numbers: range, size: int) -> list[list[int]]:
 
 def complaint(source: Source, unreadable: list[tuple[str, str]], known: int, budget: int | None) -> str:
     """What cannot be read, in full."""
-    lines = "".join(f"\n  {name}: {reason}" for name, reason in unreadable)
+    lines = "".join(f"\n  {shown(name)}: {reason}" for name, reason in unreadable)
     if budget is not None:
         return (
-            f"more than --skip-budget {budget} inputs cannot be read ({known} were left out before), stopped at:{lines}"
+            f"more than --skip-budget {budget} inputs{source.place} cannot be read ({known} were left out before), "
+            f"stopped at:{lines}"
         )
     return (
-        f"{len(unreadable)} of {len(source.ids)} inputs cannot be read; mend them, take them out, or leave them out "
-        f"with --skip-budget {len(unreadable)}:{lines}"
+        f"{len(unreadable)} of {len(source.ids)} inputs{source.place} cannot be read; mend them, take them out, or "
+        f"leave them out with --skip-budget {len(unreadable)}:{lines}"
     )
 
 
@@ -249,7 +259,7 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     images = list_images(options.images, options.root) if options.images else []
     teacher = DualEncoderTeacher.from_pretrained(options.model, options.revision).to(device)
     source: Source = (
-        CaptionSource(teacher, captions)
+        CaptionSource(teacher, captions, options.captions)
         if captions
         else ImageSource(teacher, images, options.workers, options.max_pixels)
     )

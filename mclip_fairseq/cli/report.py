@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mclip_fairseq.data.files import shown
 from mclip_fairseq.evaluation.training_log import Curves, find_logs, read_curves
 
 PROGRAM = "mclip-report"
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         output = options.output or options.run / "report.html"
         output.write_text(page(curves, options.run.resolve().name, logs, [PROGRAM, *arguments]), encoding="utf-8")
     except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {shown(str(error))}", file=sys.stderr)
         return 2
     for place, metrics in curves.points.items():
         last = {name: list(points.values())[-1] for name, points in metrics.items()}

@@ -260,7 +260,7 @@ def encode_ids(ids: Sequence[str]) -> bytes:
     if len(set(ids)) != len(ids):
         raise ValueError(f"the id {first_duplicate(ids)!r} appears twice; ids must be unique")
     for number, name in enumerate(ids):
-        if name != name.strip() or "\t" in name or len(name.splitlines()) != 1:
+        if not is_usable_id(name):
             raise ValueError(
                 f"id {number} is {name!r}: ids have no tabs, line breaks or outer spaces and are not empty"
             )
@@ -268,6 +268,11 @@ def encode_ids(ids: Sequence[str]) -> bytes:
         return "".join(f"{name}\n" for name in ids).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"an id is not Unicode text ({error}); rename the file") from error
+
+
+def is_usable_id(name: str) -> bool:
+    """Whether an id has no tab, line break or outer spaces and is not empty."""
+    return name == name.strip() and "\t" not in name and len(name.splitlines()) == 1
 
 
 def shard_name(shard: int) -> str:

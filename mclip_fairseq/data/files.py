@@ -17,7 +17,7 @@ BLOCK = 2**20
 # What code raises that walks through data of an unexpected shape; RuntimeError is torch's and RecursionError's.
 BAD_SHAPE = (
     *(LookupError, TypeError, AttributeError, ValueError, AssertionError, RuntimeError),
-    *(ArithmeticError, MemoryError, OSError, zipfile.BadZipFile),
+    *(ArithmeticError, MemoryError, OSError, EOFError, StopIteration, zipfile.BadZipFile),
 )
 
 
@@ -90,7 +90,9 @@ def parse_json(text: str | bytes) -> Any:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
-    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])
+    # A first line that ends in a colon only announces the next.
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(" ".join([first, *others[: first.endswith(":")]]))
 
 
 def printable(text: str) -> str:

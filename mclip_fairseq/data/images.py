@@ -59,6 +59,8 @@ def load_image(
         ImageError: a ValueError that names the file and what is wrong with it.
     """
     try:
+        if isinstance(path, str | Path) and os.path.exists(path) and not os.path.isfile(path):
+            raise ImageError(path, "is no ordinary file")  # whoever opens a pipe waits for ever
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(path, too_large(path, f"{image.width} x {image.height}", max_pixels))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from mclip_fairseq.data.files import read_lines
 from mclip_fairseq.evaluation.galleries import Encoder, Gallery
 
+SHOWN = 40  # characters of what is no number
 CAPTIONS = {"all": "every caption of an image", "first": "only the first caption of an image"}
 
 
@@ -73,8 +75,63 @@ def chosen(languages: Sequence[str] | None, there: Mapping[str, Any], place: Pat
     """The languages asked for, or all that are there.
 
     Raises:
-        ValueError: one that is not there.
+        ValueError: one that is not there, or there are none that can be shown.
     """
+    if not there:
+        raise ValueError(f"{place}: names no language; make the directory again.")
+    if odd := [language for language in there if not language.isprintable()]:
+        raise ValueError(f"{place}: names the language {odd[0]!r}, which cannot be shown; make the directory again.")
     if missing := [language for language in languages or () if language not in there]:
         raise ValueError(f"{place}: has no language {missing[0]!r}; it has {', '.join(there)}.")
     return list(languages or there)
+
+
+def file_below(folder: Path, name: str) -> Path:
+    """A file that a manifest names.
+
+    Raises:
+        ValueError: the name leads out of the folder.
+    """
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or not name.isprintable():
+        raise ValueError(f"{folder}: names the file {name!r}, which is not one below it; make the directory again.")
+    return folder / relative
+
+
+def whole_numbers(path: Path, texts: Sequence[str], below: int) -> list[int]:
+    """A column of a table as numbers from 0.
+
+    Args:
+        path: the table, for messages.
+        texts: one per line.
+        below: what all numbers are below, and 10^18 at most.
+
+    Raises:
+        ValueError: naming the first line with anything else.
+    """
+    for number, text in enumerate(texts, 1):
+        if not (text.isdecimal() and len(text) <= len(str(below)) and int(text) < below):
+            raise ValueError(
+                f"{path} line {number}: {text[:SHOWN]!r} is no whole number from 0 to {below - 1}; make the file again."
+            )
+    return [int(text) for text in texts]
+
+
+def real_numbers(path: Path, texts: Sequence[str]) -> list[float]:
+    """A column of a table as finite numbers.
+
+    Raises:
+        ValueError: naming the first line with anything else.
+    """
+    for number, text in enumerate(texts, 1):
+        if not is_finite_number(text):
+            raise ValueError(f"{path} line {number}: {text[:SHOWN]!r} is no finite number; make the file again.")
+    return [float(text) for text in texts]
+
+
+def is_finite_number(text: str) -> bool:
+    """Whether a text is a number that can be computed with."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.data.files import read_json
-from mclip_fairseq.evaluation.benchmark import Benchmark, chosen, read_table
+from mclip_fairseq.data.files import expecting, printable, read_json
+from mclip_fairseq.evaluation.benchmark import Benchmark, chosen, file_below, read_table, whole_numbers
 from mclip_fairseq.evaluation.captions import read_captions
-from mclip_fairseq.evaluation.classification_benchmark import ClassificationBenchmark
+from mclip_fairseq.evaluation.classification_benchmark import LABELS, ClassificationBenchmark
 from mclip_fairseq.evaluation.galleries import FeatureGallery, Gallery, ImageGallery
 from mclip_fairseq.evaluation.retrieval_benchmark import RetrievalBenchmark
 from mclip_fairseq.evaluation.text_benchmarks import BitextBenchmark, SimilarityBenchmark
 
 MANIFEST = "manifest.json"
 IMAGES = "images.tsv"
-LABELS = "labels.tsv"
 DEFAULT_SPLIT = "test"
 
 
@@ -55,13 +54,19 @@ def open_benchmark(source: str, places: Places) -> Benchmark:
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict):
         raise ValueError(f"{folder / MANIFEST}: is not a JSON object; make the directory by a script of preprocess/.")
-    title, notes = str(manifest.get("name", folder.name)), [str(note) for note in manifest.get("notes", ())]
+    with expecting(folder / MANIFEST, "a manifest that a script of preprocess/ writes"):
+        return _open(folder, manifest, split, places)
+
+
+def _open(folder: Path, manifest: dict[str, Any], split: str, places: Places) -> Benchmark:
+    title = printable(str(manifest.get("name", folder.name)))
+    notes = [printable(str(note)) for note in manifest.get("notes", ())]
     if "splits" in manifest:
         return _retrieval(folder, manifest, split or DEFAULT_SPLIT, title, notes, places)
     if "tables" in manifest:
         return _similarity(folder, list(manifest["tables"]), split or DEFAULT_SPLIT, title, notes, places)
     if split:
-        raise ValueError(f"{source}: has no splits; give {folder} alone.")
+        raise ValueError(f"{folder}:{split}: has no splits; give {folder} alone.")
     if "pairs" in manifest:
         return BitextBenchmark(folder, title, list(manifest["pairs"]), places.languages, notes)
     if "languages" in manifest:
@@ -78,9 +83,15 @@ def _similarity(
     """The tables of one split; they are named SET.SPLIT.LANGUAGE."""
     there = [table for table in tables if table.split(".")[1:2] == [split]]
     if not there:
-        splits = ", ".join(dict.fromkeys(table.split(".")[1] for table in tables if table.count(".") > 1))
-        raise ValueError(f"{folder}: has no split {split!r}; name one of {splits}, as in {folder}:valid.")
+        raise _no_split(folder, split, (table.split(".")[1] for table in tables if table.count(".") > 1))
     return SimilarityBenchmark(folder, titled(title, split), there, places.languages, notes)
+
+
+def _no_split(folder: Path, split: str, there: Iterable[str]) -> ValueError:
+    splits = [printable(name) for name in dict.fromkeys(there)]
+    if not splits:
+        return ValueError(f"{folder / MANIFEST}: names no split; make the directory again.")
+    return ValueError(f"{folder}: has no split {split!r}; name one of {', '.join(splits)}, as in {folder}:{splits[0]}.")
 
 
 def titled(title: str, split: str) -> str:
@@ -93,18 +104,26 @@ def _retrieval(
 ) -> RetrievalBenchmark:
     splits = manifest["splits"]
     if split not in splits:
-        raise ValueError(
-            f"{folder}: has no split {split!r}; name one of {', '.join(splits)}, as in {folder}:{next(iter(splits))}."
-        )
+        raise _no_split(folder, split, splits)
     there = splits[split]
     captions = [
-        read_captions(language, folder / there[language]["captions"], folder / there[language]["ids"])
+        read_captions(language, *(file_below(folder, there[language][part]) for part in ("captions", "ids")))
         for language in chosen(places.languages, there, folder)
     ]
-    file = folder / f"{split}.folds.tsv"
-    folds = {name: int(fold) for name, fold in read_table(file, 2)} if file.is_file() else {}
+    file = file_below(folder, f"{split}.folds.tsv")
+    folds = read_folds(file) if file.is_file() else {}
     galleries = _galleries(folder, places, {name for part in captions for name in part.ids})
     return RetrievalBenchmark(titled(title, split), captions, galleries, folds, notes)
+
+
+def read_folds(file: Path) -> dict[str, int]:
+    """Image id -> its fold, of which there are no more than images.
+
+    Raises:
+        ValueError: naming the line with another number.
+    """
+    names, folds = zip(*read_table(file, 2), strict=True)
+    return dict(zip(names, whole_numbers(file, folds, below=len(folds)), strict=True))
 
 
 def _galleries(folder: Path, places: Places, needed: set[str]) -> list[Gallery]:

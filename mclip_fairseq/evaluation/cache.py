@@ -38,23 +38,25 @@ class CachedEncoder:
     def encode_text(self, texts: list[str], batch_size: int = 256, normalize: bool = True) -> Tensor:
         """See ``Encoder``."""
         parts = (text.encode("utf-8", "surrogatepass") for text in texts)
-        return self._cached("text", normalize, parts, lambda: self.encoder.encode_text(texts, batch_size, normalize))
+        encode = partial(self.encoder.encode_text, texts, batch_size, normalize)
+        return self._cached("text", normalize, len(texts), parts, encode)
 
     def encode_image(self, images: list[Path], batch_size: int = 64, normalize: bool = True, **options: Any) -> Tensor:
         """See ``Encoder``; a picture is known by the hash of its file."""
         parts = (file_sha256(path).encode() for path in images)
         encode = partial(self.encoder.encode_image, images, batch_size, normalize, **options)
-        return self._cached("image", normalize, parts, encode)
+        return self._cached("image", normalize, len(images), parts, encode)
 
-    def _cached(self, kind: str, normalize: bool, parts: Iterable[bytes], compute: Callable[[], Tensor]) -> Tensor:
+    def _cached(
+        self, kind: str, normalize: bool, rows: int, parts: Iterable[bytes], compute: Callable[[], Tensor]
+    ) -> Tensor:
         digest = hashlib.sha256(f"{self.fingerprint} {kind} {normalize}".encode())
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
         file = self.folder / f"{kind}-{digest.hexdigest()[:32]}.npy"
         if file.is_file():
             self.hits += 1
-            with expecting(file, "a file of this cache, so remove it"):
-                return torch.from_numpy(np.load(file, allow_pickle=False))
+            return self._read(file, rows)
         features = compute().float().cpu()
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}.part")
@@ -62,3 +64,14 @@ class CachedEncoder:
             np.save(stream, features.numpy(), allow_pickle=False)
         unfinished.replace(file)
         return features
+
+    def _read(self, file: Path, rows: int) -> Tensor:
+        with expecting(file, "a file of this cache, so remove it"):
+            found = np.load(file, allow_pickle=False)
+            expected = (rows, getattr(self.encoder, "dim", found.shape[-1]))
+            if found.dtype != np.float32 or found.shape != expected or not np.isfinite(found).all():
+                raise ValueError(
+                    f"{file}: holds {found.dtype} of shape {found.shape} and not finite float32 of shape {expected}; "
+                    "remove it"
+                )
+            return torch.from_numpy(found)

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 
 from mclip_fairseq.data.files import file_sha256, read_lines
-from mclip_fairseq.evaluation.benchmark import Settings, chosen, read_table
+from mclip_fairseq.evaluation.benchmark import Settings, chosen, file_below, read_table, whole_numbers
 from mclip_fairseq.evaluation.classification import class_features, zero_shot_accuracy
 from mclip_fairseq.evaluation.galleries import Encoder, Gallery, encode_in_chunks, gallery_for
 from mclip_fairseq.evaluation.languages import average_languages
+
+LABELS = "labels.tsv"
+NUMBERS = 10**9  # of classes
 
 
 class ClassificationBenchmark:
@@ -47,16 +50,20 @@ class ClassificationBenchmark:
         self.folder = folder
         self.galleries = galleries
         self.languages = chosen(languages, dict.fromkeys(there), folder)
-        self.classes = {lang: read_table(folder / f"classes.{lang}.tsv", 2) for lang in self.languages}
+        files = {lang: file_below(folder, f"classes.{lang}.tsv") for lang in self.languages}
+        self.classes = {lang: read_table(file, 2) for lang, file in files.items()}
+        self.numbers = {
+            lang: np.array(whole_numbers(file, [number for number, _ in self.classes[lang]], NUMBERS))
+            for lang, file in files.items()
+        }
         self.prompts = {lang: self._prompts(lang) for lang in self.languages}
-        labels = read_table(folder / "labels.tsv", 2)
+        labels = read_table(folder / LABELS, 2)
         self.ids = [name for name, _ in labels]
-        self.labels = np.array([int(label) for _, label in labels])
-
+        self.labels = np.array(whole_numbers(folder / LABELS, [label for _, label in labels], NUMBERS))
         self.notes: Sequence[str] = [*notes, *self._bare_names()]
 
     def _prompts(self, language: str) -> list[str]:
-        path = self.folder / f"prompts.{language}"
+        path = file_below(self.folder, f"prompts.{language}")
         return read_lines(path) if path.is_file() else []
 
     def _bare_names(self) -> list[str]:
@@ -70,16 +77,16 @@ class ClassificationBenchmark:
         names = [f"classes.{language}.tsv" for language in self.languages]
         names += [f"prompts.{language}" for language, prompts in self.prompts.items() if prompts]
         counts = {"photos": len(self.ids), "classes": {lang: len(rows) for lang, rows in self.classes.items()}}
-        return counts | {"sha256": {name: file_sha256(self.folder / name) for name in ["labels.tsv", *names]}}
+        return counts | {"sha256": {name: file_sha256(self.folder / name) for name in [LABELS, *names]}}
 
     def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
         """See ``Benchmark``; a language is tried on the photographs whose class it names."""
         gallery = gallery_for(model, self.galleries, self.name)
-        rows = gallery.index.rows_of(self.ids, self.folder / "labels.tsv")
+        rows = gallery.index.rows_of(self.ids, self.folder / LABELS)
         image = gallery.encode(model, rows, settings.batch_size)
         results, confidence = {}, {}
         for language, classes in self.classes.items():
-            numbers = np.array([int(number) for number, _ in classes])
+            numbers = self.numbers[language]
             kept = np.flatnonzero(np.isin(self.labels, numbers))
             if not len(kept):
                 raise ValueError(f"{self.folder}: no photograph is of a class that {language!r} names.")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.data.files import file_sha256
+from mclip_fairseq.data.files import file_sha256, shown
 from mclip_fairseq.data.images import SUFFIXES, resolve_images
 from mclip_fairseq.evaluation.captions import Captions
 
@@ -44,6 +44,10 @@ class Store(Protocol):
     @property
     def identity(self) -> dict[str, Any]:
         """What the features were made by."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the directory says of itself."""
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(n, dim) features of these rows."""
@@ -165,9 +169,14 @@ class FeatureGallery:
         store: an open feature directory.
         folder: the directory it was opened from.
         pictures: the folder of the pictures, to show them.
+
+    Raises:
+        ValueError: features of texts, or an id that is there twice.
     """
 
     def __init__(self, store: Store, folder: Path, pictures: Path | None = None) -> None:
+        if store.manifest["modality"] != "image":
+            raise ValueError(f"{folder}: holds features of texts; give features of images")
         self.store = store
         self.folder = folder
         self.index = IdIndex(store.ids, folder)
@@ -182,8 +191,8 @@ class FeatureGallery:
         made, trained = self.store.identity.get("sha256"), _teacher_sha256(model)
         if made and trained and made != trained:
             raise ValueError(
-                f"The features of {self.folder} come from a teacher with weights {made}, but the model was "
-                f"trained with {trained}: compute the features with the model's teacher."
+                f"The features of {self.folder} come from a teacher with weights {shown(str(made))}, but the model was "
+                f"trained with {shown(str(trained))}: compute the features with the model's teacher."
             )
 
         def encode(part: np.ndarray, batch_size: int, normalize: bool) -> Tensor:

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.data.files import read_json
+from mclip_fairseq.data.files import expecting, read_json
 from mclip_fairseq.evaluation.benchmark import Benchmark, Settings
+from mclip_fairseq.evaluation.comparison import format_comparison, format_csv
 from mclip_fairseq.evaluation.report import format_notes, format_table, provenance, write_report
 from mclip_fairseq.evaluation.retrieval_benchmark import Encoded, RetrievalBenchmark, examples_of
 
@@ -110,12 +111,20 @@ def key_of(
 
 
 def report_there(folder: Path, key: str | None) -> Report | None:
-    """The report of an earlier call, if it is of the same model, data and settings."""
+    """The report of an earlier call, if it is of the same model, data and settings.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     file = folder / "report.json"
     if not file.is_file():
         return None
     report = read_json(file)
-    return report if isinstance(report, dict) and report.get("key") == key else None
+    if not isinstance(report, dict) or report.get("key") != key:
+        return None
+    with expecting(file, "a report of mclip-evaluate, so remove it"):
+        format_comparison([report]), format_csv([report])
+    return report
 
 
 def slug(name: str) -> str:

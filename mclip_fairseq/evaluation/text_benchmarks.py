@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.data.files import file_sha256, read_lines
-from mclip_fairseq.evaluation.benchmark import Settings, chosen, read_table
+from mclip_fairseq.evaluation.benchmark import Settings, chosen, file_below, read_table, real_numbers
 from mclip_fairseq.evaluation.bitext import bitext_accuracy
 from mclip_fairseq.evaluation.galleries import Encoder, Gallery, encode_in_chunks
 from mclip_fairseq.evaluation.languages import average_languages
@@ -39,7 +39,7 @@ class BitextBenchmark:
         self.notes = notes
         there = {pair.split("-")[0]: pair for pair in pairs}
         self.files = {
-            language: [folder / f"test.{there[language]}.{side}" for side in there[language].split("-")]
+            language: [file_below(folder, f"test.{there[language]}.{side}") for side in there[language].split("-")]
             for language in chosen(languages, there, folder)
         }
         self.sides = {language: [read_lines(path) for path in paths] for language, paths in self.files.items()}
@@ -76,6 +76,9 @@ class SimilarityBenchmark:
         tables: those of the manifest.
         languages: which tables; None takes all.
         notes: see ``Benchmark``.
+
+    Raises:
+        ValueError: a file is missing, or not of this form.
     """
 
     kind = "similarity"
@@ -87,9 +90,12 @@ class SimilarityBenchmark:
     ) -> None:
         self.name = name
         self.notes = notes
-        there = {table: folder / f"{table}.tsv" for table in tables}
+        there = {table: file_below(folder, f"{table}.tsv") for table in tables}
         self.files = {table: there[table] for table in chosen(languages, there, folder)}
         self.rows = {table: read_table(path, 3) for table, path in self.files.items()}
+        self.scores = {
+            table: real_numbers(path, [row[0] for row in self.rows[table]]) for table, path in self.files.items()
+        }
 
     def describe(self) -> dict[str, Any]:
         """See ``Benchmark``."""
@@ -99,9 +105,9 @@ class SimilarityBenchmark:
         """See ``Benchmark``."""
         results, confidence = {}, {}
         for table, rows in self.rows.items():
-            scores, *sides = zip(*rows, strict=True)
+            _, *sides = zip(*rows, strict=True)
             first, second = (
                 encode_in_chunks(model.encode_text, list(side), settings.batch_size, table) for side in sides
             )
-            results[table], confidence[table] = similarity_correlations(first, second, list(map(float, scores)))
+            results[table], confidence[table] = similarity_correlations(first, second, self.scores[table])
         return {"results": results, "confidence": confidence, "average": average_languages(results)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.data.files import parse_json, read_lines
+from mclip_fairseq.data.files import parse_json, printable, read_lines
 
 # `--log-file` holds the JSON alone, among other lines; what a terminal shows has the time and the place before it.
 LINE = re.compile(r"(?:.*?\| (?:train_inner|train|valid\w*|test\w*) \| |(?=\{\"))(\{.*\})\s*")
@@ -34,16 +35,16 @@ class Curves:
         place = next((name.removesuffix(f"_{STEP}") for name in values if name.endswith(f"_{STEP}")), INNER)
         prefix = "" if place == INNER else f"{place}_"
         numbers = {
-            name.removeprefix(prefix): number
+            printable(name.removeprefix(prefix)): number
             for name, value in values.items()
             if (number := _number(value)) is not None
         }
         step = numbers.get(STEP)
-        if step is None:
+        if step is None or not math.isfinite(step):
             return
         for name, value in numbers.items():
             if name not in LEFT_OUT:
-                self.points.setdefault(place, {}).setdefault(name, {})[int(step)] = value
+                self.points.setdefault(printable(place), {}).setdefault(name, {})[int(step)] = value
 
     @property
     def metrics(self) -> list[str]:
@@ -94,5 +95,5 @@ def _number(value: Any) -> float | None:
     """Fairseq writes most numbers as text, and `None` for those it does not have."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -18,6 +18,7 @@ GENERATED = re.compile(r"D-(\d+)\t[^\t]*\t(.*)")
 # sacrebleu's own tokenisation of languages that write no spaces between words.
 TOKENISERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 CHARACTERS = "char"
+DIGITS = 18  # of a line number, more than any set has
 
 
 def read_hypotheses(path: Path) -> list[str]:
@@ -30,7 +31,7 @@ def read_hypotheses(path: Path) -> list[str]:
     found = [match for match in map(GENERATED.fullmatch, lines) if match]
     if not found:
         return lines
-    numbered = {int(match[1]): match[2] for match in found}
+    numbered = {int(match[1]) if len(match[1]) <= DIGITS else -1: match[2] for match in found}
     if len(numbered) != len(found) or sorted(numbered) != list(range(len(found))):
         raise ValueError(
             f"{path}: its D- lines are not numbered 0 to {len(found) - 1}, each once; generate the whole set, one best."

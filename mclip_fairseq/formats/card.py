@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mclip_fairseq
-from mclip_fairseq.data.files import read_json
+from mclip_fairseq.data.files import expecting, read_json
 from mclip_fairseq.evaluation.report import format_markdown
 from mclip_fairseq.formats.towers import ProjectedTower
 
@@ -28,7 +28,14 @@ def read_report(file: Path) -> dict[str, Any]:
     report = read_json(file)
     if not isinstance(report, dict) or not {"results", "protocol", "command", "model"} <= set(report):
         raise ValueError(f"{file}: is no report.json of mclip-evaluate")
+    with expecting(file, "a report.json of mclip-evaluate"):
+        report["model"].get("identity"), measured(report)
     return report
+
+
+def measured(report: Mapping[str, Any]) -> list[str]:
+    """The paragraphs of a report in a card."""
+    return [f"### {', '.join(report['results'])}", "", format_markdown(report)]
 
 
 def model_card(
@@ -93,7 +100,7 @@ def model_card(
         "",
     ]
     for report in reports:
-        lines += [f"### {', '.join(report['results'])}", "", format_markdown(report)]
+        lines += measured(report)
     lines += [] if reports else ["Nothing was measured when this was exported.", ""]
     lines += ["## Licence and citation", "", f"Licence: {licence or 'not stated'}. The parts keep theirs.", ""]
     return "\n".join([*lines, "```", CITATION, "```", ""])

@@ -38,6 +38,7 @@ SENTENCE_TRANSFORMERS_MODULE = {
 }
 CONFIG, WEIGHTS, TEACHER = "config.json", "model.safetensors", "teacher"
 TOKENIZER_FILES = ("dict.txt", SENTENCEPIECE)
+LEAST_TOKENS = 3
 # The output layer of the masked-language model is the token table.
 OUTPUT_TABLE = "text_encoder.encoder.lm_head.weight"
 TOKEN_TABLE = "text_encoder.encoder.sentence_encoder.embed_tokens.weight"
@@ -126,6 +127,11 @@ def _build(path: Path, config: dict[str, Any]) -> ProjectedTower:
     for name, written in config["files"].items():
         if Path(name).name != name or file_sha256(path / name) != written:
             raise ValueError(f"{path / name}: is not the file that was written with the model; put that back")
+    if int(config["max_tokens"]) < LEAST_TOKENS:
+        raise ValueError(
+            f"{path / CONFIG}: says max_tokens {int(config['max_tokens'])}, but <s>, a token and </s> are "
+            f"{LEAST_TOKENS}; put back the file that belongs to the model"
+        )
     tokenizer = XLMRTokenizer(path, max_tokens=int(config["max_tokens"]))
     options = Namespace(**config["model"], text_encoder="", text_tokenizer="", teacher="", save_frozen=True)
     weights = _read_weights(path / WEIGHTS)

@@ -19,6 +19,8 @@ from mclip_fairseq.models.sizes import refuse_oversized_directory
 
 # SigLIP pools the last position, whatever it holds: it was trained with all texts padded to one length.
 PADDED_TO_MAX_LENGTH = ("siglip", "siglip2")
+# Processors may make images larger than the model's own size (to crop them), but not so many times larger.
+MOST_TIMES, UNKNOWN_SIZE = 4, 1024
 # Tokenizers without a limit of their own claim about 1e30.
 NO_LIMIT = 1_000_000
 
@@ -129,6 +131,7 @@ class DualEncoderTeacher(nn.Module):
         commit = None if local else getattr(model.config, "_commit_hash", None) or revision
         name = Path(named).resolve().name if Path(named).is_dir() else named
         with expecting(source, "a transformers dual encoder with an image processor"):
+            _refuse_large_pixels(processor, model, source)
             return cls(model, processor, tokenizer, name, commit)
 
     def save(self, path: Path) -> None:
@@ -153,11 +156,25 @@ class DualEncoderTeacher(nn.Module):
         if self.tokenizer is None:
             raise ValueError(f"{self.identity['name']}: has no tokenizer; add CLIP's to encode English text with it")
         padding = "max_length" if self.model.config.model_type in PADDED_TO_MAX_LENGTH else "longest"
-        encoded = self.tokenizer(
-            list(texts), padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
+        try:
+            encoded = self.tokenizer(
+                list(texts), padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            )
+        except Exception as error:  # its library raises whatever a broken vocabulary leads it to
+            raise ValueError(
+                f"{self.identity['name']}: its tokenizer cannot be used: {first_line(error)}; copy the directory again"
+            ) from error
+        self._refuse_foreign_ids(encoded["input_ids"])
         read = inspect.signature(self.model.get_text_features).parameters
         return {name: tensor for name, tensor in encoded.items() if name in read}
+
+    def _refuse_foreign_ids(self, ids: Tensor) -> None:
+        known = getattr(self.model.config.get_text_config(), "vocab_size", None)
+        if known is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:
+            raise ValueError(
+                f"{self.identity['name']}: its tokenizer gives the id {int(ids.max())}, but the model knows {known}; "
+                "one of the two belongs to another model"
+            )
 
     @torch.no_grad()
     def encode_image(self, pixel_values: Tensor) -> Tensor:
@@ -179,6 +196,22 @@ def _projection(output: Any) -> Tensor:
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise ValueError(f"the teacher returned a {type(output).__name__} without one vector per input")
     return features
+
+
+def _refuse_large_pixels(processor: Any, model: nn.Module, place: str) -> None:
+    """Refuse settings that would make gigabytes of an image before the model can say that it is too large."""
+    config: Any = getattr(model, "config", None)
+    own = getattr(getattr(config, "vision_config", config), "image_size", None)
+    most = MOST_TIMES * (own if isinstance(own, int) else UNKNOWN_SIZE)
+    settings = processor.to_dict()
+    for name in ("size", "crop_size", "pad_size"):
+        edges = settings.get(name)
+        for edge in edges.values() if isinstance(edges, dict) else [edges]:
+            if isinstance(edge, int | float) and not edge <= most:
+                raise ValueError(
+                    f"{place}: its image processor has a {name} of {edge} pixels, but the model reads "
+                    f"{own or 'far fewer'}; put back the preprocessor_config.json that belongs to it"
+                )
 
 
 def _has_no_tokenizer(source: str) -> bool:

@@ -24,6 +24,8 @@ FORMAT = "mclip_fairseq search index"
 VERSION = 1
 MANIFEST, PARTIAL, LOCK = "index.json", "partial", ".lock"
 NO_PERMISSION = "you have no permission to read it; ask its owner for it"
+MOST_EFFORT = 2**31 - 1  # that faiss can be given
+ROOT_DIGITS = 9
 MANIFEST_KEYS = {
     "model": dict,
     "factory": str,
@@ -82,7 +84,9 @@ def _is_sound(manifest: Mapping[str, Any]) -> bool:
         and all(isinstance(root, str) for root in manifest["roots"])
         and isinstance(manifest["model"].get("fingerprint"), str)
         and isinstance(manifest["model"].get("load"), dict)
+        and all(isinstance(value, str | None) for value in manifest["model"]["load"].values())
         and isinstance(manifest.get("effort"), int | None)
+        and 0 <= (manifest.get("effort") or 0) <= MOST_EFFORT
         and manifest["dim"] > 0
     )
 
@@ -164,7 +168,7 @@ class Rows:
         fields = self.lines[row].split("\t", 2)
         if len(fields) == 1:
             return None
-        if len(fields) != 3 or not fields[1].isdecimal():
+        if len(fields) != 3 or not fields[1].isdecimal() or len(fields[1]) > ROOT_DIGITS:
             raise ValueError(f"{self.place}, line {row + 1}: is damaged; build the index again")
         return int(fields[1]), fields[2]
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mclip_fairseq.data.files import file_sha256
+from mclip_fairseq.search.ivf_header import check_lists
 
 Vectors = npt.NDArray[np.float32]
 # Kind -> what it costs, for the help text; and faiss's own name for it.
@@ -40,6 +41,7 @@ CLASSES = {
 # The first four bytes of the files of these classes: nothing else is handed to faiss.
 MAGIC = {"exact": b"IxFI", "ivf": b"IwFl", "hnsw": b"IHNf", "sq8": b"IwSq", "pq": b"IwPQ"}
 HNSW_LINKS = 32
+MAX_BREADTH = 1024  # that is tried by itself
 PQ_CENTROIDS = 256
 PQ_ROUNDS = 8  # of 25: the codes are hardly worse, and training them is most of the build
 TRAINING_PER_LIST = 48  # faiss warns below 39
@@ -189,13 +191,15 @@ def read_index(path: Path, kind: str, dim: int, rows: int, writable: bool = Fals
         magic = stream.read(4)
     if kind not in MAGIC or magic != MAGIC[kind]:
         raise ValueError(f"{path}: is not a faiss index of the kind {kind!r}; build the index again")
-    # A hostile file cannot ask for more memory than a file of its size may need.
+    if kind in ("ivf", "sq8", "pq"):
+        check_lists(path)
+    # Nor can a hostile file ask for arrays that a file of its size does not hold.
     faiss().set_deserialization_vector_byte_limit(max(2 * path.stat().st_size, 1 << 20))
     try:
         # The table is for distances, not for cosines, and may be larger than the file.
         flags = faiss().IO_FLAG_SKIP_PRECOMPUTE_TABLE | (0 if writable else faiss().IO_FLAG_MMAP_IFC)
         index = faiss().read_index(str(path), flags)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise ValueError(f"{path}: is not a faiss index that can be read; build the index again") from error
     fits = type(index).__name__ == CLASSES[kind] and (index.d, index.ntotal) == (dim, rows)
     if not fits or index.metric_type != faiss().METRIC_INNER_PRODUCT or not _holds_its_own(index):
@@ -203,7 +207,18 @@ def read_index(path: Path, kind: str, dim: int, rows: int, writable: bool = Fals
             f"{path}: holds {index.ntotal} vectors of {index.d} dimensions in a {type(index).__name__}, not the {rows} "
             f"of {dim} that belong to it; build the index again"
         )
+    if getattr(index, "invlists", None) is not None:
+        _check_ids(index, path)
     return index
+
+
+def _check_ids(index: Any, path: Path) -> None:
+    """Refuse lists of rows that are not there."""
+    lists = index.invlists
+    for number in filter(lists.list_size, range(index.nlist)):
+        ids = faiss().rev_swig_ptr(lists.get_ids(number), lists.list_size(number))
+        if ids.min() < 0 or ids.max() >= index.ntotal:
+            raise ValueError(f"{path}: list {number} names a row beyond its {index.ntotal}; build the index again")
 
 
 def _holds_its_own(index: Any) -> bool:
@@ -216,7 +231,7 @@ def efforts(kind: str, index: Any) -> list[int]:
     """Settings to try, cheapest first: lists that are searched (ivf), or breadth of the walk (hnsw)."""
     if kind == "exact":
         return []
-    first, last = (16, 1024) if kind == "hnsw" else (1, index.nlist)
+    first, last = (16, MAX_BREADTH) if kind == "hnsw" else (1, index.nlist)
     return [*(2**power for power in range(32) if first <= 2**power < last), last]
 
 
@@ -260,7 +275,8 @@ class Searcher:
         if self.kind == "exact":
             params = faiss().SearchParameters(sel=self._selector) if self._selector else None
         elif self.kind == "hnsw":
-            params = faiss().SearchParametersHNSW(sel=self._selector, efSearch=effort)
+            breadth = min(effort, max(self.index.ntotal, MAX_BREADTH))  # more finds nothing, and takes memory
+            params = faiss().SearchParametersHNSW(sel=self._selector, efSearch=breadth)
         else:
             params = faiss().SearchParametersIVF(sel=self._selector, nprobe=min(effort, self.index.nlist))
         scores, rows = self.index.search(queries, k, params=params)

@@ -78,10 +78,7 @@ def _open_gallery(path: Path, pictures: Path | None) -> ImageGallery | FeatureGa
         if pictures is not None:
             raise ValueError("--images-root goes with a feature directory: a folder's pictures are known already")
         return ImageGallery(path)
-    store = FeatureStore.open(path)
-    if store.manifest["modality"] != "image":
-        raise ValueError(f"{path}: holds features of texts; give features of images")
-    return FeatureGallery(store, path, pictures)
+    return FeatureGallery(FeatureStore.open(path), path, pictures)
 
 
 class ProjectedFeatures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from mclip_fairseq.cli import evaluate as cli
 from mclip_fairseq.data.features import write_features
 from mclip_fairseq.evaluation.benchmarks import Places, open_benchmark
 from mclip_fairseq.evaluation.published import read_published
+from tests import hostile
 
 GREYS = {"a": 40, "b": 90, "c": 140, "d": 190}
 WORDS = {"en": {name: f"grey {name}" for name in GREYS}, "de": {name: f"grau {name}" for name in GREYS}}
@@ -196,6 +198,99 @@ def test_benchmarks_that_are_none(
     assert error.count("\n") == 1
     assert sentence in error
     assert not models["first"].calls
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a refused run of the first model says: status 2, one line, nothing that a terminal would obey."""
+    capsys.readouterr()
+    assert cli.main([*arguments, "--model", "first", "--images-root", "pictures"]) == 2
+    error = capsys.readouterr().err.removesuffix("\n")
+    assert error.isprintable()
+    return error
+
+
+@pytest.mark.parametrize("manifest", hostile.BENCHMARKS)
+def test_manifests_that_are_damaged_or_lead_out(
+    models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str], manifest: str
+) -> None:
+    write(folder / "bad/manifest.json", [manifest])
+    write(folder / "bad/labels.tsv", ["a\t0"])
+    write(folder / "bad/images.tsv", ["a\ta.png"])
+    error = refused(capsys, "bad")
+    assert any(words in error for words in hostile.BENCHMARKS[manifest].split("|"))
+    assert "bad" in error
+    assert not models["first"].calls
+
+
+@pytest.mark.parametrize("what", hostile.BENCHMARK_FILES)
+def test_numbers_that_are_none_are_named_before_a_model_is_read(
+    models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    name, content, words = hostile.BENCHMARK_FILES[what]
+    (folder / name).write_text(content)
+    error = refused(capsys, name.split("/")[0])
+    assert f"{name} line " in error
+    assert words in error
+    assert not models["first"].calls
+
+
+def test_names_are_shown_without_what_a_terminal_obeys(
+    models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {"name": "evil\x1b[31m", "notes": ["Leak\x1b[2J"], "pairs": ["deu-eng"]}
+    (folder / "tatoeba/manifest.json").write_text(json.dumps(content))
+    assert cli.main(["tatoeba", "--model", "first"]) == 0
+    printed = capsys.readouterr()
+    assert "evil [31m" in printed.out
+    assert "\x1b" not in printed.out + printed.err
+
+
+def test_features_of_texts_are_no_images(
+    models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = np.ones((len(GREYS), 2), np.float32)
+    write_features(folder / "f", list(GREYS), values, model="x", normalized=False, modality="text")
+    assert "f: holds features of texts; give features of images" in refused(capsys, "xtd", "--features", "f")
+
+
+def test_features_of_a_teacher_with_an_odd_hash(
+    models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models["first"].identity = {"teacher": {"sha256": "abc"}}
+    write_features(folder / "f", list(GREYS), np.ones((len(GREYS), 2), np.float32), model="x", normalized=False)
+    hostile.manifest(folder / "f", teacher={"sha256": "\x1b[31mx"})
+    arguments = ["--captions", "en=xtd/test.en", "--ids", "xtd/test.en.ids", "--features", "f"]
+    assert "a teacher with weights \\x1b[31mx, but" in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", pickle.dumps(hostile.Trap(Path("trap"))), hostile.npy(np.zeros((4, 2), np.int32))),
+        *(hostile.npy(np.zeros((3, 2), np.float32)), hostile.npy(np.zeros(4, np.float32))),
+        hostile.npy(np.full((4, 2), np.nan, np.float32)),
+    ],
+)
+def test_a_cached_file_that_is_another(
+    models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    command = ["tatoeba", "--model", "first", "--cache", "cache"]
+    assert cli.main(command) == 0
+    file = next(Path("cache").iterdir())
+    file.write_bytes(content)
+    assert file.name in refused(capsys, "tatoeba", "--cache", "cache")
+    assert not Path("trap").exists()
+
+
+@pytest.mark.parametrize("rest", [{}, {"results": 3}, {"benchmark": "x", "results": {}}])
+def test_a_report_of_the_right_key_without_the_rest(
+    models: dict[str, GreyModel], folder: Path, capsys: pytest.CaptureFixture[str], rest: dict[str, Any]
+) -> None:
+    assert cli.main(["tatoeba", "--model", "first", "--output", "out"]) == 0
+    file = Path("out/Tatoeba/first/report.json")
+    file.write_text(json.dumps({"key": json.loads(file.read_text())["key"]} | rest))
+    error = refused(capsys, "tatoeba", "--output", "out")
+    assert "report.json: is not a report of mclip-evaluate, so remove it" in error
 
 
 def again(*arguments: str) -> Any:

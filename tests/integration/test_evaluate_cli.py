@@ -135,6 +135,7 @@ class Store:
     def __init__(self, sha256: str = "abc") -> None:
         self.ids = ["blue", "green", "red"]
         self.identity = {"sha256": sha256}
+        self.manifest = {"modality": "image"}
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return np.array([ColourModel.feature(COLOURS[self.ids[row]]) for row in rows], dtype=np.float16)

@@ -16,6 +16,7 @@ from PIL import Image
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli.evaluate import main as evaluate
 from mclip_fairseq.cli.export import main as export
+from mclip_fairseq.data.files import file_sha256
 from mclip_fairseq.formats.open_clip import open_clip_triple
 from mclip_fairseq.formats.portable import PortableImage, PortableText
 from mclip_fairseq.formats.towers import ProjectedTower
@@ -104,6 +105,33 @@ def test_a_report_of_another_model_is_refused(
     assert export(arguments) == 2
     assert "is of another model" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("tokens", [-5, 1, "many"])
+def test_a_directory_that_cuts_texts_to_nothing(tokens: Any, exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "m")
+    edit(tmp_path / "m", max_tokens=tokens)
+    with pytest.raises(
+        ValueError, match=r"config.json: (says max_tokens -?\d, but <s>|is not what mclip-export writes)"
+    ):
+        MultilingualCLIP.from_pretrained(tmp_path / "m", device="cpu")
+
+
+def test_a_dictionary_of_another_size_is_named(exported: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(exported, folder)
+    with (folder / "dict.txt").open("a") as file:
+        file.write("one-more 1\n")
+    edit(folder, files={"dict.txt": file_sha256(folder / "dict.txt")})
+    with pytest.raises(ValueError, match=r"Error\(s\) in loading state_dict for \w+: size mismatch for") as caught:
+        MultilingualCLIP.from_pretrained(folder, device="cpu")
+    assert str(caught.value).isprintable()
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change entries of a directory's configuration."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
 
 
 def test_portable_towers_are_the_towers(checkpoint: Path, images: list[Path]) -> None:

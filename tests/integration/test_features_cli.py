@@ -51,7 +51,8 @@ def run(clip: Path, output: Path, *more: object) -> int:
 
 def content(folder: Path) -> dict[str, bytes]:
     """All bytes but those that say when and how the directory was made."""
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+    left_out = ("manifest.json", ".verified.json")
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in left_out}
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["made_by"]
     return files | {"manifest": json.dumps(manifest).encode()}
@@ -286,8 +287,20 @@ def test_captions_with_ids(clip: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "twice.tsv, line 3: the id 'x' is already on line 1" in message
     (tmp_path / "empty.txt").write_text("one\n\nthree\n \n")
     message = refused(capsys, clip, tmp_path / "empty", "--captions", tmp_path / "empty.txt")
-    assert "2 of 4 inputs cannot be read" in message
-    assert "\n  1: the caption is empty\n  3: the caption is empty" in message
+    assert f"2 of 4 inputs of {tmp_path}/empty.txt cannot be read" in message
+    assert "\n  1: line 2: the caption is empty\n  3: line 4: the caption is empty" in message
+    (tmp_path / "odd.tsv").write_text("x\tone\na \ttwo\n")
+    message = refused(capsys, clip, tmp_path / "odd", "--captions", tmp_path / "odd.tsv")
+    assert "odd.tsv, line 2: the id 'a ' has a line break or outer spaces" in message
+
+
+def test_pictures_with_odd_names(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/bad\x1b[31m.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "photos/pipe.png")
+    message = refused(capsys, clip, tmp_path / "out", "--images", tmp_path / "photos")
+    assert "\n  bad\\x1b[31m.png: is not an image in a known format\n  pipe.png: is no ordinary file" in message
+    assert "\x1b" not in message
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The translation task through fairseq's own commands."""
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from mclip_fairseq.cli.extract_mte import main as extract_mte
 from mclip_fairseq.compat import load_checkpoint
-from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
 from tests.tiny_data import mte_options
 
 Train = Callable[..., str]
@@ -95,10 +96,15 @@ def test_extraction_explains_bad_input(
     tokenizer = str(tiny_corpus / "tokenizer")
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"not a checkpoint")
-    for checkpoint, folder in ((str(broken), tokenizer), (str(trained[0]), str(tmp_path))):
+    cut = tmp_path / "cut"
+    shutil.copytree(tokenizer, cut)
+    (cut / SENTENCEPIECE).write_bytes((cut / SENTENCEPIECE).read_bytes()[:-50])
+    for checkpoint, folder in ((str(broken), tokenizer), (str(trained[0]), str(tmp_path)), (str(trained[0]), str(cut))):
         assert extract_mte([checkpoint, "--tokenizer", folder, "--output", str(tmp_path / "out")]) == 2
         message = capsys.readouterr().err.strip()
         assert message.startswith("mclip-extract-mte: ")
+        assert folder != str(cut) or f"{SENTENCEPIECE}: is no SentencePiece model" in message
+        assert not (tmp_path / "out").exists()
         assert "\n" not in message
 
 

@@ -61,6 +61,28 @@ def test_a_resumed_run_replaces_what_it_logs_again(tmp_path: Path) -> None:
     assert curves.points["train_inner"]["loss"] == {1: 9.0, 2: 7.0, 3: 6.0}
 
 
+@pytest.mark.parametrize("updates", ['"inf"', '"nan"', '"1e999"', "9" * 400, "NaN", "null", "[]"])
+def test_a_line_without_a_number_of_updates_is_left_out(
+    updates: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.log").write_text(
+        f'{{"loss": "9", "num_updates": {updates}}}\n{{"loss": "nan", "num_updates": "2"}}\n'
+    )
+    curves = read_curves([tmp_path / "a.log"])
+    assert list(curves.points["train_inner"]["loss"]) == [2]  # and a loss that is no number is told
+    (tmp_path / "a.log").write_text(f'{{"loss": "9", "num_updates": {updates}}}\n')
+    assert main([str(tmp_path)]) == 2
+    assert "holds no logged numbers" in capsys.readouterr().err
+
+
+def test_names_of_metrics_are_shown_without_what_a_terminal_obeys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.log").write_text(r'{"\ud800a": "9", "\u001b[31mb": 8, "num_updates": "1"}' + "\n")
+    assert main([str(tmp_path)]) == 0
+    assert "train_inner: a 9, [31mb 8" in capsys.readouterr().out
+
+
 def test_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "holds no .log file; train with --log-format json" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_captions_for_features(
     if message == "the caption is empty":
         assert features_cli.main([*command, str(tmp_path / "skipped"), "--skip-budget", "1"]) == 0
         assert FeatureStore.open(tmp_path / "skipped").ids == ["0", "2"]
-        assert (tmp_path / "skipped" / "skipped.tsv").read_text() == "1\tthe caption is empty\n"
+        assert (tmp_path / "skipped" / "skipped.tsv").read_text() == "1\tline 2: the caption is empty\n"
 
 
 @pytest.mark.parametrize("name", hostile.CAPTIONS)

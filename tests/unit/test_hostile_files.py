@@ -31,7 +31,7 @@ from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
 from mclip_fairseq.formats.card import read_report
 from mclip_fairseq.formats.openai_clip import open_clip_settings
 from mclip_fairseq.models.freezing import decode_identity
-from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.teacher import DualEncoderTeacher, ImageTransform
 from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
 from mclip_fairseq.tasks.mte import MTETask
 from tests import hostile
@@ -239,6 +239,50 @@ def test_model_directories_run_no_code(damage: Callable[[Path], None], clip: Pat
         assert str(clip) in refused(lambda: DualEncoderTeacher.from_pretrained(clip))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"size": {"shortest_edge": 16000}}, {"crop_size": {"height": 32, "width": 16000}}, {"size": 10**30}),
+        {"size": {"height": 1e9, "width": 1e9}, "do_center_crop": False},
+    ],
+)
+def test_a_processor_of_huge_pictures_is_refused_before_it_makes_one(
+    changes: dict[str, Any], clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(clip / "preprocessor_config.json", **changes)
+    monkeypatch.setattr(ImageTransform, "__call__", lambda *a: pytest.fail("made before it was compared"))
+    said = refused(lambda: DualEncoderTeacher.from_pretrained(clip))
+    assert f"{clip}: its image processor has a " in said
+    assert "size of 1" in said
+    assert "but the model reads 32; put back the preprocessor_config.json" in said
+
+
+def test_a_tokenizer_of_another_model(clip: Path) -> None:
+    file = clip / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"]["a</w>"] = 10**9
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    model = MultilingualCLIP.from_pretrained(clip, device="cpu")
+    assert model.encode_text("b").isfinite().all()
+    assert "clip: its tokenizer gives the id 1000000000, but the model knows 514" in refused(
+        lambda: model.encode_text("a")
+    )
+
+
+def test_a_tokenizer_without_words(clip: Path) -> None:
+    file = clip / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer["model"] |= {"vocab": {}, "merges": []}
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert "clip" in refused(lambda: MultilingualCLIP.from_pretrained(clip, device="cpu").encode_text("a"))
+
+
+@pytest.mark.parametrize("texts", [None, b"a dog", 3 * [None], ["a", "\ud800"], ["a", 7]])
+def test_what_is_no_text_is_one_sentence(texts: Any, clip: Path) -> None:
+    model = MultilingualCLIP.from_pretrained(clip, device="cpu")
+    assert refused(lambda: model.encode_text(texts)).startswith("text ")
+
+
 def test_a_tokenizer_of_another_class_runs_no_code(clip: Path) -> None:
     """What is at hand reads it, as if no code had been offered."""
     evil_tokenizer(clip)
@@ -308,6 +352,29 @@ def test_json_that_is_too_deep_is_one_sentence(tmp_path: Path) -> None:
     assert "cannot be read" in refused(lambda: decode_identity(torch.ones(3)))
     with pytest.raises(RecursionError):  # the negative control
         json.loads(hostile.DEEP_JSON)
+
+
+REPORT: dict[str, Any] = {"results": {"en": {"bleu": 1.0}}, "average": {"all": {"bleu": 1.0}}, "protocol": "strict"}
+REPORT |= {"command": "x", "model": {}, "name": "x"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"model": [1]}, {"results": {}}, {"results": []}, {"results": {"en": {"bleu": "x"}}}, {"average": 3}),
+        *({"average": {"zzz": {}}}, {"gallery": "x"}, {"notes": 3}, {"mean_rank_variance": 3}, {"command": None}),
+    ],
+)
+def test_reports_for_a_card_that_are_damaged(changes: dict[str, Any], tmp_path: Path) -> None:
+    edit(tmp_path / "report.json", **REPORT)
+    assert read_report(tmp_path / "report.json") == REPORT
+    edit(tmp_path / "report.json", **changes)
+    if changes == {"command": None}:
+        read_report(tmp_path / "report.json")
+    else:
+        assert "report.json: is not a report.json of mclip-evaluate" in refused(
+            lambda: read_report(tmp_path / "report.json")
+        )
 
 
 @pytest.mark.parametrize("content", [hostile.DEEP_JSON, b"[]", b"{", b'{"settings": 1}'])

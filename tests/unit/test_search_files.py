@@ -139,6 +139,9 @@ def test_lists_that_lead_to_another_file_are_refused(index: Path, tmp_path: Path
         (lambda m: m.update(removed=[9]), "is damaged"),
         (lambda m: m.update(removed=["0"]), "is damaged"),
         (lambda m: m.update(effort="1"), "is damaged"),
+        (lambda m: m.update(effort=-1), "is damaged"),
+        (lambda m: m.update(effort=10**30), "is damaged"),
+        (lambda m: m["model"].update(load={"path": 3}), "is damaged"),
         (lambda m: m.update(dim=-5), "is damaged"),
         (lambda m: m.update(model={}), "is damaged"),
         (lambda m: m.update(roots=[1]), "is damaged"),
@@ -167,7 +170,7 @@ def test_a_picture_does_not_leave_its_folder(index: Path, path: str) -> None:
         SearchIndex.open(index).picture(0)
 
 
-@pytest.mark.parametrize("line", ["x\t5\tred.png", "x\t-1\tred.png", "x\tred.png"])
+@pytest.mark.parametrize("line", ["x\t5\tred.png", "x\t-1\tred.png", "x\tred.png", f"x\t{'9' * 5000}\tx"])
 def test_a_damaged_row_is_a_sentence(index: Path, line: str) -> None:
     lines = (index / "rows-00001.tsv").read_text(encoding="utf-8").splitlines()
     put(index, "rows", "".join(f"{text}\n" for text in [line, *lines[1:]]).encode())

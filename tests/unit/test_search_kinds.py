@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mclip_fairseq.search.kinds import (
     compacted,
     efforts,
     factory_string,
+    faiss,
     new_index,
     read_index,
     write_index,
@@ -71,6 +73,47 @@ def test_an_index_comes_back_from_its_file(kind: str, made: dict[str, Any], tmp_
     for before, after in zip(*(Searcher(i, kind, effort)(vectors[:9], 7) for i in (made[kind], again)), strict=True):
         assert np.array_equal(before, after)
     assert [path.name for path in tmp_path.iterdir()] == ["vectors.faiss"]
+
+
+@pytest.mark.parametrize("kind", ["ivf", "sq8", "pq"])
+@pytest.mark.parametrize("lists", [17, 60_000_000, 4_000_000_000, 2**63])
+@pytest.mark.parametrize("places", [(37,), (b"ilar",), (37, b"ilar")])
+def test_lists_that_the_file_does_not_hold_are_refused_before_faiss_reads_it(
+    kind: str, lists: int, places: Any, made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_index(made[kind], tmp_path / "x")
+    content = bytearray((tmp_path / "x").read_bytes())
+    for place in places:
+        struct.pack_into("<Q", content, place if place == 37 else content.index(place) + 4, lists)
+    (tmp_path / "x").write_bytes(content)
+    monkeypatch.setattr(faiss(), "read_index", lambda *a: pytest.fail("read before it was verified"))
+    with pytest.raises(ValueError, match=rf"x: claims .*{lists}.* lists, but has 16 centres; build the index again"):
+        read_index(tmp_path / "x", kind, DIM, COUNT)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "sq8", "pq"])
+@pytest.mark.parametrize("cut", [3, 30, 40, 60, 80, 100, 1100, 1140, 1200])
+def test_a_header_that_ends_early_is_a_sentence(kind: str, cut: int, made: dict[str, Any], tmp_path: Path) -> None:
+    write_index(made[kind], tmp_path / "x")
+    for more in (b"", b"\xff" * 60):
+        (tmp_path / "y").write_bytes((tmp_path / "x").read_bytes()[:cut] + more)
+        with pytest.raises(ValueError, match=r"y: (is not a faiss index|claims )"):
+            read_index(tmp_path / "y", kind, DIM, COUNT)
+
+
+@pytest.mark.parametrize("row", [-1, COUNT, 2**62])
+def test_lists_of_rows_that_are_not_there_are_refused(row: int, made: dict[str, Any], tmp_path: Path) -> None:
+    write_index(made["ivf"], tmp_path / "x")
+    content = bytearray((tmp_path / "x").read_bytes())
+    struct.pack_into("<q", content, len(content) - 8, row)  # the last list's last id
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ValueError, match="x: list 15 names a row beyond its 2000; build the index again"):
+        read_index(tmp_path / "x", "ivf", DIM, COUNT)
+
+
+def test_more_effort_than_there_are_rows_is_no_harm(vectors: np.ndarray, made: dict[str, Any]) -> None:
+    found = Searcher(made["hnsw"], "hnsw", 2**31 - 1)(vectors[:3], 5)[1]
+    assert np.array_equal(found, Searcher(made["hnsw"], "hnsw", COUNT)(vectors[:3], 5)[1])
 
 
 def test_many_lists_of_short_codes_come_back(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ("hypotheses", "arguments", "sentence"),
     [
         ("D-0\t0\ta\nD-0\t0\ta\n", [], "not numbered 0 to 1, each once"),
+        ("D-" + "9" * 5000 + "\t0\ta\n", [], "not numbered 0 to 0, each once"),
         ("a\n", [], "1 translations with 2 references"),
         ("a\nb\n", ["--model", "m"], "are scored by themselves"),
     ],
