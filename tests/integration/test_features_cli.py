@@ -51,8 +51,7 @@ def run(clip: Path, output: Path, *more: object) -> int:
 
 def content(folder: Path) -> dict[str, bytes]:
     """All bytes but those that say when and how the directory was made."""
-    left_out = ("manifest.json", ".verified.json")
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in left_out}
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["made_by"]
     return files | {"manifest": json.dumps(manifest).encode()}
