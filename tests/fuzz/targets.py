@@ -108,7 +108,7 @@ SEEDS: dict[str, list[bytes]] = {
     "evaluation": [CAPTION_SEED, b"\xef\xbb\xbfa\tb"],
     "ids": [b"a.jpg\tt1\nb.jpg\tt2\n", b"-\tx\n", *(content for content, _ in hostile.ID_LISTS.values())],
     "images": [b"a.jpg\nx\tb.jpg\n", *(content for content, _ in hostile.IMAGE_LISTS.values())],
-    "packed": [gzip.compress(b"a\nb\n"), gzip.compress(b"x" * 500) * 2],
+    "packed": [gzip.compress(b"a\nb\n", mtime=0), gzip.compress(b"x" * 500, mtime=0) * 2],
     "dictionary": [b"one 1\ntwo 2 #fairseq:overwrite\n", *(content for content, _ in hostile.DICTIONARIES.values())],
     "index": [hostile.index([3, 2]), b"TNTIDX\0\0" + struct.pack("<5Q", 1, 4, 4, 2, 2) + bytes(64)],
     "json_text": [MANIFEST, b'[{"a": [1.5e3, null, true, "\\ud800"]}]', b"[" * 3000],
