@@ -1,14 +1,14 @@
 """A tiny but real corpus: short captions in three languages, tokenised, with image and teacher text features."""
 
+import contextlib
+import importlib
+import io
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
 LANGS = ("en", "de", "fr")
 NOUNS = {
     "en": ["dog", "cat", "house", "tree", "car", "bird", "ball", "boat"],
@@ -33,19 +33,18 @@ def sentences(lang: str) -> list[str]:
     return [f.format(n=n, c=c) for f in FRAMES[lang] for n in NOUNS[lang] for c in COLOURS[lang]]
 
 
-def run(*command: object) -> None:
-    """Run a command and show its output if it fails."""
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 0, result.stdout + result.stderr
+def run(program: str, *arguments: object) -> None:
+    """Run a program of preprocess/ in this process, and show what it said if it fails."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        status = importlib.import_module(program).main([str(argument) for argument in arguments])
+    assert status == 0, said.getvalue()
 
 
 def binarise(folder: Path, output: str, *what: str) -> Path:
     """fairseq-preprocess with the tokenizer's dictionary."""
     dictionary = folder / "tokenizer" / "dict.txt"
-    run(
-        *(sys.executable, "preprocess/binarise.py", "--pieces", folder / "pieces", "--dictionary", dictionary),
-        *("--output", folder / output, *what),
-    )
+    run("binarise", "--pieces", folder / "pieces", "--dictionary", dictionary, "--output", folder / output, *what)
     return folder / output
 
 
@@ -62,17 +61,10 @@ def make_text(folder: Path) -> Path:
         write(folder / "raw" / f"train.{lang}", lines[:104])
         write(folder / "raw" / f"valid.{lang}", lines[104:])
     files = sorted((folder / "raw").iterdir())
-    run(
-        sys.executable,
-        "preprocess/train_tokenizer.py",
-        "--vocabulary",
-        150,
-        "--output",
-        folder / "tokenizer",
-        *[f for f in files if f.name.startswith("train")],
-    )
+    train = [file for file in files if file.name.startswith("train")]
+    run("train_tokenizer", "--vocabulary", 150, "--output", folder / "tokenizer", *train)
     model = folder / "tokenizer" / "sentencepiece.bpe.model"
-    run(sys.executable, "preprocess/encode.py", "--model", model, "--output", folder / "pieces", *files)
+    run("encode", "--model", model, "--output", folder / "pieces", *files)
     return folder
 
 

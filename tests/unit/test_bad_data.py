@@ -208,7 +208,11 @@ def test_ids_that_are_unknown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("image_id", ["a\0b.jpg", "x" * 5000 + ".jpg", "."])
 def test_ids_that_are_no_file_names(image_id: str, tmp_path: Path) -> None:
-    refused("cannot be decoded|there is no such file", lambda: load_image(tmp_path / image_id), ImageError)
+    refused(
+        "cannot be decoded|there is no such file|is no ordinary file",
+        lambda: load_image(tmp_path / image_id),
+        ImageError,
+    )
 
 
 # ------------------------------------------------------------------------------------------ features
