@@ -204,8 +204,8 @@ def _refuse_large_pixels(processor: Any, model: nn.Module, place: str) -> None:
     own = getattr(getattr(config, "vision_config", config), "image_size", None)
     most = MOST_TIMES * (own if isinstance(own, int) else UNKNOWN_SIZE)
     settings = processor.to_dict()
-    for name in ("size", "crop_size", "pad_size"):
-        edges = settings.get(name)
+    for name, switch in (("size", "do_resize"), ("crop_size", "do_center_crop"), ("pad_size", "do_pad")):
+        edges = settings.get(name) if settings.get(switch) is not False else None
         for edge in edges.values() if isinstance(edges, dict) else [edges]:
             if isinstance(edge, int | float) and not edge <= most:
                 raise ValueError(

@@ -257,6 +257,12 @@ def test_a_processor_of_huge_pictures_is_refused_before_it_makes_one(
     assert "but the model reads 32; put back the preprocessor_config.json" in said
 
 
+def test_a_crop_that_is_switched_off_may_have_any_size(clip: Path) -> None:
+    """transformers writes 224, its default, beside the size of a small model."""
+    edit(clip / "preprocessor_config.json", crop_size={"height": 16000, "width": 16000}, do_center_crop=False)
+    assert DualEncoderTeacher.from_pretrained(clip).image_size == 32
+
+
 def test_a_tokenizer_of_another_model(clip: Path) -> None:
     file = clip / "tokenizer.json"
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
