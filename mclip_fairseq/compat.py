@@ -108,7 +108,7 @@ def refuse_altered(path: Path) -> None:
     """
     reason = damage(path)
     if reason:
-        raise ValueError(f"{path}: {reason}; copy it again, or give another checkpoint")
+        raise ValueError(f"{path}: {reason}; give another checkpoint, or copy it again")
 
 
 def why_unreadable(path: Path, error: Exception) -> str:

@@ -37,7 +37,7 @@ from mclip_fairseq.resilience.resume import (
     read_lazily,
     remove_leftovers,
 )
-from mclip_fairseq.resilience.sealed import copy_sealed, damage, save_sealed
+from mclip_fairseq.resilience.sealed import copy_sealed, save_sealed
 from mclip_fairseq.resilience.unsaved import KEY, restore, unsaved
 from mclip_fairseq.resilience.workers import close_workers_at_exit
 
@@ -159,9 +159,6 @@ def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
             return str(path.with_name(f"{path.name.removesuffix(f'{suffix}.pt')}.pt"))  # fairseq puts it in again
     given = cfg.restore_file if cfg.restore_file != LAST else cfg.finetune_from_model
     if given and PathManager.isfile(given) and not PathManager.path_requires_pathmanager(given):
-        reason = damage(given)
-        if reason:
-            raise ValueError(f"{given}: {reason}; give another checkpoint")
         check_readable(given)
         if given == cfg.restore_file:
             check_optimizer(Path(given), cfg.reset_optimizer)

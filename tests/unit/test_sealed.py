@@ -139,7 +139,8 @@ def test_altered_checkpoints_are_not_evaluated_either(tmp_path: Path) -> None:
     save_sealed(state(12), path, 12)
     flip(path, 3000, 2)
     with pytest.raises(
-        ValueError, match=r"checkpoint_best\.pt: its bytes are not those that were written; copy it again"
+        ValueError,
+        match=r"checkpoint_best\.pt: its bytes are not those that were written; give another checkpoint, or copy",
     ):
         load_checkpoint(path)
 
