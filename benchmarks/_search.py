@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mclip_fairseq.data.feature_writer import FeatureWriter
-from mclip_fairseq.data.images import MAX_PIXELS
+from mclip_fairseq.storage.feature_writer import FeatureWriter
+from mclip_fairseq.storage.images import MAX_PIXELS
 
 SHARD_ROWS = 65536
 CLUSTERS = 2000

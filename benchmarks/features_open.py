@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mclip_fairseq.data import verified
-from mclip_fairseq.data.feature_files import FORMAT, VERSION, shard_name
-from mclip_fairseq.data.features import FeatureStore
-from mclip_fairseq.data.files import file_sha256
+from mclip_fairseq.storage import verified
+from mclip_fairseq.storage.feature_files import FORMAT, VERSION, shard_name
+from mclip_fairseq.storage.features import FeatureStore
+from mclip_fairseq.storage.files import file_sha256
 
 SHARD_ROWS = 1 << 19
 

@@ -22,7 +22,7 @@ from benchmarks._measure import print_table, seconds_of
 from mclip_fairseq.data.states import TokenStates
 from mclip_fairseq.losses import symmetric_info_nce
 from mclip_fairseq.models.projectors import XProjector
-from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
 
 PIECES, CAPTIONS, SHORTEST, LONGEST = 1000, 512, 8, 24
 

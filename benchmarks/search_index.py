@@ -24,10 +24,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._search import NoModel, build_options, made_up, make_features
-from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.search.build import build
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import KINDS, Searcher, factory_string, faiss, new_index, training_rows
+from mclip_fairseq.storage.features import FeatureStore
 
 DIM, K, SINGLE, BATCH = 512, 10, 50, 256
 COLUMNS = (

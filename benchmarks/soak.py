@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from fairseq_cli import train  # noqa: E402
 
-from mclip_fairseq.tasks.common import SampledTask  # noqa: E402
+from mclip_fairseq.tasks.sampled import SampledTask  # noqa: E402
 from tests import tiny_data  # noqa: E402
 
 MEMORY_TOLERANCE = 0.02

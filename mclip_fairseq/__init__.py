@@ -1,10 +1,9 @@
 """A fairseq plugin that turns an English CLIP into a multilingual one.
 
 `--user-dir mclip_fairseq` registers the tasks, models, criterions and optimizers; `MultilingualCLIP` uses what they
-trained.
+trained. Importing this package is light: torch, fairseq and transformers are imported where they are used.
 """
 
-import warnings
 from typing import Any
 
 if __name__ != "mclip_fairseq":
@@ -12,24 +11,11 @@ if __name__ != "mclip_fairseq":
         f"the plugin has to be called mclip_fairseq, not {__name__}: give --user-dir a path that ends in mclip_fairseq"
     )
 
-from mclip_fairseq.quiet import root_logger_kept
 from mclip_fairseq.user_dir import PackagePath
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["MultilingualCLIP", "__version__"]
 __path__ = PackagePath(__path__)
-
-try:
-    with root_logger_kept():
-        import fairseq.tasks  # noqa: F401
-except (ImportError, OSError, ValueError, AttributeError) as error:
-    # The doctor must still start, to say what is broken.
-    warnings.warn(
-        f"nothing is registered, for fairseq cannot be imported ({error}): run python -m mclip_fairseq.doctor",
-        stacklevel=1,
-    )
-else:
-    from mclip_fairseq import registration  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

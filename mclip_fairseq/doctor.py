@@ -191,7 +191,7 @@ def check_plugin() -> Check:
             f"fairseq.tasks cannot be imported: {problem}",
             "Mend fairseq first, see above.",
         )
-    package, problem = try_import("mclip_fairseq")
+    package, problem = try_import("mclip_fairseq.tasks")
     missing = [name for name in ("mte", "trikd") if name not in tasks.TASK_REGISTRY]
     if package is None or missing:
         found = problem or f"tasks not registered: {', '.join(missing)}"

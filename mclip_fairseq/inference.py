@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.data.images import MAX_PIXELS, load_image, upright_rgb
 from mclip_fairseq.formats.directory import is_saved_directory, load_directory
 from mclip_fairseq.formats.peers import load_peer
 from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.formats.training import load_training_checkpoint
 from mclip_fairseq.models.freezing import state_hash
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.images import MAX_PIXELS, load_image, upright_rgb
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 ImageInput = str | Path | Image.Image | np.ndarray
@@ -67,7 +68,7 @@ class MultilingualCLIP:
             teacher: where the teacher is now, likewise; for a text tower, the image tower it was trained for.
 
         Raises:
-            ValueError: a file is missing or of another kind, or the frozen parts are not those of the training.
+            UserError: a file is missing or of another kind, or the frozen parts are not those of the training.
         """
         path = Path(path_or_name)
         if path.suffix == ".pt" or path.is_file():
@@ -143,7 +144,7 @@ class MultilingualCLIP:
             (texts, dim) float32 on the CPU.
 
         Raises:
-            ValueError: something else than texts.
+            UserError: something else than texts.
         """
         if isinstance(texts, Tensor):
             return self.encode_tokens(texts, batch_size, normalize, show_progress_bar)
@@ -188,11 +189,11 @@ class MultilingualCLIP:
             (images, dim) float32 on the CPU.
 
         Raises:
-            ValueError: an image cannot be read, or the model has no image tower.
+            UserError: an image cannot be read, or the model has no image tower.
         """
         single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
         if isinstance(images, Tensor) and images.ndim != 4:
-            raise ValueError(f"pixels of shape {tuple(images.shape)}; a batch is (images, channels, height, width)")
+            raise UserError(f"pixels of shape {tuple(images.shape)}; a batch is (images, channels, height, width)")
         limit = self.max_pixels if max_pixels is None else max_pixels
         items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
 
@@ -218,11 +219,11 @@ class MultilingualCLIP:
             (images, dim) float32 on the CPU.
 
         Raises:
-            ValueError: features of another width than the teacher's.
+            UserError: features of another width than the teacher's.
         """
         rows = torch.as_tensor(np.asarray(features), dtype=torch.float32)
         if rows.ndim != 2 or rows.shape[1] != self.tower.feature_dim:
-            raise ValueError(
+            raise UserError(
                 f"features of shape {tuple(rows.shape)}, but {self.name} takes (images, {self.tower.feature_dim}); "
                 "store them with the teacher it was trained with"
             )
@@ -259,9 +260,9 @@ class MultilingualCLIP:
 def _refuse_no_texts(texts: Sequence[Any]) -> None:
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"text {number} is a {type(text).__name__}; give str")
+            raise UserError(f"text {number} is a {type(text).__name__}; give str")
         if LONE_SURROGATE.search(text):
-            raise ValueError(f"text {number} is no Unicode text, it has half of a surrogate pair; decode it again")
+            raise UserError(f"text {number} is no Unicode text, it has half of a surrogate pair; decode it again")
 
 
 def to_pil(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -271,5 +272,5 @@ def to_pil(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Image.Image:
         try:
             image = Image.fromarray(image)
         except TypeError as error:
-            raise ValueError(f"an array of {shape} is no image; give (height, width, 3) uint8") from error
+            raise UserError(f"an array of {shape} is no image; give (height, width, 3) uint8") from error
     return upright_rgb(image) if isinstance(image, Image.Image) else load_image(image, max_pixels)

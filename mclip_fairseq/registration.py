@@ -1,19 +1,32 @@
-"""Registers every component with fairseq by importing it."""
+"""Registers every component with fairseq: a file in one of these folders is all that a new one needs."""
 
-from mclip_fairseq.compat import allow_checkpoint_globals, shield_torchaudio
-from mclip_fairseq.launch import support_every_launcher
+import importlib
+import pkgutil
 
-support_every_launcher()
-allow_checkpoint_globals()
-shield_torchaudio()
+from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.storage.checkpoints import allow_checkpoint_globals
 
-from mclip_fairseq.criterions import mte as mte_criterion  # noqa: E402, F401
-from mclip_fairseq.criterions import teacher_learning as teacher_learning_criterion  # noqa: E402, F401
-from mclip_fairseq.criterions import trikd as trikd_criterion  # noqa: E402, F401
-from mclip_fairseq.models import mclip, mte, teacher_learning  # noqa: E402, F401
-from mclip_fairseq.optim import fused_adamw, mclip_lamb  # noqa: E402, F401
-from mclip_fairseq.resilience.install import install as install_resilience  # noqa: E402
-from mclip_fairseq.tasks import mte as mte_task  # noqa: E402, F401
-from mclip_fairseq.tasks import trikd as trikd_task  # noqa: E402, F401
 
-install_resilience()
+def import_components(folder: str) -> None:
+    """Import every module of a folder, which registers what it defines.
+
+    Args:
+        folder: `models`, `criterions`, `optim` or `tasks`.
+    """
+    package = importlib.import_module(f"mclip_fairseq.{folder}")
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if not module.ispkg:
+            importlib.import_module(module.name)
+
+
+def register() -> None:
+    """Register all components and install the patches of `resilience`; idempotent."""
+    allow_checkpoint_globals()
+    shield_torchaudio()
+    for folder in ("models", "criterions", "optim", "tasks"):
+        import_components(folder)
+    from mclip_fairseq.resilience.install import install
+    from mclip_fairseq.resilience.launch import support_every_launcher
+
+    support_every_launcher()
+    install()

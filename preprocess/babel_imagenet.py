@@ -22,6 +22,8 @@ from corpora.output import Output
 from corpora.sources import Sources, existing
 from corpora.text import one_line
 
+from mclip_fairseq.storage.errors import UserError
+
 SCRIPT = "babel_imagenet.py"
 CLASSES = 1000
 PHOTOS = 50000
@@ -36,17 +38,17 @@ def read_classes(labels: Any, lang: str, place: str) -> list[tuple[int, str]]:
     """(number, name) of the classes of a language.
 
     Raises:
-        ValueError: another form, a number that ImageNet does not have or that is there twice, or an empty name.
+        UserError: another form, a number that ImageNet does not have or that is there twice, or an empty name.
     """
     pair = member(labels, lang, list, place)
     place = f"{place}, {lang}"
     if len(pair) != 2 or not all(isinstance(side, list) for side in pair) or len(pair[0]) != len(pair[1]):
-        raise ValueError(f"{place}: is not a list of numbers and a list of as many names")
+        raise UserError(f"{place}: is not a list of numbers and a list of as many names")
     numbers, names = pair[0], [one_line(name) if isinstance(name, str) else "" for name in pair[1]]
     if not all(type(number) is int and 0 <= number < CLASSES for number in numbers):
-        raise ValueError(f"{place}: has a number that is none of ImageNet's classes 0 to {CLASSES - 1}")
+        raise UserError(f"{place}: has a number that is none of ImageNet's classes 0 to {CLASSES - 1}")
     if len(set(numbers)) < len(numbers) or not all(names):
-        raise ValueError(f"{place}: has a class twice or one without a name")
+        raise UserError(f"{place}: has a class twice or one without a name")
     return list(zip(numbers, names, strict=True))
 
 
@@ -54,16 +56,16 @@ def read_prompts(files: Sequence[Path], sources: Sources) -> dict[str, tuple[str
     """Language -> (place, prompts) of all files.
 
     Raises:
-        ValueError: a file of another form, or a language in two of them.
+        UserError: a file of another form, or a language in two of them.
     """
     found: dict[str, tuple[str, Any]] = {}
     for path in files:
         prompts = read_json(sources.file(path))
         if not isinstance(prompts, dict):
-            raise ValueError(f"{path}: is no JSON object of languages")
+            raise UserError(f"{path}: is no JSON object of languages")
         for lang in prompts:
             if lang.upper() in found:
-                raise ValueError(f"{path}: has prompts of {lang}, as another file has")
+                raise UserError(f"{path}: has prompts of {lang}, as another file has")
             found[lang.upper()] = (f"{path}, {lang}", member(prompts, lang, list, str(path)))
     return found
 
@@ -72,11 +74,11 @@ def checked_prompt(prompt: Any, place: str) -> str:
     """A prompt on one line.
 
     Raises:
-        ValueError: it has no place for the name, or several.
+        UserError: it has no place for the name, or several.
     """
     text = one_line(prompt) if isinstance(prompt, str) else ""
     if text.count("{}") != 1:
-        raise ValueError(f"{place}: the prompt {prompt!r} has not exactly one {{}}")
+        raise UserError(f"{place}: the prompt {prompt!r} has not exactly one {{}}")
     return text
 
 
@@ -85,7 +87,7 @@ def write_languages(options: Options, sources: Sources, output: Output) -> dict[
     labels = read_json(sources.file(options.labels))
     prompts = read_prompts(options.prompts, sources)
     if not isinstance(labels, dict):
-        raise ValueError(f"{options.labels}: is no JSON object of languages")
+        raise UserError(f"{options.labels}: is no JSON object of languages")
     counts: dict[str, dict[str, int]] = {}
     for lang in [lang.upper() for lang in options.languages or labels]:
         code = lang.lower()
@@ -94,9 +96,7 @@ def write_languages(options: Options, sources: Sources, output: Output) -> dict[
             output.write(f"classes.{code}.tsv", f"{number}\t{name}")
             counts[code]["classes"] += 1
         if options.languages and prompts and lang not in prompts:
-            raise ValueError(
-                f"{options.prompts[0]}: has no prompts of {lang}; give another file of --prompts with them"
-            )
+            raise UserError(f"{options.prompts[0]}: has no prompts of {lang}; give another file of --prompts with them")
         place, texts = prompts.get(lang, ("", ()))
         for prompt in texts:
             output.write(f"prompts.{code}", checked_prompt(prompt, place))
@@ -108,7 +108,7 @@ def write_photos(folder: Path, output: Output, whole: bool) -> int:
     """Write images and labels of ImageNet's validation set; returns the number of images."""
     synsets = sorted(path.name for path in existing(folder).iterdir() if path.is_dir())
     if whole and len(synsets) != CLASSES:
-        raise ValueError(f"{folder}: {len(synsets)} folders of classes where {CLASSES} were published")
+        raise UserError(f"{folder}: {len(synsets)} folders of classes where {CLASSES} were published")
     count = 0
     # The numbers of the classes are their places among the sorted WordNet ids, so none may be missing.
     for number, synset in enumerate(synsets):
@@ -117,7 +117,7 @@ def write_photos(folder: Path, output: Output, whole: bool) -> int:
             output.write("labels.tsv", f"{path.name}\t{number}")
             count += 1
     if whole and count != PHOTOS:
-        raise ValueError(f"{folder}: {count} images where {PHOTOS} were published")
+        raise UserError(f"{folder}: {count} images where {PHOTOS} were published")
     return count
 
 

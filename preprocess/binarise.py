@@ -18,6 +18,8 @@ from corpora.files import numbered_lines
 from corpora.output import make_folder
 from tqdm import tqdm
 
+from mclip_fairseq.storage.errors import UserError
+
 SPLITS = ("train", "valid", "test")
 
 
@@ -25,7 +27,7 @@ def pair_options(pieces: Path, splits: Sequence[str], source: str, target: str) 
     """Languages and prefixes of one pair.
 
     Raises:
-        ValueError: a file is missing, or two that belong together have another number of lines.
+        UserError: a file is missing, or two that belong together have another number of lines.
     """
     options = ["--source-lang", source, "--target-lang", target, "--joined-dictionary"]
     for split in splits:
@@ -33,13 +35,13 @@ def pair_options(pieces: Path, splits: Sequence[str], source: str, target: str) 
             files = [Path(f"{prefix}.{lang}") for lang in (source, target)]
             there = [file.is_file() for file in files]
             if any(there) and not all(there):
-                raise ValueError(f"{files[there.index(False)]}: not found beside {files[there.index(True)].name}")
+                raise UserError(f"{files[there.index(False)]}: not found beside {files[there.index(True)].name}")
             if all(there):
                 check_lines(*files)
                 options += [f"--{split}pref", str(prefix)]
                 break
     if len(options) == 5:
-        raise ValueError(f"{pieces}: has no {source}-{target} in any of the splits {', '.join(splits)}")
+        raise UserError(f"{pieces}: has no {source}-{target} in any of the splits {', '.join(splits)}")
     return options
 
 
@@ -47,11 +49,11 @@ def check_lines(source: Path, target: Path) -> None:
     """Refuse two files whose lines cannot be translations of each other.
 
     Raises:
-        ValueError: naming both numbers, or the line that is not UTF-8.
+        UserError: naming both numbers, or the line that is not UTF-8.
     """
     lines = [count_lines(file) for file in (source, target)]
     if lines[0] != lines[1]:
-        raise ValueError(
+        raise UserError(
             f"{target} has {lines[1]} lines but {source} has {lines[0]}; look for one that is missing or broken in two"
         )
 
@@ -60,7 +62,7 @@ def count_lines(file: Path) -> int:
     """Lines of a UTF-8 file, a last one without line feed included.
 
     Raises:
-        ValueError: a line is not UTF-8, which fairseq would notice with the output half written.
+        UserError: a line is not UTF-8, which fairseq would notice with the output half written.
     """
     return sum(1 for _ in numbered_lines(file))
 
@@ -69,7 +71,7 @@ def caption_options(pieces: Path, splits: Sequence[str], lang: str) -> list[str]
     """Prefixes of the captions of one language.
 
     Raises:
-        ValueError: there are none, or one is not UTF-8.
+        UserError: there are none, or one is not UTF-8.
     """
     options = ["--only-source", "--source-lang", lang]
     for split in splits:
@@ -77,7 +79,7 @@ def caption_options(pieces: Path, splits: Sequence[str], lang: str) -> list[str]
             count_lines(pieces / f"{split}.{lang}")
             options += [f"--{split}pref", str(pieces / split)]
     if len(options) == 3:
-        raise ValueError(f"{pieces}: has none of {', '.join(f'{split}.{lang}' for split in splits)}")
+        raise UserError(f"{pieces}: has none of {', '.join(f'{split}.{lang}' for split in splits)}")
     return options
 
 
@@ -117,28 +119,28 @@ def check_dictionary(path: Path) -> None:
     """Refuse what fairseq cannot read, or would read as nothing.
 
     Raises:
-        ValueError: the file is missing, is no dictionary, or is an empty one.
+        UserError: the file is missing, is no dictionary, or is an empty one.
     """
     from mclip_fairseq.data.tokens import load_dictionary
 
     if not path.is_file():
-        raise ValueError(f"{path}: not found; give the text encoder's dict.txt")
+        raise UserError(f"{path}: not found; give the text encoder's dict.txt")
     dictionary = load_dictionary(path)
     # load_dictionary adds <mask>.
     if len(dictionary) <= dictionary.nspecial + 1:
-        raise ValueError(f"{path}: has no entry; give the text encoder's dict.txt")
+        raise UserError(f"{path}: has no entry; give the text encoder's dict.txt")
 
 
 def make(options: argparse.Namespace) -> str:
     """Check everything, then run all jobs; returns what to tell the user.
 
     Raises:
-        ValueError: an option or a file cannot be used.
+        UserError: an option or a file cannot be used.
     """
     if wrong := [pair for pair in options.pairs or [] if pair.count("-") != 1 or not all(pair.split("-"))]:
-        raise ValueError(f"--pairs {wrong[0]}: write a pair as SRC-TGT, such as en-de")
+        raise UserError(f"--pairs {wrong[0]}: write a pair as SRC-TGT, such as en-de")
     if options.workers < 1:
-        raise ValueError(f"--workers {options.workers}: give at least 1")
+        raise UserError(f"--workers {options.workers}: give at least 1")
     check_dictionary(options.dictionary)
     jobs = {pair: pair_options(options.pieces, options.splits, *pair.split("-")) for pair in options.pairs or []}
     jobs |= {lang: caption_options(options.pieces, options.splits, lang) for lang in options.captions or []}

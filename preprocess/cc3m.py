@@ -30,6 +30,8 @@ from corpora.sources import Sources
 from corpora.tars import unpack
 from corpora.text import mend
 
+from mclip_fairseq.storage.errors import UserError
+
 # Split -> what its options begin with.
 SPLITS = {TRAIN: "", "valid": "valid_"}
 HEADER = ["caption", "url"]
@@ -49,14 +51,14 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     """All captions, train first, in the order of the source.
 
     Raises:
-        ValueError: neither tables nor tars are given, or both, or images beside tars.
+        UserError: neither tables nor tars are given, or both, or images beside tars.
     """
     tables = given(options, "tsv")
     tars = given(options, "tar")
     if bool(tables) == bool(tars):
-        raise ValueError("give either --tsv and --valid-tsv or --tar and --valid-tar")
+        raise UserError("give either --tsv and --valid-tsv or --tar and --valid-tar")
     if tars and options.images is not None:
-        raise ValueError("--images goes with --tsv: tars hold their images")
+        raise UserError("--images goes with --tsv: tars hold their images")
     for split, path in tables.items():
         yield from read_tsv(sources.file(path), split)
     for split, paths in tars.items():
@@ -86,10 +88,10 @@ def read_tars(options: Options, paths: Sequence[Path], split: str, sources: Sour
     """Captions of all tars of a split; the images are unpacked on the way."""
     names = [path.name.partition(".")[0] for path in paths]
     if len(set(names)) < len(names):
-        raise ValueError(f"two of the tars of {split} have the same name, which their images would share; rename one")
+        raise UserError(f"two of the tars of {split} have the same name, which their images would share; rename one")
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"{path}: not found; --help says where the data are from and how they must lie")
+            raise UserError(f"{path}: not found; --help says where the data are from and how they must lie")
     work = partial(unpack, folder=options.output / "images" / split)
     for shard in in_order(work, paths, options.workers):
         sources.take(shard.path, shard.digest)

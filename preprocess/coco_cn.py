@@ -17,6 +17,8 @@ from corpora.command import Corpus, Options, run
 from corpora.files import numbered_lines, unique
 from corpora.sources import Sources
 
+from mclip_fairseq.storage.errors import UserError
+
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 FILES = {"written": "imageid.human-written-caption.txt", "translated": "imageid.manually-translated-caption.txt"}
 NAMES = {"written": "COCO-CN", "translated": "COCO-CN (translated captions)"}
@@ -49,9 +51,9 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     for place, (key, tab, text) in unique(lines, lambda parts: parts[0], "caption"):
         name, mark, number = key.strip().rpartition("#")
         if not (tab and mark and number.isdecimal()):
-            raise ValueError(f"{place}: write it as 'COCO_val2014_000000000042#0, tab, caption'")
+            raise UserError(f"{place}: write it as 'COCO_val2014_000000000042#0, tab, caption'")
         if name not in splits:
-            raise ValueError(f"{place}: the image {name} is in none of coco-cn_train.txt, _val.txt and _test.txt")
+            raise UserError(f"{place}: the image {name} is in none of coco-cn_train.txt, _val.txt and _test.txt")
         image = f"{name}.jpg"
         yield Caption(splits[name], "zh", image, text, place, image_paths(image))
 

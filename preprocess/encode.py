@@ -16,6 +16,8 @@ from corpora.files import numbered_lines, plain_files
 from corpora.output import keep_sources, make_folder, written_whole
 from tqdm import tqdm
 
+from mclip_fairseq.storage.errors import UserError
+
 CHUNK = 65536
 
 
@@ -23,7 +25,7 @@ def encode_file(processor: sentencepiece.SentencePieceProcessor, source: Path, t
     """Encode one file; returns the number of lines.
 
     Raises:
-        ValueError: a line is not UTF-8.
+        UserError: a line is not UTF-8.
     """
     lines = 0
     # Inner whitespace of any kind is one space: other line breaks would end the line early.
@@ -41,16 +43,16 @@ def encode(model: Path, output: Path, files: Sequence[Path]) -> str:
     """Encode all files into a directory; returns what to tell the user.
 
     Raises:
-        ValueError: a file cannot be read, two have the same name, or one would be overwritten.
+        UserError: a file cannot be read, two have the same name, or one would be overwritten.
     """
     if not model.is_file():
-        raise ValueError(f"{model}: not found; give the text encoder's sentencepiece.bpe.model")
+        raise UserError(f"{model}: not found; give the text encoder's sentencepiece.bpe.model")
     plain_files(files)
     targets: dict[Path, Path] = {}
     for path in files:
         first = targets.setdefault(output / path.name, path)
         if first is not path:
-            raise ValueError(f"{path}: has the name of {first}, whose pieces it would replace; encode it elsewhere")
+            raise UserError(f"{path}: has the name of {first}, whose pieces it would replace; encode it elsewhere")
     make_folder(output)
     keep_sources([model, *files], targets)
     from mclip_fairseq.data.tokenizer import load_sentencepiece

@@ -22,6 +22,8 @@ from corpora.files import json_lines, member, numbered_lines
 from corpora.sources import Sources
 from corpora.text import join_segmented, looks_tagged
 
+from mclip_fairseq.storage.errors import UserError
+
 SPLITS = ("train", "valid", "test")
 HEADER = regex.compile(r"image(_id|_name|id)?[,\t](caption|text|comment)s?", regex.IGNORECASE)
 LINE = regex.compile(r"(?P<name>\d+)(?:\.jpg)?(?:#[\w#]*)?(?:[\t,]| +)(?P<text>.*)", regex.DOTALL)
@@ -38,12 +40,12 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     """All captions of the files that are given."""
     files = {split: getattr(options, split) for split in SPLITS if getattr(options, split) is not None}
     if not files:
-        raise ValueError("give at least one of --train, --valid and --test")
+        raise UserError("give at least one of --train, --valid and --test")
     for split, path in files.items():
         pairs = read_jsonl(sources.file(path)) if path.suffix == ".jsonl" else read_text(sources.file(path))
         for place, number, text in pairs:
             if looks_tagged(text) and not options.segmented:
-                raise ValueError(f"{place}: has part-of-speech tags, which no encoder was trained on; give --segmented")
+                raise UserError(f"{place}: has part-of-speech tags, which no encoder was trained on; give --segmented")
             image = f"{number}.jpg"
             yield Caption(
                 split, "zh", image, join_segmented(text) if options.segmented else text, place, image_paths(image)
@@ -65,7 +67,7 @@ def read_text(path: Path) -> Iterator[tuple[str, str, str]]:
             continue
         match = LINE.fullmatch(line)
         if match is None:
-            raise ValueError(f"{place}: write it as '1007129816#0, tab, caption' or '1007129816.jpg, comma, caption'")
+            raise UserError(f"{place}: write it as '1007129816#0, tab, caption' or '1007129816.jpg, comma, caption'")
         yield place, match["name"], match["text"]
 
 

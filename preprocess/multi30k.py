@@ -23,6 +23,8 @@ from corpora.command import Corpus, Options, run
 from corpora.files import held_lines, numbered_lines, same_length, unique
 from corpora.sources import Sources, existing
 
+from mclip_fairseq.storage.errors import UserError
+
 LANGUAGES = ("en", "de", "fr", "cs")
 OUTPUT_NAMES = {"val": "valid", "test_2016": "test_2016_flickr"}
 SPLITS = {
@@ -67,7 +69,7 @@ def caption_files(folder: Path, task: int, split: str, lang: str) -> list[Path]:
         packed, plain = (folder / "raw" / f"{split}{middle}.{lang}{ending}" for ending in (".gz", ""))
         found += [path for path in (packed, plain) if path.is_file()][:1]
     if found and len(found) < len(middles):
-        raise ValueError(f"{folder / 'raw'}: has {len(found)} of the {len(middles)} files {split}.N.{lang}.gz")
+        raise UserError(f"{folder / 'raw'}: has {len(found)} of the {len(middles)} files {split}.N.{lang}.gz")
     return found
 
 
@@ -76,7 +78,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     task = options.task
     folder = existing(options.data / f"task{task}")
     if wrong := set(options.splits or ()) - set(SPLITS[task]):
-        raise ValueError(f"--splits {wrong.pop()}: task {task} has {', '.join(SPLITS[task])}")
+        raise UserError(f"--splits {wrong.pop()}: task {task} has {', '.join(SPLITS[task])}")
     for split in options.splits or SPLITS[task]:
         list_name = f"{split}.txt" if task == 1 else f"{split}_images.txt"
         files = {lang: caption_files(folder, task, split, lang) for lang in options.languages}
@@ -97,11 +99,11 @@ def check_images(root: Path | None, split: str, images: list[str]) -> None:
     """Say what to do where the images of a whole split are elsewhere.
 
     Raises:
-        ValueError: the folder has none of them.
+        UserError: the folder has none of them.
     """
     if root is None or any((root / path).is_file() for name in images for path in image_paths(name)):
         return
-    raise ValueError(
+    raise UserError(
         f"{root}: has none of the images of {split}; add them, or name the splits whose images are there, as in "
         "--splits train val test_2016_flickr"
     )

@@ -32,6 +32,8 @@ from corpora.sources import Sources
 from corpora.text import bare, mend, one_line
 from tqdm import tqdm
 
+from mclip_fairseq.storage.errors import UserError
+
 SCRIPT = "parallel.py"
 TRAIN = "train"
 RULES = ("min_words", "max_words", "max_word", "max_ratio", "min_script")
@@ -98,11 +100,11 @@ def read_inputs(options: Options, sources: Sources) -> Iterator[Chunk]:
     """All inputs as one stream, in the order of READERS.
 
     Raises:
-        ValueError: there is none, or one cannot be used.
+        UserError: there is none, or one cannot be used.
     """
     inputs = [(form, files) for form in READERS for files in getattr(options, form)]
     if not inputs:
-        raise ValueError(f"give at least one of {', '.join('--' + form for form in READERS)}")
+        raise UserError(f"give at least one of {', '.join('--' + form for form in READERS)}")
     for file in chain(options.exclude, *(files for _, files in inputs)):
         sources.file(file)
     for form, files in inputs:
@@ -114,7 +116,7 @@ def rules_of(options: Options) -> Rules:
     """The rules that the options ask for."""
     given = dict(option.split("=", 1) for option in options.scripts if "=" in option)
     if len(given) < len(options.scripts):
-        raise ValueError(f"--scripts {' '.join(options.scripts)}: write LANG=SCRIPT, with + between several scripts")
+        raise UserError(f"--scripts {' '.join(options.scripts)}: write LANG=SCRIPT, with + between several scripts")
     given = {lang: names.replace("+", " ") for lang, names in given.items()}
     scripts = [scripts_of(lang, given) for lang in options.languages]
     for names in scripts:
@@ -175,14 +177,14 @@ def copy(options: Options, all_chunks: Iterator[Chunk], report: Report) -> None:
     """Write a set that is evaluated on: every pair, on one line each, and nothing else done to it.
 
     Raises:
-        ValueError: a side is empty.
+        UserError: a side is empty.
     """
     for chunk in all_chunks:
         for number, pair in enumerate(chunk.pairs, chunk.first):
             place = f"{chunk.name}, line {number}"
             sides = [one_line(decode(side, place)) for side in pair]
             if not all(sides):
-                raise ValueError(f"{place}: a side is empty; an evaluation leaves nothing out, so mend the file")
+                raise UserError(f"{place}: a side is empty; an evaluation leaves nothing out, so mend the file")
             report.write(options.split, options.languages, (sides[0], sides[1]))
         report.read += len(chunk.pairs)
 
@@ -201,7 +203,7 @@ def make(options: Options) -> str:
         else:
             copy(options, all_chunks, report)
         if report.read == report.dropped.total():
-            raise ValueError(f"{name}: no pair is left of {report.read}\n{report.table()}")
+            raise UserError(f"{name}: no pair is left of {report.read}\n{report.table()}")
         rules = {key: getattr(options, key) for key in RULES}
         facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         output.finish(facts | ({"rules": rules} if options.split == TRAIN else {}) | report.facts(), sources.paths)
@@ -212,16 +214,16 @@ def check(options: Options) -> None:
     """Refuse options that cannot be meant.
 
     Raises:
-        ValueError: in one sentence.
+        UserError: in one sentence.
     """
     if options.languages[0] == options.languages[1]:
-        raise ValueError(f"--languages {' '.join(options.languages)}: name two languages")
+        raise UserError(f"--languages {' '.join(options.languages)}: name two languages")
     if min(options.columns) < 1:
-        raise ValueError(f"--columns {' '.join(map(str, options.columns))}: columns count from 1")
+        raise UserError(f"--columns {' '.join(map(str, options.columns))}: columns count from 1")
     if options.workers < 1:
-        raise ValueError(f"--workers {options.workers}: give at least 1")
+        raise UserError(f"--workers {options.workers}: give at least 1")
     if options.split != TRAIN and (options.exclude or options.valid_every or options.list_dropped):
-        raise ValueError("--exclude, --valid-every and --list-dropped go with --split train: others are kept whole")
+        raise UserError("--exclude, --valid-every and --list-dropped go with --split train: others are kept whole")
 
 
 def build_parser() -> argparse.ArgumentParser:

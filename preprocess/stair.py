@@ -18,6 +18,8 @@ from corpora.command import Corpus, Options, run
 from corpora.karpathy import ARCHIVE, COCO, read_split
 from corpora.sources import Sources
 
+from mclip_fairseq.storage.errors import UserError
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Name the source files."""
@@ -33,12 +35,12 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     for image in read_split(sources.file(options.karpathy)):
         found = annotations.pop(image_number(image.name, image.place), [])
         if not found:
-            raise ValueError(f"{image.place}: {image.name} has no Japanese caption in the files of --captions")
+            raise UserError(f"{image.place}: {image.name} has no Japanese caption in the files of --captions")
         for annotation in found:
             yield Caption(image.split, "ja", image.name, annotation.text, annotation.place, image_paths(image.name))
     if annotations:
         left = next(iter(annotations.values()))[0]
-        raise ValueError(f"{left.place}: the image {left.image} is not in {options.karpathy}")
+        raise UserError(f"{left.place}: the image {left.image} is not in {options.karpathy}")
 
 
 CORPUS = Corpus(

@@ -26,6 +26,8 @@ from corpora.output import Output
 from corpora.sources import Sources, existing
 from corpora.text import one_line
 
+from mclip_fairseq.storage.errors import UserError
+
 SCRIPT = "sts.py"
 SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 STSB = {"train": 5749, "valid": 1500, "test": 1379}
@@ -94,7 +96,7 @@ def write_table(name: str, rows: Iterator[Row], output: Output) -> int:
     """Write one table; returns the number of its rows.
 
     Raises:
-        ValueError: a score that is none, or an empty sentence.
+        UserError: a score that is none, or an empty sentence.
     """
     count = 0
     for place, score, *sentences in rows:
@@ -104,9 +106,9 @@ def write_table(name: str, rows: Iterator[Row], output: Output) -> int:
         except ValueError:
             value = math.nan
         if not 0 <= value <= 5:
-            raise ValueError(f"{place}: {score!r} is no score from 0 to 5")
+            raise UserError(f"{place}: {score!r} is no score from 0 to 5")
         if not (first and second):
-            raise ValueError(f"{place}: a sentence is empty")
+            raise UserError(f"{place}: a sentence is empty")
         output.write(f"{name}.tsv", f"{value:g}\t{first}\t{second}")
         count += 1
     return count
@@ -116,17 +118,17 @@ def tables_of(options: Options, sources: Sources) -> Iterator[Table]:
     """All tables of the folders that are given.
 
     Raises:
-        ValueError: none is given, or one has no table.
+        UserError: none is given, or one has no table.
     """
     given = [name for name in READERS if getattr(options, name) is not None]
     if not given:
-        raise ValueError(f"give at least one of {', '.join('--' + name.replace('_', '-') for name in READERS)}")
+        raise UserError(f"give at least one of {', '.join('--' + name.replace('_', '-') for name in READERS)}")
     for name in given:
         what, reader = READERS[name]
         tables = reader(options, sources)
         first = next(tables, None)
         if first is None:
-            raise ValueError(f"{getattr(options, name)}: has none of the files of {what}; --help names them")
+            raise UserError(f"{getattr(options, name)}: has none of the files of {what}; --help names them")
         yield first
         yield from tables
 
@@ -138,10 +140,10 @@ def make(options: Options) -> str:
     with Output(options.output, "STS") as output:
         for name, rows, expected in tables_of(options, sources):
             if name in counts:
-                raise ValueError(f"{name} comes from two of the folders; give each set once")
+                raise UserError(f"{name} comes from two of the folders; give each set once")
             counts[name] = write_table(name, rows, output)
             if options.expect_counts == "yes" and expected is not None and counts[name] != expected:
-                raise ValueError(
+                raise UserError(
                     f"{name}: {counts[name]} pairs where {expected} were published; if you use a part on purpose, give "
                     "--expect-counts no"
                 )

@@ -15,6 +15,8 @@ from corpora.output import Output
 from corpora.sources import Sources, existing
 from corpora.text import one_line
 
+from mclip_fairseq.storage.errors import UserError
+
 SCRIPT = "tatoeba.py"
 LANGUAGES = 112
 MOST = 1000
@@ -28,9 +30,9 @@ def pairs_of(folder: Path, chosen: Sequence[str] | None) -> list[str]:
     """Codes of the languages that are there, or of those chosen."""
     there = sorted(path.suffix[1:] for path in existing(folder).glob("tatoeba.*-eng.*") if path.suffix != ".eng")
     if not there:
-        raise ValueError(f"{folder}: has no file tatoeba.XXX-eng.XXX; give the folder data/tatoeba/v1 of LASER")
+        raise UserError(f"{folder}: has no file tatoeba.XXX-eng.XXX; give the folder data/tatoeba/v1 of LASER")
     if missing := sorted(set(chosen or ()) - set(there)):
-        raise ValueError(f"{folder}: has no tatoeba.{missing[0]}-eng.{missing[0]}")
+        raise UserError(f"{folder}: has no tatoeba.{missing[0]}-eng.{missing[0]}")
     return list(chosen or there)
 
 
@@ -40,13 +42,13 @@ def make(options: Options) -> str:
     languages = pairs_of(options.folder, options.languages)
     whole = options.expect_counts == "yes" and options.languages is None
     if whole and len(languages) != LANGUAGES:
-        raise ValueError(f"{options.folder}: {len(languages)} languages where {LANGUAGES} were published")
+        raise UserError(f"{options.folder}: {len(languages)} languages where {LANGUAGES} were published")
     counts: dict[str, int] = {}
     with Output(options.output, "Tatoeba-112") as output:
         for lang in languages:
             counts[lang] = copy_pair(options.folder, lang, sources, output)
             if options.expect_counts == "yes" and counts[lang] > MOST:
-                raise ValueError(f"{lang}: {counts[lang]} sentences where {MOST} at most were published")
+                raise UserError(f"{lang}: {counts[lang]} sentences where {MOST} at most were published")
         facts = {"script": f"preprocess/{SCRIPT}", "sources": sources.described()}
         pairs = {f"{lang}-eng": count for lang, count in counts.items()}
         output.finish(facts | {"pairs": pairs, "notes": list(NOTES)}, sources.paths)
@@ -57,7 +59,7 @@ def copy_pair(folder: Path, lang: str, sources: Sources, output: Output) -> int:
     """Write both sides of a language; returns the number of sentences.
 
     Raises:
-        ValueError: a sentence is empty, or the sides differ in length.
+        UserError: a sentence is empty, or the sides differ in length.
     """
     paths = [sources.file(folder / f"tatoeba.{lang}-eng.{side}") for side in (lang, "eng")]
     sides = {path: held_lines(path) for path in paths}
@@ -65,7 +67,7 @@ def copy_pair(folder: Path, lang: str, sources: Sources, output: Output) -> int:
     for path, lines in sides.items():
         for place, line in lines:
             if not line.strip():
-                raise ValueError(f"{place}: the sentence is empty")
+                raise UserError(f"{place}: the sentence is empty")
             output.write(f"test.{lang}-eng{path.suffix}", one_line(line))
     return count
 

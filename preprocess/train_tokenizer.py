@@ -16,34 +16,33 @@ from corpora.command import guarded
 from corpora.files import numbered_lines, plain_files
 from corpora.output import keep_sources, make_folder
 
-from mclip_fairseq.data.files import first_line
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE, write_dictionary
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import first_line
 
 
 def check_text(files: Sequence[Path]) -> None:
     """Refuse files that the trainer would take for text, or fail on.
 
     Raises:
-        ValueError: a file is missing or not UTF-8, or all are empty.
+        UserError: a file is missing or not UTF-8, or all are empty.
     """
     plain_files(files)
     empty = True
     for path in files:
         for place, line in numbered_lines(path):
             if "\0" in line:
-                raise ValueError(f"{place}: holds a null character, as UTF-16 does; convert the file to UTF-8")
+                raise UserError(f"{place}: holds a null character, as UTF-16 does; convert the file to UTF-8")
             empty = empty and not line.strip()
     if empty:
-        raise ValueError(
-            f"{files[0]}: holds no text, nor do the other files, if there are any; give one with sentences"
-        )
+        raise UserError(f"{files[0]}: holds no text, nor do the other files, if there are any; give one with sentences")
 
 
 def train(files: Sequence[Path], output: Path, vocabulary: int, model_type: str) -> str:
     """Train on all lines of all files and write both files; returns what to tell the user.
 
     Raises:
-        ValueError: a file cannot be used or would be overwritten, or the trainer refuses.
+        UserError: a file cannot be used or would be overwritten, or the trainer refuses.
     """
     check_text(files)
     make_folder(output)
@@ -62,7 +61,7 @@ def train(files: Sequence[Path], output: Path, vocabulary: int, model_type: str)
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"--vocabulary {vocabulary}: cannot be made of {files[0]} ({first_line(error)})") from error
+        raise UserError(f"--vocabulary {vocabulary}: cannot be made of {files[0]} ({first_line(error)})") from error
     with tempfile.TemporaryDirectory(dir=output, prefix=".tokenizer-") as scratch:
         (Path(scratch) / SENTENCEPIECE).write_bytes(model.getvalue())
         write_dictionary(Path(scratch))

@@ -16,6 +16,8 @@ from corpora.command import Corpus, Options, run
 from corpora.files import json_lines, member
 from corpora.sources import Sources
 
+from mclip_fairseq.storage.errors import UserError
+
 LANGUAGES = ("en", "ar", "bg", "da", "el", "et", "id", "ja", "ko", "tr", "vi")
 ENDINGS = (".jpg", ".png", ".jpeg", ".gif")
 
@@ -31,7 +33,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     for lang in options.languages:
         for place, record in json_lines(sources.file(options.annotations / f"test_{lang}.jsonl")):
             if member(record, "language", str, place) != lang:
-                raise ValueError(f"{place}: is in {record['language']!r}, but the file is named as {lang}'s")
+                raise UserError(f"{place}: is in {record['language']!r}, but the file is named as {lang}'s")
             name = Path(member(record, "wit_ix", str, place)).name
             text = member(record, "caption_reference_description", str, place)
             yield Caption("test", lang, name, text, place, tuple(name + ending for ending in ENDINGS))

@@ -17,6 +17,8 @@ from corpora.command import Corpus, Options, run
 from corpora.karpathy import ARCHIVE, COCO, read_split
 from corpora.sources import Sources
 
+from mclip_fairseq.storage.errors import UserError
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Name the source files."""
@@ -33,7 +35,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     for annotation in read_annotations(sources.file(options.captions)):
         name = f"COCO_train2014_{annotation.image:012d}.jpg"
         if known and annotation.image not in known:
-            raise ValueError(f"{annotation.place}: the image {annotation.image} is not in {options.karpathy}")
+            raise UserError(f"{annotation.place}: the image {annotation.image} is not in {options.karpathy}")
         split, name = known.get(annotation.image, (TRAIN, name))
         yield Caption(split, "ja", name, annotation.text, annotation.place, image_paths(name))
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mclip_fairseq.data.images import load_image
+from mclip_fairseq.storage.images import load_image
 
 COLOURS = {
     "red": (230, 30, 30),

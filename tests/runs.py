@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.storage.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the clock decides, and what names the run's own folder.
@@ -112,7 +112,7 @@ def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: 
     from fairseq.distributed import utils as distributed_utils
     from fairseq_cli import train as fairseq_train
 
-    from mclip_fairseq.data import features
+    from mclip_fairseq.storage import features
     from tests.conftest import _forget_last_run
 
     if unchecked:

@@ -83,7 +83,7 @@ def teacher_features(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def make_captions(folder: Path) -> Path:
     """`captions/` for the task trikd and `features/{image,text}`. Needs `make_text`."""
-    from mclip_fairseq.data.features import write_features
+    from mclip_fairseq.storage.features import write_features
 
     binarise(folder, "captions", "--captions", *LANGS)
     for lang in LANGS:

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mclip_fairseq.data.features import write_features
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.features import write_features
 
 LANGS = ("en", "de", "fr", "cs")
 SPLITS = ("train", "valid")
@@ -34,7 +35,7 @@ TEACHER = "multi30k8k English dual encoder (EfficientNet-lite2 + all-MiniLM-L6-v
 def read_lines(path: Path) -> list[str]:
     """Lines of a text file, gzipped or not."""
     if not path.is_file():
-        raise ValueError(f"{path}: not found; DATA must be the multi30k8k directory")
+        raise UserError(f"{path}: not found; DATA must be the multi30k8k directory")
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         return [line.rstrip("\n") for line in file]
@@ -59,7 +60,7 @@ def write_parallel(data: Path, output: Path) -> dict[str, int]:
         counts[split] = len(sides["en"])
         for lang, lines in sides.items():
             if len(lines) != counts[split]:
-                raise ValueError(f"{data}/mt/{split}.{lang}.gz: {len(lines)} lines, but English has {counts[split]}")
+                raise UserError(f"{data}/mt/{split}.{lang}.gz: {len(lines)} lines, but English has {counts[split]}")
             write_lines(output / "text" / "parallel" / f"{split}.{lang}", lines)
             if split == "train":
                 # Every language of a tuple points to the teacher's feature of its English caption.

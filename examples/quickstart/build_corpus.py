@@ -40,6 +40,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from mclip_fairseq.storage.errors import UserError
+
 LANGUAGES = ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar")
 # Shares of all concepts; the rest are seen in both artists' drawings.
 SHARES = {"held_out_concepts": 0.10, "held_out_artist": 0.15, "valid": 0.05}
@@ -128,7 +130,7 @@ def collect_concepts() -> list[Concept]:
     """All concepts that both artists drew and all languages name, in the order of their code points.
 
     Raises:
-        ValueError: when two concepts have one English name, so that a caption would have two right answers.
+        UserError: when two concepts have one English name, so that a caption would have two right answers.
     """
     import emoji
 
@@ -158,7 +160,7 @@ def refuse_shared_names(concepts: Sequence[Concept]) -> None:
         for concept in concepts:
             other = first.setdefault(concept.names[language], concept.key)
             if other != concept.key:
-                raise ValueError(
+                raise UserError(
                     f"{concept.names[language]!r} ({language}) names {other} and {concept.key}; install the version "
                     "of the package emoji that constraints.txt names"
                 )

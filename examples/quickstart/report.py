@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from mclip_fairseq.evaluation.pictures import Example, draw_examples
-from mclip_fairseq.evaluation.report import provenance
-from mclip_fairseq.evaluation.retrieval import retrieval_ranks, top_images
+from mclip_fairseq.evaluation.metrics.retrieval import retrieval_ranks, top_images
+from mclip_fairseq.evaluation.reports.pictures import Example, draw_examples
 from mclip_fairseq.inference import MultilingualCLIP
+from mclip_fairseq.storage.provenance import provenance
 
 GALLERIES = {
     "seen": "drawings that the teacher was trained on",

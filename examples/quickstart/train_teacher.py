@@ -29,6 +29,7 @@ from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.data.captions import read_ids
 from mclip_fairseq.evaluation import retrieval_metrics
 from mclip_fairseq.losses import symmetric_info_nce
+from mclip_fairseq.storage.errors import UserError
 
 SIZE = 48  # pixels along an edge that the image tower sees
 CHANNELS = (24, 48, 96, 192)  # of the residual network's stages, each of one block
@@ -63,7 +64,7 @@ def read_captions(corpus: Path, split: str) -> Captions:
     names = path.read_text(encoding="utf-8").splitlines()
     images, concepts = read_ids(f"{path}.ids", len(names))
     if images is None or concepts is None:
-        raise ValueError(f"{path}.ids: needs an image id, a tab and a concept in every line; run build_corpus.py")
+        raise UserError(f"{path}.ids: needs an image id, a tab and a concept in every line; run build_corpus.py")
     return Captions(images, concepts, names)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.data.files import first_line
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import first_line
 
 PROGRAM = "mclip-convert"
 EPILOG = """\
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         if options.output.exists() and any(options.output.iterdir()):
-            raise ValueError(f"{options.output}: is not empty; give a new directory")
+            raise UserError(f"{options.output}: is not empty; give a new directory")
         options.run(options)
     except (ValueError, OSError) as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
@@ -62,7 +63,7 @@ def convert_encoder(options: argparse.Namespace) -> None:
     import torch
 
     from mclip_fairseq.data.tokenizer import XLMRTokenizer
-    from mclip_fairseq.models.text_encoder import XLMREncoder
+    from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 
     encoder = XLMREncoder.from_checkpoint(options.checkpoint, XLMRTokenizer(options.xlmr).dictionary)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -125,7 +126,7 @@ def load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # its loaders raise whatever broken files lead them to
-        raise ValueError(f"{name}: cannot be loaded as a tokenizer: {first_line(error)}") from error
+        raise UserError(f"{name}: cannot be loaded as a tokenizer: {first_line(error)}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

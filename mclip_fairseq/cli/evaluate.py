@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 
-from mclip_fairseq.data.files import shown
-from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels
-from mclip_fairseq.evaluation.benchmark import CAPTIONS, Benchmark, Settings
-from mclip_fairseq.evaluation.benchmarks import Places, open_benchmark
-from mclip_fairseq.evaluation.cache import CachedEncoder
-from mclip_fairseq.evaluation.captions import files_by_language, read_caption_files
-from mclip_fairseq.evaluation.comparison import format_comparison
-from mclip_fairseq.evaluation.galleries import FeatureGallery, Gallery, ImageGallery
-from mclip_fairseq.evaluation.report import format_notes, format_table, write_report
-from mclip_fairseq.evaluation.retrieval import PROTOCOLS
-from mclip_fairseq.evaluation.retrieval_benchmark import RetrievalBenchmark
+from mclip_fairseq.encoding.cache import CachedEncoder
+from mclip_fairseq.encoding.captions import files_by_language, read_caption_files
+from mclip_fairseq.encoding.galleries import FeatureGallery, Gallery, ImageGallery
+from mclip_fairseq.evaluation.benchmarks.base import CAPTIONS, Benchmark, Settings
+from mclip_fairseq.evaluation.benchmarks.open import Places, open_benchmark
+from mclip_fairseq.evaluation.benchmarks.retrieval import RetrievalBenchmark
+from mclip_fairseq.evaluation.metrics.retrieval import PROTOCOLS
+from mclip_fairseq.evaluation.reports.comparison import format_comparison
+from mclip_fairseq.evaluation.reports.report import format_notes, format_table, write_report
 from mclip_fairseq.evaluation.runner import Candidate, Pictures, Report, run, slug
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import shown
+from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
 
 PROGRAM = "mclip-evaluate"
 DEFAULT_QUERIES = 6
@@ -68,7 +69,7 @@ def evaluate(options: argparse.Namespace, command: Sequence[str]) -> list[Report
         command: what the user typed, for the reports.
 
     Raises:
-        ValueError: in one sentence, when an option or a file cannot be used.
+        UserError: in one sentence, when an option or a file cannot be used.
     """
     _refuse_contradictions(options)
     check_max_pixels(options.max_pixels)
@@ -98,8 +99,8 @@ def evaluate(options: argparse.Namespace, command: Sequence[str]) -> list[Report
 
 def compare(reports: Sequence[Report], options: argparse.Namespace, command: Sequence[str]) -> None:
     """Print the tables of all models and write them in every form."""
-    from mclip_fairseq.evaluation.pages import write_comparison
     from mclip_fairseq.evaluation.published import format_published, published_beside
+    from mclip_fairseq.evaluation.reports.pages import write_comparison
 
     known = published_beside(reports) if options.published else []
     print("\n\n".join(filter(None, ["", format_comparison(reports), format_published(reports, known)])))
@@ -109,7 +110,7 @@ def compare(reports: Sequence[Report], options: argparse.Namespace, command: Seq
 
 def score_translations(options: argparse.Namespace, command: Sequence[str]) -> Report:
     """BLEU and chrF of translations that are there already."""
-    from mclip_fairseq.evaluation.translation import translation_report
+    from mclip_fairseq.evaluation.metrics.translation import translation_report
 
     hypotheses = files_by_language(options.hypotheses, "--hypotheses")
     references = files_by_language(options.references, "--references")
@@ -139,7 +140,7 @@ def open_galleries(options: argparse.Namespace) -> list[Gallery]:
     """What ``--features`` or ``--images`` names."""
     if options.images is not None:
         return [ImageGallery(options.images)]
-    from mclip_fairseq.data.features import FeatureStore
+    from mclip_fairseq.storage.features import FeatureStore
 
     root = options.images_root[0] if options.images_root else None
     return [FeatureGallery(FeatureStore.open(path), path, root) for path in options.features]
@@ -176,35 +177,35 @@ def load_model(options: argparse.Namespace, number: int) -> Any:
 def _refuse_contradictions(options: argparse.Namespace) -> None:
     if options.hypotheses:
         if options.model or options.benchmark or options.captions:
-            raise ValueError("--hypotheses are scored by themselves: leave models, benchmarks and captions out.")
+            raise UserError("--hypotheses are scored by themselves: leave models, benchmarks and captions out.")
         return
     if not options.model:
-        raise ValueError("nothing to evaluate: give --model, or --hypotheses with --references.")
+        raise UserError("nothing to evaluate: give --model, or --hypotheses with --references.")
     if options.benchmark and (options.captions or options.ids or options.images):
-        raise ValueError("--captions, --ids and --images name data of your own: leave them out beside benchmarks.")
+        raise UserError("--captions, --ids and --images name data of your own: leave them out beside benchmarks.")
     if not options.benchmark and not options.captions:
-        raise ValueError("nothing to evaluate on: name benchmarks, or give --captions with --features or --images.")
+        raise UserError("nothing to evaluate on: name benchmarks, or give --captions with --features or --images.")
     if not options.benchmark and not (options.images or options.features):
-        raise ValueError("--captions need something to search: give --features or --images.")
+        raise UserError("--captions need something to search: give --features or --images.")
     if options.images and options.features:
-        raise ValueError("--images and --features: give one of the two.")
+        raise UserError("--images and --features: give one of the two.")
     if options.images_root is not None and options.images is not None:
-        raise ValueError("--images-root goes with --features: with --images the pictures are known already.")
+        raise UserError("--images-root goes with --features: with --images the pictures are known already.")
     if not options.benchmark and options.languages:
-        raise ValueError("--languages chooses among those of benchmarks: with --captions, name the files you want.")
+        raise UserError("--languages chooses among those of benchmarks: with --captions, name the files you want.")
     if options.output is None and (options.queries is not None or options.font):
-        raise ValueError("--queries and --font shape the pictures in the output folder: give --output too.")
+        raise UserError("--queries and --font shape the pictures in the output folder: give --output too.")
     if options.published and not options.benchmark:
-        raise ValueError("--published compares benchmarks: name one.")
+        raise UserError("--published compares benchmarks: name one.")
     roots, sets = len(options.images_root or ()), len(options.benchmark) or 1
     if roots not in (0, 1, sets):
-        raise ValueError(f"--images-root: {roots} given for {sets} benchmarks: give one for all, or one each.")
+        raise UserError(f"--images-root: {roots} given for {sets} benchmarks: give one for all, or one each.")
     _refuse_same("models", options.name or ())
     for name in ("name", "text_encoder", "teacher"):
         values = getattr(options, name)
         if values and len(values) != len(options.model):
             option = "--" + name.replace("_", "-")
-            raise ValueError(
+            raise UserError(
                 f"{option}: {len(values)} given for {len(options.model)} models: give one each, {NOTHING} for none."
             )
 
@@ -213,7 +214,7 @@ def _refuse_same(what: str, names: Sequence[str]) -> None:
     """Their reports would lie in one place, and one row of a table looks like the other."""
     for number, name in enumerate(names):
         if slug(name) in map(slug, names[:number]):
-            raise ValueError(f"two {what} are called {name!r}: evaluate them in two calls, or give --name for models.")
+            raise UserError(f"two {what} are called {name!r}: evaluate them in two calls, or give --name for models.")
 
 
 def _parser() -> argparse.ArgumentParser:

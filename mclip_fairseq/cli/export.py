@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mclip_fairseq.data.files import shown
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import shown
 
 PROGRAM = "mclip-export"
 EPILOG = """\
@@ -35,21 +36,21 @@ def export(options: argparse.Namespace) -> None:
     """Write what the options ask for.
 
     Raises:
-        ValueError: in one sentence, when an option or a file cannot be used.
+        UserError: in one sentence, when an option or a file cannot be used.
     """
-    from mclip_fairseq.formats.card import model_card, read_report
+    from mclip_fairseq.export.card import model_card, read_report
     from mclip_fairseq.formats.directory import save_directory
     from mclip_fairseq.formats.towers import ProjectedTower
     from mclip_fairseq.inference import MultilingualCLIP
 
     if options.int8 and not (options.captions and options.features):
-        raise ValueError("--int8 needs --captions and --features, on which its loss of recall is measured")
+        raise UserError("--int8 needs --captions and --features, on which its loss of recall is measured")
     model = MultilingualCLIP.from_pretrained(
         options.model, device="cpu", text_encoder=options.text_encoder or None, teacher=options.teacher or None
     )
     tower = model.tower
     if not isinstance(tower, ProjectedTower):
-        raise ValueError(f"{options.model}: is a transformers model already; mclip-export takes what was trained here")
+        raise UserError(f"{options.model}: is a transformers model already; mclip-export takes what was trained here")
     card = model_card(
         tower, options.output.name, options.license, options.data, [read_report(file) for file in options.report]
     )
@@ -57,7 +58,7 @@ def export(options: argparse.Namespace) -> None:
     (options.output / "README.md").write_text(card, encoding="utf-8")
     print(f"Written: {options.output}")
     if options.onnx or options.int8:
-        from mclip_fairseq.formats.onnx import export_onnx
+        from mclip_fairseq.export.onnx import export_onnx
 
         export_onnx(tower, options.output / "onnx", options.int8, options.captions, options.ids, options.features)
     if options.push:
@@ -74,7 +75,7 @@ def push(folder: Path, repository: str) -> None:
         api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(folder_path=str(folder), repo_id=repository, commit_message="mclip-export")
     except HfHubHTTPError as error:
-        raise ValueError(f"{repository}: the Hub refuses the upload: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{repository}: the Hub refuses the upload: {str(error).splitlines()[0]}") from error
     print(f"Uploaded: {commit.commit_url}")
 
 

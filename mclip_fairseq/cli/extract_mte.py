@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from mclip_fairseq.compat import load_checkpoint
-from mclip_fairseq.data.files import expecting
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE, load_sentencepiece
 from mclip_fairseq.data.tokens import load_dictionary
-from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import expecting
 
 # Where the models `mte` and `mclip` (trained with `--freeze-text none`) keep the encoder.
 PREFIXES = ("encoder.xlmr.encoder.", "text_encoder.encoder.")
@@ -29,7 +30,7 @@ def extract(checkpoint: Path, tokenizer: Path, output: Path) -> None:
         output: directory to make.
 
     Raises:
-        ValueError: a checkpoint without a text encoder, or a dictionary of another size.
+        UserError: a checkpoint without a text encoder, or a dictionary of another size.
     """
     with expecting(checkpoint, "a checkpoint with a text encoder"):
         _extract(checkpoint, tokenizer, output)
@@ -45,20 +46,20 @@ def _extract(checkpoint: Path, tokenizer: Path, output: Path) -> None:
         if name.startswith(prefix)
     }
     if not isinstance(options, Mapping) or not weights:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint}: holds no text encoder; give a checkpoint of --arch mte_base, or of --arch mclip_base "
             "--freeze-text none"
         )
     missing = [name for name in ("dict.txt", SENTENCEPIECE) if not (tokenizer / name).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{tokenizer}: has no {' and no '.join(missing)}; pass the text encoder's directory as --tokenizer"
         )
     load_sentencepiece(tokenizer / SENTENCEPIECE)
     encoder = XLMREncoder(archive_args(options), load_dictionary(tokenizer))
     table = weights["sentence_encoder.embed_tokens.weight"]
     if table.shape != encoder.embed_tokens.weight.shape:
-        raise ValueError(
+        raise UserError(
             f"{tokenizer}/dict.txt: has {len(encoder.embed_tokens.weight)} entries (specials and <mask> included) but "
             f"{checkpoint} has {len(table)} rows; pass the dictionary it was trained with"
         )

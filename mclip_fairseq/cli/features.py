@@ -21,11 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import mclip_fairseq
-from mclip_fairseq.data.feature_files import DTYPES, is_usable_id
-from mclip_fairseq.data.feature_writer import FeatureWriter
-from mclip_fairseq.data.files import read_lines, shown
-from mclip_fairseq.data.images import MAX_PIXELS, ImageError, check_max_pixels, load_image, resolve_images
 from mclip_fairseq.models.teacher import DualEncoderTeacher, ImageTransform
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_files import DTYPES, is_usable_id
+from mclip_fairseq.storage.feature_writer import FeatureWriter
+from mclip_fairseq.storage.files import read_lines, shown
+from mclip_fairseq.storage.images import MAX_PIXELS, ImageError, check_max_pixels, load_image, resolve_images
 
 PROGRAM = "mclip-features"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
@@ -161,11 +162,11 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
     """(id, caption) of a text file (the id is the line number, from 0) or a `.tsv` file; either may end in `.gz`.
 
     Raises:
-        ValueError: unreadable, empty, a line without id, or an id that appears twice, naming both lines.
+        UserError: unreadable, empty, a line without id, or an id that appears twice, naming both lines.
     """
     lines = read_lines(path)
     if not lines:
-        raise ValueError(f"{path}: holds no captions")
+        raise UserError(f"{path}: holds no captions")
     if not path.name.endswith((".tsv", ".tsv.gz")):
         return [(str(number), line) for number, line in enumerate(lines)]
     captions: list[tuple[str, str]] = []
@@ -173,11 +174,11 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
     for number, line in enumerate(lines, 1):
         name, tab, caption = line.partition("\t")
         if not (name.strip() and tab):
-            raise ValueError(f"{path}, line {number}: write it as 'id, tab, caption'")
+            raise UserError(f"{path}, line {number}: write it as 'id, tab, caption'")
         if not is_usable_id(name):
-            raise ValueError(f"{path}, line {number}: the id {name!r} has a line break or outer spaces; mend it")
+            raise UserError(f"{path}, line {number}: the id {name!r} has a line break or outer spaces; mend it")
         if first.setdefault(name, number) != number:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: the id {name!r} is already on line {first[name]}; give every caption its own"
             )
         captions.append((name, caption))
@@ -193,11 +194,11 @@ def compute(
     """Write the shards of this machine that are not there yet.
 
     Raises:
-        ValueError: inputs that cannot be read, more than the budget allows; all of them are listed.
+        UserError: inputs that cannot be read, more than the budget allows; all of them are listed.
     """
     budget, known = options.skip_budget or 0, len(writer.skipped())
     if known > budget:
-        raise ValueError(f"{writer.path}: {known} inputs were left out before, so it needs --skip-budget {known}")
+        raise UserError(f"{writer.path}: {known} inputs were left out before, so it needs --skip-budget {known}")
     pending = writer.pending(options.machine, options.machines)
     plan = [(shard, split(writer.inputs(shard), options.batch_size)) for shard in pending]
     batches = source.batches([batch for _, parts in plan for batch in parts])
@@ -218,7 +219,7 @@ def compute(
             elif options.skip_budget is not None:
                 break
     if known + len(unreadable) > budget:
-        raise ValueError(complaint(source, unreadable, known, options.skip_budget))
+        raise UserError(complaint(source, unreadable, known, options.skip_budget))
 
 
 def encode(source: Source, inputs: dict[str, Tensor], options: argparse.Namespace, device: torch.device) -> np.ndarray:
@@ -291,12 +292,12 @@ def pick_device(options: argparse.Namespace) -> torch.device:
     try:
         device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device {options.device}: torch finds no GPU here; mclip-doctor says why")
+            raise UserError(f"--device {options.device}: torch finds no GPU here; mclip-doctor says why")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # no such name, not built in, or no such number
-        raise ValueError(f"--device {options.device}: torch knows no such device") from error
+        raise UserError(f"--device {options.device}: torch knows no such device") from error
     if device.type == "cpu" and options.dtype != "float32":
-        raise ValueError(f"--dtype {options.dtype} needs a GPU; compute in float32 on the CPU")
+        raise UserError(f"--dtype {options.dtype} needs a GPU; compute in float32 on the CPU")
     return device
 
 
@@ -313,10 +314,10 @@ def describe(device: torch.device) -> str:
 def check_options(options: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
     if not 0 <= options.machine < options.machines:
-        raise ValueError(f"--machine counts from 0 to {options.machines - 1} with --machines {options.machines}")
+        raise UserError(f"--machine counts from 0 to {options.machines - 1} with --machines {options.machines}")
     check_max_pixels(options.max_pixels)
     if options.root is not None and (options.images is None or options.images.is_dir()):
-        raise ValueError("--root is what the paths of an image list are relative to: give it with --images LIST only")
+        raise UserError("--root is what the paths of an image list are relative to: give it with --images LIST only")
 
 
 def count(text: str) -> int:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mclip_fairseq.data.files import shown
-from mclip_fairseq.evaluation.training_log import Curves, find_logs, read_curves
+from mclip_fairseq.evaluation.reports.training_log import Curves, find_logs, read_curves
+from mclip_fairseq.storage.files import shown
 
 PROGRAM = "mclip-report"
 EPILOG = """\
@@ -55,8 +55,8 @@ def page(curves: Curves, title: str, logs: Sequence[Path], command: Sequence[str
         logs: where it was read.
         command: what the user typed.
     """
-    from mclip_fairseq.evaluation.pages import STYLE, embed_figure
-    from mclip_fairseq.evaluation.report import provenance
+    from mclip_fairseq.evaluation.reports.pages import STYLE, embed_figure
+    from mclip_fairseq.storage.provenance import provenance
 
     made = provenance(command)
     body = [f"<h1>{html.escape(title)}</h1>"]

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.cli.features import count, pick_device, positive
-from mclip_fairseq.data.files import read_lines
-from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels, load_image
 from mclip_fairseq.search import query as ask
 from mclip_fairseq.search.build import RECALL, build
 from mclip_fairseq.search.change import add, remove
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import KINDS
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import read_lines
+from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels, load_image
 
 PROGRAM = "mclip-search"
 HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?|\[[0-9a-fA-F:.]+\]")
@@ -70,12 +71,12 @@ def load_model_of(index: SearchIndex, options: argparse.Namespace) -> Any:
     """The model that an index was made with, or the one of the command line, checked to be the same.
 
     Raises:
-        ValueError: it is not where it was, or it is another one.
+        UserError: it is not where it was, or it is another one.
     """
     known = index.model["load"]
     path = options.model or known.get("path")
     if not path or (os.path.isabs(path) and not os.path.exists(path)):
-        raise ValueError(f"{index.path}: its model is no longer at {path}; say where it is with --model")
+        raise UserError(f"{index.path}: its model is no longer at {path}; say where it is with --model")
     found = {
         "model": path,
         "text_encoder": options.text_encoder or known.get("text_encoder"),
@@ -106,7 +107,7 @@ def run_remove(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Remove images."""
     names = [*options.id, *(read_lines(options.ids) if options.ids else [])]
     if not names:
-        raise ValueError("no image is named; give ids, or a file of them with --ids")
+        raise UserError("no image is named; give ids, or a file of them with --ids")
     return remove(options.index, names, command)
 
 
@@ -114,11 +115,11 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Ask an index."""
     kinds = [bool(options.text), options.queries is not None, bool(options.image), bool(options.languages)]
     if sum(kinds) != 1:
-        raise ValueError("give a text, --queries FILE, --image FILE or --languages LANG=TEXT: one of them")
+        raise UserError("give a text, --queries FILE, --image FILE or --languages LANG=TEXT: one of them")
     if options.target is not None and not options.languages:
-        raise ValueError("--target is the image whose rank --languages reports: give both")
+        raise UserError("--target is the image whose rank --languages reports: give both")
     if options.show is not None and not options.show.suffix:
-        raise ValueError(f"--show {options.show}: names no kind of picture; write {options.show}.png")
+        raise UserError(f"--show {options.show}: names no kind of picture; write {options.show}.png")
     # Queries are checked before the model is loaded.
     texts = [ask.checked_query(text) for text in options.text]
     if options.queries is not None:
@@ -152,7 +153,7 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
     try:
         from mclip_fairseq.search.server import serve
     except ImportError as error:
-        raise ValueError(f"serving needs {error.name}; install it with pip install 'mclip_fairseq[search]'") from error
+        raise UserError(f"serving needs {error.name}; install it with pip install 'mclip_fairseq[search]'") from error
     index = SearchIndex.open(options.index, options.images_root)
     serve(index, load_model_of(index, options), options.host, options.port, options.allowed_host)
     return "stopped"
@@ -174,9 +175,9 @@ def _texts_of(path: Path) -> list[str]:
         try:
             texts.append(ask.checked_query(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            raise UserError(f"{path}, line {number}: {error}") from error
     if not texts:
-        raise ValueError(f"{path}: holds no queries")
+        raise UserError(f"{path}: holds no queries")
     return texts
 
 
@@ -186,7 +187,7 @@ def _by_language(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         language, equals, text = word.partition("=")
         if not (language and equals) or language in found:
-            raise ValueError(f"--languages {word[:60]}: write LANG=TEXT, each language once")
+            raise UserError(f"--languages {word[:60]}: write LANG=TEXT, each language once")
         found[language] = ask.checked_query(text)
     return found
 

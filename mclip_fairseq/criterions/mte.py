@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mclip_fairseq.criterions.logging import log_ratio, loss_arithmetic
 from mclip_fairseq.losses import chunked_linear_label_smoothed_nll, global_info_nce, sum_over_ranks
-from mclip_fairseq.resilience.finite import NONFINITE, count_nonfinite_rows
+from mclip_fairseq.losses.finite import NONFINITE, count_nonfinite_rows
+from mclip_fairseq.storage.errors import UserError
 
 
 @dataclass
@@ -52,9 +53,9 @@ class MTECriterion(FairseqCriterion):
     ) -> None:
         super().__init__(task)
         if translation_weight <= 0 and contrastive_weight <= 0:
-            raise ValueError("--translation-weight and --contrastive-weight are both 0: there is nothing to train")
+            raise UserError("--translation-weight and --contrastive-weight are both 0: there is nothing to train")
         if contrastive_temperature <= 0:
-            raise ValueError(f"--contrastive-temperature is {contrastive_temperature}; give a positive number")
+            raise UserError(f"--contrastive-temperature is {contrastive_temperature}; give a positive number")
         self.label_smoothing = label_smoothing
         self.translation_weight = translation_weight
         self.contrastive_weight = contrastive_weight

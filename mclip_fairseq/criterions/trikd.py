@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mclip_fairseq.criterions.logging import log_ratio, loss_arithmetic
 from mclip_fairseq.losses import ContrastiveOutput, global_info_nce, sum_over_ranks
-from mclip_fairseq.resilience.finite import NONFINITE, count_nonfinite_rows
+from mclip_fairseq.losses.finite import NONFINITE, count_nonfinite_rows
+from mclip_fairseq.storage.errors import UserError
 
 
 @dataclass
@@ -51,7 +52,7 @@ class TriKDCriterion(FairseqCriterion):
     ) -> None:
         super().__init__(task)
         if image_text_weight <= 0 and text_text_weight <= 0:
-            raise ValueError("--image-text-weight and --text-text-weight are both 0: there is nothing to train")
+            raise UserError("--image-text-weight and --text-text-weight are both 0: there is nothing to train")
         self.image_text_weight = image_text_weight
         self.text_text_weight = text_text_weight
         self.released = trikd_arithmetic == "released"

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mclip_fairseq.data.features import FeatureStore
-from mclip_fairseq.data.files import read_lines
 from mclip_fairseq.data.states import TokenStates
 from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.features import FeatureStore
+from mclip_fairseq.storage.files import read_lines
 
 NONE = "-"
 # Image ids -> the numbers of those that could be read, and their (readable, channels, height, width) pixels.
@@ -31,20 +32,20 @@ def read_ids(path: str | Path, lines: int) -> tuple[list[str] | None, list[str] 
         image ids or None, text ids or None.
 
     Raises:
-        ValueError: missing file, another number of lines, or a column that only some lines fill.
+        UserError: missing file, another number of lines, or a column that only some lines fill.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: not found; write one image id per caption (and, after a tab, a teacher text id)")
+        raise UserError(f"{path}: not found; write one image id per caption (and, after a tab, a teacher text id)")
     rows = [line.split("\t") for line in read_lines(path)]
     if len(rows) != lines:
-        raise ValueError(f"{path}: {len(rows)} lines for {lines} captions; write exactly one line per caption")
+        raise UserError(f"{path}: {len(rows)} lines for {lines} captions; write exactly one line per caption")
     columns: list[list[str] | None] = []
     for column, what in ((0, "image id"), (1, "teacher text id")):
         values = [row[column].strip() if len(row) > column else NONE for row in rows]
         empty = [number for number, value in enumerate(values, 1) if value in ("", NONE)]
         if empty and len(empty) < len(values):
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {empty[0]}: no {what}, while other lines have one; put captions without into a data "
                 "directory of their own"
             )
@@ -66,7 +67,7 @@ class CaptionDataset:
         states: cached token states in place of ids.
 
     Raises:
-        ValueError: an id that the features do not have.
+        UserError: an id that the features do not have.
     """
 
     def __init__(

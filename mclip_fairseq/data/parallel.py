@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.storage.errors import UserError
 
 # Enough lines for a mean that is sure, few enough that a look at a corpus costs milliseconds.
 BLOCK_LINES, BLOCKS = 200, 20
@@ -26,12 +27,12 @@ class ParallelDataset:
         target_lang: language id of the target; the encoder's language projection is chosen by it.
 
     Raises:
-        ValueError: the two sides differ in length.
+        UserError: the two sides differ in length.
     """
 
     def __init__(self, source: FlatTokens, target: FlatTokens | None, source_lang: int, target_lang: int) -> None:
         if target is not None and len(source) != len(target):
-            raise ValueError(
+            raise UserError(
                 f"{len(source)} source and {len(target)} target sentences; parallel files must have equally many lines"
             )
         self.source = source

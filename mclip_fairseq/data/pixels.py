@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from mclip_fairseq.data.images import ImageError, load_image, resolve_image
 from mclip_fairseq.data.skips import SkipList
+from mclip_fairseq.storage.images import ImageError, load_image, resolve_image
 
 BLANK = (64, 64)
 
@@ -47,7 +47,7 @@ class PixelLoader:
             those of one blank image.
 
         Raises:
-            ValueError: an image cannot be read, and there is no budget left for it.
+            UserError: an image cannot be read, and there is no budget left for it.
         """
         images: dict[int, Image.Image] = {}
         lost: list[tuple[str, str]] = []

@@ -9,6 +9,7 @@ from fairseq.data import FairseqDataset
 
 from mclip_fairseq.data.batches import RowDataset
 from mclip_fairseq.resilience.workers import shield_worker
+from mclip_fairseq.storage.errors import UserError
 
 
 def temperature_sizes(sizes: Sequence[int], temperature: float) -> npt.NDArray[np.int64]:
@@ -22,10 +23,10 @@ def temperature_sizes(sizes: Sequence[int], temperature: float) -> npt.NDArray[n
         (parts,) samples to draw.
 
     Raises:
-        ValueError: the temperature is not positive.
+        UserError: the temperature is not positive.
     """
     if temperature <= 0:
-        raise ValueError(f"--sampling-temperature is {temperature}; give a positive number (1: real proportions)")
+        raise UserError(f"--sampling-temperature is {temperature}; give a positive number (1: real proportions)")
     counts = np.asarray(sizes, dtype=np.float64)
     weights = np.where(counts > 0, (counts / counts.sum()) ** (1.0 / temperature), 0.0)
     drawn = np.rint(weights / weights.sum() * counts.sum()).astype(np.int64)
@@ -54,7 +55,7 @@ class TemperatureSampledDataset(FairseqDataset):
     ) -> None:
         super().__init__()
         if not parts:
-            raise ValueError("there is nothing to train or evaluate on: no language or pair was given")
+            raise UserError("there is nothing to train or evaluate on: no language or pair was given")
         self.names = list(parts)
         self.parts = list(parts.values())
         self.temperature = temperature

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from mclip_fairseq.data.files import printable, read_lines, shown
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import printable, read_lines, shown
 
 logger = logging.getLogger(__name__)
 SHOWN = 5
@@ -22,7 +23,7 @@ class SkipList:
 
     def __init__(self, path: str | Path, budget: int) -> None:
         if budget < 0:
-            raise ValueError(f"--skip-budget is {budget}; give the number of items that may be left out, 0 for none")
+            raise UserError(f"--skip-budget is {budget}; give the number of items that may be left out, 0 for none")
         self.path = Path(path)
         self.budget = budget
         self._known: set[str] = set()
@@ -34,13 +35,13 @@ class SkipList:
             items: (id, reason).
 
         Raises:
-            ValueError: more than the budget allows, naming the first of these items.
+            UserError: more than the budget allows, naming the first of these items.
         """
         new = {shown(name): printable(reason) for name, reason in items if shown(name) not in self._known}
         if not new:
             return
         if not self.budget:
-            raise ValueError(f"{self._first(new)}; mend it, take it out, or leave it out with --skip-budget N")
+            raise UserError(f"{self._first(new)}; mend it, take it out, or leave it out with --skip-budget N")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+", encoding="utf-8") as stream:
             lock(stream)
@@ -48,7 +49,7 @@ class SkipList:
             self._known = set(self.listed())
             new = {name: reason for name, reason in new.items() if name not in self._known}
             if len(self._known) + len(new) > self.budget:
-                raise ValueError(
+                raise UserError(
                     f"{self._first(new)}; with the {len(self._known)} of {self.path} that is more than --skip-budget "
                     f"{self.budget} allows; mend the data or raise the budget"
                 )
@@ -63,17 +64,17 @@ class SkipList:
         """Refuse a budget that earlier runs have used up.
 
         Raises:
-            ValueError: with the budget that it takes.
+            UserError: with the budget that it takes.
         """
         known = len(self.listed())
         if 0 < self.budget < known:
-            raise ValueError(f"{self.path}: {known} items were left out before, so it needs --skip-budget {known}")
+            raise UserError(f"{self.path}: {known} items were left out before, so it needs --skip-budget {known}")
 
     def listed(self) -> list[str]:
         """Ids in the file, in its order.
 
         Raises:
-            ValueError: the file cannot be read.
+            UserError: the file cannot be read.
         """
         return [line.partition("\t")[0] for line in read_lines(self.path)] if self.path.exists() else []
 

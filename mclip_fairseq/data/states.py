@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.data.indexed import MappedValues
 from mclip_fairseq.data.tokens import FlatTokens
-from mclip_fairseq.models.text_encoder import XLMREncoder
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.indexed import MappedValues
 
 logger = logging.getLogger(__name__)
 TOKENS_PER_BATCH = 16384
@@ -99,5 +100,5 @@ def cached_states(
     logger.info("token states of %d captions: %s", len(tokens), path.name)
     states = np.load(path, mmap_mode="r", allow_pickle=False)
     if states.shape != (int(tokens.sizes.sum()), encoder.dim) or states.dtype != dtype:
-        raise ValueError(f"{path}: holds {states.dtype} of shape {states.shape}, not these captions; remove it")
+        raise UserError(f"{path}: holds {states.dtype} of shape {states.shape}, not these captions; remove it")
     return TokenStates(states, tokens.sizes)

@@ -9,8 +9,9 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
-from mclip_fairseq.data.files import first_line
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import first_line
 
 SENTENCEPIECE = "sentencepiece.bpe.model"
 # A model file begins with <unk> <s> </s>; in a dictionary fairseq's four specials take their place.
@@ -23,12 +24,12 @@ def load_sentencepiece(file: Path) -> sentencepiece.SentencePieceProcessor:
     """Read a SentencePiece model.
 
     Raises:
-        ValueError: the file is something else.
+        UserError: the file is something else.
     """
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(file))
     except Exception as error:  # its parser is not written in Python
-        raise ValueError(
+        raise UserError(
             f"{file}: is no SentencePiece model ({first_line(error)}); copy the text encoder's to this place"
         ) from error
 
@@ -57,13 +58,13 @@ class XLMRTokenizer:
         max_tokens: texts are cut to this many tokens, `<s>` and `</s>` included.
 
     Raises:
-        ValueError: a file is missing, or the two do not belong together.
+        UserError: a file is missing, or the two do not belong together.
     """
 
     def __init__(self, directory: str | Path, max_tokens: int = 512) -> None:
         model = Path(directory) / SENTENCEPIECE
         if not model.is_file():
-            raise ValueError(f"{model}: not found; copy the text encoder's SentencePiece model to this place")
+            raise UserError(f"{model}: not found; copy the text encoder's SentencePiece model to this place")
         self.directory = Path(directory)
         self.processor = load_sentencepiece(model)
         self.dictionary: Dictionary = load_dictionary(directory)
@@ -74,7 +75,7 @@ class XLMRTokenizer:
         entries = self.dictionary.symbols[self.dictionary.nspecial :]
         shared = len(set(entries).intersection(piece_list(self.processor)))
         if shared < SHARED_ENTRIES * len(entries):
-            raise ValueError(
+            raise UserError(
                 f"{self.directory}: only {shared} of the {len(entries)} entries of dict.txt are pieces of "
                 f"{SENTENCEPIECE}; one of the two belongs to another text encoder"
             )

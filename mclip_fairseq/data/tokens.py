@@ -9,8 +9,9 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
-from mclip_fairseq.data.files import first_line
-from mclip_fairseq.data.indexed import MappedValues, read_indexed
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.indexed import MappedValues, read_indexed
 
 MASK = "<mask>"
 
@@ -25,16 +26,16 @@ def load_dictionary(path: str | Path) -> Dictionary:
         The dictionary; its size is the number of rows of the text encoder's embedding table.
 
     Raises:
-        ValueError: the file is missing, or is no dictionary.
+        UserError: the file is missing, or is no dictionary.
     """
     path = Path(path)
     file = path / "dict.txt" if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"{file}: no dictionary here; copy the text encoder's dict.txt to this place")
+        raise UserError(f"{file}: no dictionary here; copy the text encoder's dict.txt to this place")
     try:
         dictionary = Dictionary.load(str(file))
     except Exception as error:  # fairseq raises plain Exceptions and RuntimeErrors here
-        raise ValueError(
+        raise UserError(
             f"{file}: is no dictionary, {first_line(error)}; copy the text encoder's dict.txt to this place"
         ) from error
     dictionary.add_symbol(MASK)
@@ -51,15 +52,15 @@ def data_dictionary(data: str | Path) -> Dictionary:
         data: the directory.
 
     Raises:
-        ValueError: no dictionary, or two that differ.
+        UserError: no dictionary, or two that differ.
     """
     files = sorted(Path(data).glob("dict*.txt"))
     if not files:
-        raise ValueError(f"{data}: no dict*.txt; make this directory with fairseq-preprocess --srcdict dict.txt")
+        raise UserError(f"{data}: no dict*.txt; make this directory with fairseq-preprocess --srcdict dict.txt")
     first = files[0].read_bytes()
     for file in files[1:]:
         if file.read_bytes() != first:
-            raise ValueError(f"{file}: differs from {files[0].name}; preprocess every language with one dictionary")
+            raise UserError(f"{file}: differs from {files[0].name}; preprocess every language with one dictionary")
     return load_dictionary(files[0])
 
 
@@ -112,19 +113,19 @@ class FlatTokens(MappedValues):
             max_tokens: see the class.
 
         Raises:
-            ValueError: the files are missing or damaged, or hold ids that the dictionary does not have.
+            UserError: the files are missing or damaged, or hold ids that the dictionary does not have.
         """
         values, sizes = read_indexed(prefix)
         if len(values):
             least, most = int(values.min()), int(values.max())
             if not 0 <= least <= most < len(dictionary):
-                raise ValueError(
+                raise UserError(
                     f"{prefix}.bin: holds id {most if least >= 0 else least} but the dictionary has {len(dictionary)} "
                     "entries; preprocess with the text encoder's dict.txt"
                 )
             unended = np.flatnonzero(values[np.cumsum(sizes, dtype=np.int64) - 1] != dictionary.eos())
             if len(unended):
-                raise ValueError(
+                raise UserError(
                     f"{prefix}.bin: sentence {unended[0] + 1} does not end with </s>; make it again with "
                     "fairseq-preprocess"
                 )

@@ -4,10 +4,11 @@ Metrics are pure functions on features; nothing here needs fairseq, and only ``p
 matplotlib.
 """
 
-from mclip_fairseq.evaluation.languages import average_languages, evaluate_languages
-from mclip_fairseq.evaluation.report import format_table, provenance, write_report
-from mclip_fairseq.evaluation.retrieval import RetrievalRanks, retrieval_metrics, retrieval_ranks, top_images
-from mclip_fairseq.evaluation.variance import mean_rank_variance
+from mclip_fairseq.evaluation.metrics.languages import average_languages, evaluate_languages
+from mclip_fairseq.evaluation.metrics.retrieval import RetrievalRanks, retrieval_metrics, retrieval_ranks, top_images
+from mclip_fairseq.evaluation.metrics.variance import mean_rank_variance
+from mclip_fairseq.evaluation.reports.report import format_table, write_report
+from mclip_fairseq.storage.provenance import provenance
 
 __all__ = [
     "RetrievalRanks",

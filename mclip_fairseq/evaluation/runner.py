@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.data.files import expecting, read_json
-from mclip_fairseq.evaluation.benchmark import Benchmark, Settings
-from mclip_fairseq.evaluation.comparison import format_comparison, format_csv
-from mclip_fairseq.evaluation.report import format_notes, format_table, provenance, write_report
-from mclip_fairseq.evaluation.retrieval_benchmark import Encoded, RetrievalBenchmark, examples_of
+from mclip_fairseq.evaluation.benchmarks.base import Benchmark, Settings
+from mclip_fairseq.evaluation.benchmarks.retrieval import Encoded, RetrievalBenchmark, examples_of
+from mclip_fairseq.evaluation.reports.comparison import format_comparison, format_csv
+from mclip_fairseq.evaluation.reports.report import format_notes, format_table, write_report
+from mclip_fairseq.storage.files import expecting, read_json
+from mclip_fairseq.storage.provenance import provenance
 
 Report = dict[str, Any]
 
@@ -114,7 +115,7 @@ def report_there(folder: Path, key: str | None) -> Report | None:
     """The report of an earlier call, if it is of the same model, data and settings.
 
     Raises:
-        ValueError: it is damaged.
+        UserError: it is damaged.
     """
     file = folder / "report.json"
     if not file.is_file():
@@ -141,7 +142,7 @@ def write_files(report: Report, encoded: Encoded | None, folder: Path, pictures:
 
 def draw(report: Report, encoded: Encoded, folder: Path, pictures: Pictures) -> list[Path]:
     """Draw recalls and examples."""
-    from mclip_fairseq.evaluation.pictures import draw_examples, draw_recalls
+    from mclip_fairseq.evaluation.reports.pictures import draw_examples, draw_recalls
 
     averages = {"average": report["average"]["all"]} if len(report["results"]) > 1 else {}
     drawn = [folder / "recall.png"]

@@ -20,12 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mclip_fairseq.data.files import expecting, file_sha256, first_line, read_json, write_json
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
 from mclip_fairseq.formats.towers import ProjectedTower
 from mclip_fairseq.formats.training import build_module
 from mclip_fairseq.models.freezing import IDENTITY, encode_identity
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import expecting, file_sha256, first_line, read_json, write_json
 
 FORMAT = "mclip_fairseq model"
 VERSION = 1
@@ -62,10 +63,10 @@ def save_directory(tower: ProjectedTower, output: Path, into: bool = False) -> N
         into: files may stand in it already.
 
     Raises:
-        ValueError: the directory holds something, or the teacher cannot be loaded.
+        UserError: the directory holds something, or the teacher cannot be loaded.
     """
     if not into and output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output}: is not empty; give a new directory")
+        raise UserError(f"{output}: is not empty; give a new directory")
     teacher = tower.teacher
     output.mkdir(parents=True, exist_ok=True)
     teacher.save(output / TEACHER)
@@ -114,11 +115,11 @@ def load_directory(path: Path) -> ProjectedTower:
     """Read what `save_directory` wrote.
 
     Raises:
-        ValueError: a file is missing or damaged, or parts do not belong together.
+        UserError: a file is missing or damaged, or parts do not belong together.
     """
     config = _read_config(path)
     if config.get("version") != VERSION:
-        raise ValueError(f"{path}/{CONFIG}: version {config.get('version')} is not read here; update mclip_fairseq")
+        raise UserError(f"{path}/{CONFIG}: version {config.get('version')} is not read here; update mclip_fairseq")
     with expecting(path / CONFIG, "what mclip-export writes"):
         return _build(path, config)
 
@@ -126,9 +127,9 @@ def load_directory(path: Path) -> ProjectedTower:
 def _build(path: Path, config: dict[str, Any]) -> ProjectedTower:
     for name, written in config["files"].items():
         if Path(name).name != name or file_sha256(path / name) != written:
-            raise ValueError(f"{path / name}: is not the file that was written with the model; put that back")
+            raise UserError(f"{path / name}: is not the file that was written with the model; put that back")
     if int(config["max_tokens"]) < LEAST_TOKENS:
-        raise ValueError(
+        raise UserError(
             f"{path / CONFIG}: says max_tokens {int(config['max_tokens'])}, but <s>, a token and </s> are "
             f"{LEAST_TOKENS}; put back the file that belongs to the model"
         )
@@ -136,19 +137,19 @@ def _build(path: Path, config: dict[str, Any]) -> ProjectedTower:
     options = Namespace(**config["model"], text_encoder="", text_tokenizer="", teacher="", save_frozen=True)
     weights = _read_weights(path / WEIGHTS)
     if TOKEN_TABLE not in weights:
-        raise ValueError(f"{path / WEIGHTS}: lacks {TOKEN_TABLE}; copy the directory again")
+        raise UserError(f"{path / WEIGHTS}: lacks {TOKEN_TABLE}; copy the directory again")
     weights[OUTPUT_TABLE] = weights[TOKEN_TABLE]
     weights[IDENTITY] = encode_identity(config["identity"])
     try:
         module = build_module(config["architecture"], options, path, weights, path / CONFIG)
     except (LookupError, RuntimeError) as error:
-        raise ValueError(f"{path}: {WEIGHTS} does not fit {CONFIG}: {first_line(error)}") from error
+        raise UserError(f"{path}: {WEIGHTS} does not fit {CONFIG}: {first_line(error)}") from error
     module.identity.update(config["identity"])
 
     def load_teacher() -> DualEncoderTeacher:
         teacher = DualEncoderTeacher.from_pretrained(path / TEACHER)
         if teacher.image_size != config["image_size"]:
-            raise ValueError(
+            raise UserError(
                 f"{path / TEACHER}: its image processor makes {teacher.image_size} pixels but the model was made with "
                 f"{config['image_size']}; put back the preprocessor_config.json that was written with it"
             )
@@ -160,7 +161,7 @@ def _build(path: Path, config: dict[str, Any]) -> ProjectedTower:
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_json(path / CONFIG)
     if not isinstance(config, dict):
-        raise ValueError(f"{path / CONFIG}: is not a JSON object")
+        raise UserError(f"{path / CONFIG}: is not a JSON object")
     return config
 
 
@@ -168,4 +169,4 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: cannot be read: {error}; copy the directory again") from error
+        raise UserError(f"{file}: cannot be read: {error}; copy the directory again") from error

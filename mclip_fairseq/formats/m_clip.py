@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mclip_fairseq.compat import load_checkpoint, shield_torchaudio
-from mclip_fairseq.data.files import first_line
+from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.formats.openai_clip import refuse_mismatch
 from mclip_fairseq.formats.towers import PairTower
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.sizes import model_without_memory
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import first_line
 
 MAX_TOKENS = 512
 
@@ -55,7 +57,7 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
         teacher: Hub name or directory of the image tower; empty where images come as its features.
 
     Raises:
-        ValueError: files are missing, or weights are not those of the configuration, all of them named.
+        UserError: files are missing, or weights are not those of the configuration, all of them named.
     """
     shield_torchaudio()
     from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -68,7 +70,7 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
         with torch.device("meta"):
             own = dict(MCLIPText(model_without_memory(base), dim).named_parameters())
     except Exception as error:  # its loaders raise whatever broken files lead them to
-        raise ValueError(f"{source}: its base model or tokenizer cannot be loaded: {first_line(error)}") from error
+        raise UserError(f"{source}: its base model or tokenizer cannot be loaded: {first_line(error)}") from error
     weights = read_weights(source)
     # Poolers and position ids of other versions of transformers play no part.
     weights = {name: tensor.float() for name, tensor in weights.items() if not is_unused(name)}
@@ -103,6 +105,6 @@ def read_weights(source: str) -> dict[str, Tensor]:
             try:
                 state = load_file(found) if name.endswith("safetensors") else load_checkpoint(found)
             except (OSError, SafetensorError) as error:
-                raise ValueError(f"{found}: cannot be read: {first_line(error)}") from error
+                raise UserError(f"{found}: cannot be read: {first_line(error)}") from error
             return {key: tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    raise ValueError(f"{source}: holds neither model.safetensors nor pytorch_model.bin")
+    raise UserError(f"{source}: holds neither model.safetensors nor pytorch_model.bin")

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mclip_fairseq.compat import load_checkpoint, shield_torchaudio
-from mclip_fairseq.data.files import expecting, read_json
+from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import expecting, read_json
 
 HEAD_WIDTH = 64
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -78,7 +80,7 @@ def read_state_dict(file: Path, trust: bool = False) -> dict[str, Tensor]:
         trust: allow a TorchScript archive, whose reader can run code that the archive brings.
 
     Raises:
-        ValueError: the file cannot be read, or is TorchScript and not trusted.
+        UserError: the file cannot be read, or is TorchScript and not trusted.
     """
     if file.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -87,10 +89,10 @@ def read_state_dict(file: Path, trust: bool = False) -> dict[str, Tensor]:
         try:
             return load_file(file)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file}: cannot be read: {error}") from error
+            raise UserError(f"{file}: cannot be read: {error}") from error
     if is_torchscript(file):
         if not trust:
-            raise ValueError(
+            raise UserError(
                 f"{file}: is a TorchScript archive, which can run code when it is read; pass --trust if you know where "
                 "it comes from"
             )
@@ -99,7 +101,7 @@ def read_state_dict(file: Path, trust: bool = False) -> dict[str, Tensor]:
     state = load_checkpoint(file)
     state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise ValueError(f"{file}: holds no state dict; give the weights of a CLIP")
+        raise UserError(f"{file}: holds no state dict; give the weights of a CLIP")
     return {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
@@ -113,7 +115,7 @@ def open_clip_settings(file: Path) -> tuple[dict[str, Any], Preprocessing] | Non
         arguments of `to_clip_model`, and the preprocessing; None where there is no such file.
 
     Raises:
-        ValueError: it cannot be read.
+        UserError: it cannot be read.
     """
     config = file.parent / OPEN_CLIP_CONFIG
     if not config.is_file():
@@ -142,12 +144,12 @@ def clip_sizes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """`CLIPConfig` or, for a ResNet, `CLIPResNetConfig` arguments read off the tensors.
 
     Raises:
-        ValueError: no CLIP under OpenAI's names.
+        UserError: no CLIP under OpenAI's names.
     """
     visual = (RESNET, "visual.attnpool.positional_embedding") if RESNET in state else ("visual.positional_embedding",)
     needed = ("visual.conv1.weight", *visual, "positional_embedding", "token_embedding.weight", "text_projection")
     if missing := [name for name in needed if name not in state]:
-        raise ValueError(f"{source}: is no CLIP under OpenAI's names; it lacks {', '.join(missing)}")
+        raise UserError(f"{source}: is no CLIP under OpenAI's names; it lacks {', '.join(missing)}")
     text_width, dim = state["text_projection"].shape
     vocabulary = len(state["token_embedding.weight"])
     text = {
@@ -217,7 +219,7 @@ def to_clip_model(
         text_heads: attention heads of the text tower; 0: one for every 64 columns.
 
     Raises:
-        ValueError: missing, unknown or misshapen tensors, all of them named.
+        UserError: missing, unknown or misshapen tensors, all of them named.
     """
     shield_torchaudio()
     with expecting(source, "a CLIP under OpenAI's names"):
@@ -228,7 +230,7 @@ def to_clip_model(
                 sizes[tower] |= {"hidden_act": activation, "num_attention_heads": heads}
         weights, unknown = rename(state)
         if RESNET in state:
-            from mclip_fairseq.formats.clip_resnet import CLIPResNetConfig, CLIPResNetModel
+            from mclip_fairseq.models.vision.clip_resnet import CLIPResNetConfig, CLIPResNetModel
 
             model: Any = CLIPResNetModel(CLIPResNetConfig(**sizes))
             weights = {f"text.{name}" if name.startswith("text_") else name: tensor for name, tensor in weights.items()}
@@ -280,7 +282,7 @@ def refuse_mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], u
     found = [("missing", missing), ("unknown", extra), ("of another shape", shapes)]
     if any(names for _, names in found):
         listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names)
-        raise ValueError(f"{source}: its weights are not those of the model; {listed}")
+        raise UserError(f"{source}: its weights are not those of the model; {listed}")
 
 
 def pixels_along_an_edge(model: Any) -> int:

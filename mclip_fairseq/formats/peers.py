@@ -5,14 +5,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mclip_fairseq.data.files import first_line
-from mclip_fairseq.data.hub import packed_dual_encoder, published_json
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.m_clip import is_m_clip, load_m_clip
 from mclip_fairseq.formats.towers import PairTower, TeacherTower, Tower
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.text_encoder import XLMREncoder
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.hub import packed_dual_encoder, published_json
 
 
 def load_peer(source: str, teacher: str = "") -> Tower:
@@ -25,7 +26,7 @@ def load_peer(source: str, teacher: str = "") -> Tower:
         teacher: image tower of a text tower; empty where images come as its features.
 
     Raises:
-        ValueError: nothing usable there, or the image tower is not the one of the text tower.
+        UserError: nothing usable there, or the image tower is not the one of the text tower.
     """
     if (Path(source) / "model.pt").is_file():
         return load_encoder(Path(source))
@@ -36,7 +37,7 @@ def load_peer(source: str, teacher: str = "") -> Tower:
     if not packed and published_json(source, "modules.json") is not None:
         return load_sentence_transformer(source, teacher)
     if teacher:
-        raise ValueError(f"{source}: has an image tower of its own; leave teacher out")
+        raise UserError(f"{source}: has an image tower of its own; leave teacher out")
     return TeacherTower(source)
 
 
@@ -63,7 +64,7 @@ def load_encoder(archive: Path) -> PairTower:
         archive: directory with `model.pt`, `dict.txt` and the SentencePiece model.
 
     Raises:
-        ValueError: a file is missing or of another kind.
+        UserError: a file is missing or of another kind.
     """
     tokenizer = XLMRTokenizer(archive)
     padding = tokenizer.dictionary.pad()
@@ -102,18 +103,18 @@ def load_sentence_transformer(source: str, teacher: str = "") -> PairTower:
         teacher: see `load_peer`.
 
     Raises:
-        ValueError: sentence-transformers is not installed, or cannot load it.
+        UserError: sentence-transformers is not installed, or cannot load it.
     """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{source}: is a model of sentence-transformers, which is not installed: pip install mclip_fairseq[export]"
         ) from error
     try:
         model = SentenceTransformer(source, device="cpu", trust_remote_code=False).requires_grad_(False).eval()
     except Exception as error:  # its loaders raise whatever broken files lead them to
-        raise ValueError(f"{source}: cannot be loaded by sentence-transformers: {first_line(error)}") from error
+        raise UserError(f"{source}: cannot be loaded by sentence-transformers: {first_line(error)}") from error
 
     def tokenize(texts: list[str]) -> dict[str, Tensor]:
         return {name: value for name, value in model.preprocess(texts).items() if isinstance(value, Tensor)}

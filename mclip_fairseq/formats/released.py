@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mclip_fairseq.compat import load_checkpoint, untrained_bookkeeping
-from mclip_fairseq.data.files import expecting
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.openai_clip import Preprocessing, image_processor, refuse_mismatch, to_clip_model
 from mclip_fairseq.formats.towers import ProjectedTower
 from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
 from mclip_fairseq.models.mte import MTEModel, MTEModelConfig
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.text_encoder import XLMREncoder, checkpoint_file, stored_args
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder, checkpoint_file, stored_args
+from mclip_fairseq.storage.checkpoints import load_checkpoint, untrained_bookkeeping
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import expecting
 
 # The released code resizes to 248 and crops 224: a margin of 24 pixels.
 RELEASED_RESIZE = 248
@@ -49,7 +50,7 @@ def load_released(checkpoint: Path, xlmr: Path, resize: int = 0, tokenizer: Any 
         tokenizer: CLIP's own, of `transformers`; None leaves CLIP without its English text side.
 
     Raises:
-        ValueError: another kind of checkpoint, or weights that are missing, unknown or misshapen, all of them named.
+        UserError: another kind of checkpoint, or weights that are missing, unknown or misshapen, all of them named.
     """
     with expecting(checkpoint, "a checkpoint of the released mCLIP"):
         return _load_released(checkpoint, xlmr, resize, tokenizer)
@@ -59,10 +60,10 @@ def _load_released(checkpoint: Path, xlmr: Path, resize: int, tokenizer: Any) ->
     state = load_checkpoint(checkpoint)
     options = (state.get("cfg") or {}).get("model") or state.get("args")
     if not isinstance(options, Namespace) or "encoder.xlmr._float_tensor" not in state.get("model", {}):
-        raise ValueError(f"{checkpoint}: is no checkpoint of the released mCLIP; it has no encoder.xlmr")
+        raise UserError(f"{checkpoint}: is no checkpoint of the released mCLIP; it has no encoder.xlmr")
     parts = split_parts(state["model"], checkpoint)
     if SCALE not in (state.get("criterion") or {}):
-        raise ValueError(f"{checkpoint}: has no learned scale; its criterion's state lacks {SCALE}")
+        raise UserError(f"{checkpoint}: has no learned scale; its criterion's state lacks {SCALE}")
     clip = to_clip_model(parts.pop("clip"), f"{checkpoint} (encoder.clip)")
     processor = image_processor(clip.config.vision_config.image_size, Preprocessing(resize=resize))
     teacher = DualEncoderTeacher(clip, processor, tokenizer, checkpoint.stem + "/clip", None)
@@ -87,7 +88,7 @@ def split_parts(weights: Mapping[str, Tensor], checkpoint: Path) -> dict[str, di
         else:
             parts["mclip"][PREFIXES[prefix] + name.removeprefix(prefix)] = tensor.float()
     if unknown:
-        raise ValueError(f"{checkpoint}: holds weights of no known part: {', '.join(unknown)}")
+        raise UserError(f"{checkpoint}: holds weights of no known part: {', '.join(unknown)}")
     return parts
 
 
@@ -129,7 +130,7 @@ def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
             parameter.copy_(weights[name])
     untied = [name for name, parameter in own.items() if not torch.equal(parameter, weights[name])]
     if untied:
-        raise ValueError(f"{source}: {', '.join(untied)} differ from the token table, with which the model ties them")
+        raise UserError(f"{source}: {', '.join(untied)} differ from the token table, with which the model ties them")
 
 
 # ------------------------------------------------------------------------------------------ the translation model
@@ -153,7 +154,7 @@ def load_released_mte(checkpoint: Path, xlmr: Path) -> tuple[MTEModel, MTEModelC
         the model, and its options without a path.
 
     Raises:
-        ValueError: another kind of checkpoint, or weights that are missing, unknown or misshapen, all of them named.
+        UserError: another kind of checkpoint, or weights that are missing, unknown or misshapen, all of them named.
     """
     with expecting(checkpoint, "a translation model of the released mCLIP"):
         return _load_released_mte(checkpoint, xlmr)
@@ -163,7 +164,7 @@ def _load_released_mte(checkpoint: Path, xlmr: Path) -> tuple[MTEModel, MTEModel
     state = load_checkpoint(checkpoint)
     options = (state.get("cfg") or {}).get("model") or state.get("args")
     if not isinstance(options, Namespace) or "encoder.lang_proj.0.weight" not in state.get("model", {}):
-        raise ValueError(f"{checkpoint}: is no translation model of the released mCLIP; it has no encoder.lang_proj")
+        raise UserError(f"{checkpoint}: is no translation model of the released mCLIP; it has no encoder.lang_proj")
     languages = list(options.langs)
     cfg = MTEModelConfig(
         xlmr=str(xlmr),

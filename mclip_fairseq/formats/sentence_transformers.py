@@ -12,9 +12,10 @@ from sentence_transformers.base.modules import InputModule
 from sentence_transformers.util import load_dir_path
 from torch import Tensor
 
-from mclip_fairseq.data.images import upright_rgb
 from mclip_fairseq.formats.directory import load_directory, save_directory
 from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.images import upright_rgb
 
 
 class MCLIPModule(InputModule):
@@ -56,7 +57,7 @@ class MCLIPModule(InputModule):
         """
         images = [item for item in inputs if isinstance(item, Image.Image)]
         if images and len(images) != len(inputs):
-            raise ValueError("a batch holds texts and images; encode them in two calls")
+            raise UserError("a batch holds texts and images; encode them in two calls")
         if images:
             return {"pixel_values": self.tower.transform([upright_rgb(image) for image in images])}
         return dict(self.tower.tokenize([(prompt or "") + text for text in inputs]))
@@ -89,5 +90,5 @@ class MCLIPModule(InputModule):
         """Read an exported directory, local or from the Hub; the arguments are those of sentence-transformers."""
         folder = load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
         if folder is None:
-            raise ValueError(f"{model_name_or_path}: holds no directory written by mclip-export")
+            raise UserError(f"{model_name_or_path}: holds no directory written by mclip-export")
         return cls(load_directory(Path(folder)))

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor, nn
 
-from mclip_fairseq.data.hub import stated_languages
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.hub import stated_languages
 
 
 class Tower(Protocol):
@@ -80,7 +81,7 @@ class ProjectedTower:
             teacher = self._load_teacher()
             trained = self.identity["teacher"].get("sha256")
             if trained and trained != teacher.identity.get("sha256"):
-                raise ValueError(
+                raise UserError(
                     f"{teacher.identity['name']}: has weights {teacher.identity.get('sha256')} but the model was "
                     f"trained with {trained}; pass the teacher of the training"
                 )
@@ -95,7 +96,7 @@ class ProjectedTower:
     def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
         """See `Tower`."""
         if tokens.numel() and int(tokens.max()) >= len(self.tokenizer.dictionary):
-            raise ValueError(
+            raise UserError(
                 f"token id {int(tokens.max())} is beyond the {len(self.tokenizer.dictionary)} entries of the text "
                 "encoder's dictionary; tokenise with this model's tokenizer"
             )
@@ -171,7 +172,7 @@ class PairTower:
         dim: width of the texts' embeddings.
 
     Raises:
-        ValueError: the two towers differ in width.
+        UserError: the two towers differ in width.
     """
 
     def __init__(
@@ -184,7 +185,7 @@ class PairTower:
         dim: int,
     ) -> None:
         if teacher is not None and teacher.dim != dim:
-            raise ValueError(
+            raise UserError(
                 f"{name}: its texts have {dim} dimensions but the images of {teacher.identity['name']} have "
                 f"{teacher.dim}; give the image tower it was trained for as teacher"
             )
@@ -203,7 +204,7 @@ class PairTower:
     def teacher(self) -> DualEncoderTeacher:
         """The image tower."""
         if "teacher" not in self.module:
-            raise ValueError(f"{self.name}: is a text tower; pass teacher= with the image tower it was trained for")
+            raise UserError(f"{self.name}: is a text tower; pass teacher= with the image tower it was trained for")
         found: DualEncoderTeacher = self.module["teacher"]
         return found
 

@@ -7,14 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from mclip_fairseq.compat import load_checkpoint
-from mclip_fairseq.data.files import expecting
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.formats.towers import ProjectedTower
 from mclip_fairseq.models.freezing import IDENTITY, decode_identity, holds_text_encoder
 from mclip_fairseq.models.sizes import ENCODER, PROJECTORS, refuse_oversized
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.registration import import_components
+from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import expecting
 
 
 def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = "") -> ProjectedTower:
@@ -26,7 +28,7 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
         teacher: Hub name or directory of the teacher, likewise.
 
     Raises:
-        ValueError: no checkpoint of this project, or a part of the model is not where the checkpoint says.
+        UserError: no checkpoint of this project, or a part of the model is not where the checkpoint says.
     """
     with expecting(file, "a training checkpoint of this project"):
         return _load_training_checkpoint(file, text_encoder, teacher)
@@ -35,10 +37,10 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
 def _load_training_checkpoint(file: Path, text_encoder: str, teacher: str) -> ProjectedTower:
     state = load_checkpoint(file)
     if not isinstance(state.get("cfg"), dict) or "model" not in state:
-        raise ValueError(f"{file}: is not a training checkpoint of this project; it has no configuration")
+        raise UserError(f"{file}: is not a training checkpoint of this project; it has no configuration")
     cfg, task = state["cfg"]["model"], state["cfg"]["task"]
     if not isinstance(cfg, Mapping):
-        raise ValueError(f"{file}: is not a training checkpoint of this project; mclip-convert reads published ones")
+        raise UserError(f"{file}: is not a training checkpoint of this project; mclip-convert reads published ones")
     directory = find_text_encoder(file, text_encoder or cfg.get("text_encoder") or cfg.get("text_tokenizer") or "")
     options = Namespace(**cfg)
     if holds_text_encoder(options):
@@ -49,7 +51,7 @@ def _load_training_checkpoint(file: Path, text_encoder: str, teacher: str) -> Pr
     try:
         module = build_module(name, options, directory, state["model"], file)
     except LookupError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise UserError(f"{file}: {error}") from error
     tokenizer = XLMRTokenizer(directory)
     tokenizer.max_tokens = int(min(module.max_positions(), task.get("max_caption_tokens") or tokenizer.max_tokens))
     languages = getattr(module.text_encoder.args, "langs", None) or task.get("langs") or ""
@@ -57,7 +59,7 @@ def _load_training_checkpoint(file: Path, text_encoder: str, teacher: str) -> Pr
     def load_teacher() -> DualEncoderTeacher:
         source = teacher or cfg.get("teacher") or ""
         if not source:
-            raise ValueError(f"{file}: was trained on features and names no teacher; pass teacher= to encode images")
+            raise UserError(f"{file}: was trained on features and names no teacher; pass teacher= to encode images")
         revision = None if teacher else cfg.get("teacher_revision") or None
         return DualEncoderTeacher.from_pretrained(source, revision=revision)
 
@@ -76,14 +78,14 @@ def find_text_encoder(file: Path, path: str) -> Path:
     Trainings are started in one place and used from others, with relative paths in their options.
     """
     if not path:
-        raise ValueError(
+        raise UserError(
             f"{file}: the checkpoint names no text_encoder; pass text_encoder= with the directory that holds dict.txt "
             "and sentencepiece.bpe.model"
         )
     for place in (Path(path), *(parent / path for parent in file.resolve().parents)):
         if place.is_dir():
             return place
-    raise ValueError(f"{file}: its text_encoder {path} is not here; pass text_encoder= with the directory as it is now")
+    raise UserError(f"{file}: its text_encoder {path} is not here; pass text_encoder= with the directory as it is now")
 
 
 def build_module(name: str, options: Namespace, directory: Path, weights: Mapping[str, Tensor], where: Path) -> Any:
@@ -98,12 +100,11 @@ def build_module(name: str, options: Namespace, directory: Path, weights: Mappin
 
     Raises:
         LookupError: the model has no image side.
-        ValueError: the options claim larger sizes than the weights have.
+        UserError: the options claim larger sizes than the weights have.
     """
     from fairseq.models import ARCH_MODEL_REGISTRY
 
-    import mclip_fairseq  # noqa: F401  (registers the models)
-
+    import_components("models")
     builder = ARCH_MODEL_REGISTRY.get(name)
     if not hasattr(builder, "project_teacher"):
         raise LookupError(f"holds a model {name!r}, which has no image side; train with --arch mclip_base")

@@ -18,7 +18,8 @@ from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer, sentencepiece_pieces, write_dictionary
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.formats.openai_clip import refuse_mismatch
-from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.storage.errors import UserError
 
 SPECIALS = 4
 LAYER = {
@@ -70,12 +71,12 @@ def check_order(directory: Path, dictionary: Dictionary) -> None:
     entries = dictionary.symbols[SPECIALS : SPECIALS + len(pieces)]
     for row, (piece, entry) in enumerate(zip(pieces, entries, strict=False), start=1):
         if piece != entry:
-            raise ValueError(
+            raise UserError(
                 f"{directory}/dict.txt line {row}: is {entry!r} where {SENTENCEPIECE} has {piece!r}; transformers "
                 "counts pieces in the model's order, so that only a dictionary in that order can be converted"
             )
     if len(entries) != len(pieces):
-        raise ValueError(
+        raise UserError(
             f"{directory}/dict.txt: has {len(entries)} entries but {SENTENCEPIECE} has {len(pieces)} pieces; convert "
             "with the dictionary that belongs to it"
         )
@@ -125,7 +126,7 @@ def from_transformers(model: Any, dictionary: Dictionary, source: str) -> XLMREn
     """
     config = model.config
     if len(dictionary) != config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"{source}: has {config.vocab_size} token embeddings but its dictionary has {len(dictionary)} entries"
         )
     options = Namespace(
@@ -145,7 +146,7 @@ def from_transformers(model: Any, dictionary: Dictionary, source: str) -> XLMREn
     )
     missing, unexpected = encoder.encoder.load_state_dict(weights, strict=False)
     if unexpected or [name for name in missing if not name.endswith("version")]:
-        raise ValueError(f"{source}: is not an XLM-R; missing {missing}, unknown {unexpected}")
+        raise UserError(f"{source}: is not an XLM-R; missing {missing}, unknown {unexpected}")
     return encoder.eval()
 
 
@@ -181,9 +182,7 @@ def write_fairseq(source: str, output: Path, revision: str | None = None) -> Non
         model = XLMRobertaForMaskedLM.from_pretrained(source, revision=revision, dtype=torch.float32, weights_only=True)
         pieces = cached_file(source, SENTENCEPIECE, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{source}: cannot be loaded as XLM-R of transformers: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"{source}: cannot be loaded as XLM-R of transformers: {str(error).splitlines()[0]}") from error
     output.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(pieces, output / SENTENCEPIECE)
     write_dictionary(output)

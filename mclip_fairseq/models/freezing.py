@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mclip_fairseq.data.files import parse_json
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import parse_json
 
 # Key of the frozen parts' identity in a state dict.
 IDENTITY = "frozen_identity"
@@ -34,9 +35,9 @@ def decode_identity(tensor: Tensor) -> dict[str, Any]:
     try:
         value = parse_json(bytes(tensor.cpu().tolist()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"the checkpoint's identity record cannot be read ({error}); the file is damaged") from error
+        raise UserError(f"the checkpoint's identity record cannot be read ({error}); the file is damaged") from error
     if not isinstance(value, dict):
-        raise ValueError("the checkpoint's identity record is not a JSON object; the file is damaged")
+        raise UserError("the checkpoint's identity record is not a JSON object; the file is damaged")
     return value
 
 

@@ -12,13 +12,14 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from torch import Tensor, nn
 
-from mclip_fairseq.data.feature_files import same_teacher
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.freezing import IDENTITY, decode_identity, encode_identity, frozen_names
 from mclip_fairseq.models.pooling import pool_last, pool_mean
 from mclip_fairseq.models.projectors import XProjector, c_projector
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.text_encoder import XLMREncoder
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_files import same_teacher
 
 FROZEN_PREFIXES = ("text_encoder.", "teacher.")
 
@@ -120,7 +121,7 @@ class MCLIPModel(BaseFairseqModel):
             teacher = DualEncoderTeacher.from_pretrained(cfg.teacher, revision=cfg.teacher_revision or None)
             cfg.teacher_dim = teacher.dim
         if not cfg.teacher_dim:
-            raise ValueError("the teacher's width is unknown; give --image-features, --text-features or --teacher")
+            raise UserError("the teacher's width is unknown; give --image-features, --text-features or --teacher")
         identity = teacher.identity if teacher is not None else task.teacher_identity
         return cls(cfg, text_encoder, teacher, identity)
 
@@ -167,7 +168,7 @@ class MCLIPModel(BaseFairseqModel):
         """
         if features is None:
             if self.teacher is None:
-                raise ValueError("this model was built without its teacher; pass --teacher to encode pixels")
+                raise UserError("this model was built without its teacher; pass --teacher to encode pixels")
             assert pixel_values is not None
             features = self.teacher.encode_image(pixel_values)
         return self.project_teacher(features)
@@ -238,7 +239,7 @@ class MCLIPModel(BaseFairseqModel):
         """Load the trained parts onto the frozen ones that this model was built with.
 
         Raises:
-            ValueError: the frozen parts are not those the checkpoint was trained with.
+            UserError: the frozen parts are not those the checkpoint was trained with.
         """
         state = dict(state_dict)
         stored = state.pop(IDENTITY, None)
@@ -257,14 +258,14 @@ class MCLIPModel(BaseFairseqModel):
     def check_identity(self, stored: dict[str, Any], check_text: bool) -> None:
         """Refuse a text encoder or teacher other than the one the checkpoint was trained with."""
         if check_text and stored.get("text_encoder") != self.identity["text_encoder"]:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint was trained on text encoder {stored.get('text_encoder')}, but "
                 f"{self.cfg.text_encoder or 'random weights'} is {self.identity['text_encoder']}; pass the archive it "
                 "was trained with as --text-encoder"
             )
         mine, theirs = self.identity["teacher"], stored.get("teacher")
         if mine and theirs and not same_teacher(mine, theirs):
-            raise ValueError(f"the checkpoint was trained with teacher {theirs}, but this is {mine}; use the same one")
+            raise UserError(f"the checkpoint was trained with teacher {theirs}, but this is {mine}; use the same one")
 
 
 @register_model_architecture("mclip", "mclip_base")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.pooling import pool_mean
-from mclip_fairseq.models.text_encoder import XLMREncoder
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 
 
 @dataclass

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mclip_fairseq.storage.errors import UserError
+
 MOST_LAYERS = 1000
 
 
@@ -59,7 +61,7 @@ def refuse_oversized(where: Path, options: Any, weights: Mapping[str, Tensor], p
         prefix: of the part's names in `weights`.
 
     Raises:
-        ValueError: naming the option.
+        UserError: naming the option.
     """
     stack = prefix + part.stack
     layers = {name.removeprefix(stack).split(".")[0] for name in weights if name.startswith(stack)}
@@ -70,7 +72,7 @@ def refuse_oversized(where: Path, options: Any, weights: Mapping[str, Tensor], p
     for option, size in there.items():
         claimed = getattr(options, option, None)
         if claimed is not None and int(claimed) > size:
-            raise ValueError(
+            raise UserError(
                 f"{where}: says {option} {int(claimed)}, but its weights have {size}; put back the file that belongs "
                 "to them"
             )
@@ -83,7 +85,7 @@ def model_without_memory(config: Any) -> Any:
         config: of `transformers`; sizes in it may be anything.
 
     Raises:
-        ValueError: more layers than any model has; each would take its time even here.
+        UserError: more layers than any model has; each would take its time even here.
     """
     from transformers import AutoModel
 
@@ -91,7 +93,7 @@ def model_without_memory(config: Any) -> Any:
     for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
         for name, value in part.items():
             if str(name).endswith("layers") and isinstance(value, int) and value > MOST_LAYERS:
-                raise ValueError(f"its configuration says {name} {value}")
+                raise UserError(f"its configuration says {name} {value}")
     with torch.device("meta"):
         return AutoModel.from_config(config, trust_remote_code=False)
 
@@ -104,12 +106,12 @@ def refuse_oversized_directory(folder: Path, config: Any) -> None:
         config: what its `config.json` says.
 
     Raises:
-        ValueError: with both numbers.
+        UserError: with both numbers.
     """
     claimed = sum(parameter.numel() for parameter in model_without_memory(config).parameters())
     held = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
     if claimed > held:
-        raise ValueError(f"its configuration says {claimed} parameters, but its weights are {held} bytes")
+        raise UserError(f"its configuration says {claimed} parameters, but its weights are {held} bytes")
 
 
 def _size(weights: Mapping[str, Tensor], name: str, dim: int) -> int:

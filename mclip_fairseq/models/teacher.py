@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.data.files import expecting, first_line
-from mclip_fairseq.data.hub import packed_dual_encoder
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.sizes import refuse_oversized_directory
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import expecting, first_line
+from mclip_fairseq.storage.hub import packed_dual_encoder
 
 # SigLIP pools the last position, whatever it holds: it was trained with all texts padded to one length.
 PADDED_TO_MAX_LENGTH = ("siglip", "siglip2")
@@ -39,7 +40,7 @@ class ImageTransform:
         """RGB images -> (n, channels, height, width) float32."""
         pixels: Tensor = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         if pixels.ndim != 4:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.processor).__name__} gives images of shape {tuple(pixels.shape[1:])}; a teacher whose "
                 "images are (channels, height, width) is needed"
             )
@@ -98,12 +99,12 @@ class DualEncoderTeacher(nn.Module):
             revision: branch, tag or commit of a Hub name.
 
         Raises:
-            ValueError: nothing usable there, weights are missing, or it is no dual encoder.
+            UserError: nothing usable there, weights are missing, or it is no dual encoder.
         """
         shield_torchaudio()
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-        import mclip_fairseq.formats.clip_resnet  # noqa: F401  (registers it with AutoModel)
+        import mclip_fairseq.models.vision.clip_resnet  # noqa: F401  (registers it with AutoModel)
 
         named = str(name_or_path)
         source = packed_dual_encoder(named) or named
@@ -120,14 +121,14 @@ class DualEncoderTeacher(nn.Module):
             processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
             tokenizer = None if _has_no_tokenizer(source) else AutoTokenizer.from_pretrained(source, **options)
         except Exception as error:  # its loaders raise whatever broken files lead them to
-            raise ValueError(
+            raise UserError(
                 f"{source}: cannot be loaded as a transformers dual encoder, image processor and tokenizer: "
                 f"{first_line(error)}"
             ) from error
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-            raise ValueError(f"{source}: holds a {type(model).__name__}, which is no dual encoder of images and texts")
+            raise UserError(f"{source}: holds a {type(model).__name__}, which is no dual encoder of images and texts")
         if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"{source}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
+            raise UserError(f"{source}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
         commit = None if local else getattr(model.config, "_commit_hash", None) or revision
         name = Path(named).resolve().name if Path(named).is_dir() else named
         with expecting(source, "a transformers dual encoder with an image processor"):
@@ -154,14 +155,14 @@ class DualEncoderTeacher(nn.Module):
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Texts as (n, length) model inputs; over-long ones are cut to what the model can read."""
         if self.tokenizer is None:
-            raise ValueError(f"{self.identity['name']}: has no tokenizer; add CLIP's to encode English text with it")
+            raise UserError(f"{self.identity['name']}: has no tokenizer; add CLIP's to encode English text with it")
         padding = "max_length" if self.model.config.model_type in PADDED_TO_MAX_LENGTH else "longest"
         try:
             encoded = self.tokenizer(
                 list(texts), padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
             )
         except Exception as error:  # its library raises whatever a broken vocabulary leads it to
-            raise ValueError(
+            raise UserError(
                 f"{self.identity['name']}: its tokenizer cannot be used: {first_line(error)}; copy the directory again"
             ) from error
         self._refuse_foreign_ids(encoded["input_ids"])
@@ -171,7 +172,7 @@ class DualEncoderTeacher(nn.Module):
     def _refuse_foreign_ids(self, ids: Tensor) -> None:
         known = getattr(self.model.config.get_text_config(), "vocab_size", None)
         if known is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:
-            raise ValueError(
+            raise UserError(
                 f"{self.identity['name']}: its tokenizer gives the id {int(ids.max())}, but the model knows {known}; "
                 "one of the two belongs to another model"
             )
@@ -194,7 +195,7 @@ def _projection(output: Any) -> Tensor:
     """The (n, dim) projections in what transformers 4 (a tensor) or 5 (an output object) returns."""
     features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
     if not isinstance(features, Tensor) or features.ndim != 2:
-        raise ValueError(f"the teacher returned a {type(output).__name__} without one vector per input")
+        raise UserError(f"the teacher returned a {type(output).__name__} without one vector per input")
     return features
 
 
@@ -208,7 +209,7 @@ def _refuse_large_pixels(processor: Any, model: nn.Module, place: str) -> None:
         edges = settings.get(name) if settings.get(switch) is not False else None
         for edge in edges.values() if isinstance(edges, dict) else [edges]:
             if isinstance(edge, int | float) and not edge <= most:
-                raise ValueError(
+                raise UserError(
                     f"{place}: its image processor has a {name} of {edge} pixels, but the model reads "
                     f"{own or 'far fewer'}; put back the preprocessor_config.json that belongs to it"
                 )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.pooling import pool_mean
-from mclip_fairseq.models.text_encoder import XLMREncoder
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.storage.errors import UserError
 
 
 @dataclass
@@ -66,7 +67,7 @@ class TeacherLearningModel(BaseFairseqModel):
     def build_model(cls, cfg: TeacherLearningModelConfig, task: Any) -> "TeacherLearningModel":
         """Build from options."""
         if not cfg.teacher_dim:
-            raise ValueError("the teacher's width is unknown; give --text-features")
+            raise UserError("the teacher's width is unknown; give --text-features")
         encoder = XLMREncoder.build(cfg.text_encoder, cfg, task.source_dictionary)
         return cls(cfg, encoder, task.teacher_identity)
 
@@ -96,7 +97,7 @@ class TeacherLearningModel(BaseFairseqModel):
             **unused: image features of the same captions.
         """
         if teacher_text is None:
-            raise ValueError("teacher_learning needs a teacher text feature for every caption; give --text-features")
+            raise UserError("teacher_learning needs a teacher text feature for every caption; give --text-features")
         return {"student": self.student(text_tokens), "teacher_text": teacher_text}
 
     def max_positions(self) -> int:

@@ -9,7 +9,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import register_optimizer
 from omegaconf import II
 
-from mclip_fairseq.optim import MomentumOptimizer, first_lr, parse_betas, refuse_flat
+from mclip_fairseq.optim.momentum import MomentumOptimizer, first_lr, parse_betas, refuse_flat
 
 
 @dataclass
@@ -37,7 +37,7 @@ class FusedAdamW(MomentumOptimizer):
         params: parameters to train.
 
     Raises:
-        ValueError: a setting is out of range, or there is weight decay and fairseq has flattened the parameters.
+        UserError: a setting is out of range, or there is weight decay and fairseq has flattened the parameters.
     """
 
     def __init__(self, cfg: FusedAdamWConfig, params: Iterable[torch.nn.Parameter]) -> None:

@@ -10,7 +10,7 @@ from fairseq.optim import register_optimizer
 from omegaconf import II
 from torch import Tensor
 
-from mclip_fairseq.optim import MomentumOptimizer, first_lr, parse_betas, refuse_flat
+from mclip_fairseq.optim.momentum import MomentumOptimizer, first_lr, parse_betas, refuse_flat
 
 
 @dataclass
@@ -124,7 +124,7 @@ class MCLIPLamb(MomentumOptimizer):
         params: parameters to train.
 
     Raises:
-        ValueError: a setting is out of range, or fairseq has flattened the parameters.
+        UserError: a setting is out of range, or fairseq has flattened the parameters.
     """
 
     def __init__(self, cfg: LambConfig, params: Iterable[torch.nn.Parameter]) -> None:

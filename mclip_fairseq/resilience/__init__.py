@@ -1,1 +1,5 @@
-"""What a run of days needs: checkpoints that survive, exact resumption, signals, and batches that are not finite."""
+"""What a run of days needs: exact resumption, signals, and faults that end a run well."""
+
+from mclip_fairseq.compat import import_fairseq
+
+import_fairseq()

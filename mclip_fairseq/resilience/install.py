@@ -23,8 +23,6 @@ from fairseq.trainer import Trainer
 from omegaconf import open_dict
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mclip_fairseq.compat import refuse_altered, refuse_bomb
-from mclip_fairseq.data.files import expecting
 from mclip_fairseq.losses.gather import sum_over_ranks
 from mclip_fairseq.resilience import signals
 from mclip_fairseq.resilience.program import early_stopping, training_programs
@@ -34,12 +32,14 @@ from mclip_fairseq.resilience.resume import (
     check_optimizer,
     check_settings,
     choose_checkpoint,
-    read_lazily,
     remove_leftovers,
 )
-from mclip_fairseq.resilience.sealed import copy_sealed, save_sealed
 from mclip_fairseq.resilience.unsaved import KEY, restore, unsaved
 from mclip_fairseq.resilience.workers import close_workers_at_exit
+from mclip_fairseq.storage.checkpoints import read_lazily, refuse_altered, refuse_bomb
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import expecting
+from mclip_fairseq.storage.sealed import copy_sealed, save_sealed
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def load_checkpoint(cfg: Any, trainer: Any, **passthrough: Any) -> tuple[Any, An
         **passthrough: for the data iterator.
 
     Raises:
-        ValueError: no checkpoint verifies, or the options give its place in the data another meaning.
+        UserError: no checkpoint verifies, or the options give its place in the data another meaning.
     """
     replace_validate_and_save()
     signals.listen()
@@ -140,7 +140,7 @@ def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
     """Path to go on from within this run's own directory; None leaves fairseq its way.
 
     Raises:
-        ValueError: see `load_checkpoint`.
+        UserError: see `load_checkpoint`.
     """
     if cfg.restore_file == LAST and not PathManager.path_requires_pathmanager(cfg.save_dir):
         suffix = cfg.checkpoint_suffix or ""
@@ -172,7 +172,7 @@ def load_checkpoint_to_cpu(path: str, arg_overrides: Any = None, load_on_all_ran
     """Fairseq's function of this name, which refuses in a sentence what is no checkpoint or would run code.
 
     Raises:
-        ValueError: naming the file.
+        UserError: naming the file.
     """
     if PathManager.path_requires_pathmanager(path):
         return _read_as_fairseq(path, arg_overrides, load_on_all_ranks)
@@ -185,13 +185,13 @@ def check_readable(path: str) -> None:
     """Refuse what is no checkpoint, holds what may run code, unpacks to more than it is, or has been altered.
 
     Raises:
-        ValueError: naming the file.
+        UserError: naming the file.
     """
     refuse_bomb(Path(path))
     try:
         read_lazily(Path(path))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     refuse_altered(Path(path))
 
 
@@ -199,7 +199,7 @@ def check_seen_by_all(trainer: Any, path: str) -> None:
     """Refuse to go on where some ranks have no such file: they would begin anew, beside those that go on.
 
     Raises:
-        ValueError: on all ranks alike.
+        UserError: on all ranks alike.
     """
     if trainer.data_parallel_world_size == 1 or PathManager.path_requires_pathmanager(path):
         return
@@ -207,7 +207,7 @@ def check_seen_by_all(trainer: Any, path: str) -> None:
     path = f"{path.removesuffix('.pt')}{trainer.checkpoint_suffix}.pt"
     seen = int(sum_over_ranks(torch.tensor(float(PathManager.isfile(path)), device=trainer.device)))
     if 0 < seen < trainer.data_parallel_world_size:
-        raise ValueError(
+        raise UserError(
             f"{path}: only {seen} of {trainer.data_parallel_world_size} ranks see this file; let --save-dir be a "
             "folder that all machines share"
         )
@@ -225,7 +225,7 @@ def decided_by_rank_zero(trainer: Any, decide: Any) -> Any:
             answer[1] = str(error)
     dist.broadcast_object_list(answer, src=0, device=trainer.device)
     if answer[1] is not None:
-        raise ValueError(answer[1])
+        raise UserError(answer[1])
     return answer[0]
 
 
@@ -259,7 +259,7 @@ def check_data(task: Any, extra_state: dict[str, Any]) -> None:
     """Refuse to go on in mid-epoch with other training data; at its start, say so.
 
     Raises:
-        ValueError: naming the parts.
+        UserError: naming the parts.
     """
     stored, now = getattr(task, "stored_parts", None), task.parts() if hasattr(task, "parts") else None
     if not stored or not now or stored == now:
@@ -272,7 +272,7 @@ def check_data(task: Any, extra_state: dict[str, Any]) -> None:
     ]
     said = f"the training data have changed since the checkpoint was written: {', '.join(changed)}"
     if extra_state["train_iterator"].get("iterations_in_epoch", 0):
-        raise ValueError(
+        raise UserError(
             f"{said}; its place in them has no meaning now: put them back, or pass --reset-dataloader to keep the "
             "parameters and begin the data anew"
         )

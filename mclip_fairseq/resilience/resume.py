@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from omegaconf import OmegaConf
 
-from mclip_fairseq.compat import allow_checkpoint_globals, why_unreadable
-from mclip_fairseq.resilience.sealed import TEMPORARY, damage, sealed_updates
+from mclip_fairseq.storage.checkpoints import read_lazily
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.sealed import TEMPORARY, damage, sealed_updates
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def choose_checkpoint(folder: str | Path, suffix: str = "") -> Choice:
         suffix: of its files, before `.pt` (--checkpoint-suffix).
 
     Raises:
-        ValueError: there are checkpoints, and none of them verifies.
+        UserError: there are checkpoints, and none of them verifies.
     """
     folder = Path(folder)
     skipped: list[str] = []
@@ -87,7 +87,7 @@ def choose_checkpoint(folder: str | Path, suffix: str = "") -> Choice:
             return Choice(path, skipped)
         skipped.append(f"{path.name} ({reason})")
     if found:
-        raise ValueError(
+        raise UserError(
             f"{folder}: no checkpoint verifies: {', '.join(skipped)}; bring one back from a copy, or move them away to "
             "start anew"
         )
@@ -110,32 +110,13 @@ def _updates_inside(path: Path) -> int:
     """Updates of a checkpoint without a seal.
 
     Raises:
-        ValueError: why it is no checkpoint to go on from, in a few words.
+        UserError: why it is no checkpoint to go on from, in a few words.
     """
     reason = damage(path)
     if reason:
-        raise ValueError(reason)
+        raise UserError(reason)
     history = read_lazily(path).get("optimizer_history") or [{}]
     return int(history[-1].get("num_updates", 0))
-
-
-def read_lazily(path: Path) -> dict[str, Any]:
-    """A checkpoint whose tensors stay on the disk until they are looked at.
-
-    Raises:
-        ValueError: it is not one, in a few words.
-    """
-    allow_checkpoint_globals()
-    try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before zip archives cannot be mapped
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make the unpickler raise anything
-        raise ValueError(why_unreadable(path, error)) from error
-    if not isinstance(state, dict):
-        raise ValueError(f"holds a {type(state).__name__}, not a checkpoint")
-    return state
 
 
 def _of_a_run(name: str, suffix: str) -> bool:
@@ -160,7 +141,7 @@ def check_settings(path: Path, cfg: Any) -> None:
         cfg: fairseq's configuration of this run.
 
     Raises:
-        ValueError: naming the options, then and now.
+        UserError: naming the options, then and now.
     """
     state = read_lazily(path)
     position = (state.get("extra_state") or {}).get("train_iterator") or {}
@@ -168,7 +149,7 @@ def check_settings(path: Path, cfg: Any) -> None:
         return
     changed = changed_options(state["cfg"], cfg)
     if changed and position.get("iterations_in_epoch", 0):
-        raise ValueError(
+        raise UserError(
             f"{path}: was written in the middle of epoch {position.get('epoch')} with {'; '.join(changed)}; its place "
             "in the data has no meaning here: resume with the options it was written with, or pass --reset-dataloader "
             "to keep its parameters and begin the data anew"
@@ -185,10 +166,10 @@ def check_optimizer(path: Path, reset: bool) -> None:
     """Refuse to go on without the state of the optimizer, which fairseq would begin anew, at update 0.
 
     Raises:
-        ValueError: naming the options that help.
+        UserError: naming the options that help.
     """
     if not reset and read_lazily(path).get("last_optimizer_state") is None:
-        raise ValueError(
+        raise UserError(
             f"{path}: has no state of the optimizer (--no-save-optimizer-state), so its run cannot go on; begin "
             "another with its parameters: --finetune-from-model, or --reset-optimizer --reset-lr-scheduler "
             "--reset-dataloader"
@@ -199,7 +180,7 @@ def check_dictionary(path: Path, task: Any) -> None:
     """Refuse a checkpoint whose embeddings are of another dictionary.
 
     Raises:
-        ValueError: with both sizes.
+        UserError: with both sizes.
     """
     state = (read_lazily(path).get("extra_state") or {}).get(type(task).__name__) or {}
     stored = state.get("dictionary")
@@ -207,7 +188,7 @@ def check_dictionary(path: Path, task: Any) -> None:
         return
     sizes = stored["symbols"], len(task.source_dictionary)
     now = f"has {sizes[1]}" if sizes[0] != sizes[1] else "names others, or in another order"
-    raise ValueError(
+    raise UserError(
         f"{path}: was trained with a dictionary of {sizes[0]} symbols, but that of the data {now}; make the data again "
         "with the dict.txt it was trained with"
     )

@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mclip_fairseq.data.feature_files import encode_ids
-from mclip_fairseq.data.features import FeatureStore
-from mclip_fairseq.data.files import file_sha256, read_json, write_json
-from mclip_fairseq.data.images import check_max_pixels
-from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
-from mclip_fairseq.evaluation.report import provenance
+from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, locked, write_manifest
 from mclip_fairseq.search.kinds import (
     check_effort,
@@ -33,6 +28,12 @@ from mclip_fairseq.search.kinds import (
 )
 from mclip_fairseq.search.recall import Yardstick, sentence
 from mclip_fairseq.search.sources import ProjectedFeatures, describe_model, encode_images, open_gallery
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_files import encode_ids
+from mclip_fairseq.storage.features import FeatureStore
+from mclip_fairseq.storage.files import file_sha256, read_json, write_json
+from mclip_fairseq.storage.images import check_max_pixels
+from mclip_fairseq.storage.provenance import provenance
 
 BLOCK = 16384  # vectors handed to faiss at a time
 RECALL = 0.95  # that is searched for unless another is asked for
@@ -50,14 +51,14 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
         command: what the user typed.
 
     Raises:
-        ValueError: in one sentence, when an option or a file cannot be used; what is done is kept.
+        UserError: in one sentence, when an option or a file cannot be used; what is done is kept.
     """
     folder = options.output
     check_max_pixels(options.max_pixels)
     gallery = open_gallery(options.source, options.images_root)
     with locked(folder):
         if (folder / MANIFEST).exists():
-            raise ValueError(f"{folder}: holds an index already; use mclip-search add, or name another directory")
+            raise UserError(f"{folder}: holds an index already; use mclip-search add, or name another directory")
         model = load()
         identity = describe_model(model, load_options(options))
         named = len(gallery.index.names)
@@ -68,7 +69,7 @@ def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequenc
         vectors = open_vectors(gallery, model, identity, folder / PARTIAL / "images", options)
         count = len(vectors.ids)
         if not count:
-            raise ValueError(f"{options.source}: none of its images can be read; there is nothing to search")
+            raise UserError(f"{options.source}: none of its images can be read; there is nothing to search")
         factory = factory_string(options.kind, model.dim, count, options.lists, options.bytes)
         plan = {"factory": factory, "model": identity["fingerprint"]}
         index = fill(options.kind, model.dim, vectors, folder / PARTIAL, plan)
@@ -190,7 +191,7 @@ def picture_lines(
     """Lines of the rows file for these ids, and the roots, to which the gallery's is added when it is new.
 
     Raises:
-        ValueError: a picture of a feature directory is not in its folder.
+        UserError: a picture of a feature directory is not in its folder.
     """
     if isinstance(gallery, FeatureGallery) and not gallery.has_pictures:
         return list(roots), list(ids)

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from mclip_fairseq.data.images import check_max_pixels
-from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
-from mclip_fairseq.evaluation.report import provenance
+from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.search.build import BLOCK, VectorSource, open_vectors, picture_lines, settle
 from mclip_fairseq.search.files import PARTIAL, Rows, locked, read_manifest, write_manifest
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import compacted, read_index, write_index
 from mclip_fairseq.search.sources import open_gallery
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.images import check_max_pixels
+from mclip_fairseq.storage.provenance import provenance
 
 
 def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[str]) -> str:
@@ -31,7 +32,7 @@ def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[
         command: what the user typed.
 
     Raises:
-        ValueError: another model, an id that already names another picture, or what `build` refuses.
+        UserError: another model, an id that already names another picture, or what `build` refuses.
     """
     check_max_pixels(options.max_pixels)
     read_manifest(options.index)  # a directory that is none is left as it is
@@ -125,7 +126,7 @@ def refuse_other_pictures(index: SearchIndex, gallery: ImageGallery | FeatureGal
     """Refuse ids that stand for one picture in the index and for another one here.
 
     Raises:
-        ValueError: naming the first.
+        UserError: naming the first.
     """
     if not gallery.has_pictures:
         return
@@ -133,7 +134,7 @@ def refuse_other_pictures(index: SearchIndex, gallery: ImageGallery | FeatureGal
     for name in names:
         there, here = index.picture(index.row_of[name]), gallery.picture(row_of[name])
         if there is not None and os.path.abspath(there) != os.path.abspath(here):
-            raise ValueError(
+            raise UserError(
                 f"{index.path}: the id {name!r} already names another picture, {there}; if the pictures have moved, "
                 "say where they are now with --moved; else give this one another id in a list, or take it instead "
                 "with --replace"
@@ -144,11 +145,11 @@ def moved(folders: Sequence[Path]) -> Sequence[Path]:
     """Folders that pictures have been moved to.
 
     Raises:
-        ValueError: one is not there.
+        UserError: one is not there.
     """
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"--moved {folder}: there is no such folder; name the one that the pictures are in now")
+            raise UserError(f"--moved {folder}: there is no such folder; name the one that the pictures are in now")
     return folders
 
 
@@ -166,7 +167,7 @@ def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
         command: what the user typed.
 
     Raises:
-        ValueError: ids that are not in the index; nothing is removed then.
+        UserError: ids that are not in the index; nothing is removed then.
     """
     read_manifest(folder)  # a directory that is none is left as it is
     with locked(folder):
@@ -174,7 +175,7 @@ def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
         unknown = [name for name in names if name not in index.row_of]
         if unknown:
             first = ", ".join(map(repr, unknown[:3]))
-            raise ValueError(
+            raise UserError(
                 f"{folder}: has no image of {len(unknown)} of the {len(names)} ids, such as {first}; nothing is removed"
             )
         rows = {index.row_of[name] for name in names}

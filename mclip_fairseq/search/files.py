@@ -18,7 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.data.files import file_sha256, read_json, read_lines, write_bytes
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import file_sha256, read_json, read_lines, write_bytes
 
 FORMAT = "mclip_fairseq search index"
 VERSION = 1
@@ -44,33 +45,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an index directory.
 
     Raises:
-        ValueError: it is missing, unreadable, of another version, or damaged.
+        UserError: it is missing, unreadable, of another version, or damaged.
     """
     path = folder / MANIFEST
     try:
         found = path.is_file()
     except PermissionError as error:
-        raise ValueError(f"{folder}: {NO_PERMISSION}") from error
+        raise UserError(f"{folder}: {NO_PERMISSION}") from error
     if not found:
         unfinished = "its index is not finished; repeat the mclip-search build that began it"
         missing = f"is not a search index, it has no {MANIFEST}; make one with mclip-search build"
-        raise ValueError(f"{folder}: {unfinished if (folder / PARTIAL).is_dir() else missing}")
+        raise UserError(f"{folder}: {unfinished if (folder / PARTIAL).is_dir() else missing}")
     try:
         manifest = read_json(path)
     except ValueError as error:
         if isinstance(error.__cause__, OSError):  # it may be sound
             raise
-        raise ValueError(f"{error}; build the index again") from error
+        raise UserError(f"{error}; build the index again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: is not the manifest of a search index")
+        raise UserError(f"{path}: is not the manifest of a search index")
     if manifest.get("version") != VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path}: has version {manifest.get('version')}, but this program reads version {VERSION}; build the index "
             "again, or use the program that wrote it"
         )
     wrong = [name for name, kind in MANIFEST_KEYS.items() if not isinstance(manifest.get(name), kind)]
     if wrong or not _is_sound(manifest):
-        raise ValueError(f"{path}: is damaged ({', '.join(wrong) or 'files or rows'}); build the index again")
+        raise UserError(f"{path}: is damaged ({', '.join(wrong) or 'files or rows'}); build the index again")
     return manifest
 
 
@@ -114,17 +115,17 @@ def verified(folder: Path, entry: Mapping[str, Any]) -> Path:
     """A file of the index, after its hash was compared.
 
     Raises:
-        ValueError: it is missing, unreadable or altered.
+        UserError: it is missing, unreadable or altered.
     """
     path = folder / entry["file"]
     if not path.is_file():
-        raise ValueError(f"{path}: is missing; copy the index completely, or build it again")
+        raise UserError(f"{path}: is missing; copy the index completely, or build it again")
     try:
         found = file_sha256(path)
     except PermissionError as error:
-        raise ValueError(f"{path}: {NO_PERMISSION}") from error
+        raise UserError(f"{path}: {NO_PERMISSION}") from error
     if found != entry["sha256"]:
-        raise ValueError(f"{path}: is altered or truncated, its hash is not that of {MANIFEST}; build the index again")
+        raise UserError(f"{path}: is altered or truncated, its hash is not that of {MANIFEST}; build the index again")
     return path
 
 
@@ -145,11 +146,11 @@ class Rows:
         """Read the file.
 
         Raises:
-            ValueError: it has another number of lines.
+            UserError: it has another number of lines.
         """
         rows = cls(read_lines(path), path)
         if len(rows) != count:
-            raise ValueError(f"{path}: has {len(rows)} lines for {count} rows; build the index again")
+            raise UserError(f"{path}: has {len(rows)} lines for {count} rows; build the index again")
         return rows
 
     def __len__(self) -> int:
@@ -163,13 +164,13 @@ class Rows:
         """Number of the root, and the path below it; None where no picture is known.
 
         Raises:
-            ValueError: the line is damaged.
+            UserError: the line is damaged.
         """
         fields = self.lines[row].split("\t", 2)
         if len(fields) == 1:
             return None
         if len(fields) != 3 or not fields[1].isdecimal() or len(fields[1]) > ROOT_DIGITS:
-            raise ValueError(f"{self.place}, line {row + 1}: is damaged; build the index again")
+            raise UserError(f"{self.place}, line {row + 1}: is damaged; build the index again")
         return int(fields[1]), fields[2]
 
     def write(self, folder: Path, generation: int) -> dict[str, str]:
@@ -185,20 +186,20 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from changing the directory meanwhile.
 
     Raises:
-        ValueError: another one is changing it now, or it cannot be written to.
+        UserError: another one is changing it now, or it cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{folder}: is a file, or below one; name a directory") from error
+        raise UserError(f"{folder}: is a file, or below one; name a directory") from error
     except OSError as error:
         told = f"cannot be written to: {error.strerror}; ask its owner for permission, or take another directory"
-        raise ValueError(f"{folder}: {told}") from error
+        raise UserError(f"{folder}: {told}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise ValueError(f"{folder}: another mclip-search is changing this index; wait until it has ended") from error
+        raise UserError(f"{folder}: another mclip-search is changing this index; wait until it has ended") from error
     finally:
         os.close(handle)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mclip_fairseq.data.images import resolve_image
 from mclip_fairseq.search.files import MANIFEST, Rows, read_manifest, state_of, verified
 from mclip_fairseq.search.kinds import CLASSES, Searcher, Vectors, read_index
 from mclip_fairseq.search.sources import check_model
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.images import resolve_image
 
 
 class SearchIndex:
@@ -52,7 +53,7 @@ class SearchIndex:
             roots: folders of the pictures where they have moved, one for each that the index knows.
 
         Raises:
-            ValueError: it is unfinished, altered, damaged, or knows another number of folders.
+            UserError: it is unfinished, altered, damaged, or knows another number of folders.
         """
         folder = Path(path)
         state = state_of(folder / MANIFEST)
@@ -69,9 +70,9 @@ class SearchIndex:
     def _open(cls, folder: Path, roots: Sequence[Path], state: tuple[int, ...] | None) -> SearchIndex:
         manifest = read_manifest(folder)
         if manifest["kind"] not in CLASSES:
-            raise ValueError(f"{folder}: is of the kind {manifest['kind']!r}, which this program does not know")
+            raise UserError(f"{folder}: is of the kind {manifest['kind']!r}, which this program does not know")
         if roots and len(roots) != len(manifest["roots"]):
-            raise ValueError(
+            raise UserError(
                 f"{folder}: has pictures in {len(manifest['roots'])} folders; repeat --images-root once for each"
             )
         rows = Rows.read(verified(folder, manifest["files"]["rows"]), manifest["rows"])
@@ -126,14 +127,14 @@ class SearchIndex:
         """The file of a row's picture; None where the index knows none.
 
         Raises:
-            ValueError: there is no such row, or its path leaves its root.
+            UserError: there is no such row, or its path leaves its root.
         """
         if not 0 <= row < len(self.rows) or row in self.removed:
-            raise ValueError(f"{self.path}: has no image {row}")
+            raise UserError(f"{self.path}: has no image {row}")
         known = self.rows.picture(row)
         if known is None:
             return None
         root, name = known
         if root >= len(self.roots):
-            raise ValueError(f"{self.path}: row {row} names folder {root}, but there are {len(self.roots)}")
+            raise UserError(f"{self.path}: row {row} names folder {root}, but there are {len(self.roots)}")
         return resolve_image(self.roots[root], name)

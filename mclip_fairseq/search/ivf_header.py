@@ -7,6 +7,8 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mclip_fairseq.storage.errors import UserError
+
 INDEX = struct.Struct("<4siqqq?i")  # magic, columns, vectors, two of no use, whether it is trained, metric
 COUNT = struct.Struct("<Q")
 QUANTIZER, LISTS = b"IxFI", b"ilar"
@@ -22,15 +24,15 @@ def check_lists(path: Path) -> None:
         path: an index of the class IVFFlat, IVFScalarQuantizer or IVFPQ.
 
     Raises:
-        ValueError: the file claims more, or is of another form.
+        UserError: the file claims more, or is of another form.
     """
     with path.open("rb") as stream:
         try:
             claimed, centres, stored = read_counts(stream)
         except (struct.error, ValueError, OverflowError) as error:
-            raise ValueError(f"{path}: is not a faiss index that can be read; build the index again") from error
+            raise UserError(f"{path}: is not a faiss index that can be read; build the index again") from error
     if not claimed == centres == stored:
-        raise ValueError(
+        raise UserError(
             f"{path}: claims {claimed} and {stored} lists, but has {centres} centres; build the index again"
         )
 
@@ -53,9 +55,9 @@ def read_counts(stream: BinaryIO) -> tuple[int, int, int]:
         skip_array(stream, 4)
         skip(stream, behind)
     if (quantizer, metric, other) != (QUANTIZER, INNER_PRODUCT, INNER_PRODUCT) or direct != b"\0" or dim < 1:
-        raise ValueError("another form of index")
+        raise UserError("another form of index")
     if stream.read(4) != LISTS or columns != dim or values % dim:
-        raise ValueError("another form of lists")
+        raise UserError("another form of lists")
     return lists, values // dim, unpack(stream, COUNT)[0]
 
 
@@ -75,8 +77,8 @@ def skip(stream: BinaryIO, size: int) -> None:
     """Pass so many bytes.
 
     Raises:
-        ValueError: the file has not so many.
+        UserError: the file has not so many.
     """
     if stream.tell() + size > os.fstat(stream.fileno()).st_size:
-        raise ValueError("ends early")
+        raise UserError("ends early")
     stream.seek(size, os.SEEK_CUR)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mclip_fairseq.data.files import file_sha256
 from mclip_fairseq.search.ivf_header import check_lists
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import file_sha256
 
 Vectors = npt.NDArray[np.float32]
 # Kind -> what it costs, for the help text; and faiss's own name for it.
@@ -64,21 +65,21 @@ def factory_string(kind: str, dim: int, count: int, lists: int | None = None, co
         code_bytes: per vector, for pq; None takes an eighth of the dimensions.
 
     Raises:
-        ValueError: options that do not go with the kind or the data.
+        UserError: options that do not go with the kind or the data.
     """
     if lists is not None and kind in ("exact", "hnsw"):
-        raise ValueError(f"--lists goes with --kind ivf, sq8 and pq, not with {kind}")
+        raise UserError(f"--lists goes with --kind ivf, sq8 and pq, not with {kind}")
     if code_bytes is not None and kind != "pq":
-        raise ValueError(f"--bytes goes with --kind pq, not with {kind}")
+        raise UserError(f"--bytes goes with --kind pq, not with {kind}")
     chosen = lists or 2 ** max(0, round(math.log2(2 * math.sqrt(max(count, 1)))))
     chosen = min(chosen, MAX_LISTS, max(count, 1)) if lists is None else chosen
     if kind not in ("exact", "hnsw") and chosen > count:
-        raise ValueError(f"{chosen} lists for {count} images; take fewer --lists, or --kind exact")
+        raise UserError(f"{chosen} lists for {count} images; take fewer --lists, or --kind exact")
     size = code_bytes or max(1, dim // 8)
     if kind == "pq" and dim % size:
-        raise ValueError(f"--bytes {size} does not divide the {dim} dimensions of the model; take a divisor")
+        raise UserError(f"--bytes {size} does not divide the {dim} dimensions of the model; take a divisor")
     if kind == "pq" and count < PQ_CENTROIDS:
-        raise ValueError(f"--kind pq learns from at least {PQ_CENTROIDS} images, not {count}; take --kind exact")
+        raise UserError(f"--kind pq learns from at least {PQ_CENTROIDS} images, not {count}; take --kind exact")
     return FACTORIES[kind].format(lists=chosen, links=HNSW_LINKS, bytes=size)
 
 
@@ -93,17 +94,17 @@ def check_effort(kind: str, factory: str, count: int, effort: int | None, recall
         recall: of the command line, where it is given.
 
     Raises:
-        ValueError: settings of a faster kind for exact, two of them, or more effort than there is to be made.
+        UserError: settings of a faster kind for exact, two of them, or more effort than there is to be made.
     """
     if effort is None and recall is None:
         return
     if kind == "exact":
-        raise ValueError("--recall and --effort go with the faster kinds: exact finds all; leave them out")
+        raise UserError("--recall and --effort go with the faster kinds: exact finds all; leave them out")
     if effort is not None and recall is not None:
-        raise ValueError("--effort is given instead of --recall: leave one of them out")
+        raise UserError("--effort is given instead of --recall: leave one of them out")
     most = count if kind == "hnsw" else int(factory.removeprefix("IVF").partition(",")[0])
     if effort is not None and effort > most:
-        raise ValueError(
+        raise UserError(
             f"--effort {effort} is more than the {most} {'images' if kind == 'hnsw' else 'lists'} there are"
         )
 
@@ -158,7 +159,7 @@ def write_index(index: Any, path: Path) -> dict[str, str]:
     """Write an index so that it is there completely or not at all; returns its entry of the manifest.
 
     Raises:
-        ValueError: there is no room for it.
+        UserError: there is no room for it.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -168,7 +169,7 @@ def write_index(index: Any, path: Path) -> dict[str, str]:
         entry = {"file": path.name, "sha256": file_sha256(temporary)}
         os.replace(temporary, path)
     except RuntimeError as error:
-        raise ValueError(f"{path}: cannot be written; make room on the disk, and repeat the command") from error
+        raise UserError(f"{path}: cannot be written; make room on the disk, and repeat the command") from error
     finally:
         temporary.unlink(missing_ok=True)
     return entry
@@ -185,12 +186,12 @@ def read_index(path: Path, kind: str, dim: int, rows: int, writable: bool = Fals
         writable: whether vectors are to be added.
 
     Raises:
-        ValueError: it is another kind of file, or does not fit.
+        UserError: it is another kind of file, or does not fit.
     """
     with path.open("rb") as stream:
         magic = stream.read(4)
     if kind not in MAGIC or magic != MAGIC[kind]:
-        raise ValueError(f"{path}: is not a faiss index of the kind {kind!r}; build the index again")
+        raise UserError(f"{path}: is not a faiss index of the kind {kind!r}; build the index again")
     if kind in ("ivf", "sq8", "pq"):
         check_lists(path)
     # Nor can a hostile file ask for arrays that a file of its size does not hold.
@@ -200,10 +201,10 @@ def read_index(path: Path, kind: str, dim: int, rows: int, writable: bool = Fals
         flags = faiss().IO_FLAG_SKIP_PRECOMPUTE_TABLE | (0 if writable else faiss().IO_FLAG_MMAP_IFC)
         index = faiss().read_index(str(path), flags)
     except (RuntimeError, MemoryError) as error:
-        raise ValueError(f"{path}: is not a faiss index that can be read; build the index again") from error
+        raise UserError(f"{path}: is not a faiss index that can be read; build the index again") from error
     fits = type(index).__name__ == CLASSES[kind] and (index.d, index.ntotal) == (dim, rows)
     if not fits or index.metric_type != faiss().METRIC_INNER_PRODUCT or not _holds_its_own(index):
-        raise ValueError(
+        raise UserError(
             f"{path}: holds {index.ntotal} vectors of {index.d} dimensions in a {type(index).__name__}, not the {rows} "
             f"of {dim} that belong to it; build the index again"
         )
@@ -218,7 +219,7 @@ def _check_ids(index: Any, path: Path) -> None:
     for number in filter(lists.list_size, range(index.nlist)):
         ids = faiss().rev_swig_ptr(lists.get_ids(number), lists.list_size(number))
         if ids.min() < 0 or ids.max() >= index.ntotal:
-            raise ValueError(f"{path}: list {number} names a row beyond its {index.ntotal}; build the index again")
+            raise UserError(f"{path}: list {number} names a row beyond its {index.ntotal}; build the index again")
 
 
 def _holds_its_own(index: Any) -> bool:

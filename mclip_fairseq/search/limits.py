@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mclip_fairseq.data.images import load_image
+from mclip_fairseq.storage.images import load_image
 
 MAX_TEXT_BODY = 32 << 10
 MAX_UPLOAD = 16 << 20

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mclip_fairseq.data.files import shown
-from mclip_fairseq.evaluation.variance import mean_rank_variance
+from mclip_fairseq.evaluation.metrics.variance import mean_rank_variance
 from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import shown
 
 MAX_QUERY = 2000  # characters; text encoders read a few hundred tokens
 DEPTH = 1000  # ranks that --languages looks at
@@ -53,15 +54,15 @@ def checked_query(text: str) -> str:
     """A query without outer spaces.
 
     Raises:
-        ValueError: it is empty, too long, or no Unicode text.
+        UserError: it is empty, too long, or no Unicode text.
     """
     text = text.strip()
     if not text:
-        raise ValueError("the query is empty; say what the image shows")
+        raise UserError("the query is empty; say what the image shows")
     if len(text) > MAX_QUERY:
-        raise ValueError(f"the query has {len(text)} characters; give at most {MAX_QUERY}")
+        raise UserError(f"the query has {len(text)} characters; give at most {MAX_QUERY}")
     if any("\ud800" <= char <= "\udfff" or char == "\0" for char in text):
-        raise ValueError("the query is no Unicode text; type it again")
+        raise UserError("the query is no Unicode text; type it again")
     return text
 
 
@@ -121,17 +122,17 @@ def draw(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Seque
     """Draw a row of images per query; returns the ids of images that could not be read and are left white.
 
     Raises:
-        ValueError: the index knows no pictures.
+        UserError: the index knows no pictures.
     """
-    from mclip_fairseq.data.images import ImageError, load_image
-    from mclip_fairseq.evaluation.pictures import THUMBNAIL, Example, draw_examples
+    from mclip_fairseq.evaluation.reports.pictures import THUMBNAIL, Example, draw_examples
+    from mclip_fairseq.storage.images import ImageError, load_image
 
     gone: list[str] = []
 
     def picture(hit: Hit) -> Image.Image:
         file = index.picture(hit.row)
         if file is None:
-            raise ValueError(f"{index.path}: knows no pictures to show; build it with --images-root")
+            raise UserError(f"{index.path}: knows no pictures to show; build it with --images-root")
         try:
             return load_image(file, near=THUMBNAIL)
         except ImageError:
@@ -170,12 +171,12 @@ def compare_languages(
         and `shared` of the k nearest with the first language, and `rank_std` over the languages where all have a rank.
 
     Raises:
-        ValueError: the target is not in the index, or nothing is.
+        UserError: the target is not in the index, or nothing is.
     """
     if not len(index):
-        raise ValueError(f"{index.path}: has no images left; add some with mclip-search add")
+        raise UserError(f"{index.path}: has no images left; add some with mclip-search add")
     if target is not None and target not in index.row_of:
-        raise ValueError(f"{index.path}: has no image {target!r}; --target names an id of the index")
+        raise UserError(f"{index.path}: has no image {target!r}; --target names an id of the index")
     found = dict(zip(queries, search_texts(index, model, list(queries.values()), DEPTH), strict=True))
     first = next(iter(found.values()))
     target = first[0].id if target is None else target

@@ -28,7 +28,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mclip_fairseq.data.images import ImageError, load_image
 from mclip_fairseq.search.batching import Batcher, Busy
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.limits import (
@@ -42,6 +41,8 @@ from mclip_fairseq.search.limits import (
     read_body,
 )
 from mclip_fairseq.search.query import Hit, checked_query, search_images, search_texts
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.images import ImageError, load_image
 
 MAX_K = 100
 # A tag, bare or with attributes: no one says so what an image shows; "<3" and "a<b and c>d" are none.
@@ -268,7 +269,7 @@ def serve(index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: S
     try:
         listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise ValueError(f"{host}, port {port}: cannot be listened on: {error}") from error
+        raise UserError(f"{host}, port {port}: cannot be listened on: {error}") from error
     everywhere = host in ("0.0.0.0", "::")
     own = [] if everywhere else [f"[{host}]" if ":" in host else host]
     hosts = [*own, *allowed_hosts] or ["*"]

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from mclip_fairseq.cli.features import Decoded, ImageSource, compute
-from mclip_fairseq.data.feature_writer import FeatureWriter
-from mclip_fairseq.data.features import FeatureStore
-from mclip_fairseq.evaluation.galleries import FeatureGallery, ImageGallery
+from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.search.files import NO_PERMISSION
 from mclip_fairseq.search.kinds import Vectors
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_writer import FeatureWriter
+from mclip_fairseq.storage.features import FeatureStore
 
 SHARD_ROWS = 1024  # what an interruption costs at most
 PROJECTED_AT_ONCE = 4096
@@ -37,10 +38,10 @@ def check_model(model: Any, stored: Mapping[str, Any], place: Path) -> None:
     """Refuse a model whose vectors cannot be compared with those of an index.
 
     Raises:
-        ValueError: naming both models.
+        UserError: naming both models.
     """
     if model.fingerprint != stored["fingerprint"]:
-        raise ValueError(
+        raise UserError(
             f"{place}: was made with the model {stored.get('name')!r} (fingerprint {stored['fingerprint'][:12]}), but "
             f"this is {model.name!r} ({model.fingerprint[:12]}), whose vectors do not compare; use the model of the "
             "index, or build another index"
@@ -56,15 +57,15 @@ def open_gallery(path: Path, pictures: Path | None) -> ImageGallery | FeatureGal
     """A folder of pictures, a list of them, or a feature directory with or without its pictures.
 
     Raises:
-        ValueError: it is none of these, cannot be read, or its ids are paths of this machine.
+        UserError: it is none of these, cannot be read, or its ids are paths of this machine.
     """
     try:
         gallery = _open_gallery(path, pictures)
     except PermissionError as error:
-        raise ValueError(f"{path}: {NO_PERMISSION}") from error
+        raise UserError(f"{path}: {NO_PERMISSION}") from error
     for row, name in enumerate(gallery.index.names):
         if PurePath(name).is_absolute():
-            raise ValueError(
+            raise UserError(
                 f"{path}: the id {name!r} (number {row + 1}) is a path of this machine, and whoever searches sees the "
                 "ids; list the images as id<TAB>path"
             )
@@ -73,10 +74,10 @@ def open_gallery(path: Path, pictures: Path | None) -> ImageGallery | FeatureGal
 
 def _open_gallery(path: Path, pictures: Path | None) -> ImageGallery | FeatureGallery:
     if not path.exists():
-        raise ValueError(f"{path}: there is no such folder, list or feature directory")
+        raise UserError(f"{path}: there is no such folder, list or feature directory")
     if not is_feature_directory(path):
         if pictures is not None:
-            raise ValueError("--images-root goes with a feature directory: a folder's pictures are known already")
+            raise UserError("--images-root goes with a feature directory: a folder's pictures are known already")
         return ImageGallery(path)
     return FeatureGallery(FeatureStore.open(path), path, pictures)
 
@@ -99,12 +100,12 @@ class ProjectedFeatures:
         """(n, dim) normalised vectors.
 
         Raises:
-            ValueError: features of another teacher, or values that are not finite.
+            UserError: features of another teacher, or values that are not finite.
         """
         vectors: Vectors = self.gallery.encode(self.model, self.rows[rows], PROJECTED_AT_ONCE).numpy()
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
-            raise ValueError(f"{self.gallery.folder}: the features of {self.ids[rows[bad[0]]]!r} are not finite")
+            raise UserError(f"{self.gallery.folder}: the features of {self.ids[rows[bad[0]]]!r} are not finite")
         return vectors
 
 
@@ -138,7 +139,7 @@ def encode_images(
         rows: of the gallery; None takes all.
 
     Raises:
-        ValueError: pictures that cannot be read, more than the budget allows; all of them are named.
+        UserError: pictures that cannot be read, more than the budget allows; all of them are named.
     """
     chosen = range(len(gallery.paths)) if rows is None else rows
     images = [(gallery.index.names[row], gallery.paths[row]) for row in chosen]

@@ -17,7 +17,8 @@ from torch import Tensor
 from mclip_fairseq.data.parallel import ParallelDataset, shifted_blocks, unusable_pairs
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
-from mclip_fairseq.tasks.common import SampledTask, SampledTaskConfig, check_names, split_list
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, check_names, split_list
 
 logger = logging.getLogger(__name__)
 
@@ -85,13 +86,13 @@ class MTETask(SampledTask):
         """Build the model; the languages a checkpoint was trained with win over, and must agree with, --langs."""
         stored = split_list(cfg.langs, "langs") if getattr(cfg, "langs", "") else []
         if stored and self.langs and stored != self.langs:
-            raise ValueError(
+            raise UserError(
                 f"--langs is {','.join(self.langs)} but the checkpoint numbers its languages {','.join(stored)}; "
                 "leave --langs out or give that order"
             )
         self.langs = self.langs or stored
         if not self.langs:
-            raise ValueError("--langs is missing; list all languages of the data, such as --langs en,de,fr")
+            raise UserError("--langs is missing; list all languages of the data, such as --langs en,de,fr")
         cfg.langs = ",".join(self.langs)
         if from_checkpoint:
             # The checkpoint holds the encoder's weights; the archive it began with may be elsewhere by now.
@@ -142,14 +143,14 @@ class MTETask(SampledTask):
             number of the data directory, and the path less the language.
 
         Raises:
-            ValueError: no directory has them.
+            UserError: no directory has them.
         """
         for number, directory in enumerate(utils.split_paths(self.cfg.data)):
             for pair in (f"{source}-{target}", f"{target}-{source}"):
                 prefix = Path(directory) / f"{split}.{pair}"
                 if indexed_dataset.dataset_exists(f"{prefix}.{source}", impl=None):
                     return number, prefix
-        raise ValueError(
+        raise UserError(
             f"{self.cfg.data}: no {split}.{source}-{target} or {split}.{target}-{source}; make it with "
             f"fairseq-preprocess --source-lang {source} --target-lang {target} --joined-dictionary --srcdict dict.txt"
         )
@@ -160,7 +161,7 @@ class MTETask(SampledTask):
         """The pairs without an empty or over-long side; training spends --skip-budget on the others.
 
         Raises:
-            ValueError: naming the first other one, in evaluation or where the budget is used up.
+            UserError: naming the first other one, in evaluation or where the budget is used up.
         """
         longest_batch = (self.cfg.max_tokens or np.inf) if training else np.inf
         limits = {
@@ -175,7 +176,7 @@ class MTETask(SampledTask):
             for row, reason in unusable.items()
         ]
         if items and not training:
-            raise ValueError(
+            raise UserError(
                 f"{': '.join(items[0])}, one of {len(items)}; evaluation leaves nothing out: mend these lines, or take "
                 "them out of both sides, and binarise them again"
             )
@@ -191,7 +192,7 @@ class MTETask(SampledTask):
     ) -> TemperatureSampledDataset:
         """Hold sentences that fairseq-interactive has read, for the direction of -s and -t."""
         if not (self.cfg.source_lang and self.cfg.target_lang):
-            raise ValueError("give the direction with --source-lang and --target-lang")
+            raise UserError("give the direction with --source-lang and --target-lang")
         check_names([self.cfg.target_lang], self.langs, "--target-lang")
         limit = self.cfg.max_source_positions if self.cfg.truncate else None
         source = FlatTokens.from_sentences(src_tokens, self.dictionary, limit)
@@ -203,10 +204,10 @@ def check_alignment(prefix: Path, source: FlatTokens, target: FlatTokens) -> Non
     """Refuse sides of unequal length, and warn where sentences fit their translations' neighbours better.
 
     Raises:
-        ValueError: the two sides differ in length.
+        UserError: the two sides differ in length.
     """
     if len(source) != len(target):
-        raise ValueError(
+        raise UserError(
             f"{prefix}: has {len(source)} source and {len(target)} target sentences; parallel files must have equally "
             "many lines, so look for a line that is missing or broken in two"
         )
@@ -223,9 +224,9 @@ def parse_pair(pair: str) -> tuple[str, str]:
     """Split `en-de`.
 
     Raises:
-        ValueError: it is not two names.
+        UserError: it is not two names.
     """
     names = pair.split("-")
     if len(names) != 2 or not all(names):
-        raise ValueError(f"--lang-pairs: {pair!r} is not of the form en-de")
+        raise UserError(f"--lang-pairs: {pair!r} is not of the form en-de")
     return names[0], names[1]

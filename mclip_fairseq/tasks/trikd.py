@@ -17,16 +17,17 @@ from omegaconf import II
 from torch import Tensor
 
 from mclip_fairseq.data.captions import CaptionDataset, read_ids
-from mclip_fairseq.data.feature_files import same_teacher
-from mclip_fairseq.data.features import FeatureStore
-from mclip_fairseq.data.images import MAX_PIXELS, check_max_pixels
 from mclip_fairseq.data.pixels import PixelLoader
 from mclip_fairseq.data.states import TokenStates, cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
-from mclip_fairseq.evaluation.in_training import validation_recalls
 from mclip_fairseq.models.freezing import holds_text_encoder
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.tasks.common import SampledTask, SampledTaskConfig, split_list
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_files import same_teacher
+from mclip_fairseq.storage.features import FeatureStore
+from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
+from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, split_list
+from mclip_fairseq.tasks.validation_retrieval import validation_recalls
 
 logger = logging.getLogger(__name__)
 Ids = list[str] | None
@@ -88,7 +89,7 @@ class TriKDTask(SampledTask):
     def __init__(self, cfg: TriKDTaskConfig, dictionary: Dictionary) -> None:
         super().__init__(cfg)
         if cfg.image_features and cfg.image_root:
-            raise ValueError("--image-features and --image-root are both given; the images come from one of them")
+            raise UserError("--image-features and --image-root are both given; the images come from one of them")
         check_max_pixels(cfg.max_pixels)
         self.dictionary = dictionary
         self.images = open_features(cfg.image_features, "image")
@@ -134,10 +135,10 @@ class TriKDTask(SampledTask):
         store = self.images or self.texts
         if store is not None:
             if cfg.teacher_dim not in (0, store.dim):
-                raise ValueError(f"--teacher-dim is {cfg.teacher_dim} but the features have {store.dim} columns")
+                raise UserError(f"--teacher-dim is {cfg.teacher_dim} but the features have {store.dim} columns")
             cfg.teacher_dim = store.dim
         if self.needs_teacher and not cfg.teacher:
-            raise ValueError("--image-root needs --teacher, the dual encoder that encodes the pixels")
+            raise UserError("--image-root needs --teacher, the dual encoder that encodes the pixels")
         if from_checkpoint and holds_text_encoder(cfg):
             cfg.text_encoder = ""  # the archive may be elsewhere by now
         return super().build_model(cfg, from_checkpoint)
@@ -156,7 +157,7 @@ class TriKDTask(SampledTask):
             }
             if not found:
                 otherwise = "" if training else ", name others with --valid-langs, or give --disable-validation"
-                raise ValueError(
+                raise UserError(
                     f"{caption_prefix(self.cfg.data, split, lang)}: not found; make it with fairseq-preprocess "
                     f"--only-source --source-lang {lang} --srcdict dict.txt{otherwise}"
                 )
@@ -172,7 +173,7 @@ class TriKDTask(SampledTask):
                 model, dict(zip(dataset.names, dataset.parts, strict=True)), self.between_batches
             )
             if not self.recalls:
-                raise ValueError("--valid-retrieval: no caption of the split valid has an image")
+                raise UserError("--valid-retrieval: no caption of the split valid has an image")
 
     def valid_step(
         self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
@@ -201,11 +202,11 @@ class TriKDTask(SampledTask):
         image_ids, text_ids = read_ids(directory / f"{split}.{lang}.ids", len(tokens))
         logger.info("%s %s: %d captions, %d cut to %d tokens", split, lang, len(tokens), tokens.truncated, longest)
         if image_ids is not None and self.images is None and not self.needs_teacher:
-            raise ValueError(f"{directory}/{split}.{lang}.ids names images; give --image-features or --image-root")
+            raise UserError(f"{directory}/{split}.{lang}.ids names images; give --image-features or --image-root")
         reason = f"is empty (in {directory})"
         empty = [(self.line_name(number, f"{split}.{lang}", row), reason) for row in tokens.empty]
         if empty and not training:
-            raise ValueError(f"{' '.join(empty[0])}, one of {len(empty)}; mend the captions and binarise them again")
+            raise UserError(f"{' '.join(empty[0])}, one of {len(empty)}; mend the captions and binarise them again")
         self.skips.add(empty)
         if training and self.skips.budget:
             tokens, image_ids, text_ids = self.without_unusable(tokens, image_ids, text_ids)
@@ -232,7 +233,7 @@ class TriKDTask(SampledTask):
             return None
         encoder = self.model.text_encoder
         if not encoder.frozen:
-            raise ValueError("--text-state-cache needs a frozen text encoder; pass --freeze-text all")
+            raise UserError("--text-state-cache needs a frozen text encoder; pass --freeze-text all")
         device = torch.device("cuda" if torch.cuda.is_available() and not self.cfg.cpu else "cpu")
         return cached_states(self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype))
 
@@ -262,13 +263,13 @@ def open_features(paths: str, modality: str) -> FeatureStore | None:
     """Open and verify the feature directories of a colon-separated option.
 
     Raises:
-        ValueError: they are damaged, or of the other modality.
+        UserError: they are damaged, or of the other modality.
     """
     if not paths:
         return None
     store = FeatureStore.open_all(utils.split_paths(paths))
     if store.manifest["modality"] != modality:
-        raise ValueError(
+        raise UserError(
             f"{store.paths[0]}: holds {store.manifest['modality']} features; --{modality}-features needs those of "
             f"{modality}s"
         )
@@ -278,7 +279,7 @@ def open_features(paths: str, modality: str) -> FeatureStore | None:
 def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:
     """Refuse image and text features of two teachers: they do not live in one space."""
     if images.dim != texts.dim or not same_teacher(images.identity, texts.identity):
-        raise ValueError(
+        raise UserError(
             f"the image features are of {images.identity} ({images.dim} columns) and the text features of "
             f"{texts.identity} ({texts.dim} columns); both must come from one teacher"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from corpora.output import Output
 from corpora.text import one_line
+from mclip_fairseq.storage.errors import UserError
 
 TRAIN = "train"
 # No white space, nothing that a terminal obeys, and no half of a character, which JSON may hold and UTF-8 may not.
@@ -102,12 +103,12 @@ class CaptionWriter:
         """Write all captions.
 
         Raises:
-            ValueError: an empty caption or a missing image that the budget does not allow for, a name that no image
+            UserError: an empty caption or a missing image that the budget does not allow for, a name that no image
                 can have, or no caption at all.
         """
         for caption in captions:
             if not SAFE_NAME.fullmatch(caption.image) or ".." in caption.image:
-                raise ValueError(f"{caption.place}: {caption.image!r} is no name that an image can have")
+                raise UserError(f"{caption.place}: {caption.image!r} is no name that an image can have")
             text = one_line(caption.text)
             path = self.images.path(caption)
             if path is None:
@@ -118,7 +119,7 @@ class CaptionWriter:
             else:
                 self._write(caption, text, path)
         if not self.lines:
-            raise ValueError("the source files hold no caption of the chosen splits and languages")
+            raise UserError("the source files hold no caption of the chosen splits and languages")
 
     def _write(self, caption: Caption, text: str, path: str) -> None:
         group = (caption.split, caption.language)
@@ -143,7 +144,7 @@ class CaptionWriter:
         self.examples.setdefault(reason, f"{caption.place}: {message}")
         if caption.split not in self.skippable or self.left_out.total() > self.budget:
             allowed = "" if caption.split not in self.skippable else f" (--skip-budget {self.budget} is used up)"
-            raise ValueError(f"{caption.place}: {message}{allowed}")
+            raise UserError(f"{caption.place}: {message}{allowed}")
 
     def write_folds(self, split: str, size: int) -> dict[str, int] | None:
         """Write `SPLIT.folds.tsv`, runs of consecutive images, where the split divides into several of that size."""
@@ -174,7 +175,7 @@ class CaptionWriter:
         """Compare with the published counts.
 
         Raises:
-            ValueError: another number of captions or images.
+            UserError: another number of captions or images.
         """
         for group, (lines, images) in expected.items():
             for what, wanted, found in (
@@ -182,7 +183,7 @@ class CaptionWriter:
                 ("images", images, self._images_of(group)),
             ):
                 if self.lines[group] and wanted is not None and found != wanted:
-                    raise ValueError(
+                    raise UserError(
                         f"{'.'.join(group)}: {found} {what} where {wanted} were published; look for what is missing "
                         "or, if you use a part on purpose, give --expect-counts no"
                     )

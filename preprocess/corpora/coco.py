@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corpora.files import member, read_json, unique
+from mclip_fairseq.storage.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ def read_annotations(path: Path) -> Iterator[Annotation]:
     """All captions of a file `{"annotations": [{"id", "image_id", "caption"}, ...], ...}`.
 
     Raises:
-        ValueError: the file is not of that shape, or an annotation's id is there twice.
+        UserError: the file is not of that shape, or an annotation's id is there twice.
     """
     data = read_json(path, drop=frozenset({"images", "licenses", "info", "tokenized_caption"}))
     places = (
@@ -35,11 +36,11 @@ def image_number(name: str, place: str) -> int:
     """The number in `COCO_val2014_000000391895.jpg`.
 
     Raises:
-        ValueError: the name is of another form.
+        UserError: the name is of another form.
     """
     number = name.removesuffix(".jpg").rpartition("_")[2]
     if not number.isdecimal():
-        raise ValueError(f"{place}: {name!r} is no file name of COCO 2014, such as COCO_val2014_000000391895.jpg")
+        raise UserError(f"{place}: {name!r} is no file name of COCO 2014, such as COCO_val2014_000000391895.jpg")
     return int(number)
 
 

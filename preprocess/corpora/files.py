@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
+from mclip_fairseq.storage.errors import UserError
+
 MAX_LINE = 16 << 20
 MAX_JSON = 256 << 20
 # Lists and objects take a hundred bytes each where the file may have three; the largest data set has 1.6 million.
@@ -47,26 +49,26 @@ def plain_files(paths: Iterable[Path]) -> None:
     """Refuse what a program that reads plain text cannot read.
 
     Raises:
-        ValueError: a file is not there, or is compressed.
+        UserError: a file is not there, or is compressed.
     """
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"{path}: not found; give a text file")
+            raise UserError(f"{path}: not found; give a text file")
         if path.suffix in OPENERS:
-            raise ValueError(f"{path}: is compressed; unpack it first")
+            raise UserError(f"{path}: is compressed; unpack it first")
 
 
 def split_lines(stream: Any, name: object) -> Iterator[bytes]:
     """Lines of a binary stream without their ends, split at line feeds only; a byte order mark is no text.
 
     Raises:
-        ValueError: a line so long that the file cannot be text.
+        UserError: a line so long that the file cannot be text.
     """
     number = 0
     while raw := cast(bytes, stream.readline(MAX_LINE + 1)):
         number += 1
         if len(raw) > MAX_LINE:
-            raise ValueError(f"{name}, line {number}: is longer than {MAX_LINE} bytes; this is no text file")
+            raise UserError(f"{name}, line {number}: is longer than {MAX_LINE} bytes; this is no text file")
         yield (raw.removeprefix(BOM) if number == 1 else raw).removesuffix(b"\n").removesuffix(b"\r")
 
 
@@ -74,7 +76,7 @@ def raw_lines(path: Path) -> Iterator[bytes]:
     """`split_lines` of a file, compressed or not.
 
     Raises:
-        ValueError: the file cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         with open_bytes(path) as stream:
@@ -88,7 +90,7 @@ def decode(raw: bytes, place: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: is not UTF-8 (byte {error.start + 1} of the line); convert the file") from error
+        raise UserError(f"{place}: is not UTF-8 (byte {error.start + 1} of the line); convert the file") from error
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -102,14 +104,14 @@ def held_lines(path: Path) -> list[tuple[str, str]]:
     """All `numbered_lines` of a file of moderate size, compressed or not.
 
     Raises:
-        ValueError: it is so long that it would fill the memory.
+        UserError: it is so long that it would fill the memory.
     """
     held, size = [], 0
     for place, line in numbered_lines(path):
         # Of empty lines too, place and object take memory.
         size += len(line) + 100
         if size > MAX_HELD:
-            raise ValueError(f"{place}: no file of this data set has as many lines; download it again")
+            raise UserError(f"{place}: no file of this data set has as many lines; download it again")
         held.append((place, line))
     return held
 
@@ -118,7 +120,7 @@ def open_member(path: Path, name: str) -> Any:
     """A file of a zip archive, in whichever folder of it, as a binary stream.
 
     Raises:
-        ValueError: it is not there, or there twice.
+        UserError: it is not there, or there twice.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -126,7 +128,7 @@ def open_member(path: Path, name: str) -> Any:
         raise unreadable(path, error) from error
     found = [member for member in archive.namelist() if PurePosixPath(member).name == name]
     if len(found) != 1:
-        raise ValueError(f"{path}: holds {len(found)} files {name}; give that file itself")
+        raise UserError(f"{path}: holds {len(found)} files {name}; give that file itself")
     return archive.open(found[0])
 
 
@@ -134,7 +136,7 @@ def read_bounded(path: Path, name: str) -> bytes:
     """The content of a file, compressed or not, or of a file in a zip archive, as far as its size is credible.
 
     Raises:
-        ValueError: it is not, or the file cannot be read.
+        UserError: it is not, or the file cannot be read.
     """
     try:
         limit = min(MAX_JSON, most_unpacked(path))
@@ -143,7 +145,7 @@ def read_bounded(path: Path, name: str) -> bytes:
     except UNREADABLE as error:
         raise unreadable(path, error) from error
     if len(data) > limit:
-        raise ValueError(f"{path}: is larger than {limit} bytes, which no file of this data set is; download it again")
+        raise UserError(f"{path}: is larger than {limit} bytes, which no file of this data set is; download it again")
     return data
 
 
@@ -156,11 +158,11 @@ def read_json(path: Path, drop: frozenset[str] = frozenset(), name: str = "") ->
         drop: keys that are forgotten wherever they occur, to save memory.
 
     Raises:
-        ValueError: unreadable, too large, or not JSON.
+        UserError: unreadable, too large, or not JSON.
     """
     data = read_bounded(path, name)
     if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
-        raise ValueError(f"{path}: has more than {MAX_CONTAINERS} lists and objects, as no file of this data set")
+        raise UserError(f"{path}: has more than {MAX_CONTAINERS} lists and objects, as no file of this data set")
 
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return {key: value for key, value in pairs if key not in drop}
@@ -170,7 +172,7 @@ def read_json(path: Path, drop: frozenset[str] = frozenset(), name: str = "") ->
     except MemoryError as error:
         raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is not JSON: {error}") from error
+        raise UserError(f"{path}: is not JSON: {error}") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -181,9 +183,9 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: is not JSON: {error}") from error
+            raise UserError(f"{place}: is not JSON: {error}") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{place}: is no JSON object")
+            raise UserError(f"{place}: is no JSON object")
         yield place, record
 
 
@@ -191,11 +193,11 @@ def member(record: Any, key: str, kind: type[T], place: str) -> T:
     """A value of a JSON object, of the type it must have.
 
     Raises:
-        ValueError: there is none, or it is of another type.
+        UserError: there is none, or it is of another type.
     """
     value = record.get(key) if isinstance(record, dict) else None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{place}: has no {key!r} of type {kind.__name__}; is this the file that --help names?")
+        raise UserError(f"{place}: has no {key!r} of type {kind.__name__}; is this the file that --help names?")
     return value
 
 
@@ -203,12 +205,12 @@ def fields(path: Path, least: int, delimiter: str = "\t") -> Iterator[tuple[str,
     """(place, columns) of a table without quotes.
 
     Raises:
-        ValueError: a row of fewer columns.
+        UserError: a row of fewer columns.
     """
     for place, line in numbered_lines(path):
         row = line.split(delimiter)
         if len(row) < least:
-            raise ValueError(f"{place}: has {len(row)} columns where {least} are expected")
+            raise UserError(f"{place}: has {len(row)} columns where {least} are expected")
         yield place, row
 
 
@@ -219,23 +221,23 @@ def quoted_fields(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
         for row in reader:
             place = f"{path}, line {reader.line_num}"
             if len(row) != columns:
-                raise ValueError(f"{place}: has {len(row)} columns where {columns} are expected")
+                raise UserError(f"{place}: has {len(row)} columns where {columns} are expected")
             yield place, row
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def unique(items: Iterable[tuple[str, T]], key: Callable[[T], object], what: str) -> Iterator[tuple[str, T]]:
     """(place, item) pairs as they come.
 
     Raises:
-        ValueError: a key that was there before, naming both places.
+        UserError: a key that was there before, naming both places.
     """
     first: dict[object, str] = {}
     for place, item in items:
         name = key(item)
         if first.setdefault(name, place) is not place:
-            raise ValueError(f"{place}: the {what} {name!r} is already at {first[name]}")
+            raise UserError(f"{place}: the {what} {name!r} is already at {first[name]}")
         yield place, item
 
 
@@ -243,18 +245,18 @@ def same_length(sides: Mapping[Path, Sized]) -> int:
     """The length that all lists have.
 
     Raises:
-        ValueError: they differ.
+        UserError: they differ.
     """
     (path, first), *others = sides.items()
     for other, side in others:
         if len(side) != len(first):
-            raise ValueError(f"{other}: has {len(side)} lines, but {path} has {len(first)}")
+            raise UserError(f"{other}: has {len(side)} lines, but {path} has {len(first)}")
     return len(first)
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    # mclip_fairseq.data.files has this too, but importing the plugin imports fairseq: five seconds, 400 MB.
+    # mclip_fairseq.storage.files has this too, but importing the plugin imports fairseq: five seconds, 400 MB.
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

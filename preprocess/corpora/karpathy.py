@@ -7,6 +7,7 @@ from pathlib import Path
 from corpora.captions import Caption
 from corpora.coco import image_paths
 from corpora.files import member, read_json, unique
+from mclip_fairseq.storage.errors import UserError
 
 COCO = "dataset_coco.json"
 FLICKR30K = "dataset_flickr30k.json"
@@ -39,14 +40,14 @@ def read_split(path: Path, name: str = COCO) -> Iterator[SplitImage]:
         name: of the file in the archive.
 
     Raises:
-        ValueError: the file is not of that shape, or names an image twice.
+        UserError: the file is not of that shape, or names an image twice.
     """
     images = member(read_json(path, drop=frozenset({"tokens", "sentids"}), name=name), "images", list, str(path))
     places = ((f"{path}, image {number}", image) for number, image in enumerate(images, 1))
     for place, image in unique(places, lambda image: member(image, "filename", str, str(path)), "image"):
         split = member(image, "split", str, place)
         if split not in SPLITS:
-            raise ValueError(f"{place}: the split {split!r} is not one of {', '.join(SPLITS)}")
+            raise UserError(f"{place}: the split {split!r} is not one of {', '.join(SPLITS)}")
         captions = tuple(member(it, "raw", str, place) for it in member(image, "sentences", list, place))
         yield SplitImage(image["filename"], SPLITS[split], captions, place)
 

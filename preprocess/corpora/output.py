@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
 from corpora.files import read_json, sha256
+from mclip_fairseq.storage.errors import UserError
 
 PART = ".part"
 # Names hold language codes of the sources.
@@ -22,14 +23,14 @@ def make_folder(folder: Path) -> None:
     """Make a directory for what is written, where it is not there.
 
     Raises:
-        ValueError: it cannot be made.
+        UserError: it cannot be made.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: is a file; --output names a directory")
+        raise UserError(f"{folder}: is a file; --output names a directory")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder}: cannot be made ({error.strerror}); give another --output") from error
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); give another --output") from error
 
 
 @contextmanager
@@ -48,12 +49,12 @@ def keep_sources(sources: Iterable[Path], targets: Iterable[Path]) -> None:
     """Refuse to write over what is read.
 
     Raises:
-        ValueError: a target, or what it is called while it is written, is one of the sources.
+        UserError: a target, or what it is called while it is written, is one of the sources.
     """
     names = [name for target in targets for name in (target, target.with_name(target.name + PART)) if name.exists()]
     for source in sources:
         if any(source.samefile(name) for name in names):
-            raise ValueError(f"{source}: would be overwritten; give an --output other than the directory of the input")
+            raise UserError(f"{source}: would be overwritten; give an --output other than the directory of the input")
 
 
 class Output:
@@ -82,13 +83,13 @@ class Output:
         """Keep what another set has written.
 
         Raises:
-            ValueError: the folder's manifest has another name.
+            UserError: the folder's manifest has another name.
         """
         path = self.folder / self.manifest
         held = read_json(path) if path.is_file() else {"name": self.name}
         name = held.get("name", "") if isinstance(held, dict) else ""
         if name != self.name:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder}: holds {name or 'something else'} already, which {self.name} would overwrite; give "
                 "every set a directory of its own"
             )
@@ -109,13 +110,11 @@ class Output:
         """Add a line to a file.
 
         Raises:
-            ValueError: the line holds half of a character, as a JSON file may, or no file can have that name.
+            UserError: the line holds half of a character, as a JSON file may, or no file can have that name.
         """
         if name not in self.streams:
             if SAFE_FILE.fullmatch(name) is None:
-                raise ValueError(
-                    f"{name!r} is no name for a file; look for a language code in the sources that is none"
-                )
+                raise UserError(f"{name!r} is no name for a file; look for a language code in the sources that is none")
             if len(self.streams) >= MOST_OPEN:
                 self._close()
             mode = "a" if name in self.names else "w"
@@ -126,13 +125,13 @@ class Output:
             self.streams[name].write(line + "\n")
         except UnicodeEncodeError as error:
             around = line[max(0, error.start - 40) : error.end + 40]
-            raise ValueError(f"{name}: {around!r} holds half of a character; mend it in the source file") from error
+            raise UserError(f"{name}: {around!r} holds half of a character; mend it in the source file") from error
 
     def finish(self, facts: dict[str, Any], sources: Sequence[Path]) -> None:
         """Give all files their names, and write what is known of them and the set's name.
 
         Raises:
-            ValueError: one of the sources has such a name.
+            UserError: one of the sources has such a name.
         """
         self._close()
         keep_sources(sources, [self.folder / name for name in (*self.names, self.manifest)])

@@ -10,6 +10,7 @@ import regex
 
 from corpora.files import UNREADABLE, raw_lines, split_lines, unreadable
 from corpora.filters import Chunk, RawPair
+from mclip_fairseq.storage.errors import UserError
 
 CHUNK = 2000
 Pairs = Iterator[RawPair]
@@ -21,12 +22,12 @@ def zip_lines(left: Iterable[bytes], right: Iterable[bytes], names: tuple[object
     """Line by line.
 
     Raises:
-        ValueError: one side ends before the other.
+        UserError: one side ends before the other.
     """
     for number, (source, target) in enumerate(zip_longest(left, right), 1):
         if source is None or target is None:
             ended, other = names if source is None else names[::-1]
-            raise ValueError(f"{ended}: ends after {number - 1} lines, but {other} goes on; they are not aligned")
+            raise UserError(f"{ended}: ends after {number - 1} lines, but {other} goes on; they are not aligned")
         yield RawPair(source, target)
 
 
@@ -39,7 +40,7 @@ def read_zip(path: Path, source: str, target: str) -> Pairs:
     """OPUS's archive of Moses files, read without unpacking: the members that end in the two languages.
 
     Raises:
-        ValueError: no archive, or not exactly one such member of each.
+        UserError: no archive, or not exactly one such member of each.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -55,14 +56,14 @@ def member_of(path: Path, names: list[str], lang: str) -> str:
     """The member of an archive that is in a language: the one that ends in its code, else in the code with a region.
 
     Raises:
-        ValueError: there is none, or several.
+        UserError: there is none, or several.
     """
     endings = {name: name.rpartition(".")[2] for name in names}
     found = [name for name, ending in endings.items() if ending == lang]
     found = found or [name for name, ending in endings.items() if regex.split("[-_]", ending, maxsplit=1)[0] == lang]
     if len(found) != 1:
         several = f" ({', '.join(found)})" if found else ""
-        raise ValueError(
+        raise UserError(
             f"{path}: has {len(found)} files{several} that end in .{lang}, or .{lang}_XX with a region, where one is "
             "expected; unpack it and give two files to --moses"
         )
@@ -73,13 +74,13 @@ def read_tsv(path: Path, columns: tuple[int, int]) -> Pairs:
     """A table with both sides in one line; columns count from 1.
 
     Raises:
-        ValueError: a line has too few columns.
+        UserError: a line has too few columns.
     """
     source, target = columns
     for number, line in enumerate(raw_lines(path), 1):
         row = line.split(b"\t")
         if len(row) < max(columns):
-            raise ValueError(f"{path}, line {number}: has {len(row)} columns, but --columns names {max(columns)}")
+            raise UserError(f"{path}, line {number}: has {len(row)} columns, but --columns names {max(columns)}")
         yield RawPair(row[source - 1], row[target - 1])
 
 
@@ -87,20 +88,20 @@ def read_sgm(source: Path, target: Path) -> Pairs:
     """WMT's test sets in SGML: the segments of both sides, which must be the same by document and number.
 
     Raises:
-        ValueError: they are not, or a file has none.
+        UserError: they are not, or a file has none.
     """
     count = 0
     for left, right in zip_longest(segments(source), segments(target)):
         if left is None or right is None or left[0] != right[0]:
             shown = [b"none" if side is None else side[0] for side in (left, right)]
-            raise ValueError(
+            raise UserError(
                 f"{target}: the segment after {count} others is {shown[1].decode(errors='replace')}, "
                 f"in {source} it is {shown[0].decode(errors='replace')}"
             )
         count += 1
         yield RawPair(left[1], right[1])
     if not count:
-        raise ValueError(f"{source}: has no <seg id=...>; is it an SGML file of WMT?")
+        raise UserError(f"{source}: has no <seg id=...>; is it an SGML file of WMT?")
 
 
 def segments(path: Path) -> Iterator[tuple[bytes, bytes]]:

@@ -7,6 +7,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from mclip_fairseq.storage.errors import UserError
+
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 3
@@ -36,7 +38,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
         workers: processes; 1 works in this one.
 
     Raises:
-        ValueError: a process died, usually because memory ran out.
+        UserError: a process died, usually because memory ran out.
     """
     if workers == 1:
         yield from map(function, items)
@@ -51,7 +53,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
-            raise ValueError("a worker process was ended by the system; give fewer --workers") from error
+            raise UserError("a worker process was ended by the system; give fewer --workers") from error
         finally:
             # An error must not wait for what is queued.
             pool.shutdown(wait=False, cancel_futures=True)

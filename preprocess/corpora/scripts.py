@@ -4,6 +4,8 @@ from functools import cache
 
 import regex
 
+from mclip_fairseq.storage.errors import UserError
+
 LATIN = (
     "af an ast az br bs ca ceb co cs cy da de en eo es et eu fi fil fo fr fy ga gd gl ha haw hr ht hu ia id ig io is "
     "it jv ku la lb lt lv mg mi ms mt nb nds nl nn no nov ny oc om pl pt quz rm ro rw sk sl sm sn so sq st su sv sw tk "
@@ -54,13 +56,13 @@ def scripts_of(language: str, given: dict[str, str]) -> str:
         given: language -> scripts, of the user.
 
     Raises:
-        ValueError: not known.
+        UserError: not known.
     """
     known = given | {lang: SCRIPTS[lang] for lang in SCRIPTS if lang not in given}
     for code in (language, language.replace("-", "_").split("_")[0]):
         if code in known:
             return known[code]
-    raise ValueError(f"the script of {language!r} is not known; say it, as in --scripts {language}=Latin")
+    raise UserError(f"the script of {language!r} is not known; say it, as in --scripts {language}=Latin")
 
 
 @cache
@@ -68,7 +70,7 @@ def letters_in(scripts: str) -> regex.Pattern[str]:
     """A pattern of the letters in any of the scripts.
 
     Raises:
-        ValueError: Unicode has no such script.
+        UserError: Unicode has no such script.
     """
     return compile_scripts(scripts, "[[{}]&&\\p{{L}}]")
 
@@ -84,7 +86,7 @@ def compile_scripts(scripts: str, pattern: str) -> regex.Pattern[str]:
     try:
         return regex.compile(pattern.format("".join(rf"\p{{Script={name}}}" for name in scripts.split())), regex.V1)
     except regex.error as error:
-        raise ValueError(f"{scripts!r} names a script that Unicode does not have ({error})") from error
+        raise UserError(f"{scripts!r} names a script that Unicode does not have ({error})") from error
 
 
 def script_share(text: str, scripts: str) -> float | None:

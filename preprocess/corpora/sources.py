@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from corpora.files import numbered_lines, sha256
+from mclip_fairseq.storage.errors import UserError
 
 # Published files that are read as they were downloaded, with the hashes that TensorFlow Datasets records.
 KNOWN = {"caption_datasets.zip": "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817"}
@@ -26,10 +27,10 @@ class Sources:
         """Take a file in; returns its path.
 
         Raises:
-            ValueError: it is not there, or is not the expected one.
+            UserError: it is not there, or is not the expected one.
         """
         if not path.is_file():
-            raise ValueError(f"{path}: not found; --help says where the data are from and how they must lie")
+            raise UserError(f"{path}: not found; --help says where the data are from and how they must lie")
         self.take(path, sha256(path))
         return path
 
@@ -37,7 +38,7 @@ class Sources:
         """Take a file in whose hash is known."""
         expected = self.expected.get(path.name) or KNOWN.get(path.name, digest)
         if digest != expected:
-            raise ValueError(f"{path}: its SHA-256 is {digest}, expected is {expected}; download it again")
+            raise UserError(f"{path}: its SHA-256 is {digest}, expected is {expected}; download it again")
         self.paths.append(path)
         self.files.append({"file": path.name, "bytes": path.stat().st_size, "sha256": digest})
 
@@ -45,11 +46,11 @@ class Sources:
         """Name, size and hash of every source.
 
         Raises:
-            ValueError: checksums were given, but of none of them.
+            UserError: checksums were given, but of none of them.
         """
         if self.expected and self.expected.keys().isdisjoint(str(source["file"]) for source in self.files):
             names = ", ".join(str(source["file"]) for source in self.files)
-            raise ValueError(f"--checksums names none of the files that were read ({names}); is it of another set?")
+            raise UserError(f"--checksums names none of the files that were read ({names}); is it of another set?")
         return self.files
 
 
@@ -57,10 +58,10 @@ def existing(folder: Path) -> Path:
     """The folder, if it is one.
 
     Raises:
-        ValueError: it is not.
+        UserError: it is not.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; --help says where the data are from and how they must lie")
+        raise UserError(f"{folder}: no such folder; --help says where the data are from and how they must lie")
     return folder
 
 
@@ -70,6 +71,6 @@ def read_checksums(path: Path) -> dict[str, str]:
     for place, line in numbered_lines(path):
         digest, _, name = line.partition(" ")
         if len(digest) != 64 or not name.strip():
-            raise ValueError(f"{place}: write it as sha256sum does: hash, two spaces, file name")
+            raise UserError(f"{place}: write it as sha256sum does: hash, two spaces, file name")
         hashes[Path(name.strip().removeprefix("*")).name] = digest.lower()
     return hashes

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from corpora.files import UNREADABLE, decode, most_unpacked, sha256, unreadable
+from mclip_fairseq.storage.errors import UserError
 
 SAFE = re.compile(r"[0-9A-Za-z_-]{1,100}")
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -53,7 +54,7 @@ class Sample:
         try:
             record = json.loads(decode(self.parts["json"], place))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: its .json is not JSON: {error}") from error
+            raise UserError(f"{place}: its .json is not JSON: {error}") from error
         caption = record.get("caption") if isinstance(record, dict) else None
         return caption if isinstance(caption, str) else ""
 
@@ -100,7 +101,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
     """Samples of a tar; members of one follow each other, and those of other extensions are passed over.
 
     Raises:
-        ValueError: no tar, a decompression bomb, a member whose name is not a plain key with an extension, or one of
+        UserError: no tar, a decompression bomb, a member whose name is not a plain key with an extension, or one of
             absurd size.
     """
     key, parts = "", dict[str, bytes]()
@@ -111,13 +112,13 @@ def read_samples(path: Path) -> Iterator[Sample]:
                 # It would keep every member that it has read.
                 tar.members = []  # type: ignore[attr-defined]
                 if entry.offset_data + entry.size > most:
-                    raise ValueError(f"{path}: unpacks to more than {most} bytes, as no images do; download it again")
+                    raise UserError(f"{path}: unpacks to more than {most} bytes, as no images do; download it again")
                 if not entry.isfile():
                     continue
                 name, _, ending = entry.name.rpartition("/")[2].partition(".")
                 limit = MAX_IMAGE if ending.lower() in IMAGES else MAX_TEXT
                 if SAFE.fullmatch(name) is None or not 0 <= entry.size <= limit:
-                    raise ValueError(f"{path}: has a member {entry.name!r} of {entry.size} bytes, which is no sample's")
+                    raise UserError(f"{path}: has a member {entry.name!r} of {entry.size} bytes, which is no sample's")
                 if name != key:
                     if key:
                         yield Sample(key, parts)
@@ -126,7 +127,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
                     stream = tar.extractfile(entry)
                     parts[ending.lower()] = b"" if stream is None else stream.read(limit)
                 if sum(map(len, parts.values())) > MAX_SAMPLE:
-                    raise ValueError(f"{path}, sample {key}: has more than {MAX_SAMPLE} bytes; no sample has")
+                    raise UserError(f"{path}, sample {key}: has more than {MAX_SAMPLE} bytes; no sample has")
     except (tarfile.TarError, *UNREADABLE) as error:
         raise unreadable(path, error) from error
     if key:
@@ -137,18 +138,18 @@ def unpack(path: Path, folder: Path) -> Shard:
     """Write the images of a tar as `folder/SHARD/KEY.EXT`, and return the captions that go with them.
 
     Raises:
-        ValueError: the tar cannot be used, a key is there twice, or another image has that path.
+        UserError: the tar cannot be used, a key is there twice, or another image has that path.
     """
     name = path.name.partition(".")[0]
     if SAFE.fullmatch(name) is None:
-        raise ValueError(f"{path}: name the tar by letters, digits, - and _ only")
+        raise UserError(f"{path}: name the tar by letters, digits, - and _ only")
     shard = Shard(path)
     (folder / name).mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     for sample in read_samples(path):
         place = f"{path}, sample {sample.key}"
         if sample.key in seen:
-            raise ValueError(f"{place}: is there twice")
+            raise UserError(f"{place}: is there twice")
         seen.add(sample.key)
         if sample.image is None:
             shard.missing.append(sample.key)
@@ -164,7 +165,7 @@ def write_image(path: Path, content: bytes, place: str) -> None:
     """Write an image that may be there from an earlier run.
 
     Raises:
-        ValueError: what is there is another image.
+        UserError: what is there is another image.
     """
     if not path.exists():
         # Whole or not at all: what a run that was ended leaves behind must not look like another image.
@@ -172,4 +173,4 @@ def write_image(path: Path, content: bytes, place: str) -> None:
         part.write_bytes(content)
         part.replace(path)
     elif path.read_bytes() != content:
-        raise ValueError(f"{place}: {path} is there already and is another image; give an --output of its own")
+        raise UserError(f"{place}: {path} is there already and is another image; give an --output of its own")

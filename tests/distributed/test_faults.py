@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from mclip_fairseq.data.files import file_sha256
-from mclip_fairseq.resilience import finite
-from mclip_fairseq.resilience.finite import NonFiniteError, find_nonfinite
-from mclip_fairseq.tasks import common as task_module
-from mclip_fairseq.tasks.common import SampledTask
+from mclip_fairseq.losses import finite
+from mclip_fairseq.losses.finite import NonFiniteError, find_nonfinite
+from mclip_fairseq.storage.files import file_sha256
+from mclip_fairseq.tasks import sampled as task_module
+from mclip_fairseq.tasks.sampled import SampledTask
 from tests.runs import GLOO, ROOT, difference, free_ports, losses_of, state_of, train_on_ranks
 
 Train = Callable[..., str]
@@ -43,7 +43,7 @@ def options(corpus: Path, features: Path, folder: Path, *more: object) -> list[o
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken features get past the check at the start, as if they had changed after it."""
-    monkeypatch.setattr("mclip_fairseq.data.features.check_finite", lambda *arguments: None)
+    monkeypatch.setattr("mclip_fairseq.storage.features.check_finite", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_one_rank_stops_both_before_the_step(tiny_corpus: Path, broken: Path, tm
 
 FAILING = """
 import os, signal, sys, time
-from mclip_fairseq.tasks.common import SampledTask
+from mclip_fairseq.tasks.sampled import SampledTask
 step = SampledTask.train_step
 def failing(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
     if os.environ["RANK"] == "1" and update_num == 2:

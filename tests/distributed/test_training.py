@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.storage.checkpoints import load_checkpoint
 from tests.runs import train_on_ranks
 
 pytestmark = pytest.mark.distributed

@@ -13,13 +13,13 @@ import numpy as np
 
 from mclip_fairseq.cli.features import read_captions
 from mclip_fairseq.data.captions import read_ids
-from mclip_fairseq.data.feature_files import open_shard, read_manifest
-from mclip_fairseq.data.feature_files import read_ids as read_feature_ids
-from mclip_fairseq.data.files import parse_json, read_lines
-from mclip_fairseq.data.images import resolve_images
-from mclip_fairseq.data.indexed import read_indexed
 from mclip_fairseq.data.tokens import load_dictionary
-from mclip_fairseq.evaluation.captions import read_captions as read_evaluation_captions
+from mclip_fairseq.encoding.captions import read_captions as read_evaluation_captions
+from mclip_fairseq.storage.feature_files import open_shard, read_manifest
+from mclip_fairseq.storage.feature_files import read_ids as read_feature_ids
+from mclip_fairseq.storage.files import parse_json, read_lines
+from mclip_fairseq.storage.images import resolve_images
+from mclip_fairseq.storage.indexed import read_indexed
 from tests import hostile
 
 MANIFEST = (

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mclip_fairseq.compat import load_checkpoint
-from mclip_fairseq.data.features import FeatureStore, write_features
+from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.features import FeatureStore, write_features
 from tests import hostile
 from tests.runs import ROOT
 from tests.tiny_data import binarise, mte_options, pixel_options, sentences, write

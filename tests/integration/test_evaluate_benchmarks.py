@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from mclip_fairseq.cli import evaluate as cli
-from mclip_fairseq.data.features import write_features
-from mclip_fairseq.evaluation.benchmarks import Places, open_benchmark
+from mclip_fairseq.evaluation.benchmarks.open import Places, open_benchmark
 from mclip_fairseq.evaluation.published import read_published
+from mclip_fairseq.storage.features import write_features
 from tests import hostile
 
 GREYS = {"a": 40, "b": 90, "c": 140, "d": 190}

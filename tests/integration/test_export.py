@@ -16,10 +16,10 @@ from PIL import Image
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli.evaluate import main as evaluate
 from mclip_fairseq.cli.export import main as export
-from mclip_fairseq.data.files import file_sha256
-from mclip_fairseq.formats.open_clip import open_clip_triple
-from mclip_fairseq.formats.portable import PortableImage, PortableText
+from mclip_fairseq.export.open_clip import open_clip_triple
+from mclip_fairseq.export.portable import PortableImage, PortableText
 from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.storage.files import file_sha256
 from tests.tiny_data import pixel_options, sentences
 
 TEXTS = [*sentences("de")[:3], "a", ""]

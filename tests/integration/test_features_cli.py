@@ -18,9 +18,9 @@ from PIL import Image
 
 from mclip_fairseq.cli.features import main
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.data.feature_writer import FeatureWriter
-from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.storage.feature_writer import FeatureWriter
+from mclip_fairseq.storage.features import FeatureStore
 from tests.tiny_models import tiny_clip_directory, tiny_dual_encoder_directory
 
 NUMBER = 11

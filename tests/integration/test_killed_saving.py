@@ -17,9 +17,9 @@ from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.file_io import PathManager
 
-from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.resilience import install
 from mclip_fairseq.resilience.resume import choose_checkpoint, remove_leftovers
+from mclip_fairseq.storage.checkpoints import load_checkpoint
 
 SIZE = 200_000  # 0.8 MB a file: killed in the middle of it more often than not
 

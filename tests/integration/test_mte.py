@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mclip_fairseq.cli.extract_mte import main as extract_mte
-from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
+from mclip_fairseq.storage.checkpoints import load_checkpoint
 from tests.tiny_data import mte_options
 
 Train = Callable[..., str]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mclip_fairseq.data.tokens import load_dictionary
-from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
 from tests.tiny_data import LANGS, sentences, write
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mclip_fairseq.cli.report import main
-from mclip_fairseq.evaluation.training_log import read_curves
+from mclip_fairseq.evaluation.reports.training_log import read_curves
 from tests.tiny_data import mte_options
 
 

@@ -19,11 +19,11 @@ from PIL import Image
 
 from mclip_fairseq.cli import features as features_cli
 from mclip_fairseq.cli import search as cli
-from mclip_fairseq.data.features import write_features
 from mclip_fairseq.search import build as building
 from mclip_fairseq.search import files, sources
 from mclip_fairseq.search import index as searching
 from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.storage.features import write_features
 from tests.colours import COLOURS, NAMES, ColourModel, draw_colours
 from tests.tiny_models import tiny_clip_directory
 

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from fairseq.trainer import Trainer
 
-from mclip_fairseq.compat import load_checkpoint
-from mclip_fairseq.evaluation import in_training
 from mclip_fairseq.resilience import install, signals
-from mclip_fairseq.tasks.common import SampledTask
+from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.tasks import validation_retrieval as in_training
+from mclip_fairseq.tasks.sampled import SampledTask
 from tests.runs import CLOCK, GLOO, ROOT, difference, state_of
 
 Train = Callable[..., str]

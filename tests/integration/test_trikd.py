@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mclip_fairseq import MultilingualCLIP
-from mclip_fairseq.compat import load_checkpoint
-from mclip_fairseq.data.features import FeatureStore
 from mclip_fairseq.evaluation import retrieval_metrics
+from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.features import FeatureStore
 from tests.tiny_data import mte_options, sentences
 
 Train = Callable[..., str]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mclip_fairseq import MultilingualCLIP
-from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.storage.checkpoints import load_checkpoint
 from tests.runs import difference, state_of
 from tests.tiny_data import pixel_options
 
@@ -28,7 +28,7 @@ def test_pixels_train_as_their_features_do(photos: Path, tiny_corpus: Path, run_
             torch.testing.assert_close(pixels[name], cached[name], rtol=1e-4, atol=1e-5)
     model = MultilingualCLIP.from_pretrained(tmp_path / "pixels" / "checkpoint_last.pt", device="cpu")
     paths = [photos / "images" / f"img{number}.png" for number in range(3)]
-    from mclip_fairseq.data.features import FeatureStore
+    from mclip_fairseq.storage.features import FeatureStore
 
     store = FeatureStore.open(photos / "features")
     stored = model.encode_image_features(store.take(store.rows([path.name for path in paths])))

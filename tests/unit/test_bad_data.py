@@ -20,13 +20,13 @@ from mclip_fairseq.cli import evaluate as evaluate_cli
 from mclip_fairseq.cli import features as features_cli
 from mclip_fairseq.data import parallel, skips
 from mclip_fairseq.data.captions import read_ids
-from mclip_fairseq.data.features import FeatureStore, write_features
-from mclip_fairseq.data.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
 from mclip_fairseq.data.parallel import shifted_blocks
 from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
-from mclip_fairseq.evaluation.captions import read_captions
+from mclip_fairseq.encoding.captions import read_captions
 from mclip_fairseq.inference import MultilingualCLIP, to_pil
+from mclip_fairseq.storage.features import FeatureStore, write_features
+from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
 from mclip_fairseq.tasks.trikd import check_same_teacher
 from tests import hostile
 from tests.tiny_models import tiny_clip_directory

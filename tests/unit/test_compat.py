@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from mclip_fairseq import compat
-from mclip_fairseq.compat import allow_checkpoint_globals, load_checkpoint, shield_torchaudio
+from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.storage.checkpoints import allow_checkpoint_globals, load_checkpoint
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # Without our package, whose import shields already.

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
-from mclip_fairseq.evaluation.bitext import bitext_accuracy
-from mclip_fairseq.evaluation.classification import class_features, zero_shot_accuracy
-from mclip_fairseq.evaluation.confidence import mean_interval, recall_intervals
-from mclip_fairseq.evaluation.retrieval import metrics_from_ranks, retrieval_ranks
-from mclip_fairseq.evaluation.similarity import similarity_correlations
+from mclip_fairseq.evaluation.metrics.bitext import bitext_accuracy
+from mclip_fairseq.evaluation.metrics.classification import class_features, zero_shot_accuracy
+from mclip_fairseq.evaluation.metrics.confidence import mean_interval, recall_intervals
+from mclip_fairseq.evaluation.metrics.retrieval import metrics_from_ranks, retrieval_ranks
+from mclip_fairseq.evaluation.metrics.similarity import similarity_correlations
 
 EYE = torch.eye(4)
 

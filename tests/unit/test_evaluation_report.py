@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mclip_fairseq.encoding.captions import read_caption_files, read_captions
+from mclip_fairseq.encoding.galleries import IdIndex, ImageGallery, encode_in_chunks
 from mclip_fairseq.evaluation import (
     average_languages,
     evaluate_languages,
@@ -19,12 +21,10 @@ from mclip_fairseq.evaluation import (
     provenance,
     write_report,
 )
-from mclip_fairseq.evaluation.captions import read_caption_files, read_captions
-from mclip_fairseq.evaluation.fonts import add_fonts, families_for
-from mclip_fairseq.evaluation.galleries import IdIndex, ImageGallery, encode_in_chunks
-from mclip_fairseq.evaluation.pictures import Example, draw_examples, draw_recalls, pick_queries, wrap
-from mclip_fairseq.evaluation.report import format_notes
-from mclip_fairseq.evaluation.retrieval import retrieval_metrics
+from mclip_fairseq.evaluation.metrics.retrieval import retrieval_metrics
+from mclip_fairseq.evaluation.reports.fonts import add_fonts, families_for
+from mclip_fairseq.evaluation.reports.pictures import Example, draw_examples, draw_recalls, pick_queries, wrap
+from mclip_fairseq.evaluation.reports.report import format_notes
 
 
 def write(path: Path, *lines: str) -> Path:

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mclip_fairseq.data import feature_files, files, verified
-from mclip_fairseq.data.features import FeatureStore, FeatureWriter, write_features
-from mclip_fairseq.data.files import read_lines
+from mclip_fairseq.storage import feature_files, files, verified
+from mclip_fairseq.storage.features import FeatureStore, FeatureWriter, write_features
+from mclip_fairseq.storage.files import read_lines
 
 ROWS, DIM = 10, 3
 IDS = [f"photos/bäum {number}.jpg" for number in range(ROWS)]

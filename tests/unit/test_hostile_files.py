@@ -23,16 +23,16 @@ from torch import Tensor
 
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli import convert, extract_mte, features
-from mclip_fairseq.compat import load_checkpoint
-from mclip_fairseq.data import files
-from mclip_fairseq.data.features import FeatureStore, write_features
-from mclip_fairseq.data.files import read_json, read_lines
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
-from mclip_fairseq.formats.card import read_report
+from mclip_fairseq.export.card import read_report
 from mclip_fairseq.formats.openai_clip import open_clip_settings
 from mclip_fairseq.models.freezing import decode_identity
 from mclip_fairseq.models.teacher import DualEncoderTeacher, ImageTransform
-from mclip_fairseq.models.text_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.storage import files
+from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.features import FeatureStore, write_features
+from mclip_fairseq.storage.files import read_json, read_lines
 from mclip_fairseq.tasks.mte import MTETask
 from tests import hostile
 from tests.tiny_models import tiny_clip_directory

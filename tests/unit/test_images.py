@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mclip_fairseq.data.images import ImageError, load_image, resolve_image, resolve_images, to_rgb
+from mclip_fairseq.storage.images import ImageError, load_image, resolve_image, resolve_images, to_rgb
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 
-from mclip_fairseq.compat import allow_checkpoint_globals, load_checkpoint
 from mclip_fairseq.criterions.trikd import TriKDCriterion
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.freezing import decode_identity
 from mclip_fairseq.models.mclip import IDENTITY, MCLIPModel, MCLIPModelConfig
 from mclip_fairseq.models.pooling import pool_last, pool_mean
+from mclip_fairseq.storage.checkpoints import allow_checkpoint_globals, load_checkpoint
 
 allow_checkpoint_globals()
 TEACHER = {"model": "teacher", "sha256": "abc"}

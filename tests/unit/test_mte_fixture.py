@@ -11,10 +11,10 @@ from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 
 from mclip_fairseq.cli.convert import main as convert
-from mclip_fairseq.compat import allow_checkpoint_globals, load_checkpoint
 from mclip_fairseq.criterions.mte import MTECriterion
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.mte import MTEModel, MTEModelConfig
+from mclip_fairseq.storage.checkpoints import allow_checkpoint_globals, load_checkpoint
 from mclip_fairseq.tasks.mte import MTETask, MTETaskConfig
 
 allow_checkpoint_globals()

@@ -15,7 +15,7 @@ from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.text_encoder import XLMREncoder
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from tests.tiny_models import tiny_clip_directory, tiny_dual_encoder_directory
 
 shield_torchaudio()

@@ -22,12 +22,10 @@ from torch import Tensor
 
 from mclip_fairseq.cli.features import read_captions
 from mclip_fairseq.data.captions import read_ids
-from mclip_fairseq.data.feature_files import encode_ids
-from mclip_fairseq.data.files import read_lines
 from mclip_fairseq.data.sampling import TemperatureSampledDataset, draw_rows, temperature_sizes
+from mclip_fairseq.encoding.captions import read_captions as read_evaluation_captions
 from mclip_fairseq.evaluation import mean_rank_variance, retrieval_metrics
-from mclip_fairseq.evaluation.captions import read_captions as read_evaluation_captions
-from mclip_fairseq.evaluation.retrieval import retrieval_ranks
+from mclip_fairseq.evaluation.metrics.retrieval import retrieval_ranks
 from mclip_fairseq.losses import (
     chunked_linear_label_smoothed_nll,
     gather_rows,
@@ -37,6 +35,8 @@ from mclip_fairseq.losses import (
     symmetric_info_nce,
 )
 from mclip_fairseq.losses import gather as gather_module
+from mclip_fairseq.storage.feature_files import encode_ids
+from mclip_fairseq.storage.files import read_lines
 
 seeds = st.integers(0, 10**6)
 few = settings(max_examples=40)

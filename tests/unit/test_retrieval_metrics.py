@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mclip_fairseq.evaluation import retrieval
-from mclip_fairseq.evaluation.retrieval import retrieval_metrics, retrieval_ranks, top_images
-from mclip_fairseq.evaluation.variance import mean_rank_variance
+from mclip_fairseq.evaluation.metrics import retrieval
+from mclip_fairseq.evaluation.metrics.retrieval import retrieval_metrics, retrieval_ranks, top_images
+from mclip_fairseq.evaluation.metrics.variance import mean_rank_variance
 
 KEYS = ["t2i_R@1", "t2i_R@5", "t2i_R@10", "i2t_R@1", "i2t_R@5", "i2t_R@10", "mean_recall", "ties"]
 UNTIED = ["k5", "k1", "kvar"]

@@ -19,9 +19,9 @@ import pytest
 import torch
 from fairseq.file_io import PathManager
 
-from mclip_fairseq.compat import load_checkpoint
 from mclip_fairseq.resilience.resume import choose_checkpoint, remove_leftovers
-from mclip_fairseq.resilience.sealed import copy_sealed, damage, save_sealed, sealed_updates
+from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.sealed import copy_sealed, damage, save_sealed, sealed_updates
 
 
 def state(updates: int, size: int = 5000) -> dict[str, Any]:

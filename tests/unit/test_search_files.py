@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mclip_fairseq.data.files import file_sha256
-from mclip_fairseq.data.images import MAX_PIXELS
 from mclip_fairseq.search.build import build
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import faiss
+from mclip_fairseq.storage.files import file_sha256
+from mclip_fairseq.storage.images import MAX_PIXELS
 from tests.colours import ColourModel, draw_colours
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mclip_fairseq import MultilingualCLIP
-from mclip_fairseq.compat import load_checkpoint
+from mclip_fairseq.storage.checkpoints import load_checkpoint
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "legacy"
 TEXTS = ["ein Hund", "the red cat is small", "une maison bleue", "Baum " * 60, ""]
@@ -56,7 +56,7 @@ def test_stored_models_give_their_recorded_embeddings(name: str, file: str, reco
 def test_the_stored_translation_model_gives_its_recorded_logits(recorded: dict[str, np.ndarray]) -> None:
     from fairseq import checkpoint_utils
 
-    import mclip_fairseq.registration  # noqa: F401
+    import mclip_fairseq.tasks  # noqa: F401
 
     overrides = {"data": str(STORED / "data" / "mte")}
     models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(STORED / "mte.pt")], arg_overrides=overrides)

@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 
 from mclip_fairseq.cli.evaluate import main
-from mclip_fairseq.evaluation.translation import read_hypotheses, translation_scores
+from mclip_fairseq.evaluation.metrics.translation import read_hypotheses, translation_scores
 
 REFERENCES = ["Ein Hund läuft über den Strand .", "Zwei Frauen lachen laut im Park ."]
 HYPOTHESES = ["Ein Hund läuft am Strand .", "Zwei Frauen lachen laut im Park ."]

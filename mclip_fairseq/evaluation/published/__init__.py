@@ -11,8 +11,8 @@ from importlib import resources
 from itertools import chain
 from typing import Any
 
-from mclip_fairseq.evaluation.comparison import Part, parts_of
-from mclip_fairseq.evaluation.report import align_table
+from mclip_fairseq.evaluation.reports.comparison import Part, parts_of
+from mclip_fairseq.evaluation.reports.report import align_table
 
 TABLES = ("retrieval.tsv", "similarity.tsv")
 

@@ -1,0 +1,1 @@
+"""Bulk encoding of images and texts: galleries, captions, and the cache of features."""

@@ -1,0 +1,52 @@
+"""Semantic textual similarity: correlation of cosines with human scores (STS; Cer et al., 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import stats
+
+from mclip_fairseq.evaluation.metrics.confidence import RESAMPLES, SEED, Interval, interval
+from mclip_fairseq.evaluation.metrics.retrieval import Features
+from mclip_fairseq.storage.errors import UserError
+
+
+def similarity_correlations(
+    first: Features, second: Features, scores: Sequence[float]
+) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Pearson's and Spearman's correlation of the cosine with the scores, times 100.
+
+    Args:
+        first: (n, D) sentences.
+        second: (n, D) the other sentence of each pair.
+        scores: (n,) human judgements.
+
+    Returns:
+        ``pearson`` and ``spearman`` (ties share their mean rank), and their 95 per cent intervals by bootstrap over
+        pairs.
+
+    Raises:
+        UserError: the lengths differ, or one side is constant, so that there is no correlation.
+    """
+    if not len(first) == len(second) == len(scores):
+        raise UserError(f"{len(first)} and {len(second)} sentences with {len(scores)} scores: there must be as many.")
+    cosine = F.cosine_similarity(torch.as_tensor(first).double(), torch.as_tensor(second).double()).cpu().numpy()
+    gold = np.asarray(scores, dtype=np.float64)
+    if np.ptp(gold) == 0 or np.ptp(cosine) == 0:
+        raise UserError("All scores or all cosines are equal: there is no correlation.")
+    found = {"pearson": _pearson(cosine, gold), "spearman": _pearson(*map(stats.rankdata, (cosine, gold)))}
+    rows = np.random.default_rng(SEED).integers(0, len(gold), (RESAMPLES, len(gold)))
+    ranked = [stats.rankdata(values[rows], axis=1) for values in (cosine, gold)]
+    drawn = {"pearson": _pearson(cosine[rows], gold[rows]), "spearman": _pearson(*ranked)}
+    intervals = {name: interval(values[np.isfinite(values)]) for name, values in drawn.items()}
+    return {name: float(value) for name, value in found.items()}, intervals
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Times 100, along the last dimension; not a number where one side is constant."""
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return 100 * (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))

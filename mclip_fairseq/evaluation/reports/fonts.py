@@ -1,0 +1,87 @@
+"""Fonts that have the script of a text, among those installed or given."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from matplotlib.font_manager import FontEntry, fontManager
+from matplotlib.ft2font import FT2Font
+
+from mclip_fairseq.storage.errors import UserError
+
+DEFAULT_FAMILY = "DejaVu Sans"  # comes with matplotlib
+# Draws a box with the name of the script for every character there is: no font to read.
+PLACEHOLDER = "Last Resort"
+
+
+def add_fonts(paths: Sequence[Path]) -> list[str]:
+    """Make font files known to matplotlib and return their family names.
+
+    Raises:
+        UserError: naming the file that is no font.
+    """
+    families = []
+    for path in paths:
+        try:
+            families.append(FT2Font(str(path)).family_name)
+            fontManager.addfont(str(path))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path} is no font file that can be read ({error}).") from error
+    return families
+
+
+def families_for(texts: Iterable[str], preferred: Sequence[str] = ()) -> tuple[list[str], str]:
+    """Font families that together can draw the texts, for matplotlib's glyph-by-glyph fallback.
+
+    Args:
+        texts: what shall be drawn.
+        preferred: families to try first, as ``add_fonts`` returns them.
+
+    Returns:
+        The families, and the characters, sorted, that no installed font has.
+    """
+    needed = {char for text in texts for char in text if not _invisible(char)}
+    families = []
+    for entry in _candidates(preferred):
+        if not needed:
+            break
+        found = needed & _characters(entry.fname, entry.index)
+        if found:
+            families.append(entry.name)
+            needed -= found
+    return families or [DEFAULT_FAMILY], "".join(sorted(needed))
+
+
+def _candidates(preferred: Sequence[str]) -> Iterator[FontEntry]:
+    """One upright face per family, the likeliest to read well first."""
+
+    def order(entry: FontEntry) -> tuple[bool, bool, bool, int, str]:
+        return (
+            entry.name not in preferred,
+            entry.name != DEFAULT_FAMILY,
+            "Sans" not in entry.name,
+            abs(int(entry.weight) - 400) if str(entry.weight).isdigit() else 0,
+            entry.name,
+        )
+
+    seen = set()
+    for entry in sorted(fontManager.ttflist, key=order):
+        if entry.name not in seen and entry.style == "normal" and not entry.name.startswith(PLACEHOLDER):
+            seen.add(entry.name)
+            yield entry
+
+
+@functools.cache
+def _characters(path: str, face: int) -> frozenset[str]:
+    try:
+        return frozenset(map(chr, FT2Font(path, face_index=face).get_charmap()))
+    except (OSError, RuntimeError):  # listed by matplotlib's cache, gone or damaged since
+        return frozenset()
+
+
+def _invisible(char: str) -> bool:
+    """Spaces, controls, joiners and variation selectors need no glyph."""
+    return char.isspace() or unicodedata.category(char) in ("Cc", "Cf") or "\ufe00" <= char <= "\ufe0f"

@@ -1,0 +1,76 @@
+"""What an evaluation leaves behind: where its numbers come from, a table, and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mclip_fairseq.evaluation.metrics.languages import COUNTS
+
+
+def format_table(evaluation: Mapping[str, Any]) -> str:
+    """A Markdown table, aligned so that it reads well on a terminal: a row per language and average.
+
+    Args:
+        evaluation: ``results`` and ``average`` as a benchmark returns them.
+    """
+    averages = {"all": "average", "without_en": "average without en"}
+    first = next(iter(evaluation["results"].values()))
+    columns = [key for key in first if key not in COUNTS]
+    rows = [["language", *(key.replace("_R@", " R@").replace("_", " ") for key in columns)]]
+    rows += [[language, *_cells(metrics, columns)] for language, metrics in evaluation["results"].items()]
+    rows += [[averages[key], *_cells(metrics, columns)] for key, metrics in evaluation["average"].items()]
+    return align_table(rows)
+
+
+def align_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the header first, as a Markdown table; the first column to the left, the others to the right."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(f"| {' | '.join(_align(row, widths))} |" for row in [rows[0], rule, *rows[1:]])
+
+
+def format_notes(report: Mapping[str, Any]) -> str:
+    """The sentences that belong under the table: protocol, gallery, ties, consistency over languages, warnings."""
+    notes = []
+    if "gallery" in report:
+        gallery = {"captioned": "the images that the language's captions name", "all": "all images"}[report["gallery"]]
+        notes.append(f"Recall in percent, {report['protocol']} protocol, searched in {gallery}.")
+    ties = {language: int(metrics.get("ties", 0)) for language, metrics in report["results"].items()}
+    if any(ties.values()):
+        counts = ", ".join(f"{language} {count}" for language, count in ties.items() if count)
+        notes.append(f"Queries whose best own item ties with a foreign one, counted against them: {counts}.")
+    if spread := report.get("mean_rank_variance"):
+        variance, std = spread["variance"], spread["std"]
+        notes.append(
+            f"Mean rank variance over languages: t2i {variance['t2i']:.2f}, i2t {variance['i2t']:.2f} "
+            f"(standard deviation {std['t2i']:.2f}, {std['i2t']:.2f})."
+        )
+    return "\n".join([*notes, *report.get("notes", ())])
+
+
+def format_markdown(report: Mapping[str, Any]) -> str:
+    """The table, the sentences under it and the command, as they stand in a Markdown file."""
+    return "\n\n".join([format_table(report), format_notes(report), f"```\n{report['command']}\n```"]) + "\n"
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write ``report.json`` and ``report.md`` into a folder, made when needed; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    json_path, markdown_path = folder / "report.json", folder / "report.md"
+    json_path.write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    markdown_path.write_text(f"# {report['name']}\n\n{format_markdown(report)}", encoding="utf-8")
+    return [json_path, markdown_path]
+
+
+def _cells(metrics: Mapping[str, float], columns: Sequence[str]) -> list[str]:
+    return [f"{metrics[key]:.1f}" for key in columns]
+
+
+def _align(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [
+        row[0].ljust(widths[0]),
+        *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+    ]

@@ -1,0 +1,100 @@
+"""What fairseq logged in JSON while it trained, as curves."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import parse_json, printable, read_lines
+
+# `--log-file` holds the JSON alone, among other lines; what a terminal shows has the time and the place before it.
+LINE = re.compile(r"(?:.*?\| (?:train_inner|train|valid\w*|test\w*) \| |(?=\{\"))(\{.*\})\s*")
+STEP = "num_updates"
+INNER = "train_inner"
+# Bookkeeping that no one looks at over time.
+LEFT_OUT = {"epoch", "update", "num_updates", "train_wall", "wall", "wpb", "bsz", "clip", "loss_scale"}
+
+
+@dataclass
+class Curves:
+    """A metric over updates, in each place where it was logged.
+
+    Attributes:
+        points: place ("train_inner", "train", "valid") -> metric -> (update, value) in the order of the updates; what a
+            resumed run logged again replaces what was logged before.
+    """
+
+    points: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
+
+    def add(self, values: dict[str, Any]) -> None:
+        """Add one logged line; lines without a number of updates are left out."""
+        place = next((name.removesuffix(f"_{STEP}") for name in values if name.endswith(f"_{STEP}")), INNER)
+        prefix = "" if place == INNER else f"{place}_"
+        numbers = {
+            printable(name.removeprefix(prefix)): number
+            for name, value in values.items()
+            if (number := _number(value)) is not None
+        }
+        step = numbers.get(STEP)
+        if step is None or not math.isfinite(step):
+            return
+        for name, value in numbers.items():
+            if name not in LEFT_OUT:
+                self.points.setdefault(printable(place), {}).setdefault(name, {})[int(step)] = value
+
+    @property
+    def metrics(self) -> list[str]:
+        """All metrics, in the order in which they appeared."""
+        return list(dict.fromkeys(name for found in self.points.values() for name in found))
+
+
+def read_curves(logs: Sequence[Path]) -> Curves:
+    """Read the JSON lines of fairseq's log files.
+
+    Args:
+        logs: written by `--log-file` with `--log-format json`, in the order of the runs.
+
+    Raises:
+        UserError: no such line in any of them.
+    """
+    curves = Curves()
+    for path in logs:
+        for number, line in enumerate(read_lines(path), 1):
+            match = LINE.fullmatch(line)
+            if match is None:
+                continue
+            try:
+                curves.add(parse_json(match[1]))
+            except ValueError as error:
+                raise UserError(f"{path} line {number}: is not JSON: {error}") from error
+    if not curves.points:
+        shown = ", ".join(map(str, logs))
+        raise UserError(f"{shown}: holds no logged numbers; train with --log-format json --log-file RUN_DIR/train.log")
+    return curves
+
+
+def find_logs(folder: Path) -> list[Path]:
+    """The log files of a run, oldest first.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a directory; give the folder that --log-file wrote into")
+    logs = sorted(folder.glob("*.log"), key=lambda path: (path.stat().st_mtime, path.name))
+    if not logs:
+        raise UserError(f"{folder}: holds no .log file; train with --log-format json --log-file {folder}/train.log")
+    return logs
+
+
+def _number(value: Any) -> float | None:
+    """Fairseq writes most numbers as text, and `None` for those it does not have."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None

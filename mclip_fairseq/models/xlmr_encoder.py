@@ -1,0 +1,225 @@
+"""XLM-R as fairseq builds and stores it: the multilingual text encoder of every model here."""
+
+import copy
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.data import Dictionary
+from fairseq.models.roberta.model import RobertaEncoder
+from torch import Tensor, nn
+
+from mclip_fairseq.models.freezing import state_hash
+from mclip_fairseq.models.sizes import ENCODER, refuse_oversized
+from mclip_fairseq.storage.checkpoints import load_checkpoint, untrained_bookkeeping
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import expecting
+
+PREFIX = "encoder."
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The checkpoint of an XLM-R archive directory (`model.pt`), or the file itself."""
+    path = Path(path)
+    return path / "model.pt" if path.is_dir() else path
+
+
+def xlmr_args(cfg: Any) -> Namespace:
+    """The options of a random XLM-R, complete enough for fairseq's `XLMRModel` to load its checkpoint.
+
+    Args:
+        cfg: a model configuration with the fields `encoder_layers`, `encoder_embed_dim`, `encoder_ffn_embed_dim`,
+            `encoder_attention_heads`, `encoder_max_positions`, `dropout` and `attention_dropout`.
+    """
+    return Namespace(
+        task="multilingual_masked_lm",
+        arch="roberta_base",
+        criterion="masked_lm",
+        data="",
+        encoder_layers=cfg.encoder_layers,
+        encoder_embed_dim=cfg.encoder_embed_dim,
+        encoder_ffn_embed_dim=cfg.encoder_ffn_embed_dim,
+        encoder_attention_heads=cfg.encoder_attention_heads,
+        max_positions=cfg.encoder_max_positions,
+        tokens_per_sample=cfg.encoder_max_positions,
+        dropout=cfg.dropout,
+        attention_dropout=cfg.attention_dropout,
+        activation_dropout=0.0,
+        pooler_dropout=0.0,
+        activation_fn="gelu",
+        pooler_activation_fn="tanh",
+        sample_break_mode="complete",
+        mask_prob=0.15,
+        leave_unmasked_prob=0.1,
+        random_token_prob=0.1,
+        freq_weighted_replacement=False,
+        mask_whole_words=False,
+        multilang_sampling_alpha=1.0,
+        seed=1,
+    )
+
+
+class XLMREncoder(nn.Module):
+    """fairseq's RoBERTa encoder with token states as output.
+
+    Args:
+        args: fairseq's RoBERTa options (`xlmr_args`, or those stored in a checkpoint).
+        dictionary: one entry per row of the embedding table.
+    """
+
+    def __init__(self, args: Namespace, dictionary: Dictionary) -> None:
+        super().__init__()
+        # RobertaEncoder completes the options in place; the original stays as stored.
+        self.args = copy.deepcopy(args)
+        self.encoder = RobertaEncoder(copy.deepcopy(args), dictionary)
+        # The masked-language-model head is carried for the checkpoint's sake and never trained here.
+        for name, parameter in self.encoder.lm_head.named_parameters():
+            if name != "weight":
+                parameter.requires_grad_(False)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, dictionary: Dictionary, **overrides: Any) -> "XLMREncoder":
+        """Load fairseq's `model.pt`.
+
+        Args:
+            path: the archive directory or the checkpoint in it; a checkpoint without optimizer bookkeeping will do.
+            dictionary: the text encoder's dictionary, `<mask>` included.
+            **overrides: options that replace stored ones (`dropout=...`).
+
+        Raises:
+            UserError: missing file, another kind of checkpoint, or a table of another size than the dictionary.
+        """
+        file = checkpoint_file(path)
+        with expecting(file, "an XLM-R checkpoint"):
+            return cls._from_file(file, dictionary, overrides)
+
+    @classmethod
+    def _from_file(cls, file: Path, dictionary: Dictionary, overrides: dict[str, Any]) -> "XLMREncoder":
+        state = load_checkpoint(file)
+        args, weights = stored_args(state, file), stored_weights(state, file)
+        rows = len(weights["sentence_encoder.embed_tokens.weight"])
+        if rows != len(dictionary):
+            raise UserError(
+                f"{file}: the embedding table has {rows} rows but the dictionary has {len(dictionary)} entries; "
+                "use the dict.txt that belongs to this checkpoint"
+            )
+        refuse_oversized(file, args, weights, ENCODER)
+        for name, value in overrides.items():
+            setattr(args, name, value)
+        encoder = cls(args, dictionary)
+        missing, unexpected = encoder.encoder.load_state_dict(weights, strict=False)
+        if missing or unexpected:
+            raise UserError(f"{file}: not an XLM-R of these sizes; missing {missing}, unexpected {unexpected}")
+        return encoder
+
+    @classmethod
+    def build(cls, archive: str, cfg: Any, dictionary: Dictionary) -> "XLMREncoder":
+        """The encoder of an archive, or a random one.
+
+        Args:
+            archive: XLM-R archive, whose sizes replace those in `cfg`; empty for random weights.
+            cfg: a model configuration, see `xlmr_args`.
+            dictionary: one entry per row of the embedding table.
+        """
+        if not archive:
+            return cls(xlmr_args(cfg), dictionary)
+        encoder = cls.from_checkpoint(archive, dictionary, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
+        encoder.store_sizes(cfg)
+        return encoder
+
+    @property
+    def dim(self) -> int:
+        """Width of a token state."""
+        return int(self.args.encoder_embed_dim)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest input in tokens, `<s>` and `</s>` included."""
+        return int(getattr(self.args, "max_positions", 512))
+
+    def store_sizes(self, cfg: Any) -> None:
+        """Write this encoder's sizes into a model configuration, so that its checkpoint needs no archive to rebuild."""
+        for name in ("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim", "encoder_attention_heads"):
+            setattr(cfg, name, int(getattr(self.args, name)))
+        cfg.encoder_max_positions = self.max_positions
+
+    @property
+    def embed_tokens(self) -> nn.Embedding:
+        """The token table, (entries, dim)."""
+        table: nn.Embedding = self.encoder.sentence_encoder.embed_tokens
+        return table
+
+    def embedding_modules(self) -> list[nn.Module]:
+        """Token table, positions and embedding LayerNorm: what stage 2 keeps frozen."""
+        stack = self.encoder.sentence_encoder
+        return [stack.embed_tokens, stack.embed_positions, stack.layernorm_embedding]
+
+    def freeze(self, what: str) -> None:
+        """Freeze `all`, the `embeddings`, or `none`."""
+        frozen: dict[str, list[nn.Module]] = {"all": [self], "embeddings": self.embedding_modules(), "none": []}
+        for module in frozen[what]:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "XLMREncoder":
+        """Follow the parent's mode, except that a frozen encoder stays in eval mode, without dropout."""
+        return super().train(mode and not self.frozen)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing here is trained."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token states of the last layer.
+
+        Args:
+            tokens: (batch, length) ids, padded on either side.
+
+        Returns:
+            (batch, length, dim); pad positions hold no meaning.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            states: Tensor = self.encoder(tokens, features_only=True)[0]
+        return states
+
+    def identity(self) -> dict[str, str]:
+        """Path-free identity of the weights as they are now."""
+        return {"architecture": "xlmr", "sha256": state_hash(self.encoder.state_dict())}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The encoder as an ordinary fairseq XLM-R checkpoint."""
+        return {
+            "args": self.args,
+            "model": {
+                PREFIX + name: tensor.detach().cpu().clone() for name, tensor in self.encoder.state_dict().items()
+            },
+            **untrained_bookkeeping("MaskedLmLoss"),
+        }
+
+
+def stored_args(state: dict[str, Any], file: Path) -> Namespace:
+    """The options inside an XLM-R checkpoint, old (`args`) or new (`cfg.model`)."""
+    args: Any = state.get("args")
+    if args is None and isinstance(state.get("cfg"), dict):
+        args = state["cfg"].get("model")
+    if isinstance(args, dict):
+        args = Namespace(**args)
+    if not hasattr(args, "encoder_embed_dim"):
+        raise UserError(f"{file}: has no model options; an XLM-R checkpoint (model.pt) is expected here")
+    return copy.deepcopy(args)
+
+
+def stored_weights(state: dict[str, Any], file: Path) -> dict[str, Tensor]:
+    """The encoder's weights inside an XLM-R checkpoint under today's names."""
+    weights: dict[str, Tensor] = {}
+    for name, tensor in state.get("model", {}).items():
+        name = name.replace("decoder.", PREFIX, 1) if name.startswith("decoder.") else name
+        if name.startswith(PREFIX):
+            weights[name.removeprefix(PREFIX).replace(".emb_layer_norm.", ".layernorm_embedding.")] = tensor
+    if "sentence_encoder.embed_tokens.weight" not in weights:
+        raise UserError(
+            f"{file}: holds no XLM-R encoder; pass a fairseq XLM-R checkpoint or mclip-extract-mte's output"
+        )
+    return weights

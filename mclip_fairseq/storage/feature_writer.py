@@ -1,0 +1,228 @@
+"""Writing an indexed feature directory shard by shard: restartable, and shared by several machines."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_files import (
+    DTYPES,
+    FORMAT,
+    MODALITIES,
+    VERSION,
+    check_values,
+    encode_ids,
+    is_shard_entry,
+    read_manifest,
+    shard_name,
+)
+from mclip_fairseq.storage.files import file_sha256, read_json, read_lines, write_bytes, write_json
+
+LABELS = {
+    "inputs": "number of inputs",
+    "inputs_sha256": "list of ids",
+    "shard_rows": "number of rows per shard",
+}
+
+
+class FeatureWriter:
+    """Writes a feature directory shard by shard; several processes or machines may share the work.
+
+    Shard `i` holds the inputs `i * shard_rows ...`, less those that are skipped. Every file appears complete or not at
+    all, finished shards survive a kill, and the manifest appears when all shards are there.
+
+    Args:
+        path: directory to make or to continue.
+        ids: id of every input, in order.
+        teacher: identity of what makes the features, free of paths, with at least `name`.
+        dim: columns.
+        modality: `image` or `text`.
+        normalized: whether rows are L2-normalised; `write` checks it.
+        preprocessing: what happened to the inputs, in words.
+        dtype: `float16` or `float32`.
+        shard_rows: inputs per shard.
+        settings: whatever else must not change while the directory is written.
+
+    Raises:
+        UserError: unusable ids, or the directory was begun with other settings.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        ids: Sequence[str],
+        *,
+        teacher: Mapping[str, Any],
+        dim: int,
+        modality: str,
+        normalized: bool,
+        preprocessing: str = "",
+        dtype: str = "float16",
+        shard_rows: int = 65536,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if dtype not in DTYPES or modality not in MODALITIES or shard_rows < 1 or dim < 1:
+            raise UserError(
+                f"features need a dtype of {DTYPES}, a modality of {MODALITIES} and positive sizes, not {dtype!r}, "
+                f"{modality!r}, {shard_rows} rows per shard and {dim} columns"
+            )
+        self.path = Path(path)
+        self.ids = list(ids)
+        self.plan: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "teacher": dict(teacher),
+            "modality": modality,
+            "dim": int(dim),
+            "dtype": dtype,
+            "normalized": bool(normalized),
+            "preprocessing": preprocessing,
+            "shard_rows": int(shard_rows),
+            "inputs": len(self.ids),
+            "inputs_sha256": hashlib.sha256(encode_ids(self.ids)).hexdigest(),
+            "settings": dict(settings or {}),
+        }
+        self._partial = self.path / "partial"
+        self._settle_plan()
+
+    def _settle_plan(self) -> None:
+        """Take up the directory where it was left, or begin it; refuse one that was begun otherwise."""
+        if self.complete:
+            begun = read_manifest(self.path)
+        else:
+            self._partial.mkdir(parents=True, exist_ok=True)
+            plan = self._partial / "plan.json"
+            if not plan.exists():
+                if any(self.path.glob("features-*.npy")):
+                    raise UserError(f"{self.path}: holds shards of unknown origin; remove it or name another directory")
+                write_json(plan, self.plan)
+            begun = read_json(plan)
+            if not (isinstance(begun, dict) and isinstance(begun.get("settings"), dict)):
+                raise UserError(f"{plan}: is not the plan of a feature directory; remove {self.path}")
+        now, then = self._flat(self.plan), self._flat(begun)
+        differing = [LABELS.get(name, name) for name, value in now.items() if then.get(name) != value]
+        if differing:
+            raise UserError(
+                f"{self.path}: was begun with another {' and '.join(differing)}; remove it, name another directory, or "
+                "repeat the settings it was begun with"
+            )
+
+    @staticmethod
+    def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
+        return {**plan, **plan.get("settings", {}), "settings": None}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest is there."""
+        return (self.path / "manifest.json").exists()
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-len(self.ids) // self.plan["shard_rows"])
+
+    def inputs(self, shard: int) -> range:
+        """Numbers of the inputs of a shard."""
+        size = self.plan["shard_rows"]
+        return range(shard * size, min((shard + 1) * size, len(self.ids)))
+
+    def pending(self, machine: int = 0, machines: int = 1) -> list[int]:
+        """Shards this machine (0-based, of `machines`) still has to write."""
+        if self.complete:
+            return []
+        return [shard for shard in range(machine, self.shards, machines) if self._record(shard) is None]
+
+    def write(self, shard: int, features: npt.ArrayLike, skipped: Sequence[tuple[str, str]] = ()) -> None:
+        """Write one shard: complete, on disk and recorded when this returns.
+
+        Args:
+            shard: its number.
+            features: (rows, dim) features of its inputs that are not skipped, in order.
+            skipped: (id, reason) of inputs without features.
+
+        Raises:
+            UserError: another shape, values that are not finite, or rows that are not normalised as promised.
+        """
+        with np.errstate(over="ignore"):  # check_values names what float16 cannot hold
+            array = np.ascontiguousarray(features, dtype=self.plan["dtype"])
+        lost = {identifier for identifier, _ in skipped}
+        ids = [self.ids[number] for number in self.inputs(shard) if self.ids[number] not in lost]
+        shape = (len(ids), self.plan["dim"])
+        if array.shape != shape:
+            raise UserError(f"{self.path}: shard {shard} needs values of shape {shape}, got {array.shape}")
+        check_values(self.path, ids, array, self.plan["normalized"])
+        file = self.path / shard_name(shard)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as stream:
+            np.save(stream, array, allow_pickle=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        record = {
+            "file": file.name,
+            "rows": len(ids),
+            "sha256": file_sha256(temporary),
+            "skipped": list(skipped),
+        }
+        os.replace(temporary, file)
+        write_json(self._partial / f"{shard:05d}.json", record)
+
+    def skipped(self) -> list[tuple[str, str]]:
+        """(id, reason) of all inputs that finished shards leave out, of all machines."""
+        listed = self.path / "skipped.tsv"
+        if self.complete:
+            lines = read_lines(listed) if listed.exists() else []
+            return [(name, reason) for name, _, reason in (line.partition("\t") for line in lines)]
+        records = (self._record(shard) for shard in range(self.shards))
+        return [(name, reason) for record in records if record for name, reason in record["skipped"]]
+
+    def finalize(self, made_by: Mapping[str, Any] | None = None) -> bool:
+        """Write ids and manifest if all shards are there.
+
+        Args:
+            made_by: command and versions, kept in the manifest.
+
+        Returns:
+            Whether the directory is complete; False while shards of other machines are missing.
+        """
+        records = [self._record(shard) for shard in range(self.shards)]
+        found = [record for record in records if record is not None]
+        if self.complete or len(found) < len(records):  # another machine may have finished meanwhile
+            return self.complete
+        skipped = [tuple(pair) for record in found for pair in record.pop("skipped")]
+        lost = {identifier for identifier, _ in skipped}
+        kept = encode_ids([identifier for identifier in self.ids if identifier not in lost])
+        write_bytes(self.path / "ids.txt", kept)
+        if skipped:
+            write_bytes(self.path / "skipped.tsv", "".join(f"{i}\t{why}\n" for i, why in skipped).encode())
+        facts: dict[str, Any] = {"count": len(self.ids) - len(skipped), "skipped": len(skipped)}
+        facts |= {"ids_sha256": hashlib.sha256(kept).hexdigest(), "shards": found, "made_by": dict(made_by or {})}
+        write_json(self.path / "manifest.json", self.plan | facts)
+        for leftover in self.path.glob("features-*.tmp"):
+            leftover.unlink(missing_ok=True)
+        shutil.rmtree(self._partial, ignore_errors=True)
+        return True
+
+    def _record(self, shard: int) -> dict[str, Any] | None:
+        """What is known of a finished shard; None when it has to be written."""
+        file = self._partial / f"{shard:05d}.json"
+        if not file.exists():
+            return None
+        record: dict[str, Any] = read_json(file)
+        if not (is_shard_entry(record) and record["file"] == shard_name(shard) and is_skipped(record.get("skipped"))):
+            raise UserError(f"{file}: is not the record of a shard; remove it, and the shard is made again")
+        return record if (self.path / record["file"]).exists() else None
+
+
+def is_skipped(value: Any) -> bool:
+    """Whether a record's list of skipped inputs is one of (id, reason)."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in value
+    )

@@ -1,0 +1,163 @@
+"""Plain files: reading and hashing those of a user, whoever wrote them, and writing files of our own."""
+
+import dis
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mclip_fairseq.storage.errors import UserError
+
+# Text packs 3 to 20 times; what is larger than this and packs better than that is a decompression bomb.
+BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 200
+BLOCK = 2**20
+# What code raises that walks through data of an unexpected shape; RuntimeError is torch's and RecursionError's.
+BAD_SHAPE = (
+    *(LookupError, TypeError, AttributeError, ValueError, AssertionError, RuntimeError),
+    *(ArithmeticError, MemoryError, OSError, EOFError, StopIteration, zipfile.BadZipFile),
+)
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a UTF-8 file, plain or `.gz`, split at line feeds only.
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8, or unpacks to far more than text would.
+    """
+    path = Path(path)
+    try:
+        data = unpack(path) if path.suffix == ".gz" else path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: is not UTF-8 text (byte {error.start}); convert it first") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def unpack(path: Path) -> bytes:
+    """Content of a `.gz` file of one or several members.
+
+    Raises:
+        UserError: a decompression bomb.
+        OSError, zlib.error: it is damaged.
+    """
+    packed, parts, size = path.read_bytes(), [], 0
+    rest, limit = packed, max(BOMB_BYTES, BOMB_RATIO * len(packed))
+    while rest:
+        member = zlib.decompressobj(wbits=31)
+        while not member.eof:
+            parts.append(member.decompress(rest, BLOCK))
+            size, rest = size + len(parts[-1]), member.unconsumed_tail
+            if size > limit:
+                raise UserError(
+                    f"{path}: unpacks to more than {limit} bytes from {len(packed)}, as no text does; unpack it "
+                    "yourself if you trust it"
+                )
+            if not (rest or member.eof or parts[-1]):
+                raise OSError("the file ends early")
+        rest = member.unused_data.lstrip(b"\0")
+    return b"".join(parts)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, is not JSON, or is nested too deeply.
+    """
+    try:
+        return parse_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        UserError: not JSON, or nested too deeply for any honest writer.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError("is nested too deeply") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    # A first line that ends in a colon only announces the next.
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(" ".join([first, *others[: first.endswith(":")]]))
+
+
+def printable(text: str) -> str:
+    """A text of one line without what a terminal would obey."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message; what a terminal would obey is written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))
+
+
+@contextmanager
+def expecting(path: str | Path, what: str) -> Iterator[None]:
+    """Turn what code raises over data of an unexpected shape into one sentence.
+
+    Args:
+        path: the file that the data come from.
+        what: what it should have been.
+
+    Raises:
+        UserError: in place of anything that such data can cause; a ValueError that this package raises is left alone.
+    """
+    try:
+        yield
+    except BAD_SHAPE as error:
+        if isinstance(error, ValueError) and is_ours(error):
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{path}: is not {what}, or is damaged ({reason})") from error
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an exception comes from a `raise` in this package, and so says what is wrong and what to do."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame.f_globals["__name__"].split(".")[0] != __name__.split(".")[0]:
+        return False
+    # What is not raised by name, such as int("x"), leaves its call as the last instruction.
+    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is there completely or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object that is there completely or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,199 @@
+"""Image files: finding them, naming them by ids, and decoding them to RGB without surprises."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import printable, read_lines, shown
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Others are never tried, whatever the name says: Pillow would start Ghostscript for PostScript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Checked against the header, before any pixel is decoded; a quarter of a gigabyte as RGB.
+MAX_PIXELS = 89_478_485
+# The shorter side is enlarged to what the model reads: a line of 1 x 60000 pixels would become gigabytes.
+MAX_RATIO = 200
+# Pillow itself opens nothing larger.
+PIXEL_CEILING = 2 * MAX_PIXELS
+
+
+class ImageError(ValueError):
+    """An image that cannot be used.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it, without the path.
+    """
+
+    def __init__(self, path: str | Path | BinaryIO, reason: str) -> None:
+        self.reason = printable(reason)
+        super().__init__(f"{shown(path) if isinstance(path, str | Path) else 'the image'}: {self.reason}")
+
+
+def load_image(
+    path: str | Path | BinaryIO,
+    max_pixels: int = MAX_PIXELS,
+    near: int | None = None,
+) -> Image.Image:
+    """Decode an image file completely.
+
+    Orientation (EXIF) is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK becomes RGB, and
+    of an animation the first frame is taken. A truncated file is an error.
+
+    Args:
+        path: the file, or an open one.
+        max_pixels: more pixels than this, according to the header, are refused.
+        near: an edge in pixels that is enough, which a JPEG then decodes to faster.
+
+    Returns:
+        An image of mode RGB.
+
+    Raises:
+        ImageError: a ValueError that names the file and what is wrong with it.
+    """
+    try:
+        if isinstance(path, str | Path) and os.path.exists(path) and not os.path.isfile(path):
+            raise ImageError(path, "is no ordinary file")  # whoever opens a pipe waits for ever
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(path, too_large(path, f"{image.width} x {image.height}", max_pixels))
+            if max(image.size) > MAX_RATIO * min(image.size):
+                sides = f"{image.width} x {image.height} pixels"
+                raise ImageError(path, f"has {sides}, one side more than {MAX_RATIO} times the other; crop it")
+            if near is not None:
+                image.draft("RGB", (near, near))
+            image.load()
+            return upright_rgb(image)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(path, "there is no such file") from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(path, "is not an image in a known format") from error
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        raise ImageError(path, too_large(path, pixels[1] if pixels else "too many", max_pixels)) from error
+    except Exception as error:  # decoders raise whatever broken bytes lead them to
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(path, f"cannot be decoded: {reason}") from error
+
+
+def too_large(path: str | Path | BinaryIO, pixels: str, limit: int) -> str:
+    """What is wrong with an image of too many pixels; who sends one instead of naming a file has no option."""
+    more = ", or allow more with --max-pixels" if isinstance(path, str | Path) else ""
+    return f"has {pixels} pixels, more than {limit}; make it smaller{more}"
+
+
+def check_max_pixels(limit: int) -> int:
+    """A limit that can be kept.
+
+    Raises:
+        UserError: not positive, or more than Pillow opens.
+    """
+    if not 1 <= limit <= PIXEL_CEILING:
+        raise UserError(f"--max-pixels is {limit}; give a number from 1 to {PIXEL_CEILING}, more Pillow does not open")
+    return limit
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """What a viewer would show: EXIF orientation applied, then `to_rgb`.
+
+    Raises:
+        UserError: pixels without a known range, such as floats.
+    """
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB, with transparency laid on white.
+
+    Raises:
+        UserError: pixels without a known range, such as floats.
+    """
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise UserError("floating point pixels have no known range; convert the image to 8 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def resolve_image(root: str | Path, image_id: str) -> Path:
+    """The file of an image id, a path relative to `root` that does not leave it.
+
+    Raises:
+        UserError: an absolute id, or one with `..`.
+    """
+    relative = PurePosixPath(image_id)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UserError(f"image id {image_id!r} leaves the folder {root}; ids are paths below it")
+    return Path(root) / relative
+
+
+def resolve_images(root: str | Path | None, list_file: str | Path | None = None) -> list[tuple[str, Path]]:
+    """The images of a folder or of a list file, with their ids.
+
+    Args:
+        root: without `list_file`, the folder that is searched, recursively: ids are paths relative to it, sorted. With
+            `list_file`, what relative paths in it are relative to; None stands for the list's own folder.
+        list_file: UTF-8; per line `id<TAB>path`, or a path, which is then the id as well. The order is kept.
+
+    Returns:
+        (id, file) pairs. Whether the files exist is found out when they are decoded.
+
+    Raises:
+        UserError: no images, an empty line, or an id that appears twice, naming both lines.
+    """
+    if list_file is not None:
+        return _images_of_list(Path(list_file), root)
+    if root is None or not Path(root).is_dir():
+        raise UserError(f"{root}: is not a folder of images, nor a list file")
+    found = sorted((path.relative_to(root).as_posix(), path) for path in _walk(Path(root)))
+    if not found:
+        raise UserError(f"{root}: holds no images ({' '.join(SUFFIXES)})")
+    return found
+
+
+def _walk(root: Path) -> Iterable[Path]:
+    """All image files below a folder; linked folders are followed, each folder once."""
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(root, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(parent, name) for name in names if name.lower().endswith(SUFFIXES))
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed is not taken for an empty one."""
+    raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def _images_of_list(list_file: Path, root: str | Path | None) -> list[tuple[str, Path]]:
+    base = Path(list_file.parent if root is None else root)
+    found: list[tuple[str, Path]] = []
+    first: dict[str, int] = {}
+    for number, line in enumerate(read_lines(list_file), 1):
+        name, tab, path = line.partition("\t")
+        if not name.strip() or (tab and not path.strip()):
+            raise UserError(f"{list_file}, line {number}: names no image; write a path, or an id, a tab and a path")
+        if first.setdefault(name, number) != number:
+            raise UserError(f"{list_file}, line {number}: the id {name!r} is already on line {first[name]}")
+        found.append((name, base / (path if tab else name)))
+    if not found:
+        raise UserError(f"{list_file}: lists no images")
+    return found
