@@ -1,0 +1,35 @@
+"""How every console script ends: one sentence for the user, a traceback for a bug."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import shown
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def run_main(program: str, run: Callable[[], int | None]) -> int:
+    """Run a command and turn what the user can fix into one sentence on stderr.
+
+    Args:
+        program: the command's name, before the sentence.
+        run: the command; returns its exit status, None for 0.
+
+    Returns:
+        the exit status of `run`, 2 after a `UserError` or an `OSError`, or 130 after Ctrl-C.
+    """
+    try:
+        return run() or 0
+    except UserError as error:
+        print(f"{program}: error: {shown(str(error))}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        print(f"{program}: error: {shown(place + (error.strerror or str(error)))}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
