@@ -91,9 +91,8 @@ class MultilingualCLIP:
 
     @property
     def logit_scale(self) -> Tensor | None:
-        """The learned scale that multiplies cosines, 0-d; None where the model has none."""
-        scale = getattr(self.tower.module, "scale", None)
-        return None if scale is None else scale.detach().float().cpu()
+        """The scale that multiplies cosines, 0-d; None where the model has none."""
+        return self.tower.scale
 
     @property
     def languages(self) -> list[str]:

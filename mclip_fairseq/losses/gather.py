@@ -77,5 +77,14 @@ def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None = None) -> Ten
     return value
 
 
+def objects_of_all_ranks(value: Any) -> list[Any]:
+    """A picklable value of every rank of the default group, in rank order; every rank must call it."""
+    if not _several_ranks(None):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def _several_ranks(group: dist.ProcessGroup | None) -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1

@@ -94,9 +94,6 @@ class MTETask(SampledTask):
         if not self.langs:
             raise UserError("--langs is missing; list all languages of the data, such as --langs en,de,fr")
         cfg.langs = ",".join(self.langs)
-        if from_checkpoint:
-            # The checkpoint holds the encoder's weights; the archive it began with may be elsewhere by now.
-            cfg.xlmr = ""
         model: torch.nn.Module = super().build_model(cfg, from_checkpoint)
         return model
 

@@ -268,7 +268,7 @@ def test_empty_captions_are_named_or_spend_the_budget(tiny_corpus: Path, tmp_pat
         load(0, "train")
     assert load(1, "train") == len(pieces) - 1
     assert (tmp_path / "run" / "skipped.tsv").read_text() == f"train.en, line 2\tis empty (in {corpus})\n"
-    with pytest.raises(ValueError, match=r"valid\.en, line 1 is empty \(in .*\), one of 1; mend the captions"):
+    with pytest.raises(ValueError, match=r"valid\.en, line 1 is empty \(in .*\), one of 1; fix the captions"):
         load(1, "valid")
 
 

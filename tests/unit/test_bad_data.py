@@ -19,7 +19,7 @@ from mclip_fairseq import inference
 from mclip_fairseq.cli import evaluate as evaluate_cli
 from mclip_fairseq.cli import features as features_cli
 from mclip_fairseq.data import parallel, skips
-from mclip_fairseq.data.captions import read_ids
+from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.data.parallel import shifted_blocks
 from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
@@ -27,7 +27,7 @@ from mclip_fairseq.encoding.captions import read_captions
 from mclip_fairseq.inference import MultilingualCLIP, to_pil
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
-from mclip_fairseq.tasks.trikd import check_same_teacher
+from mclip_fairseq.tasks.captions import check_same_teacher
 from tests import hostile
 from tests.tiny_models import tiny_clip_directory
 
@@ -190,7 +190,7 @@ def test_texts_are_cut_and_never_crash(clip: Path) -> None:
 def test_ids_of_captions(name: str, tmp_path: Path) -> None:
     content, message = hostile.ID_LISTS[name]
     (tmp_path / "ids").write_bytes(content)
-    refused(message, lambda: read_ids(tmp_path / "ids", 3))
+    refused(message, lambda: read_caption_ids(tmp_path / "ids", 3))
 
 
 @pytest.mark.parametrize("name", hostile.IMAGE_LISTS)
