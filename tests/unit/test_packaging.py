@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import importlib.metadata
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import mclip_fairseq
 from mclip_fairseq.doctor import MODULES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -154,6 +156,14 @@ def test_the_version_is_a_literal_that_pip_can_read(repository_root: Path, insta
     ]
     (distribution,) = importlib.metadata.distributions(name="mclip_fairseq", path=[str(installed_dir)])
     assert values == [distribution.version]
+
+
+def test_the_changelog_has_an_entry_for_this_version(repository_root: Path) -> None:
+    headings = re.findall(r"^## (.*)$", (repository_root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    version, _, date = headings[1].partition(" - ")
+    assert version == mclip_fairseq.__version__
+    datetime.date.fromisoformat(date)
 
 
 def test_every_module_is_installed(repository_root: Path, installed_dir: Path) -> None:
