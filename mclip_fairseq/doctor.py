@@ -97,12 +97,12 @@ def requirements() -> list[tuple[str, str, str]]:
             requirement, _, marker = line.partition(";")
             extra = re.search(r"extra\s*==\s*['\"](\w+)['\"]", marker)
             rows.append((requirement, extra[1] if extra else ""))
-    found = []
+    found: dict[str, tuple[str, str, str]] = {}  # two extras may list the same package
     for line, section in rows:
         match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(.*)", line)
         if match and section in ("", *EXTRAS):
-            found.append((match[1].lower(), match[2].strip(" ()"), section))
-    return found
+            found.setdefault(match[1].lower(), (match[1].lower(), match[2].strip(" ()"), section))
+    return list(found.values())
 
 
 def check_python() -> Check:
