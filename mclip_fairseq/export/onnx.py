@@ -55,7 +55,7 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"ONNX needs a package that is not here ({error.name}): pip install mclip_fairseq[onnx]"
+            f"ONNX needs a package that is not here ({error.name}): pip install mclip_fairseq[export]"
         ) from error
     output.mkdir(parents=True, exist_ok=True)
     text, image = output / "text.onnx", output / "image.onnx"
