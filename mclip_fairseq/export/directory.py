@@ -32,8 +32,8 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
 
     Args:
         tower: the model; its teacher is loaded and written too.
-        output: directory to make; it must be empty or absent, unless
-        into: files may stand in it already.
+        output: directory to make; it must be empty or absent.
+        into: write into a directory that holds files already.
 
     Raises:
         UserError: the directory holds something, or the teacher cannot be loaded.

@@ -138,7 +138,7 @@ class TrainedTower:
 
 
 class TeacherTower:
-    """A `transformers` dual encoder by itself, for comparison in the same tables."""
+    """A `transformers` dual encoder on its own, to be compared in the same tables."""
 
     def __init__(self, name: str) -> None:
         self.module = DualEncoderTeacher.from_pretrained(name)

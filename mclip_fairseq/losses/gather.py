@@ -68,7 +68,7 @@ def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None = None) -> Ten
         group: process group; None is the default one.
 
     Returns:
-        the sum, a new tensor; ``value`` detached where there is no initialised process group.
+        the sum, a new tensor; `value` detached without an initialised process group.
     """
     value = value.detach()
     if _several_ranks(group):

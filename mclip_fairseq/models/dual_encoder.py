@@ -49,7 +49,7 @@ class DualEncoder(BaseFairseqModel):
         columns: the batch columns it reads.
         size_groups: where its sizes show in its weights, with the prefix of their names.
         tied_weights: name of a weight -> the weight it shares its values with.
-        text_encoder_prefix: what the names of the text encoder's weights begin with; empty where it is no XLM-R.
+        text_encoder_prefix: what the names of the text encoder's weights begin with; empty without an XLM-R.
         tokenizer_files: files of its tokenizer, beside the weights in an exported directory.
         citation: the paper, for model cards.
         cfg: its options.

@@ -41,7 +41,7 @@ class LanguageProjection(nn.Module):
 
     def __init__(self, languages: int, dim: int) -> None:
         super().__init__()
-        # One stacked parameter: every step gives every language a (possibly zero) gradient, as DDP wants.
+        # One stacked parameter: every step gives every language a gradient, possibly zero, as DDP requires.
         self.weight = nn.Parameter(torch.empty(languages + 1, dim, dim))
         self.bias = nn.Parameter(torch.zeros(languages + 1, dim))
         for matrix in self.weight:
@@ -164,7 +164,7 @@ class MTEModel(FairseqEncoderDecoderModel):
             tgt_lang_id: (batch,) language to translate into.
             contrast_tokens: (batch, length) target sentences as encoder input, or None.
             pool_projected: pool the source after the language projection, as the released code does.
-            features_only: return decoder states (batch, target length, dim) in place of logits.
+            features_only: return decoder states (batch, target length, dim) instead of logits.
 
         Returns:
             logits (batch, target length, entries) or None; `source_pooled` and `target_pooled`, (batch, dim), each
@@ -220,7 +220,7 @@ def mte_base(args: Namespace) -> None:
 
 @register_model_architecture("mte", "mte_large")
 def mte_large(args: Namespace) -> None:
-    """XLM-R large; the decoder has its width, for they share the embeddings."""
+    """XLM-R large; the decoder has its width because they share the embeddings."""
     set_defaults(
         args,
         encoder_layers=24,

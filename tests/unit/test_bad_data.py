@@ -108,7 +108,7 @@ def test_pixel_limits_are_options(clip: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_arrays_that_are_no_images() -> None:
-    refused(r"float64 and shape \(4, 4, 3\) is no image; give", lambda: to_pil(np.zeros((4, 4, 3))))
+    refused(r"float64 and shape \(4, 4, 3\) is not an image; give", lambda: to_pil(np.zeros((4, 4, 3))))
 
 
 # ------------------------------------------------------------------------------------------ captions
@@ -376,17 +376,17 @@ def test_the_budget_is_shared_and_remembered(tmp_path: Path) -> None:
     one.add([("c", "gone")])
     assert file.read_text() == "a\tbroken in two\nb\tgone\nc\tgone\n"
     refused(
-        "d: no more; with the 3 of .*skipped.tsv that is more than --skip-budget 3", lambda: one.add([("d", "no more")])
+        "d: no more; with the 3 in .*skipped.tsv that is more than --skip-budget 3", lambda: one.add([("d", "no more")])
     )
     refused("d: no more", lambda: SkipList(file, 3).add([("d", "no more")]))
     SkipList(file, 4).add([("d", "no more")])
     refused(
-        "x: gone; mend it, take it out, or leave it out with --skip-budget",
+        "x: gone; fix it, remove it, or skip it with --skip-budget",
         lambda: SkipList(file, 0).add([("x", "gone")]),
     )
     torn = tmp_path / "torn.tsv"
     torn.write_text("a\tbrok")  # whoever wrote it was killed
     SkipList(torn, 2).add([("b\x1b[31m", "gone")])
     assert torn.read_text() == "a\tbrok\nb\\x1b[31m\tgone\n"
-    refused(r"c\\x1b\[31m: gone; with the 2 of", lambda: SkipList(torn, 2).add([("c\x1b[31m", "gone")]))
+    refused(r"c\\x1b\[31m: gone; with the 2 in", lambda: SkipList(torn, 2).add([("c\x1b[31m", "gone")]))
     refused("--skip-budget is -1", lambda: SkipList(file, -1))
