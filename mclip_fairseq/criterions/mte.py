@@ -135,6 +135,7 @@ class MTECriterion(TermsCriterion):
         )
         rows = term.logged["contrastive_rows"]
         total_tokens, total_rows = batch.total(batch.tokens, rows, like=source, dtype=torch.float64).tolist()
+        # fairseq divides the summed loss by all target tokens; the contrast is a mean over sentences already.
         weight = self.contrastive_weight * total_tokens
         if self.released and total_rows:
             weight /= total_rows

@@ -142,6 +142,7 @@ def contrast_term(
         reduction: over the positives of a row.
         hits: names under which correct answers x -> y and y -> x are logged.
     """
+    # No early return: every rank must meet the same collectives, in the forward and in the backward pass.
     rows = 0 if batch.dummy or weight == 0 or y is None else len(x)
     y = x if y is None else y
     out = global_info_nce(

@@ -80,6 +80,7 @@ class TriKDCriterion(TermsCriterion):
         out = model(**sample["net_input"])
         batch = Batch.of(sample, gather=self.training)
         text, image, teacher_text, scale = (out[name] for name in ("text", "image", "teacher_text", "scale"))
+        # Captions in other languages have no teacher text; the released code then compares with the image twice.
         target = image if self.released and teacher_text is None else teacher_text
         contrast = functools.partial(
             contrast_term,

@@ -158,6 +158,7 @@ class FlatTokens(MappedValues):
         """
         lengths = self.lengths[rows][:, None]
         start = int(bos)
+        # Column 0 is the sentence's first token; -1 is <s>, if asked for, and `lengths` is </s>.
         column = np.arange(int(lengths.max(initial=0)) + 1 + start)[None, :] - start
         inside = (column >= 0) & (column < lengths)
         # Outside positions read the sentence's first token and are overwritten below.

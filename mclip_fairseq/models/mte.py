@@ -57,6 +57,7 @@ class LanguageProjection(nn.Module):
         Returns:
             (batch, length, dim).
         """
+        # Batches hold one direction, so nearly always one matrix serves the whole batch.
         present = lang_id.unique().tolist()
         if len(present) == 1:
             return F.linear(states, self.weight[present[0]], self.bias[present[0]])
@@ -180,6 +181,7 @@ class MTEModel(FairseqEncoderDecoderModel):
             "output_weight": self.decoder.output_projection.weight,
         }
         if contrast_tokens is not None:
+            # The paper pools the encoder's own states; the released code pools them after the language projection.
             states = (
                 encoder_out["encoder_out"][0].transpose(0, 1) if pool_projected else encoder_out["encoder_states"][0]
             )

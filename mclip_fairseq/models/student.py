@@ -126,6 +126,7 @@ class StudentModel(DualEncoder):
         """
         if states is None or padding is None:
             assert tokens is not None
+            # XLM-R's encoder runs without gradients where it is frozen; see `XLMREncoder.forward`.
             return self.text_encoder(tokens), tokens.eq(self.padding_idx)
         return states, padding
 

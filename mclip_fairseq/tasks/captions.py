@@ -300,6 +300,7 @@ class CaptionTask(SampledTask):
 
     def without_unusable(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids) -> tuple[FlatTokens, Ids, Ids]:
         """Leave out empty captions and those whose image or teacher text has no features, within the budget."""
+        # A missing image costs one item of the budget, however many captions it has.
         usable = np.ones(len(tokens), dtype=bool)
         usable[tokens.empty] = False
         for store, ids in ((self.images, image_ids), (self.texts, text_ids)):
