@@ -257,6 +257,11 @@ class MultilingualCLIP:
 
 
 def check_texts(texts: Sequence[Any]) -> None:
+    """Refuse what is not Unicode text.
+
+    Raises:
+        UserError: naming the number of the first such item.
+    """
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"text {number} is a {type(text).__name__}; give str")
