@@ -110,7 +110,7 @@ def compare(reports: Sequence[Report], options: argparse.Namespace, command: Seq
 
 def score_translations(options: argparse.Namespace, command: Sequence[str]) -> Report:
     """BLEU and chrF of translations that are there already."""
-    from mclip_fairseq.evaluation.metrics.translation import translation_report
+    from mclip_fairseq.evaluation.benchmarks.translation import translation_report
 
     hypotheses = files_by_language(options.hypotheses, "--hypotheses")
     references = files_by_language(options.references, "--references")

@@ -341,7 +341,7 @@ def test_mean_rank_variance_by_hand() -> None:
 
 @pytest.mark.parametrize("ranks", [np.zeros(3), np.zeros((0, 3)), np.array([[0.0, np.nan]])])
 def test_mean_rank_variance_refuses_what_is_no_matrix(ranks: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="Ranks must be"):
+    with pytest.raises(ValueError, match="ranks must be"):
         mean_rank_variance(ranks)
 
 
