@@ -349,10 +349,10 @@ BENCHMARK_FILES = {
     "a fold that fills the memory": ("xtd/test.folds.tsv", "a\t0\nb\t999999999\n", f"line 2: '999999999' {WHOLE}1;"),
     "a fold beyond": ("xtd/test.folds.tsv", "a\t99999999999999999999\n", f"line 1: '99999999999999999999' {WHOLE}0;"),
     "a negative fold": ("xtd/test.folds.tsv", "a\t0\nb\t-1\n", f"line 2: '-1' {WHOLE}1;"),
-    "a fold that is no number": ("xtd/test.folds.tsv", "a\tx\n", f"line 1: 'x' {WHOLE}0;"),
+    "a fold that is not a number": ("xtd/test.folds.tsv", "a\tx\n", f"line 1: 'x' {WHOLE}0;"),
     "a fold of many digits": ("xtd/test.folds.tsv", f"a\t{'9' * 5000}\n", f"line 1: '{'9' * 40}' {WHOLE}0;"),
-    "a label that is no number": ("babel/labels.tsv", "a\tx\n", f"labels.tsv, line 1: 'x' {WHOLE}999999999;"),
-    "a class that is no number": (
+    "a label that is not a number": ("babel/labels.tsv", "a\tx\n", f"labels.tsv, line 1: 'x' {WHOLE}999999999;"),
+    "a class that is not a number": (
         "babel/classes.en.tsv",
         "0\ta\nzero\tc\n",
         f"en.tsv, line 2: 'zero' {WHOLE}999999999;",

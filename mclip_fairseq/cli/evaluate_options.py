@@ -130,8 +130,8 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
     models = "training checkpoint, exported directory or name of a published model; several models are compared"
     add("--model", nargs="+", default=[], help=models)
     add("--name", nargs="+", help="name of each model in tables and reports (default: its own)")
-    moved = "if it has moved: where the text encoder of each model is now"
-    add("--text-encoder", nargs="+", metavar="DIR", help=f"{moved} ({NOTHING} = unchanged)")
+    moved = f"where the text encoder of each model is now, if it has moved ({NOTHING} = unchanged)"
+    add("--text-encoder", nargs="+", metavar="DIR", help=moved)
     teacher = "image tower of each model, if it has moved or the model has none"
     add("--teacher", nargs="+", metavar="NAME", help=f"{teacher} ({NOTHING} = its own)")
     add("--device", help="for example cpu or cuda:0 (default: a GPU if available)")
@@ -171,7 +171,7 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    output = "write reports and pictures here, and a comparison if there are benchmarks or several models"
+    output = "write reports and pictures here, and a comparison of benchmarks or of several models"
     add("--output", type=_path, metavar="DIR", help=output)
     add("--queries", type=_count, metavar="N", help=f"rows of examples.png (default {DEFAULT_QUERIES}; 0 = none)")
     add("--font", type=_path, action="append", default=[], metavar="FILE", help="font for captions; repeatable")

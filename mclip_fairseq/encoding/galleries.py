@@ -272,7 +272,7 @@ def gallery_for(model: Encoder, galleries: Sequence[Gallery], name: str) -> Gall
         if isinstance(gallery, FeatureGallery) and teacher and gallery.store.identity.get("sha256") == teacher:
             return gallery
     pictures = [gallery for gallery in galleries if isinstance(gallery, ImageGallery)]
-    return pictures[0] if pictures else galleries[0]  # its encode then says whose features it holds
+    return pictures[0] if pictures else galleries[0]  # it refuses to encode and names its teacher
 
 
 def encode_in_chunks(encode: Callable[..., Tensor], items: Any, batch_size: int, label: str) -> Tensor:

@@ -45,7 +45,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is drawn beside a report.
+    """Pictures that go with a report.
 
     Attributes:
         queries: rows of `examples.png`; 0 draws none.
@@ -58,12 +58,12 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Output:
-    """What is written, and where.
+    """Where files go, and which are written.
 
     Attributes:
         folder: of the reports, pictures and comparison; None writes nothing.
         pictures: what to draw.
-        command: what the user typed, for the reports.
+        command: the command line, for the reports.
         compare: also compare the models, each report in a folder of its own.
         published: include published numbers in the comparison.
     """
@@ -90,7 +90,7 @@ def evaluate(
         candidates: the models, loaded one after the other.
         benchmarks: the data.
         settings: how they are measured.
-        output: what is written.
+        output: where files go, and which.
 
     Returns:
         the reports, by model and then by benchmark.
@@ -99,7 +99,7 @@ def evaluate(
         UserError: two models or two benchmarks have one name, a file cannot be used, or matplotlib is missing.
     """
     if output.folder is not None:
-        import_extra("matplotlib.figure", "evaluate")  # missing is better known before hours of encoding
+        import_extra("matplotlib.figure", "evaluate")  # fail now, not after hours of encoding
     check_different("benchmarks", [benchmark.name for benchmark in benchmarks])
     reports = [
         evaluate_one(candidate, benchmark, settings, output)

@@ -22,7 +22,7 @@ from tests.grey_benchmarks import GREYS, GreyModel, refused, write
     ("source", "sentence"),
     [
         ("xtd:valid", "has no split 'valid'; name one of test, as in xtd:test"),
-        ("tatoeba:test", "has no splits; give tatoeba alone"),
+        ("tatoeba:test", "the benchmark has no splits; give tatoeba alone"),
         ("pictures", "manifest.json: cannot be read"),
         ("empty", "unknown kind of benchmark; make the benchmark again"),
     ],
@@ -106,13 +106,16 @@ def test_a_cached_file_with_other_content(
     assert not Path("trap").exists()
 
 
-@pytest.mark.parametrize("rest", [{}, {"results": 3}, {"benchmark": "x", "results": {}}])
-def test_a_report_of_the_right_key_without_the_rest(
-    grey_models: dict[str, GreyModel], benchmark_folder: Path, capsys: pytest.CaptureFixture[str], rest: dict[str, Any]
+@pytest.mark.parametrize("fields", [{}, {"results": 3}, {"benchmark": "x", "results": {}}])
+def test_a_report_with_the_right_key_and_wrong_fields(
+    grey_models: dict[str, GreyModel],
+    benchmark_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    fields: dict[str, Any],
 ) -> None:
     assert cli.main(["tatoeba", "--model", "first", "--output", "out"]) == 0
     file = Path("out/Tatoeba/first/report.json")
-    file.write_text(json.dumps({"key": json.loads(file.read_text())["key"]} | rest))
+    file.write_text(json.dumps({"key": json.loads(file.read_text())["key"]} | fields))
     error = refused(capsys, "tatoeba", "--output", "out")
     assert "report.json: " in error
     assert "; remove it to evaluate again" in error

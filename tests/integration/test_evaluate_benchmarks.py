@@ -41,10 +41,10 @@ def test_all_kinds_of_benchmarks_and_two_models(
     assert of["XTD10", "mean of 2 folds of 2 images", "second", "de", "t2i_R@1"]["protocol"] == "strict, all captions"
     page = Path("out/comparison.html").read_text(encoding="utf-8")
     assert "http" not in page
-    assert page.count("<img") == 5 + 3 + 2  # tables; gaps where there is English; ranks of two grey_models
+    assert page.count("<img") == 5 + 3 + 2  # tables; gaps where there is English; ranks of two models
     tables = Path("out/comparison.md").read_text(encoding="utf-8")
     assert "XTD10, all images, mean recall, strict, all captions, beside published numbers" in tables
-    # what is published of a single recall only has a table of its own
+    # systems with a single published recall have a table of their own
     assert "XTD10, all images, t2i R@10, strict, all captions, beside published numbers" in tables
     assert "STS, spearman, beside published numbers" in tables
     openclip = next(line for line in tables.splitlines() if line.startswith("| openclip-xlmrl-vith14"))
@@ -100,7 +100,7 @@ def test_what_numbers_depend_on_is_part_of_the_key(grey_models: dict[str, GreyMo
     (benchmark_folder / "babel/prompts.de").unlink()
     third = again("babel")
     assert third["results"]["de"]["prompts"] == 0
-    assert "No prompts in de: bare class names there" in third["notes"][-1]
+    assert "No prompts in de: bare class names are used" in third["notes"][-1]
     assert folds["number"] == 2
     (benchmark_folder / "xtd/test.folds.tsv").unlink()
     assert "folds" not in again("xtd")

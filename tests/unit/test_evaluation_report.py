@@ -95,20 +95,20 @@ def test_plain_gzip_and_tsv_captions(tmp_path: Path) -> None:
     (tmp_path / "valid.en.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfA dog .\nTwo cats"))
     write(tmp_path / "valid.tsv", "7\tUn chien", "5\tDeux\tchats")
     write(tmp_path / "valid.ids", "7.jpg", "5.jpg\tteacher-text-5")
-    parts = read_caption_files(
+    captions = read_caption_files(
         [f"{key}={tmp_path / name}" for key, name in (("de", "valid.de"), ("en", "valid.en.gz"), ("fr", "valid.tsv"))],
         [str(tmp_path / "valid.ids")],
     )
-    assert [part.texts for part in parts] == [
+    assert [each.texts for each in captions] == [
         ["Ein Hund\u2028bellt .", "Zwei\tKatzen"],
         ["A dog .", "Two cats"],
         ["Un chien", "Deux\tchats"],
     ]
-    assert [part.ids for part in parts] == [["7.jpg", "5.jpg"], ["7.jpg", "5.jpg"], ["7", "5"]]
-    described = parts[0].describe()
+    assert [each.ids for each in captions] == [["7.jpg", "5.jpg"], ["7.jpg", "5.jpg"], ["7", "5"]]
+    described = captions[0].describe()
     assert described["sha256"] == hashlib.sha256((tmp_path / "valid.de").read_bytes()).hexdigest()
     assert (described["captions"], described["images"]) == (2, 2)
-    assert "ids_sha256" not in parts[2].describe()
+    assert "ids_sha256" not in captions[2].describe()
 
 
 def test_ids_of_one_language(tmp_path: Path) -> None:
@@ -116,10 +116,10 @@ def test_ids_of_one_language(tmp_path: Path) -> None:
     write(tmp_path / "de", "c")
     write(tmp_path / "en.ids", "1", "2")
     write(tmp_path / "a=b.ids", "3")
-    parts = read_caption_files(
+    captions = read_caption_files(
         [f"en={tmp_path}/en", f"de={tmp_path}/de"], [f"en={tmp_path}/en.ids", f"{tmp_path}/a=b.ids"]
     )
-    assert [part.ids for part in parts] == [["1", "2"], ["3"]]
+    assert [each.ids for each in captions] == [["1", "2"], ["3"]]
 
 
 BAD_CAPTIONS = {
@@ -289,9 +289,9 @@ def test_the_own_image_is_framed_in_green(tmp_path: Path) -> None:
         with Image.open(tmp_path / "one.png") as picture:
             return int((np.asarray(picture.convert("RGB")) == green).all(-1).sum())
 
-    found, lost = examples()[0], examples()[1]
-    assert count(found) > 500
-    assert count(lost) == 0
+    with_own, without_own = examples()[0], examples()[1]
+    assert count(with_own) > 500
+    assert count(without_own) == 0
 
 
 def test_missing_glyphs_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

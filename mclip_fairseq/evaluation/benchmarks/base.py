@@ -10,7 +10,7 @@ from mclip_fairseq.evaluation.benchmarks.settings import Settings
 
 
 class Benchmark(Protocol):
-    """Data, and what is measured on them.
+    """Data and what to measure on them.
 
     Attributes:
         name: for tables.

@@ -79,7 +79,7 @@ class ClassificationBenchmark(Benchmark):
         bare = [language for language, prompts in self.prompts.items() if not prompts]
         if not bare or len(bare) == len(self.prompts):
             return []
-        return [f"No prompts in {', '.join(bare)}: bare class names there, so the others have an advantage."]
+        return [f"No prompts in {', '.join(bare)}: bare class names are used, so other languages have an advantage."]
 
     def describe(self) -> dict[str, Any]:
         """Counts of photographs and classes, and the hash of every file."""

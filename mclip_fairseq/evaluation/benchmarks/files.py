@@ -17,7 +17,7 @@ def read_table(path: Path, columns: int) -> list[list[str]]:
     """Tab-separated rows.
 
     Raises:
-        UserError: a row has a different number of columns, or there are no rows.
+        UserError: a row has a different number of columns, or the file is empty.
     """
     rows = [line.split("\t") for line in read_lines(path)]
     if not rows:

@@ -89,7 +89,7 @@ def open_benchmark(source: str, places: Places) -> Benchmark:
     if described.kind == "tables":
         return _similarity(described, split or DEFAULT_SPLIT, places)
     if split:
-        raise UserError(f"{folder}:{split}: has no splits; give {folder} alone")
+        raise UserError(f"{folder}:{split}: the benchmark has no splits; give {folder} alone")
     if described.kind == "pairs":
         return BitextBenchmark(folder, described.title, described.names, places.languages, described.notes)
     galleries = _galleries(folder, places, {name for name, _ in read_table(folder / LABELS, 2)})

@@ -49,7 +49,7 @@ class RetrievalBenchmark(Benchmark):
         name: for tables.
         captions: of each language.
         galleries: the images, or features of them by one or more teachers.
-        folds: image id -> its fold; empty where there are none.
+        folds: image id -> its fold; empty if the benchmark has no folds.
         notes: see `Benchmark`.
 
     Raises:
@@ -72,7 +72,7 @@ class RetrievalBenchmark(Benchmark):
         self.galleries = galleries
         self.folds = dict(folds or {})
         self.notes = notes
-        for gallery in galleries:  # unknown images are better known before a model is loaded
+        for gallery in galleries:  # find unknown images now, before a model is loaded
             for language in captions:
                 gallery.index.rows(language)
 
@@ -85,7 +85,7 @@ class RetrievalBenchmark(Benchmark):
         }
 
     def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
-        """Recalls per language over all images and, where there are folds, their mean over folds."""
+        """Recalls per language over all images and, if the benchmark has folds, their mean over folds."""
         return self.measure(self.encode_all(model, settings), settings)
 
     def encode_all(self, model: Encoder, settings: Settings) -> Encoded:
@@ -106,7 +106,7 @@ class RetrievalBenchmark(Benchmark):
         return Encoded(captions, gallery, used, image, text, own, captioned_only=not everything)
 
     def measure(self, encoded: Encoded, settings: Settings) -> dict[str, Any]:
-        """The metrics of encoded captions and images: over all images and, where there are folds, as their mean."""
+        """The metrics of encoded captions and images: over all images and, if the benchmark has folds, their mean."""
         report = evaluate_languages(encoded.text, encoded.image, encoded.own, settings.protocol, encoded.captioned_only)
         report["gallery_searched"] = len(encoded.used)
         if self.folds:

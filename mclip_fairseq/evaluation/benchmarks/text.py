@@ -98,7 +98,7 @@ class SimilarityBenchmark(Benchmark):
         self.scores = {
             table: real_numbers(path, [row[0] for row in self.rows[table]]) for table, path in self.files.items()
         }
-        import_extra("scipy.stats", "evaluate")  # missing is better known before a model is loaded
+        import_extra("scipy.stats", "evaluate")  # fail now, before a model is loaded
 
     def describe(self) -> dict[str, Any]:
         """Number of pairs and hash of the file per table."""

@@ -41,7 +41,7 @@ def read_translations(hypotheses: Path, references: Path) -> tuple[list[str], li
     """Translations and the reference of each.
 
     Raises:
-        UserError: their numbers differ, or there are none.
+        UserError: their numbers differ, or the files are empty.
     """
     translations, expected = read_hypotheses(hypotheses), read_lines(references)
     if len(translations) != len(expected) or not expected:
@@ -60,7 +60,7 @@ def translation_report(
     Args:
         hypotheses: language or direction -> file, see `read_hypotheses`.
         references: language or direction -> file, a line per translation.
-        command: what the user typed.
+        command: the command line.
 
     Raises:
         UserError: the languages differ, a file cannot be used, or sacrebleu is missing.

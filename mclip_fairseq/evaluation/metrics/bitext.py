@@ -26,7 +26,7 @@ def bitext_accuracy(source: Features, target: Features) -> tuple[dict[str, float
     """
     if len(source) != len(target):
         raise UserError(f"{len(source)} sentences with {len(target)} translations; give one translation per sentence")
-    # One caption per image, as it were: both directions are then plain nearest-neighbour searches.
+    # Like captions with one image each: both directions are plain nearest-neighbour searches.
     ranks = retrieval_ranks(source, target, torch.arange(len(source)))
     into, out_of = ranks.t2i.eq(0), ranks.i2t.eq(0)
     accuracies = {"into": 100 * into.double().mean().item(), "out_of": 100 * out_of.double().mean().item()}

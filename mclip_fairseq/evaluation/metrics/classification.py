@@ -43,7 +43,7 @@ def zero_shot_accuracy(
     Raises:
         UserError: as `retrieval_ranks`.
     """
-    # Images are the queries here, in the place of captions, and classes are what they search.
+    # Images are the queries here instead of captions, and they search classes instead of images.
     ranks = retrieval_ranks(image, classes, labels)
     hits = {f"top{k}": ranks.t2i.lt(k) for k in TOP}
     accuracies = {name: 100 * values.double().mean().item() for name, values in hits.items()}

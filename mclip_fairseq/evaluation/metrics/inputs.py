@@ -15,7 +15,7 @@ ROWS_AT_ONCE = 1 << 14
 
 
 def check_choice(what: str, choice: str, choices: Iterable[str]) -> None:
-    """Refuse a name that is not among those known.
+    """Refuse a name that is not one of the choices.
 
     Raises:
         UserError: listing the choices.

@@ -19,7 +19,7 @@ from mclip_fairseq.storage.errors import UserError
 
 TIE_TOLERANCE = 1e-12
 RECALL_AT = (1, 5, 10)
-# Scores held at once: 8 MiB as float64. Several such blocks are alive at a time, and should fit into a cache.
+# Scores held at once: 8 MiB as float64. Several blocks are in use at a time, and they should fit into the CPU cache.
 BLOCK_SCORES = 1 << 20
 # A block with a larger share of scores that float32 cannot tell from the threshold is computed in float64 as a whole.
 MOST_DOUBTFUL = 0.05
@@ -240,7 +240,7 @@ def _counts_in_two_precisions(
     if doubts.sum() > scores.numel() * MOST_DOUBTFUL:
         exact = (text @ image.T).masked_fill_(scores == -torch.inf, -torch.inf)
         return _counts(exact, threshold, dim)
-    # Most queries have no doubtful score: search for the pairs in the rows (or columns) of those that have.
+    # Most queries have no doubtful score: look for pairs only in the rows (or columns) of those that do.
     doubtful = doubts.nonzero()[:, 0]
     close = (perhaps ^ surely).index_select(1 - dim, doubtful).nonzero()
     close[:, 1 - dim] = doubtful[close[:, 1 - dim]]  # from a place in the selection back to one in the block

@@ -42,7 +42,7 @@ def similarity_correlations(
     rows = np.random.default_rng(SEED).integers(0, len(gold), (RESAMPLES, len(gold)))
     ranks = [rankdata(values[rows], axis=1) for values in (cosine, gold)]
     resampled = {"pearson": _pearson(cosine[rows], gold[rows]), "spearman": _pearson(*ranks)}
-    # A resample of few pairs may hold one pair only, again and again: it has no correlation and is left out.
+    # A resample of few pairs may repeat one pair only; its correlation is undefined, and it is ignored.
     intervals = {name: interval(values[np.isfinite(values)]) for name, values in resampled.items()}
     return {name: float(value) for name, value in correlations.items()}, intervals
 

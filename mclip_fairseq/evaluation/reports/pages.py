@@ -48,7 +48,7 @@ def write_comparison(
         reports: of every model on every benchmark.
         published: numbers to compare them with.
         folder: created if missing.
-        command: what the user typed.
+        command: the command line.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = "\n\n".join(filter(None, [format_comparison(reports), format_published(reports, published)]))
@@ -95,7 +95,7 @@ def training_page(curves: Curves, title: str, logs: Sequence[Path], command: Seq
         curves: what was logged.
         title: of the page.
         logs: the files it was read from.
-        command: what the user typed.
+        command: the command line.
     """
     body = [f"<h1>{html.escape(title)}</h1>"]
     for metric in curves.metrics:
