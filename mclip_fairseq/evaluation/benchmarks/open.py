@@ -119,11 +119,12 @@ def read_description(folder: Path) -> Description:
     names = list(manifest[kind])
     if odd := [name for name in names if not isinstance(name, str)]:
         raise UserError(f"{file}: {kind} holds {odd[0]!r}, which is not a name; {AGAIN}")
-    splits = check_fields(file, manifest[kind], dict.fromkeys(names, dict), AGAIN) if kind == "splits" and names else {}
+    splits = {}
+    if kind == "splits" and names:
+        splits = check_fields(file, manifest[kind], dict.fromkeys(names, dict), AGAIN)
     title = printable(manifest.get("name") or folder.name)
-    return Description(
-        folder, title, [printable(str(note)) for note in manifest.get("notes") or ()], kind, names, splits
-    )
+    notes = [printable(str(note)) for note in manifest.get("notes") or ()]
+    return Description(folder, title, notes, kind, names, splits)
 
 
 def _retrieval(described: Description, split: str, places: Places) -> RetrievalBenchmark:
