@@ -86,8 +86,8 @@ class TemperatureSampledDataset(FairseqDataset):
         """Build the batch of some sample numbers, all of one part.
 
         Where the batches do not divide by the ranks, fairseq asks for an empty one. In training it is one sample that
-        is marked as `is_dummy`: fairseq's own dummy would make it forget, with --update-freq, what the rank's other
-        batches of the same update weigh.
+        is marked as `is_dummy`: with --update-freq, fairseq's own dummy would drop the sample sizes of the
+        rank's other batches in the same update.
         """
         shield_worker()
         index = np.asarray(samples, dtype=np.int64)
@@ -143,7 +143,7 @@ class TemperatureSampledDataset(FairseqDataset):
         for number in np.unique(part):
             own = indices[part == number]
             batches.extend(super().batch_by_size(own, **limits))
-            # fairseq drops a last batch that is no multiple of --required-batch-size-multiple, also in evaluation.
+            # fairseq drops a last batch that is not a multiple of --required-batch-size-multiple, also in evaluation.
             rest = own[sum(len(batch) for batch in batches) - done :]
             if len(rest):
                 batches.append(rest)

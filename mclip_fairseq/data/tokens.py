@@ -26,12 +26,12 @@ def load_dictionary(path: str | Path) -> Dictionary:
         The dictionary; its size is the number of rows of the text encoder's embedding table.
 
     Raises:
-        UserError: the file is missing, or is no dictionary.
+        UserError: the file is missing, or is not a dictionary.
     """
     path = Path(path)
     file = path / "dict.txt" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{file}: no dictionary here; copy the text encoder's dict.txt to this place")
+        raise UserError(f"{file}: no dictionary here; copy the text encoder's dict.txt to it")
     try:
         dictionary = Dictionary.load(str(file))
     except Exception as error:  # fairseq raises plain Exceptions and RuntimeErrors here
