@@ -185,7 +185,7 @@ def test_sentence_transformers(exported: Path, images: list[Path], tmp_path: Pat
         loaded.encode(opened, convert_to_tensor=True), model.encode_image(images), rtol=0, atol=1e-6
     )
     assert loaded.get_embedding_dimension() == model.dim
-    with pytest.raises(ValueError, match="texts and images"):
+    with pytest.raises(ValueError, match="both texts and images"):
         loaded[0].preprocess([TEXTS[0], opened[0]])
     loaded.save_pretrained(str(tmp_path / "again"))
     again = MultilingualCLIP.from_pretrained(tmp_path / "again", device="cpu")

@@ -103,7 +103,7 @@ def test_extraction_explains_bad_input(
         assert extract_mte([checkpoint, "--tokenizer", folder, "--output", str(tmp_path / "out")]) == 2
         message = capsys.readouterr().err.strip()
         assert message.startswith("mclip-extract-mte: ")
-        assert folder != str(cut) or f"{SENTENCEPIECE}: is no SentencePiece model" in message
+        assert folder != str(cut) or f"{SENTENCEPIECE}: is not a SentencePiece model" in message
         assert not (tmp_path / "out").exists()
         assert "\n" not in message
 
