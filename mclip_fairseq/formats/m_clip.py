@@ -67,7 +67,9 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     remedy = "restore the published config.json"
-    base_name = check_fields(f"{source}/config.json", config, {"modelBase": str, "imageDimSize": int}, remedy)["modelBase"]
+    base_name = check_fields(f"{source}/config.json", config, {"modelBase": str, "imageDimSize": int}, remedy)[
+        "modelBase"
+    ]
     dim = config["imageDimSize"]
     base = load_with_transformers(
         source, "M-CLIP: its base model", lambda: AutoConfig.from_pretrained(base_name, trust_remote_code=False)
@@ -124,5 +126,5 @@ def read_weights(source: str) -> dict[str, Tensor]:
                 raise UserError(f"{file}: cannot be read: {first_line(error)}") from error
             return {key: tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     raise UserError(
-        f"{source}: has neither model.safetensors nor pytorch_model.bin, or the Hub cannot be reached; download it first"
+        f"{source}: has neither model.safetensors nor pytorch_model.bin, or the Hub cannot be reached; download one"
     )

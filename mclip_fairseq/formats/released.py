@@ -176,9 +176,7 @@ def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -
     # Where two names share one parameter, the second copy has overwritten the first.
     untied = [name for name, parameter in own.items() if not torch.equal(parameter, weights[name])]
     if untied:
-        raise UserError(
-            f"{source}: {', '.join(untied)} differ from the token table, but the model ties them; {REMEDY}"
-        )
+        raise UserError(f"{source}: {', '.join(untied)} differ from the token table, but the model ties them; {REMEDY}")
 
 
 # ------------------------------------------------------------------------------------------ the translation model

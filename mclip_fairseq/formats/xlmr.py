@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from fairseq.data import Dictionary
 
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.data.tokenizer import (
     SENTENCEPIECE,
     XLMRTokenizer,
     copy_tokenizer,
-    sentencepiece_pieces,
+    piece_list,
     write_dictionary,
 )
 from mclip_fairseq.data.tokens import load_dictionary
@@ -29,14 +28,14 @@ from mclip_fairseq.storage.hub import published_file
 SPECIALS = 4
 
 
-def check_order(directory: Path, dictionary: Dictionary) -> None:
+def check_order(tokenizer: XLMRTokenizer) -> None:
     """Check that a dictionary's ids are those that `transformers` computes from the SentencePiece model.
 
     Raises:
         UserError: naming the first entry that differs.
     """
-    pieces = sentencepiece_pieces(directory)
-    entries = dictionary.symbols[SPECIALS : SPECIALS + len(pieces)]
+    directory, pieces = tokenizer.directory, piece_list(tokenizer.processor)
+    entries = tokenizer.dictionary.symbols[SPECIALS : SPECIALS + len(pieces)]
     for row, (piece, entry) in enumerate(zip(pieces, entries, strict=False), start=1):
         if piece != entry:
             raise UserError(
@@ -73,7 +72,7 @@ def write_transformers(archive: Path, output: Path) -> None:
     from transformers import XLMRobertaTokenizer
 
     tokenizer = XLMRTokenizer(archive)
-    check_order(archive, tokenizer.dictionary)
+    check_order(tokenizer)
     encoder = XLMREncoder.from_checkpoint(archive, tokenizer.dictionary).eval()
     output.mkdir(parents=True, exist_ok=True)
     to_transformers(encoder).save_pretrained(output)

@@ -84,6 +84,8 @@ class MCLIPModel(BaseFairseqModel):
         teacher_identity: path-free identity of the teacher, of `teacher` or of the feature directories.
     """
 
+    text_encoder_prefix = "text_encoder.encoder."
+
     def __init__(
         self,
         cfg: MCLIPModelConfig,

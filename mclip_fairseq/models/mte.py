@@ -137,6 +137,7 @@ class MTEEncoder(FairseqEncoder):
 class MTEModel(FairseqEncoderDecoderModel):
     """Translation model whose encoder becomes the multilingual text encoder."""
 
+    text_encoder_prefix = "encoder.xlmr.encoder."
     encoder: MTEEncoder
     decoder: TransformerDecoderBase
 

@@ -52,6 +52,8 @@ class TeacherLearningModel(BaseFairseqModel):
         teacher_identity: path-free identity of the teacher.
     """
 
+    text_encoder_prefix = "text_encoder.encoder."
+
     def __init__(
         self, cfg: TeacherLearningModelConfig, text_encoder: XLMREncoder, teacher_identity: Mapping[str, Any]
     ) -> None:

@@ -106,8 +106,8 @@ def from_transformers(model: Any, dictionary: Dictionary, source: str) -> XLMREn
     config = model.config
     if len(dictionary) != config.vocab_size:
         raise UserError(
-            f"{source}: has {config.vocab_size} token embeddings but its dictionary has {len(dictionary)} entries; give "
-            "the SentencePiece model that belongs to it"
+            f"{source}: has {config.vocab_size} token embeddings but its dictionary has {len(dictionary)} entries; "
+            "give the SentencePiece model that belongs to it"
         )
     options = Namespace(
         encoder_layers=config.num_hidden_layers,
