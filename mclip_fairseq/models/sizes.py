@@ -51,7 +51,7 @@ PROJECTORS = SizeGroup(
 
 
 def check_sizes(where: Path, options: Any, weights: Mapping[str, Tensor], group: SizeGroup, prefix: str = "") -> None:
-    """Check that options claim no more layers, and no larger ones, than the weights have.
+    """Check that options claim no more layers, and no larger ones, than the weights have, and no negative sizes.
 
     Args:
         where: the file with the options.
@@ -72,7 +72,7 @@ def check_sizes(where: Path, options: Any, weights: Mapping[str, Tensor], group:
             stored[option] = max(_size(weights, prefix + name, dim) for name, dim in places)
     for option, size in stored.items():
         claimed = getattr(options, option, None)
-        if claimed is not None and int(claimed) > size:
+        if claimed is not None and not 0 <= int(claimed) <= size:
             raise UserError(
                 f"{where}: says {option} {int(claimed)}, but its weights have {size}; restore the file that belongs to "
                 "them"
