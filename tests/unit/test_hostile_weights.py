@@ -1,4 +1,4 @@
-"""Published checkpoints whose options or weights have been altered: one sentence, never a traceback or a full memory."""
+"""Published checkpoints with altered options or weights: one sentence, never a traceback or a full memory."""
 
 from __future__ import annotations
 
