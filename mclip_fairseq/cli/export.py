@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     if options.int8 and not (options.captions and options.features):
         raise UserError("--int8 needs --captions and --features, to measure how much recall it loses")
     from mclip_fairseq.export.card import CardFacts, read_report
-    from mclip_fairseq.export.directory import load_exportable, upload, write_model
+    from mclip_fairseq.export.publish import load_exportable, upload, write_model
 
     reports = [read_report(file) for file in options.report]
     tower = load_exportable(options.model, options.text_encoder, options.teacher)

@@ -11,18 +11,11 @@ from typing import Any
 import mclip_fairseq
 from mclip_fairseq.evaluation.metrics.languages import COUNTS
 from mclip_fairseq.evaluation.reports.report import format_markdown
-from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields, has_type
 from mclip_fairseq.storage.files import read_json
 
-CITATION = """@inproceedings{chen-etal-2023-mclip,
-  title = {{mCLIP}: Multilingual {CLIP} via Cross-lingual Transfer},
-  author = {Chen, Guanhua and Hou, Lu and Chen, Yun and Dai, Wenliang and Shang, Lifeng and Jiang, Xin and Liu, Qun
-            and Pan, Jia and Wang, Wenping},
-  booktitle = {Proceedings of ACL},
-  year = {2023},
-}"""
 REMEDY = "give the report.json of mclip-evaluate"
 GALLERIES = ("captioned", "all")
 AVERAGES = ("all", "without_en")
@@ -89,7 +82,7 @@ def check_report(file: Path, report: Any) -> None:
         raise UserError(f"{file}: has an average, a gallery or a note that mclip-evaluate does not write; {REMEDY}")
 
 
-def model_card(tower: ProjectedTower, facts: CardFacts) -> str:
+def model_card(tower: TrainedTower, facts: CardFacts) -> str:
     """Write the card.
 
     Args:
@@ -115,7 +108,7 @@ def model_card(tower: ProjectedTower, facts: CardFacts) -> str:
             f"Licence: {facts.licence or 'not stated'}. The parts keep theirs.",
             "",
             "```",
-            citation(tower),
+            tower.module.citation,
             "```",
         ],
     }
@@ -125,7 +118,7 @@ def model_card(tower: ProjectedTower, facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def metadata(tower: ProjectedTower, licence: str) -> list[str]:
+def metadata(tower: TrainedTower, licence: str) -> list[str]:
     """The head of the card, in YAML, which the Hub reads."""
     head = {
         "library_name": "mclip_fairseq",
@@ -138,7 +131,7 @@ def metadata(tower: ProjectedTower, licence: str) -> list[str]:
     return ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
 
 
-def introduction(tower: ProjectedTower, name: str) -> list[str]:
+def introduction(tower: TrainedTower, name: str) -> list[str]:
     """Title, one paragraph, and how to use the model."""
     return [
         f"# {name}",
@@ -160,7 +153,7 @@ def measured(report: Mapping[str, Any]) -> list[str]:
     return [f"### {', '.join(report['results'])}", "", format_markdown(report)]
 
 
-def model_parts(tower: ProjectedTower) -> list[str]:
+def model_parts(tower: TrainedTower) -> list[str]:
     """What the model is made of, one line per part."""
     teacher = tower.identity["teacher"]
     text = tower.identity.get("text_encoder") or {}
@@ -170,8 +163,3 @@ def model_parts(tower: ProjectedTower) -> list[str]:
         f"text: XLM-R of {tower.module.text_encoder.dim} dimensions, weights SHA-256 "
         f"`{text.get('sha256', 'trained')}`; texts are cut to {tower.tokenizer.max_tokens} tokens",
     ]
-
-
-def citation(tower: ProjectedTower) -> str:
-    """The BibTeX entry of the system that a model belongs to."""
-    return str(getattr(type(tower.module), "citation", CITATION))

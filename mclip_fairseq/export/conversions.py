@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer, copy_tokenizer
-from mclip_fairseq.formats.directory import save_directory
+from mclip_fairseq.export.directory import save_directory
 from mclip_fairseq.formats.openai_clip import (
     Preprocessing,
     image_processor,

@@ -1,68 +1,77 @@
-"""A trained model as a directory with a card, and its upload: what `mclip-export` does."""
+"""Writes a whole model into one directory; `mclip_fairseq.formats.directory` says what is in it and reads it."""
 
-from __future__ import annotations
-
+import json
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from mclip_fairseq.export.card import CardFacts, model_card
-from mclip_fairseq.formats.directory import save_directory
-from mclip_fairseq.formats.towers import ProjectedTower
-from mclip_fairseq.inference import MultilingualCLIP
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mclip_fairseq.formats.directory import CONFIG, FORMAT, TEACHER, VERSION, WEIGHTS
+from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.files import file_sha256, write_json
+
+MODULES = "modules.json"
+SENTENCE_TRANSFORMERS_MODULE = {
+    "idx": 0,
+    "name": "0",
+    "path": "",
+    "type": "mclip_fairseq.formats.sentence_transformers.MCLIPModule",
+}
+# Options that name files of the machine that trained, or what only training uses.
+NOT_STORED = ("text_encoder", "text_tokenizer", "teacher", "teacher_revision", "save_frozen", "_name", "_parent")
 
 
-def load_exportable(model: str, text_encoder: str = "", teacher: str = "") -> ProjectedTower:
-    """Load a model that was trained here.
-
-    Args:
-        model: training checkpoint, or exported directory.
-        text_encoder: current path of the text encoder's archive; empty: the checkpoint's.
-        teacher: current Hub name or directory of the teacher; empty: the checkpoint's.
-
-    Raises:
-        UserError: it cannot be loaded, or is a model of another project.
-    """
-    loaded = MultilingualCLIP.from_pretrained(
-        model, device="cpu", text_encoder=text_encoder or None, teacher=teacher or None
-    )
-    if not isinstance(loaded.tower, ProjectedTower):
-        raise UserError(f"{model}: is a transformers model already; mclip-export takes a model that was trained here")
-    return loaded.tower
-
-
-def write_model(tower: ProjectedTower, output: Path, facts: CardFacts) -> None:
-    """Write the directory, with its card.
+def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> None:
+    """Write a model with everything that inference needs.
 
     Args:
-        tower: the model.
-        output: directory to make.
-        facts: for the card.
+        tower: the model; its teacher is loaded and written too.
+        output: directory to make; it must be empty or absent.
+        into: write into a directory that holds files already.
 
     Raises:
-        UserError: a report is of another model, or the directory is not empty; nothing is written then.
+        UserError: the directory holds something, or the teacher cannot be loaded.
     """
-    card = model_card(tower, facts)
-    save_directory(tower, output)
-    (output / "README.md").write_text(card, encoding="utf-8")
+    if not into and output.exists() and any(output.iterdir()):
+        raise UserError(f"{output}: is not empty; give a new directory")
+    teacher = tower.teacher
+    output.mkdir(parents=True, exist_ok=True)
+    teacher.save(output / TEACHER)
+    for name in tower.module.tokenizer_files:
+        shutil.copyfile(tower.tokenizer.directory / name, output / name)
+    save_file(portable_weights(tower.module), output / WEIGHTS)
+    options = {key: value for key, value in vars(as_namespace(tower.module.cfg)).items() if key not in NOT_STORED}
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": tower.module.registered_name(),
+        "model": {key: getattr(value, "value", value) for key, value in options.items()},
+        "max_tokens": tower.tokenizer.max_tokens,
+        "files": {name: file_sha256(output / name) for name in tower.module.tokenizer_files},
+        "image_size": teacher.image_size,
+        "languages": tower.languages,
+        "identity": tower.identity,
+    }
+    (output / MODULES).write_text(json.dumps([SENTENCE_TRANSFORMERS_MODULE], indent=2) + "\n", encoding="utf-8")
+    write_json(output / CONFIG, config)  # last: a directory without it is not finished
 
 
-def upload(folder: Path, repository: str) -> str:
-    """Upload a directory to the Hub as a private repository, which is made if needed.
+def portable_weights(module: DualEncoder) -> dict[str, Tensor]:
+    """All weights but the teacher's, tied ones once, contiguous on the CPU."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in named
+        if name not in module.tied_weights and not name.startswith("teacher.")
+    }
 
-    Returns:
-        the address of the commit.
 
-    Raises:
-        UserError: the Hub refuses it.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api = HfApi()
-    try:
-        api.create_repo(repository, private=True, exist_ok=True)
-        commit = api.upload_folder(folder_path=str(folder), repo_id=repository, commit_message="mclip-export")
-    except HfHubHTTPError as error:
-        raise UserError(f"{repository}: the Hub refuses the upload: {first_line(error)}") from error
-    return str(commit.commit_url)
+def as_namespace(cfg: Any) -> Namespace:
+    """A model configuration, of whichever kind fairseq gave it, as a namespace."""
+    return cfg if isinstance(cfg, Namespace) else Namespace(**(cfg if isinstance(cfg, Mapping) else vars(cfg)))

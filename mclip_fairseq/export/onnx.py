@@ -21,7 +21,7 @@ from mclip_fairseq.encoding.captions import read_caption_files
 from mclip_fairseq.encoding.galleries import IdIndex
 from mclip_fairseq.evaluation import retrieval_metrics
 from mclip_fairseq.export.portable import PortableImage, PortableText
-from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.features import FeatureStore
@@ -49,7 +49,7 @@ class RecallData:
     features: Path
 
 
-def export_onnx(tower: ProjectedTower, output: Path, int8: RecallData | None = None) -> dict[str, Any]:
+def export_onnx(tower: TrainedTower, output: Path, int8: RecallData | None = None) -> dict[str, Any]:
     """Write both towers and compare them with torch.
 
     Args:
@@ -89,7 +89,7 @@ def export_onnx(tower: ProjectedTower, output: Path, int8: RecallData | None = N
     return report
 
 
-def sample_tokens(tower: ProjectedTower) -> list[Tensor]:
+def sample_tokens(tower: TrainedTower) -> list[Tensor]:
     """Token ids to compare on: several lengths, a single text, an empty one, padding on either side."""
     texts = ["a dog", "ein Hund am Strand, der im Sand nach einem alten Knochen gräbt", "虹", ""]
     right = tower.tokenizer(texts)
@@ -150,7 +150,7 @@ def write_int8(source: Path, output: Path) -> None:
     quantize_dynamic(source, output, weight_type=QuantType.QInt8)
 
 
-def measure_int8(tower: ProjectedTower, folder: Path, data: RecallData) -> dict[str, dict[str, float]]:
+def measure_int8(tower: TrainedTower, folder: Path, data: RecallData) -> dict[str, dict[str, float]]:
     """Language -> mean recall (strict) of the float32 and the int8 text tower."""
     store = FeatureStore.open(data.features)
     index = IdIndex(store.ids, data.features)
@@ -170,7 +170,7 @@ def measure_int8(tower: ProjectedTower, folder: Path, data: RecallData) -> dict[
     return recalls
 
 
-def encode_captions(tower: ProjectedTower, run: Session, texts: Sequence[str]) -> Tensor:
+def encode_captions(tower: TrainedTower, run: Session, texts: Sequence[str]) -> Tensor:
     """(texts, dim) by an exported text tower."""
     batches = [run(tower.tokenizer(texts[i : i + BATCH]).numpy()) for i in range(0, len(texts), BATCH)]
     return torch.from_numpy(np.concatenate(batches))

@@ -82,8 +82,8 @@ def text_encoder_weights(state: dict[str, Any], name: str, checkpoint: Path) -> 
     import_components("models")
     kind = ARCH_MODEL_REGISTRY.get(name) or MODEL_REGISTRY.get(name)
     # Models of fairseq are registered too; only ours state where their text encoder is.
-    prefix = getattr(kind, "text_encoder_prefix", None)
-    if prefix is None:
+    prefix = getattr(kind, "text_encoder_prefix", "")
+    if not prefix:
         raise UserError(f"{checkpoint}: is of a model {name!r}, which has no multilingual text encoder; {REMEDY}")
     stored = check_state_dict(f"{checkpoint}: model", state.get("model"), REMEDY)
     weights = {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.openai_clip import Preprocessing, image_processor, pixels_along_an_edge, to_clip_model
-from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
 from mclip_fairseq.models.mte import MTEModel, MTEModelConfig
 from mclip_fairseq.models.sizes import DECODER, PROJECTORS, check_heads, check_sizes
@@ -62,7 +62,7 @@ MTE_OPTIONS: dict[str, Kind] = {
 MAX_POSITIONS = 100_000
 
 
-def load_released(checkpoint: Path, xlmr: Path, resize: int = 0, tokenizer: Any = None) -> ProjectedTower:
+def load_released(checkpoint: Path, xlmr: Path, resize: int = 0, tokenizer: Any = None) -> TrainedTower:
     """Rebuild a released model.
 
     Args:
@@ -90,7 +90,7 @@ def load_released(checkpoint: Path, xlmr: Path, resize: int = 0, tokenizer: Any 
     # The released code counts images among the languages.
     languages = [lang for lang in stored_languages(options, checkpoint) if lang != "im"]
     text_tokenizer = XLMRTokenizer(xlmr, max_tokens=module.max_positions())
-    return ProjectedTower(module, text_tokenizer, checkpoint.stem, languages, lambda: teacher)
+    return TrainedTower(module, text_tokenizer, checkpoint.stem, languages, lambda: teacher)
 
 
 def learned_scale(state: Mapping[str, Any], checkpoint: Path) -> Tensor:
@@ -215,7 +215,7 @@ def load_released_mte(checkpoint: Path, xlmr: Path) -> tuple[MTEModel, MTEModelC
         raise UserError(f"{checkpoint}: says max_target_positions {options.max_target_positions}; {REMEDY}")
     languages = stored_languages(options, checkpoint)
     cfg = MTEModelConfig(
-        xlmr=str(xlmr),
+        text_encoder=str(xlmr),
         decoder_layers=options.decoder_layers,
         decoder_ffn_embed_dim=options.decoder_ffn_embed_dim,
         decoder_attention_heads=options.decoder_attention_heads,
@@ -230,7 +230,7 @@ def load_released_mte(checkpoint: Path, xlmr: Path) -> tuple[MTEModel, MTEModelC
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary, langs=languages)
     model = MTEModel.build_model(cfg, task)
     copy_weights(model, rename_mte(weights, len(languages)), f"{checkpoint} with {xlmr}")
-    cfg.xlmr, cfg.langs = "", ",".join(languages)
+    cfg.text_encoder, cfg.langs = "", ",".join(languages)
     return model.eval(), cfg
 
 

@@ -79,9 +79,6 @@ def check_sizes(where: Path, options: Any, weights: Mapping[str, Tensor], group:
             )
 
 
-refuse_oversized = check_sizes  # the name that formats/training.py imports
-
-
 def check_heads(where: str | Path, option: str, heads: int, width: int) -> None:
     """Check that attention heads share a width evenly.
 

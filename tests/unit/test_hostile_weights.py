@@ -62,24 +62,27 @@ def refuses(shared_dir: Path, tmp_path: Path) -> Callable[[str, Callable[[Any], 
     return alter
 
 
-OPTIONS = [
-    *(("mclip_tiny.pt", "encoder_ffn_embed_dim", value) for value in (None, "x", -1, 1 << 40, True, [1])),
-    *(("mclip_tiny.pt", "encoder_attention_heads", value) for value in (None, "x", -1, 0, 5, 1 << 40)),
-    *(("mclip_tiny.pt", "langs", value) for value in ("en,de", [1], {})),
-    *(("mclip_tiny.pt", "dropout", value) for value in ("x", None, [])),
-    *(("mte_tiny.pt", "decoder_layers", value) for value in (None, -1, 1 << 40, "2")),
-    *(("mte_tiny.pt", "decoder_ffn_embed_dim", value) for value in (-1, 1 << 40, 1.5)),
-    *(("mte_tiny.pt", "decoder_attention_heads", value) for value in (0, 5, -4)),
-    *(("mte_tiny.pt", "max_target_positions", value) for value in (0, -1, 1 << 40)),
-    *(("mte_tiny.pt", "langs", value) for value in (None, ["en"], [None])),
-    *(("xlmr_tiny/model.pt", "encoder_layers", value) for value in (None, 0, -1, "x", 1 << 40)),
-    *(("xlmr_tiny/model.pt", "encoder_attention_heads", value) for value in (0, 5, -4, 1 << 40)),
-    *(("xlmr_tiny/model.pt", "max_positions", value) for value in ("x", -1, [], 1.5)),
-    *(("xlmr_tiny/model.pt", "activation_fn", value) for value in (3, "sigh")),
-]
+HUGE = 1 << 40
+OPTIONS: dict[tuple[str, str], list[Any]] = {
+    ("mclip_tiny.pt", "encoder_ffn_embed_dim"): [None, "x", -1, HUGE, True, [1]],
+    ("mclip_tiny.pt", "encoder_attention_heads"): [None, "x", -1, 0, 5, HUGE],
+    ("mclip_tiny.pt", "langs"): ["en,de", [1], {}],
+    ("mclip_tiny.pt", "dropout"): ["x", None, []],
+    ("mte_tiny.pt", "decoder_layers"): [None, -1, HUGE, "2"],
+    ("mte_tiny.pt", "decoder_ffn_embed_dim"): [-1, HUGE, 1.5],
+    ("mte_tiny.pt", "decoder_attention_heads"): [0, 5, -4],
+    ("mte_tiny.pt", "max_target_positions"): [0, -1, HUGE],
+    ("mte_tiny.pt", "langs"): [None, ["en"], [None]],
+    ("xlmr_tiny/model.pt", "encoder_layers"): [None, 0, -1, "x", HUGE],
+    ("xlmr_tiny/model.pt", "encoder_attention_heads"): [0, 5, -4, HUGE],
+    ("xlmr_tiny/model.pt", "max_positions"): ["x", -1, [], 1.5],
+    ("xlmr_tiny/model.pt", "activation_fn"): [3, "sigh"],
+}
 
 
-@pytest.mark.parametrize(("name", "option", "value"), OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "option", "value"), [(*option, value) for option, values in OPTIONS.items() for value in values]
+)
 def test_options_of_a_wrong_type_or_size(name: str, option: str, value: Any, refuses: Any) -> None:
     def change(state: dict[str, Any]) -> None:
         options = state.get("args") or state["cfg"]["model"]
