@@ -13,25 +13,15 @@ from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.formats.xlmr import write_archive
 from mclip_fairseq.models.sizes import ENCODER, check_heads, check_sizes
 from mclip_fairseq.models.weights import check_state_dict, check_weights
-from mclip_fairseq.models.xlmr_encoder import TOKEN_TABLE, XLMREncoder, xlmr_args
+from mclip_fairseq.models.xlmr_encoder import COMMON_OPTIONS, TOKEN_TABLE, XLMREncoder, xlmr_args
 from mclip_fairseq.registration import import_components
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import Kind, check_fields
 
 REMEDY = "give a checkpoint that trained its text encoder, such as one of --arch mte_base"
-# The options of every model here that describe its text encoder, as `xlmr_args` reads them.
-OPTIONS: dict[str, Kind] = {
-    "_name": str,
-    "encoder_layers": int,
-    "encoder_embed_dim": int,
-    "encoder_ffn_embed_dim": int,
-    "encoder_attention_heads": int,
-    "encoder_max_positions": int,
-    "dropout": float,
-    "attention_dropout": float,
-    "langs": str | None,
-}
+# The options that name a model and describe its text encoder, as `xlmr_args` reads them.
+OPTIONS: dict[str, Kind] = {**COMMON_OPTIONS, "_name": str, "encoder_max_positions": int, "langs": str | None}
 
 
 def extract_text_encoder(checkpoint: Path, tokenizer: Path, output: Path) -> None:

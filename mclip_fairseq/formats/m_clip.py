@@ -27,7 +27,7 @@ MAX_TOKENS = 512
 ARCHITECTURE = "MCLIPText"
 
 
-class StudentTextEncoder(nn.Module):
+class DistilledTextEncoder(nn.Module):
     """A base model distilled from CLIP's text tower (teacher learning): mean pooling and a linear layer.
 
     Args:
@@ -85,10 +85,10 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
         )
     # The sizes of the base model are anybody's: compare them with the weights before memory is allocated.
     with torch.device("meta"):
-        expected = dict(StudentTextEncoder(model_without_memory(base, source), dim).named_parameters())
+        expected = dict(DistilledTextEncoder(model_without_memory(base, source), dim).named_parameters())
     weights = {name: tensor.float() for name, tensor in read_weights(source).items() if not is_unused(name)}
     check_weights(weights, {name: tensor for name, tensor in expected.items() if not is_unused(name)}, source)
-    text = StudentTextEncoder(AutoModel.from_config(base, trust_remote_code=False), dim)
+    text = DistilledTextEncoder(AutoModel.from_config(base, trust_remote_code=False), dim)
     text.load_state_dict(weights, strict=False)
     limit = min(MAX_TOKENS, tokenizer.model_max_length)
 

@@ -21,17 +21,17 @@ from mclip_fairseq.storage.files import first_line
 PREFIX = "encoder."
 TOKEN_TABLE = "sentence_encoder.embed_tokens.weight"
 REMEDY = "give a fairseq XLM-R checkpoint (model.pt), or the output of mclip-extract-mte"
-# The stored options that this project reads. fairseq completes the others.
-OPTIONS: dict[str, Kind] = {
+# The options that every encoder has, in an XLM-R checkpoint and in those of our models.
+COMMON_OPTIONS: dict[str, Kind] = {
     "encoder_layers": int,
     "encoder_embed_dim": int,
     "encoder_ffn_embed_dim": int,
     "encoder_attention_heads": int,
     "dropout": float,
     "attention_dropout": float,
-    "max_positions": int | None,
-    "activation_fn": str | None,
 }
+# Those of an XLM-R checkpoint that this project reads. fairseq completes the others.
+OPTIONS: dict[str, Kind] = {**COMMON_OPTIONS, "max_positions": int | None, "activation_fn": str | None}
 
 
 def checkpoint_file(path: str | Path) -> Path:

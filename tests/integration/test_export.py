@@ -1,4 +1,4 @@
-"""What is trained here, shipped: the directory, ONNX, sentence-transformers, open_clip's triple, the Hub."""
+"""Exports of trained models: the directory, ONNX, sentence-transformers, open_clip's triple, the Hub."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def images(photos: Path) -> list[Path]:
 def test_the_directory_is_the_model(
     checkpoint: Path, exported: Path, photos: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gives the same numbers after everything it was made from is out of reach."""
+    """It gives the same numbers without the files it was made from."""
     trained = MultilingualCLIP.from_pretrained(checkpoint, device="cpu")
     text, image = trained.encode_text(TEXTS), trained.encode_image(images)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -214,7 +214,7 @@ def test_push(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     calls: list[tuple[str, Any]] = []
 
     class Hub:
-        """Stands in for the two calls."""
+        """Replaces the two calls."""
 
         def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
             calls.append(("create", (repo_id, private)))

@@ -1,4 +1,4 @@
-"""Published formats in and out: equal numbers, equal token ids, and no weight that is lost in silence."""
+"""Published formats in and out: equal numbers, equal token ids, and no weight is lost silently."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ def test_hidden_states_are_the_same(fixtures: Path, both_ways: tuple[Path, Path]
 
 
 def test_token_type_embeddings_are_kept(fixtures: Path, both_ways: tuple[Path, Path], tmp_path: Path) -> None:
-    """fairseq has none: a token type that is not zero goes into the positions."""
+    """fairseq has none: a token type that is not zero is added to the positions."""
     from transformers import AutoModelForMaskedLM
 
     model = AutoModelForMaskedLM.from_pretrained(both_ways[0]).eval()
@@ -336,7 +336,7 @@ def test_dictionary_in_another_order_is_refused(
 
 
 def test_enhanced_encoder_alone(fixtures: Path, tmp_path: Path) -> None:
-    """Stock fairseq refuses the released file for want of bookkeeping; the archive it takes."""
+    """Stock fairseq refuses the released file, which lacks bookkeeping, but reads the archive."""
     from fairseq.models.roberta import XLMRModel
 
     source, archive = fixtures / "mte_tiny_extracted.pt", tmp_path / "archive"
@@ -351,7 +351,7 @@ def test_enhanced_encoder_alone(fixtures: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(found[tokens.ne(1)], expected[tokens.ne(1)], rtol=1e-5, atol=1e-5)
 
 
-def test_other_checkpoints_are_no_translation_model(
+def test_other_checkpoints_are_not_translation_models(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--xlmr", str(fixtures / "xlmr_tiny"), "--output", str(tmp_path / "out")]
