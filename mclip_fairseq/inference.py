@@ -1,5 +1,6 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
+import copy
 import hashlib
 import json
 import re
@@ -15,6 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mclip_fairseq.formats.directory import is_saved_directory, load_directory
+from mclip_fairseq.formats.mla import is_mla_directory
+from mclip_fairseq.formats.mla import load_directory as load_mla_directory
 from mclip_fairseq.formats.peers import load_peer
 from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.formats.training import load_training_checkpoint
@@ -52,6 +55,7 @@ class MultilingualCLIP:
         path_or_name: str | Path,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        language: str | None = None,
         *,
         text_encoder: str | Path | None = None,
         teacher: str | Path | None = None,
@@ -64,6 +68,7 @@ class MultilingualCLIP:
                 sentence-transformers.
             device: see the class.
             dtype: see the class.
+            language: of the texts, for a model that reads each in its own way; see `for_language`.
             text_encoder: where the text encoder's archive is now, if not where the training found it.
             teacher: where the teacher is now, likewise; for a text tower, the image tower it was trained for.
 
@@ -75,9 +80,25 @@ class MultilingualCLIP:
             tower: Tower = load_training_checkpoint(path, str(text_encoder or ""), str(teacher or ""))
         elif is_saved_directory(path):
             tower = load_directory(path)
+        elif is_mla_directory(path):
+            tower = load_mla_directory(path)
         else:
             tower = load_peer(str(path_or_name), str(teacher or ""))
-        return cls(tower, device, dtype)
+        model = cls(tower, device, dtype)
+        return model if language is None else model.for_language(language)
+
+    def for_language(self, language: str) -> "MultilingualCLIP":
+        """The view that reads texts of one language, over the same weights.
+
+        Args:
+            language: a code such as `de`. A model that reads all languages in the same way takes any.
+
+        Raises:
+            UserError: a model with a text path per language does not have this one.
+        """
+        view = copy.copy(self)
+        view.tower = self.tower.for_language(language)
+        return view
 
     @property
     def name(self) -> str:

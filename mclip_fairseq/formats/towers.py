@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from PIL import Image
@@ -25,7 +25,13 @@ class Tower(Protocol):
     languages: list[str]
     identity: dict[str, Any]
     module: Any
-    tokenizer: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        """Texts to model input."""
+
+    def for_language(self, language: str) -> "Tower":
+        """The tower that reads texts of one language; itself where all languages share one text path."""
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""
@@ -51,7 +57,15 @@ class Tower(Protocol):
         """Factor of the cosine, 0-d float32 on the CPU; None where the model has none."""
 
 
-class TrainedTower:
+class OneTextPath:
+    """A tower that reads all languages in the same way."""
+
+    def for_language(self, language: str) -> Self:
+        """Itself."""
+        return self
+
+
+class TrainedTower(OneTextPath):
     """A model trained here, and the teacher whose image features it takes.
 
     Args:
@@ -137,7 +151,7 @@ class TrainedTower:
         return self.module.scale.detach().float().cpu()
 
 
-class TeacherTower:
+class TeacherTower(OneTextPath):
     """A `transformers` dual encoder on its own, to be compared in the same tables."""
 
     def __init__(self, name: str) -> None:
@@ -182,7 +196,7 @@ class TeacherTower:
         return None if self.module.logit_scale is None else torch.tensor(self.module.logit_scale)
 
 
-class PairTower:
+class PairTower(OneTextPath):
     """A text tower of another project beside the image tower whose space it was trained for.
 
     Args:
