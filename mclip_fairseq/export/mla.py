@@ -1,0 +1,125 @@
+"""Writes an `mla` as one directory; `mclip_fairseq.formats.mla` says what is in it and reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
+from mclip_fairseq.formats.mla import (
+    CLIP,
+    CONFIG,
+    FORMAT,
+    SIZES,
+    TOKENIZER,
+    VERSION,
+    MLATower,
+    make_tower,
+    merge_published,
+    model_of,
+    round_as_released,
+    split_published,
+    to_published,
+)
+from mclip_fairseq.formats.openai_clip import read_state_dict
+from mclip_fairseq.formats.towers import Tower
+from mclip_fairseq.models.mla import ENGLISH
+from mclip_fairseq.models.mla_parts import WEIGHTS
+from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import write_json
+
+
+def load_published(
+    checkpoint: Path,
+    acquirers: Path | None,
+    vocabulary: Path,
+    bpe: str = "",
+    resize: int = 0,
+    rounded: bool = False,
+    trust: bool = False,
+) -> MLATower:
+    """Published MLA files as a tower.
+
+    Args:
+        checkpoint: with CLIP's weights and, unless `acquirers` is given, the acquirers.
+        acquirers: file whose acquirers, table and linear map are taken instead.
+        vocabulary: mBERT's `vocab.txt`, or its directory or Hub name.
+        bpe: CLIP's tokenizer, directory or Hub name; empty: English text is refused.
+        resize: pixels of an image's shorter edge before the crop; 0: CLIP's resolution.
+        rounded: round the layers of `checkpoint` to half, as the released code does when it reads one.
+        trust: read a TorchScript archive, which can run code.
+
+    Raises:
+        UserError: a file cannot be read, or holds other weights.
+    """
+    state = read_state_dict(checkpoint, trust)
+    if rounded:
+        state = round_as_released(state)
+    if acquirers is not None:
+        state = merge_published(state, read_state_dict(acquirers))
+    tokenizer = PieceTokenizer.from_pretrained(vocabulary)
+    clip_tokenizer = PieceTokenizer.from_pretrained(bpe).tokenizer if bpe else None
+    published = split_published(state, str(acquirers or checkpoint))
+    model = model_of(published, str(checkpoint), tokenizer.dictionary.eos(), clip_tokenizer, resize)
+    return make_tower(model, tokenizer, checkpoint.stem)
+
+
+def save_mla_directory(tower: MLATower, output: Path) -> None:
+    """Write a model with everything that inference needs, and that training can start from (--base).
+
+    Args:
+        tower: the model.
+        output: directory to make; it must be empty or absent.
+
+    Raises:
+        UserError: the directory holds something, or the tower has no tokenizer.
+    """
+    tokenizer = tower.tokenizers["other"]
+    if tokenizer is None:
+        raise UserError(f"{tower.name}: has no tokenizer for its languages; pass it as --text-tokenizer")
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output}: is not empty; give a new directory")
+    output.mkdir(parents=True, exist_ok=True)
+    module = tower.module
+    english = tower.tokenizers[ENGLISH]
+    clip = DualEncoderTeacher(
+        module.clip,
+        module.transform.processor,
+        None if english is None else english.tokenizer,
+        output.resolve().name,
+        None,
+    )
+    clip.save(output / CLIP)
+    module.freeze()  # the teacher's frame has frozen CLIP
+    tokenizer.save(output / TOKENIZER)
+    own = {name: tensor for name, tensor in module.own_weights().items() if not name.startswith("clip.")}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, output / WEIGHTS)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": {name: getattr(module.cfg, name) for name in SIZES},
+        # CLIP lies beside it, under a name of its own.
+        "identity": {"text_encoder": None, "teacher": {**clip.identity, "name": CLIP}},
+    }
+    write_json(output / CONFIG, config)  # last: a directory without it is not finished
+
+
+def save_published(tower: Tower, output: Path) -> None:
+    """Write a model as the released code stores it: one state dict that its `acquirer_ckpt` and `clip_ckpt` read.
+
+    Args:
+        tower: the model; its CLIP has a ViT.
+        output: file to write.
+
+    Raises:
+        UserError: another model.
+    """
+    if not isinstance(tower, MLATower):
+        raise UserError(f"{tower.name}: is not an mla; give a checkpoint of it, or a directory of mclip-convert mla")
+    state: dict[str, Tensor] = to_published(tower.module)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, output)
