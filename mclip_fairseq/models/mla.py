@@ -1,6 +1,7 @@
 """Model `mla`: acquirers of further languages inside CLIP's own text tower (Zhang et al., NeurIPS 2022)."""
 
 import logging
+import re
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ ENGLISH = "en"
 # The released code's factor of the cosine in all stages; CLIP's own training ends there.
 SCALE = 100.0
 PARTS = ("acquirers", "embedding", "linear", "clip")
+QUERY_KEY_VALUE = re.compile(r"[qkv]_proj(?=\.(weight|bias)$)")
 CITATION = """@inproceedings{zhang-etal-2022-mla,
   title = {Generalizing Multimodal Pre-training into Multilingual via Language Acquisition},
   author = {Zhang, Liang and Hu, Anwen and Jin, Qin},
@@ -113,6 +115,11 @@ class MLAModel(DualEncoder):
         self.embedding = nn.Embedding(cfg.embedding_rows, cfg.embedding_dim)
         self.embedding_linear = nn.Linear(cfg.embedding_dim, text.hidden_size)
         self.acquirers = make_acquirers(self.languages, text.num_hidden_layers, text.hidden_size, cfg.acquirer_dim)
+        for name, weight in self.named_parameters():
+            # Read by the optimizer bert_adam. OpenAI keeps query, key and value in one matrix, and clips them as one.
+            weight.is_bias = name.endswith("bias")
+            if QUERY_KEY_VALUE.search(name):
+                weight.clip_group = QUERY_KEY_VALUE.sub("in_proj", name)
         self.freeze()
 
     @classmethod
