@@ -305,10 +305,10 @@ def test_pictures_with_odd_names(clip: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--machines", 2, "--machine", 2], "--machine counts from 0 to 1"),
-        (["--root", "."], "--root is what the paths of an image list"),
+        (["--machines", 2, "--machine", 2], "--machine must be 0 to 1"),
+        (["--root", "."], "--root is the folder of a list's relative paths"),
         (["--dtype", "bfloat16"], "needs a GPU"),
-        (["--device", "toaster"], "torch knows no such device"),
+        (["--device", "toaster"], "torch has no such device"),
         (["--model", "no/such/model"], "cannot be loaded"),
     ],
 )
