@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks._search import build_made_up, made_up, make_features
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import Searcher, factory_string, faiss, new_index, training_rows
-from mclip_fairseq.search.settings import KINDS
+from mclip_fairseq.search.settings import KINDS, IndexSettings
 from mclip_fairseq.storage.features import FeatureStore
 
 DIM, K, SINGLE, BATCH = 512, 10, 50, 256
@@ -54,7 +54,7 @@ def build_ours(folder: Path, kind: str) -> dict[str, Any]:
 def build_faiss(folder: Path, kind: str) -> dict[str, Any]:
     """The same index without ids, hashes, resuming or recall."""
     features = FeatureStore.open(folder / "features", verify=False)
-    index = new_index(factory_string(kind, DIM, len(features)), DIM)
+    index = new_index(factory_string(IndexSettings(kind), DIM, len(features)), DIM)
     if not index.is_trained:
         rows = features.take(training_rows(index, len(features))).astype(np.float32)
         faiss().normalize_L2(rows)

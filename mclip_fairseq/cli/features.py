@@ -18,6 +18,9 @@ from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
 if TYPE_CHECKING:
     import torch
 
+    from mclip_fairseq.encoding.bulk import Source
+    from mclip_fairseq.models.teacher import DualEncoderTeacher
+
 PROGRAM = "mclip-features"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 EPILOG = """\
@@ -50,15 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Run the command; returns the line to print."""
     check_options(options)
-    from mclip_fairseq.encoding.bulk import (
-        BulkSettings,
-        CaptionSource,
-        ImageSource,
-        Source,
-        compute,
-        list_images,
-        read_caption_list,
-    )
+    from mclip_fairseq.encoding.bulk import BulkSettings, compute, list_images, read_caption_list
     from mclip_fairseq.models.teacher import DualEncoderTeacher
     from mclip_fairseq.storage.feature_writer import FeatureWriter
 
@@ -67,11 +62,7 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     captions = read_caption_list(options.captions) if options.captions else []
     images = list_images(options.images, options.root) if options.images else []
     teacher = DualEncoderTeacher.from_pretrained(options.model, options.revision).to(device)
-    source: Source = (
-        CaptionSource(teacher, captions, options.captions)
-        if captions
-        else ImageSource(images, teacher.transform, teacher.encode_image, options.workers, options.max_pixels)
-    )
+    source = open_source(options, teacher, captions, images)
     writer = FeatureWriter(
         options.output,
         source.ids,
@@ -98,6 +89,21 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
         return f"{options.output}: {missing} of {writer.shards} shards are left to other machines"
     skipped = len(writer.skipped())
     return f"{options.output}: {len(source.ids) - skipped} rows of {teacher.dim} columns, {skipped} skipped"
+
+
+def open_source(
+    options: argparse.Namespace,
+    teacher: DualEncoderTeacher,
+    captions: list[tuple[str, str]],
+    images: list[tuple[str, Path]],
+) -> Source:
+    """The captions or images that the command line names, with the teacher's encoder for them."""
+    from mclip_fairseq.encoding.bulk import CaptionSource, ImageSource
+
+    if not captions:
+        return ImageSource(images, teacher.transform, teacher.encode_image, options.workers, options.max_pixels)
+    preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
+    return CaptionSource(captions, options.captions, teacher.tokenize, teacher.encode_text, preprocessing)
 
 
 def made_by(command: Sequence[str], device: torch.device) -> dict[str, object]:

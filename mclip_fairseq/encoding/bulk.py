@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from mclip_fairseq.storage.feature_files import is_usable_id
 from mclip_fairseq.storage.feature_writer import FeatureWriter
 from mclip_fairseq.storage.files import read_lines, shown
 from mclip_fairseq.storage.images import ImageError, load_image, resolve_images
-
-if TYPE_CHECKING:
-    from mclip_fairseq.models.teacher import DualEncoderTeacher
 
 
 @dataclass(frozen=True)
@@ -158,19 +155,27 @@ class CaptionSource:
     """Captions of a file; an empty one counts as unreadable.
 
     Args:
-        teacher: tokenizes and encodes them.
         captions: (id, caption), one per line of the file.
         file: for messages.
+        tokenize: texts -> keyword arguments of `encode_text`, (n, length) each.
+        encode_text: tokens -> (n, dim).
+        preprocessing: what `tokenize` does, in words.
     """
 
     modality = "text"
 
-    def __init__(self, teacher: DualEncoderTeacher, captions: Sequence[tuple[str, str]], file: Path) -> None:
+    def __init__(
+        self,
+        captions: Sequence[tuple[str, str]],
+        file: Path,
+        tokenize: Callable[[Sequence[str]], dict[str, Tensor]],
+        encode_text: Callable[..., Tensor],
+        preprocessing: str,
+    ) -> None:
         self.place = f" of {shown(file)}"
         self.ids = [name for name, _ in captions]
         self.captions = captions
-        self.preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
-        self.tokenize, self.encode_text = teacher.tokenize, teacher.encode_text
+        self.tokenize, self.encode_text, self.preprocessing = tokenize, encode_text, preprocessing
 
     def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
         """Tokenize the captions with these numbers, batch by batch, in order."""

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, locked, write_manifest
 from mclip_fairseq.search.kinds import (
-    check_effort,
     efforts,
     factory_string,
     new_index,
@@ -26,7 +25,13 @@ from mclip_fairseq.search.kinds import (
     write_index,
 )
 from mclip_fairseq.search.recall import Yardstick, recall_sentence
-from mclip_fairseq.search.settings import DEFAULT_RECALL, ImageSettings, IndexSettings, ModelPaths
+from mclip_fairseq.search.settings import (
+    DEFAULT_RECALL,
+    ImageSettings,
+    IndexSettings,
+    ModelPaths,
+    check_settings,
+)
 from mclip_fairseq.search.sources import Gallery, ProjectedFeatures, describe_model, encode_images, open_gallery
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import encode_ids
@@ -72,14 +77,14 @@ def build_index(
         model_entry = describe_model(model, model_paths)
         listed = len(gallery.index.names)
         # Options are checked against the listed images before any of them is encoded.
-        factory = factory_string(settings.kind, model.dim, listed, settings.lists, settings.code_bytes)
-        check_effort(settings.kind, factory, listed, settings.effort, settings.recall)
+        check_settings(settings, model.dim, listed)
         discard_if_changed(folder / PARTIAL, gallery.stamp())
         vectors = open_vectors(gallery, model, model_entry, folder / PARTIAL / "images", images)
         count = len(vectors.ids)
         if not count:
             raise UserError(f"{images.source}: none of its images can be read, so there is nothing to search")
-        factory = factory_string(settings.kind, model.dim, count, settings.lists, settings.code_bytes)
+        check_settings(settings, model.dim, count)  # unreadable images may have left too few
+        factory = factory_string(settings, model.dim, count)
         plan = {"factory": factory, "model": model_entry["fingerprint"]}
         index = fill_index(settings.kind, model.dim, vectors, folder / PARTIAL, plan)
         texts = model.encode_text(list(queries)).numpy() if queries and efforts(settings.kind, index) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mclip_fairseq.search.ivf_header import check_lists
+from mclip_fairseq.search.settings import (
+    IVF_KINDS,
+    PQ_CENTROIDS,
+    IndexSettings,
+    default_code_bytes,
+    default_lists,
+)
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import file_sha256
@@ -34,13 +40,10 @@ CLASSES = {
 }
 # The first four bytes of the files of these classes: no other file is handed to faiss.
 MAGIC = {"exact": b"IxFI", "ivf": b"IwFl", "hnsw": b"IHNf", "sq8": b"IwSq", "pq": b"IwPQ"}
-IVF_KINDS = ("ivf", "sq8", "pq")
 HNSW_LINKS = 32
 MAX_BREADTH = 1024  # the widest walk that tuning tries, short of all rows
-PQ_CENTROIDS = 256
 PQ_ROUNDS = 8  # faiss's default is 25: the codes are hardly worse, and training is most of the build
 TRAINING_PER_LIST = 48  # faiss warns below 39
-MAX_LISTS = 65536
 
 
 def faiss() -> Any:
@@ -52,58 +55,10 @@ def faiss() -> Any:
     return import_extra("faiss", "search")
 
 
-def factory_string(kind: str, dim: int, count: int, lists: int | None = None, code_bytes: int | None = None) -> str:
-    """Faiss's description of an index for `count` vectors.
-
-    Args:
-        kind: of `KINDS`.
-        dim: columns.
-        count: vectors that the index will hold.
-        lists: of the ivf kinds; None takes a power of two near twice the square root of the count.
-        code_bytes: per vector, for pq; None takes an eighth of the dimensions.
-
-    Raises:
-        UserError: an option does not fit the kind or the data.
-    """
-    if lists is not None and kind not in IVF_KINDS:
-        raise UserError(f"--lists is for --kind ivf, sq8 or pq; leave it out with {kind}")
-    if code_bytes is not None and kind != "pq":
-        raise UserError(f"--bytes is for --kind pq; leave it out with {kind}")
-    chosen = lists or 2 ** max(0, round(math.log2(2 * math.sqrt(max(count, 1)))))
-    chosen = min(chosen, MAX_LISTS, max(count, 1)) if lists is None else chosen
-    if kind in IVF_KINDS and chosen > count:
-        raise UserError(f"{chosen} lists for {count} images are too many; lower --lists, or use --kind exact")
-    size = code_bytes or max(1, dim // 8)
-    if kind == "pq" and dim % size:
-        raise UserError(f"--bytes {size} does not divide the model's {dim} dimensions; choose a divisor")
-    if kind == "pq" and count < PQ_CENTROIDS:
-        raise UserError(f"--kind pq trains on at least {PQ_CENTROIDS} images, not {count}; use --kind exact")
-    return FACTORIES[kind].format(lists=chosen, links=HNSW_LINKS, bytes=size)
-
-
-def check_effort(kind: str, factory: str, count: int, effort: int | None, recall: float | None) -> None:
-    """Check that the search settings fit an index.
-
-    Args:
-        kind: of `KINDS`.
-        factory: faiss's description.
-        count: vectors of the index.
-        effort: the option, None if not given.
-        recall: the option, None if not given.
-
-    Raises:
-        UserError: either one with the kind exact, both at once, or more effort than the index has lists or rows.
-    """
-    if effort is None and recall is None:
-        return
-    if kind == "exact":
-        raise UserError("--recall and --effort are for the approximate kinds: exact always finds all; leave them out")
-    if effort is not None and recall is not None:
-        raise UserError("--effort replaces --recall; give only one of them")
-    most = count if kind == "hnsw" else int(factory.removeprefix("IVF").partition(",")[0])
-    if effort is not None and effort > most:
-        unit = "images" if kind == "hnsw" else "lists"
-        raise UserError(f"--effort {effort} is more than the {most} {unit} of the index; give at most {most}")
+def factory_string(settings: IndexSettings, dim: int, count: int) -> str:
+    """Faiss's description of an index for `count` vectors of `dim` columns."""
+    lists, code_bytes = settings.lists or default_lists(count), settings.code_bytes or default_code_bytes(dim)
+    return FACTORIES[settings.kind].format(lists=lists, links=HNSW_LINKS, bytes=code_bytes)
 
 
 def new_index(factory: str, dim: int) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +177,45 @@ def test_a_real_model_answers_alike_from_images_and_features(
     picture = images / "img7.png"
     assert cli.main(["query", str(tmp_path / "a"), "--image", str(picture), "--device", "cpu", "-k", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[2].split() == ["1", "1.000", "img7.png"]
+
+
+HELP = """
+import contextlib, io, sys
+from mclip_fairseq.cli import features, search
+for main, words in ((features.main, []), *((search.main, words) for words in ([], ["build"], ["query"], ["serve"]))):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as printed:
+        main([*words, "--help"])
+    assert "usage: mclip-" in printed.getvalue()
+print(*sys.modules)
+"""
+QUERY = """
+import sys
+from mclip_fairseq.cli import search
+from tests.colours import ColourModel
+search.load_model = lambda *arguments: ColourModel()
+assert search.main(["query", "index", "red", "--json"]) == 0
+print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "unwanted"),
+    [
+        (HELP, "mclip_fairseq.cli.search", ["torch", "faiss", "transformers", "fairseq"]),
+        (QUERY, "faiss", ["transformers", "fairseq", "matplotlib", "scipy", "starlette", "mclip_fairseq.evaluation"]),
+    ],
+)
+def test_a_command_imports_only_what_it_uses(
+    code: str, expected: str, unwanted: list[str], mclip_search: Run, repository_root: Path
+) -> None:
+    mclip_search(*BUILD)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(repository_root)},
+    )
+    modules = result.stdout.splitlines()[-1].split()
+    assert expected in modules
+    assert not set(unwanted) & set(modules)

@@ -12,7 +12,6 @@ import pytest
 
 from mclip_fairseq.search.kinds import (
     Searcher,
-    check_effort,
     compacted,
     efforts,
     factory_string,
@@ -22,9 +21,14 @@ from mclip_fairseq.search.kinds import (
     write_index,
 )
 from mclip_fairseq.search.recall import Yardstick, exact_neighbours, recall_sentence
-from mclip_fairseq.search.settings import KINDS
+from mclip_fairseq.search.settings import IVF_KINDS, KINDS, IndexSettings, check_settings
 
 DIM, COUNT = 16, 2000
+
+
+def factory_of(kind: str) -> str:
+    """An index of `COUNT` vectors, with 16 lists where the kind has lists."""
+    return factory_string(IndexSettings(kind, 16 if kind in IVF_KINDS else None), DIM, COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,7 @@ def vectors() -> np.ndarray:
 def made(vectors: np.ndarray) -> dict[str, Any]:
     found = {}
     for kind in KINDS:
-        index = new_index(factory_string(kind, DIM, COUNT, 16 if kind in ("ivf", "sq8", "pq") else None), DIM)
+        index = new_index(factory_of(kind), DIM)
         index.train(vectors)
         index.add(vectors)
         found[kind] = index
@@ -118,7 +122,7 @@ def test_more_effort_than_rows_is_harmless(vectors: np.ndarray, made: dict[str, 
 
 def test_many_lists_of_short_codes_come_back(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(1200, 32)).astype(np.float32)
-    index = new_index(factory_string("pq", 32, 1200, 1100, 1), 32)
+    index = new_index(factory_string(IndexSettings("pq", 1100, 1), 32, 1200), 32)
     index.train(vectors)
     index.add(vectors)
     write_index(index, tmp_path / "vectors.faiss")
@@ -163,7 +167,7 @@ def test_dropping_removed_rows_changes_no_answer(
     index = read_index(tmp_path / "vectors.faiss", kind, DIM, COUNT, writable=True)
     effort = None if kind == "exact" else efforts(kind, index)[-1]
     scores, rows = Searcher(index, kind, effort, np.flatnonzero(~keep).tolist())(vectors[:20], 7)
-    fewer = compacted(index, kind, factory_string(kind, DIM, COUNT, 16 if kind in ("ivf", "sq8", "pq") else None), keep)
+    fewer = compacted(index, kind, factory_of(kind), keep)
     write_index(fewer, tmp_path / "fewer.faiss")
     again = read_index(tmp_path / "fewer.faiss", kind, DIM, int(keep.sum()), writable=True)
     found = Searcher(again, kind, effort)(vectors[:20], 7)
@@ -210,20 +214,25 @@ def test_any_of_equal_images_counts_as_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("settings", "count", "words"),
     [
-        (("exact", "Flat", 9, 4, None), "exact always finds all"),
-        (("exact", "Flat", 9, None, 0.9), "exact always finds all"),
-        (("ivf", "IVF16,Flat", 900, 4, 0.9), "give only one of them"),
-        (("sq8", "IVF16,SQ8", 900, 17, None), "--effort 17 is more than the 16 lists of the index"),
-        (("hnsw", "HNSW32,Flat", 9, 10, None), "--effort 10 is more than the 9 images of the index"),
-        (("ivf", "IVF16,Flat", 900, 16, None), ""),
-        (("exact", "Flat", 9, None, None), ""),
+        ({"kind": "exact", "effort": 4}, 9, "exact always finds all"),
+        ({"kind": "exact", "recall": 0.9}, 9, "exact always finds all"),
+        ({"kind": "ivf", "lists": 16, "effort": 4, "recall": 0.9}, 900, "give only one of them"),
+        ({"kind": "sq8", "lists": 16, "effort": 17}, 900, "--effort 17 is more than the 16 lists of the index"),
+        ({"kind": "hnsw", "effort": 10}, 9, "--effort 10 is more than the 9 images of the index"),
+        ({"kind": "exact", "lists": 8}, 1000, "--lists is for"),
+        ({"kind": "ivf", "code_bytes": 8}, 1000, "--bytes is for --kind pq"),
+        ({"kind": "ivf", "lists": 2000}, 1000, "2000 lists for 1000 images are too many"),
+        ({"kind": "pq", "code_bytes": 7}, 1000, "--bytes 7 does not divide"),
+        ({"kind": "pq"}, 100, "at least 256 images"),
+        ({"kind": "ivf", "lists": 16, "effort": 16}, 900, ""),
+        ({"kind": "exact"}, 9, ""),
     ],
 )
-def test_efforts_that_do_not_fit_are_refused(arguments: Any, words: str) -> None:
+def test_settings_that_do_not_fit_are_refused(settings: Any, count: int, words: str) -> None:
     with pytest.raises(ValueError, match=words) if words else contextlib.nullcontext():
-        check_effort(*arguments)
+        check_settings(IndexSettings(**settings), 512, count)
 
 
 def test_effort_grows_until_the_recall_is_reached(vectors: np.ndarray, made: dict[str, Any]) -> None:
@@ -248,23 +257,8 @@ def test_compression_costs_recall_and_saves_room(vectors: np.ndarray, made: dict
     assert size["sq8"] < size["exact"] < size["hnsw"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("exact", 512, 1000, 8, None), "--lists is for"),
-        (("ivf", 512, 1000, None, 8), "--bytes is for --kind pq"),
-        (("ivf", 512, 1000, 2000, None), "2000 lists for 1000 images are too many"),
-        (("pq", 512, 1000, None, 7), "--bytes 7 does not divide"),
-        (("pq", 512, 100, None, None), "at least 256 images"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(arguments: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        factory_string(*arguments)
-
-
 def test_factory_strings() -> None:
-    assert factory_string("ivf", 512, 1_000_000) == "IVF2048,Flat"
-    assert factory_string("pq", 512, 100_000) == "IVF512,PQ64"
-    assert factory_string("hnsw", 512, 10) == "HNSW32,Flat"
-    assert factory_string("ivf", 512, 1) == "IVF1,Flat"
+    assert factory_string(IndexSettings("ivf"), 512, 1_000_000) == "IVF2048,Flat"
+    assert factory_string(IndexSettings("pq"), 512, 100_000) == "IVF512,PQ64"
+    assert factory_string(IndexSettings("hnsw"), 512, 10) == "HNSW32,Flat"
+    assert factory_string(IndexSettings("ivf"), 512, 1) == "IVF1,Flat"
