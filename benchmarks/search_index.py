@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Build and ask an index of a million vectors of 512 dimensions, beside faiss called directly with the same vectors.
+"""Build and search an index of a million vectors of 512 dimensions, compared with calling faiss directly.
 
-Every line is a process of its own, so that its peak memory is its own. `--vectors 100000` takes seconds instead of
+Each step runs in its own process, so that peak memory is measured per step. `--vectors 100000` takes seconds instead of
 minutes; `--kinds exact ivf hnsw sq8 pq` measures all kinds.
 """
 

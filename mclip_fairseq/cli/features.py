@@ -47,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # A tokenizer with threads must not be used before decoding processes are forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if options.images else "true")
-    return run_main(PROGRAM, lambda: print(make_features(options, [PROGRAM, *arguments])))
+    return run_main(
+        PROGRAM,
+        lambda: print(make_features(options, [PROGRAM, *arguments])),
+        when_interrupted="run the same command again to continue",
+    )
 
 
 def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_main(
         PROGRAM,
         lambda: print_all(COMMANDS[options.command](options, [PROGRAM, *arguments])),
-        "run the same command again to continue" if resumes else "",
+        when_interrupted="run the same command again to continue" if resumes else "",
     )
 
 

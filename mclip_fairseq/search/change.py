@@ -70,7 +70,7 @@ def add_images(
     message = f"{folder}: {len(vectors.ids) - len(replaced)} images added"
     message += f", {len(replaced)} replaced" if replaced else ""
     message += f", {kept} already in the index" if kept else ""
-    return message + (f", {skipped} unreadable ones skipped" if skipped else "") + recall_note(index)
+    return message + (f", {skipped} unreadable images skipped" if skipped else "") + recall_note(index)
 
 
 def append(

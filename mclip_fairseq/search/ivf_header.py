@@ -50,7 +50,7 @@ class Cursor:
 def check_lists(path: Path) -> None:
     """Check that a file claims as many lists as it has centres, all of which it must hold.
 
-    A file of a few bytes can claim billions of lists, for which faiss would allocate memory; centres have to be there.
+    A file of a few bytes can claim billions of lists, and faiss would allocate memory for them; centres are real data.
 
     Args:
         path: a non-empty index of the class IVFFlat, IVFScalarQuantizer or IVFPQ.

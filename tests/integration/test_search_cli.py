@@ -26,7 +26,7 @@ def test_an_unreadable_image_is_named_or_skipped(mclip_search: Run) -> None:
     printed = mclip_search(*BUILD, "--skip-budget", 1)
     assert printed == "index: 8 images of 5 dimensions, exact; 1 unreadable images skipped\n"
     printed = mclip_search("add", "index", "photos", "--workers", 0, "--skip-budget", 1)
-    assert printed == "index: 0 images added, 8 already in the index, 1 unreadable ones skipped\n"
+    assert printed == "index: 0 images added, 8 already in the index, 1 unreadable images skipped\n"
 
 
 def test_max_pixels_works_where_messages_suggest_it(mclip_search: Run) -> None:

@@ -40,13 +40,13 @@ def vectors() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def made(vectors: np.ndarray) -> dict[str, Any]:
-    found = {}
+    indexes = {}
     for kind in KINDS:
         index = new_index(factory_of(kind), DIM)
         index.train(vectors)
         index.add(vectors)
-        found[kind] = index
-    return found
+        indexes[kind] = index
+    return indexes
 
 
 def slow_search(vectors: np.ndarray, queries: np.ndarray, k: int, removed: set[int] = frozenset()) -> list[list[int]]:  # type: ignore[assignment]
@@ -116,8 +116,8 @@ def test_lists_that_name_missing_rows_are_refused(row: int, made: dict[str, Any]
 
 
 def test_more_effort_than_rows_is_harmless(vectors: np.ndarray, made: dict[str, Any]) -> None:
-    found = Searcher(made["hnsw"], "hnsw", 2**31 - 1)(vectors[:3], 5)[1]
-    assert np.array_equal(found, Searcher(made["hnsw"], "hnsw", COUNT)(vectors[:3], 5)[1])
+    rows = Searcher(made["hnsw"], "hnsw", 2**31 - 1)(vectors[:3], 5)[1]
+    assert np.array_equal(rows, Searcher(made["hnsw"], "hnsw", COUNT)(vectors[:3], 5)[1])
 
 
 def test_many_lists_of_short_codes_come_back(tmp_path: Path) -> None:
@@ -170,9 +170,9 @@ def test_dropping_removed_rows_changes_no_answer(
     fewer = compacted(index, kind, factory_of(kind), keep)
     write_index(fewer, tmp_path / "fewer.faiss")
     again = read_index(tmp_path / "fewer.faiss", kind, DIM, int(keep.sum()), writable=True)
-    found = Searcher(again, kind, effort)(vectors[:20], 7)
-    assert np.flatnonzero(keep)[found[1]].tolist() == rows.tolist()
-    assert found[0] == pytest.approx(scores, abs=1e-6)
+    new_scores, new_rows = Searcher(again, kind, effort)(vectors[:20], 7)
+    assert np.flatnonzero(keep)[new_rows].tolist() == rows.tolist()
+    assert new_scores == pytest.approx(scores, abs=1e-6)
     again.add(vectors[:1])
     if kind != "pq":
         assert Searcher(again, kind, effort)(vectors[:1], 1)[1] == [[int(keep.sum())]]
@@ -181,8 +181,8 @@ def test_dropping_removed_rows_changes_no_answer(
 def test_exact_neighbours_do_not_depend_on_the_blocks(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mclip_fairseq.search.recall.BLOCK", 301)
     queries = vectors[::500]
-    found = exact_neighbours(lambda rows: vectors[rows], COUNT, queries, 8)
-    assert found.tolist() == slow_search(vectors, queries, 8)
+    neighbours = exact_neighbours(lambda rows: vectors[rows], COUNT, queries, 8)
+    assert neighbours.tolist() == slow_search(vectors, queries, 8)
 
 
 @pytest.mark.parametrize("own_images", [True, False])
@@ -195,9 +195,9 @@ def test_recall_is_what_a_count_by_hand_gives(own_images: bool, vectors: np.ndar
     for number, query in enumerate(yardstick.queries):
         own = set() if yardstick.own is None else {int(yardstick.own[number])}
         truth = [row for row in slow_search(vectors, query[None], 11)[0] if row not in own][:10]
-        found = [row for row in narrow(query[None], 11)[1][0].tolist() if row not in own][:10]
-        hits += len(set(truth) & set(found))
-        first += truth[0] in found[:10]
+        rows = [row for row in narrow(query[None], 11)[1][0].tolist() if row not in own][:10]
+        hits += len(set(truth) & set(rows))
+        first += truth[0] in rows
     assert measured["recall_at_k"] == pytest.approx(hits / (10 * len(yardstick.queries)), abs=1e-4)
     assert measured["nearest_found"] == pytest.approx(first / len(yardstick.queries), abs=1e-4)
     assert 0.1 < measured["recall_at_k"] < 0.999  # one list of sixteen must cost something
