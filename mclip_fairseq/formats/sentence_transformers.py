@@ -1,6 +1,6 @@
 """An exported directory as a module of sentence-transformers: `SentenceTransformer(DIR)` encodes texts and images.
 
-`modules.json` in the directory names the class below, so that mclip_fairseq must be installed where it is loaded.
+`modules.json` in the directory names the class below, so mclip_fairseq must be installed where the model is loaded.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from sentence_transformers.base.modules import InputModule
 from sentence_transformers.util import load_dir_path
 from torch import Tensor
 
-from mclip_fairseq.formats.directory import load_directory, save_directory
-from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.formats.directory import load_directory
+from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import upright_rgb
 
@@ -27,10 +27,10 @@ class MCLIPModule(InputModule):
 
     save_in_root = True
 
-    def __init__(self, tower: ProjectedTower) -> None:
+    def __init__(self, tower: TrainedTower) -> None:
         super().__init__()
         self.tower = tower
-        self.text_model = tower.module  # registered, so that device and dtype follow
+        self.text_model = tower.module  # registered, so that `to` moves it
         self.image_model = tower.teacher
 
     @property
@@ -52,12 +52,12 @@ class MCLIPModule(InputModule):
 
         Args:
             inputs: all strings or all images.
-            prompt: put before every text.
+            prompt: text put before every text.
             **kwargs: unused; sentence-transformers passes the task.
         """
         images = [item for item in inputs if isinstance(item, Image.Image)]
         if images and len(images) != len(inputs):
-            raise UserError("a batch holds texts and images; encode them in two calls")
+            raise UserError("a batch holds both texts and images; encode them in two calls")
         if images:
             return {"pixel_values": self.tower.transform([upright_rgb(image) for image in images])}
         return dict(self.tower.tokenize([(prompt or "") + text for text in inputs]))
@@ -73,6 +73,8 @@ class MCLIPModule(InputModule):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the directory again."""
+        from mclip_fairseq.export.directory import save_directory  # only saving needs the writer
+
         save_directory(self.tower, Path(output_path), into=True)
 
     @classmethod
@@ -90,5 +92,5 @@ class MCLIPModule(InputModule):
         """Read an exported directory, local or from the Hub; the arguments are those of sentence-transformers."""
         folder = load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
         if folder is None:
-            raise UserError(f"{model_name_or_path}: holds no directory written by mclip-export")
+            raise UserError(f"{model_name_or_path}: is not a directory written by mclip-export; give one")
         return cls(load_directory(Path(folder)))

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of `mclip-search`."""
+"""Fixtures of the tests of `mclip-evaluate` on benchmarks and of `mclip-search`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mclip_fairseq.cli import evaluate
 from tests.colours import COLOURS, ColourModel, draw_colours
+from tests.grey_benchmarks import GreyModel, write_benchmarks
 from tests.search_cli import Run
 
 
@@ -60,3 +62,19 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Any,
     (folder / "photos" / "white.png").unlink()
     with running(index, model) as port:
         yield port, index, model
+
+
+@pytest.fixture
+def grey_models(monkeypatch: pytest.MonkeyPatch) -> dict[str, GreyModel]:
+    """What `--model first second` loads; the second takes German d for a."""
+    loaded = {name: GreyModel(name) for name in ("first", "second")}
+    monkeypatch.setattr(evaluate, "load_model", lambda options, number: loaded[options.model[number]])
+    return loaded
+
+
+@pytest.fixture
+def benchmark_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with one benchmark of each kind."""
+    monkeypatch.chdir(tmp_path)
+    write_benchmarks(tmp_path)
+    return tmp_path
