@@ -33,6 +33,7 @@ from mclip_fairseq.models.teacher import DualEncoderTeacher, ImageTransform
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
 from mclip_fairseq.storage import files
 from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.feature_writer import FeatureWriter
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.files import read_json, read_lines
 from mclip_fairseq.tasks.mte import MTETask
@@ -400,7 +401,7 @@ def test_plans_of_features_that_are_damaged(content: bytes, tmp_path: Path) -> N
 def test_records_of_shards_that_are_damaged(record: str, tmp_path: Path) -> None:
     values = np.ones((2, 2), np.float32)
     settings: dict[str, Any] = {"teacher": {"name": "x"}, "dim": 2, "modality": "image", "normalized": False}
-    writer = features.FeatureWriter(tmp_path / "f", ["a", "b"], **settings, dtype="float32", shard_rows=1)
+    writer = FeatureWriter(tmp_path / "f", ["a", "b"], **settings, dtype="float32", shard_rows=1)
     writer.write(0, values[:1])
     (tmp_path / "f" / "partial" / "00000.json").write_text(record)
     assert "is not the record of a shard" in refused(writer.pending)
