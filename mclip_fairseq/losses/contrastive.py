@@ -12,6 +12,7 @@ from torch import Tensor
 from mclip_fairseq.losses.gather import gather_rows
 
 REDUCTIONS = ("mean", "sum")
+DIRECTIONS = ("both", "xy")
 
 
 class ContrastiveOutput(NamedTuple):
@@ -31,7 +32,12 @@ class ContrastiveOutput(NamedTuple):
 
 
 def symmetric_info_nce(
-    x: Tensor, y: Tensor, scale: Tensor | float, positives: Tensor | None = None, reduction: str = "mean"
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | float,
+    positives: Tensor | None = None,
+    reduction: str = "mean",
+    direction: str = "both",
 ) -> Tensor:
     """Mean of the InfoNCE losses x -> y and y -> x (van den Oord et al. 2018; CLIP, Radford et al. 2021).
 
@@ -43,22 +49,25 @@ def symmetric_info_nce(
         scale: number, or tensor with one element, that multiplies the cosine (1 / temperature).
         positives: (B, B) bool, ``positives[i, j]`` where ``y[j]`` is a positive of ``x[i]``; None is the diagonal.
         reduction: over the positives of a row: ``mean``, or ``sum`` as the released mCLIP fine-tuning does.
+        direction: ``both``, or ``xy`` for x -> y alone, as the released AltCLIP trains.
 
     Returns:
         0-d, float32 or float64. Zero for B = 0, with a graph.
 
     Raises:
-        ValueError: shapes do not fit, the reduction is unknown, or (on CPU only, elsewhere asking would stall the
-            device) a row or a column has no positive. On other devices such a row gives nan with ``mean`` and adds
-            nothing with ``sum``.
+        ValueError: shapes do not fit, the reduction or direction is unknown, or (on CPU only, elsewhere asking would
+            stall the device) a row or a column has no positive. On other devices such a row gives nan with ``mean``
+            and adds nothing with ``sum``.
     """
-    _check(x, y, reduction)
+    _check(x, y, reduction, direction)
     if positives is not None:
         _check_positives(positives, len(x))
     with torch.autocast(x.device.type, enabled=False):
         x, y, scale = _widen(x, y, scale)
         logits = scale * x @ y.T
         loss_xy, _ = _sum_of_rows(logits, 0, positives, reduction)
+        if direction == "xy":
+            return loss_xy / max(len(x), 1)
         loss_yx, _ = _sum_of_rows(logits.T, 0, None if positives is None else positives.T, reduction)
         return (loss_xy + loss_yx) / (2 * max(len(x), 1))
 
@@ -70,6 +79,7 @@ def global_info_nce(
     *,
     ids: Tensor | None = None,
     reduction: str = "mean",
+    direction: str = "both",
     gather: bool = True,
     group: dist.ProcessGroup | None = None,
 ) -> ContrastiveOutput:
@@ -86,6 +96,7 @@ def global_info_nce(
         ids: (b,) integers: pairs of equal id, also of different ranks, are positives of each other. None: each pair
             is its own.
         reduction: over the positives of a row, ``mean`` or ``sum``.
+        direction: of the loss, ``both`` or ``xy``; the hits are counted both ways.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
 
@@ -93,9 +104,9 @@ def global_info_nce(
         the loss (zero with a graph where no rank has a row), the number of own rows, and the hits both ways.
 
     Raises:
-        ValueError: shapes do not fit, or the reduction is unknown.
+        ValueError: shapes do not fit, or the reduction or direction is unknown.
     """
-    _check(x, y, reduction)
+    _check(x, y, reduction, direction)
     if ids is not None and ids.shape != x.shape[:1]:
         raise ValueError(f"ids has shape {tuple(ids.shape)}; give one id for each of the {len(x)} rows")
     with torch.autocast(x.device.type, enabled=False):
@@ -108,7 +119,8 @@ def global_info_nce(
         positives = None if ids is None or all_ids is None else ids[:, None] == all_ids
         loss_xy, hits_xy = _sum_of_rows(scale * x @ all_y.T, offset, positives, reduction)
         loss_yx, hits_yx = _sum_of_rows(scale * y @ all_x.T, offset, positives, reduction)
-        loss = (loss_xy + loss_yx) / (2 * max(len(all_xy), 1))
+        rows = max(len(all_xy), 1)
+        loss = loss_xy / rows if direction == "xy" else (loss_xy + loss_yx) / (2 * rows)
     return ContrastiveOutput(loss, len(x), hits_xy, hits_yx)
 
 
@@ -139,11 +151,13 @@ def _widen(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor,
     return x.to(dtype), y.to(dtype), torch.as_tensor(scale, dtype=dtype, device=x.device)
 
 
-def _check(x: Tensor, y: Tensor, reduction: str) -> None:
+def _check(x: Tensor, y: Tensor, reduction: str, direction: str) -> None:
     if x.dim() != 2 or x.shape != y.shape:
         raise ValueError(f"x and y are {tuple(x.shape)} and {tuple(y.shape)}; give two matrices of one shape (B, D)")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
 
 
 def _check_positives(positives: Tensor, rows: int) -> None:
