@@ -63,12 +63,12 @@ def symmetric_info_nce(
     if positives is not None:
         _check_positives(positives, len(x))
     with torch.autocast(x.device.type, enabled=False):
-        x, y, scale = _widen(x, y, scale)
+        x, y, scale = widen(x, y, scale)
         logits = scale * x @ y.T
-        loss_xy, _ = _sum_of_rows(logits, 0, positives, reduction)
+        loss_xy, _ = sum_of_rows(logits, 0, positives, reduction)
         if direction == "xy":
             return loss_xy / max(len(x), 1)
-        loss_yx, _ = _sum_of_rows(logits.T, 0, None if positives is None else positives.T, reduction)
+        loss_yx, _ = sum_of_rows(logits.T, 0, None if positives is None else positives.T, reduction)
         return (loss_xy + loss_yx) / (2 * max(len(x), 1))
 
 
@@ -110,21 +110,21 @@ def global_info_nce(
     if ids is not None and ids.shape != x.shape[:1]:
         raise ValueError(f"ids has shape {tuple(ids.shape)}; give one id for each of the {len(x)} rows")
     with torch.autocast(x.device.type, enabled=False):
-        x, y, scale = _widen(x, y, scale)
+        x, y, scale = widen(x, y, scale)
         all_xy, all_ids, offset = torch.cat([x, y], dim=1), ids, 0
         if gather:
             all_xy, offset = gather_rows(all_xy, group)  # one collective for both, in both passes
             all_ids = None if ids is None else gather_rows(ids, group)[0]
         all_x, all_y = all_xy.tensor_split(2, dim=1)
         positives = None if ids is None or all_ids is None else ids[:, None] == all_ids
-        loss_xy, hits_xy = _sum_of_rows(scale * x @ all_y.T, offset, positives, reduction)
-        loss_yx, hits_yx = _sum_of_rows(scale * y @ all_x.T, offset, positives, reduction)
+        loss_xy, hits_xy = sum_of_rows(scale * x @ all_y.T, offset, positives, reduction)
+        loss_yx, hits_yx = sum_of_rows(scale * y @ all_x.T, offset, positives, reduction)
         rows = max(len(all_xy), 1)
         loss = loss_xy / rows if direction == "xy" else (loss_xy + loss_yx) / (2 * rows)
     return ContrastiveOutput(loss, len(x), hits_xy, hits_yx)
 
 
-def _sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
+def sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
     """Summed losses of (b, B) logits, and how many rows score a positive best.
 
     ``positives`` is a (b, B) mask, or None where row i has the one positive ``offset + i``.
@@ -145,7 +145,7 @@ def _sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reductio
     return F.cross_entropy(logits, target, reduction="sum"), hits.sum()
 
 
-def _widen(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+def widen(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs in one dtype of at least float32; the graph of the scale is kept."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     return x.to(dtype), y.to(dtype), torch.as_tensor(scale, dtype=dtype, device=x.device)

@@ -18,11 +18,15 @@ from mclip_fairseq.losses import (
     global_contrastive_tension_loss,
     global_distillation_loss,
     global_info_nce,
+    global_one_to_k_info_nce,
+    masked_word_loss,
+    matching_loss,
     max_over_ranks,
     share_of_mean,
     sum_over_ranks,
 )
 from mclip_fairseq.losses import gather as gather_module
+from mclip_fairseq.losses import matching as matching_module
 from mclip_fairseq.losses import tension as tension_module
 from tests.runs import RANK, start_ranks
 
@@ -56,6 +60,25 @@ def one_way(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
     return global_info_nce(x, y, scale, ids=ids, direction="xy", gather=gather).loss
 
 
+def one_to_k(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
+    rows = F.normalize(rows, dim=2)
+    return global_one_to_k_info_nce(rows[:, 0], rows[:, 1:], scale, gather=gather).loss
+
+
+def several_positives(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
+    x, y = F.normalize(rows[:, :2], dim=2).unbind(1)
+    return global_info_nce(x, y, scale, ids=ids, gather=gather).loss
+
+
+def matched(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
+    return matching_loss(rows[:, 0, :2] * scale, ids % 2, gather=gather)
+
+
+def masked_words(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
+    labels = torch.stack([ids % DIM, torch.where(ids % 2 == 0, ids % DIM, -100)], dim=1)
+    return masked_word_loss(rows[:, :2] * scale, labels, gather=gather)
+
+
 LOSSES: dict[str, Loss] = {
     "mse": distilled("mse", "both"),
     "cosine": distilled("cosine", "both"),
@@ -64,6 +87,10 @@ LOSSES: dict[str, Loss] = {
     "tension": tension("mean"),
     "tension, summed": tension("sum"),
     "one direction": one_way,
+    "one to K": one_to_k,
+    "several positives": several_positives,
+    "matching": matched,
+    "masked words": masked_words,
 }
 
 
@@ -109,9 +136,9 @@ def check_negative_control(rank: int, world: int) -> None:
     def own_rows(total: Tensor, rows: Tensor | int, gather: bool = True, group: object = None) -> Tensor:
         return share_of_mean(total, rows, False)
 
-    for module in (distillation, tension_module):
+    for module in (distillation, tension_module, matching_module):
         vars(module)["share_of_mean"] = own_rows
-    for name in ("mse", "cosine", "tension"):
+    for name in ("mse", "cosine", "tension", "matching", "masked words"):
         assert max(errors(LOSSES[name], (3, 2), rank)) > 1e-3, name
 
 
