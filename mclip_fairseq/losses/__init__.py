@@ -12,6 +12,12 @@ from mclip_fairseq.losses.matching import (
     matching_loss,
 )
 from mclip_fairseq.losses.one_to_k import global_one_to_k_info_nce, one_to_k_info_nce
+from mclip_fairseq.losses.relational import (
+    global_soft_label_loss,
+    global_structure_loss,
+    soft_label_loss,
+    structure_loss,
+)
 from mclip_fairseq.losses.smoothing import chunked_linear_label_smoothed_nll, label_smoothed_nll
 from mclip_fairseq.losses.tension import contrastive_tension_loss, global_contrastive_tension_loss
 
@@ -29,6 +35,8 @@ __all__ = [
     "global_distillation_loss",
     "global_info_nce",
     "global_one_to_k_info_nce",
+    "global_soft_label_loss",
+    "global_structure_loss",
     "hard_negative_weights",
     "label_smoothed_nll",
     "masked_word_loss",
@@ -36,6 +44,8 @@ __all__ = [
     "max_over_ranks",
     "one_to_k_info_nce",
     "share_of_mean",
+    "soft_label_loss",
+    "structure_loss",
     "sum_over_ranks",
     "symmetric_info_nce",
 ]

@@ -26,7 +26,7 @@ def distillation_loss(
     With n(v) = v / |v|, for rows i = 1..B of D dimensions:
 
     - ``mse``: mean over i and d of (s_id - t_id)^2, not normalised (Multilingual-CLIP, Carlsson et al. 2022; NLT of
-      MLA, Zhang et al. 2022, equation 3). With unit vectors it is |s - t|^2 / D.
+      MLA, Zhang et al. 2022). With unit vectors it is |s - t|^2 / D.
     - ``cosine``: mean over i of 1 - n(s_i).n(t_i).
     - ``contrastive``: InfoNCE of scale * n(t) n(s)^T with the diagonal as positives (AltCLIP, Chen et al. 2023).
 

@@ -118,6 +118,20 @@ def share_of_mean(
     return total / count.clamp(min=1).to(total.dtype)
 
 
+def every_nth(group: dist.ProcessGroup | None = None) -> slice:
+    """The part of a list that is this rank's where the ranks share one list: all of it on one rank.
+
+    Args:
+        group: process group; None is the default one.
+
+    Returns:
+        every n-th item, n the number of ranks, from this rank's number on.
+    """
+    if not _several_ranks(group):
+        return slice(None)
+    return slice(dist.get_rank(group), None, dist.get_world_size(group))
+
+
 def _reduced(value: Tensor, operation: str, group: dist.ProcessGroup | None) -> Tensor:
     value = value.detach()
     if _several_ranks(group):

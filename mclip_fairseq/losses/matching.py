@@ -47,7 +47,7 @@ class MatchingPairs(NamedTuple):
 def hard_negative_weights(
     image: Tensor, text: Tensor, scale: Tensor | float, kind: int, ids: Tensor | None = None
 ) -> HardNegativeWeights:
-    """Weights by which CCRK draws a positive caption, a hard image and a hard caption (Wang et al. 2024, section 3.3).
+    """Weights by which CCRK draws a positive caption, a hard image and a hard caption (Nie et al. 2024).
 
     With S = scale * cosines (B, B K), P = softmax(S) + 1e-5 over captions, and Q = softmax(S^T) + 1e-5 over images:
     a foreign image has the weight Q, a foreign caption the weight P, and an own caption the weight

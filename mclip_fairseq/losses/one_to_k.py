@@ -13,7 +13,7 @@ from mclip_fairseq.losses.gather import gather_rows
 def one_to_k_info_nce(
     image: Tensor, text: Tensor, scale: Tensor | float, divisor: Tensor | float | None = None
 ) -> Tensor:
-    """1-to-K contrastive loss (CCRK, Wang et al. 2024, section 3.2) of B images with K captions each.
+    """1-to-K contrastive loss (CCRK, Nie et al. 2024) of B images with K captions each.
 
     With the logits S = scale * cosines, (B, B K):
 

@@ -13,7 +13,7 @@ REDUCTIONS = ("mean", "sum")
 
 
 def contrastive_tension_loss(first: Tensor, second: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-    """Binary cross entropy of dot products (Contrastive Tension, Carlsson et al. 2021, equation 1).
+    """Binary cross entropy of dot products (Contrastive Tension, Carlsson et al. 2021).
 
     The logit of pair i is f_i.g_i, of vectors that are neither normalised nor scaled. A batch holds groups of one
     positive (both encoders read the same sentence) and K negatives. The in-batch variant of sentence-transformers is

@@ -19,6 +19,8 @@ from mclip_fairseq.losses import (
     global_distillation_loss,
     global_info_nce,
     global_one_to_k_info_nce,
+    global_soft_label_loss,
+    global_structure_loss,
     masked_word_loss,
     matching_loss,
     max_over_ranks,
@@ -27,7 +29,9 @@ from mclip_fairseq.losses import (
 )
 from mclip_fairseq.losses import gather as gather_module
 from mclip_fairseq.losses import matching as matching_module
+from mclip_fairseq.losses import relational as relational_module
 from mclip_fairseq.losses import tension as tension_module
+from mclip_fairseq.losses.gather import every_nth
 from tests.runs import RANK, start_ranks
 
 pytestmark = pytest.mark.distributed
@@ -79,6 +83,20 @@ def masked_words(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tens
     return masked_word_loss(rows[:, :2] * scale, labels, gather=gather)
 
 
+def soft_labels(direction: str) -> Loss:
+    def loss(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
+        bank = F.normalize(torch.randn(5, DIM, generator=torch.Generator().manual_seed(1), dtype=rows.dtype), dim=1)
+        student, teacher = F.normalize(rows[:, :2], dim=2).unbind(1)
+        return global_soft_label_loss(student, teacher, bank, scale, direction, gather=gather)
+
+    return loss
+
+
+def structure(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
+    student, teacher = F.normalize(rows[:, :2], dim=2).unbind(1)
+    return global_structure_loss(student, teacher[:, :4], gather=gather)
+
+
 LOSSES: dict[str, Loss] = {
     "mse": distilled("mse", "both"),
     "cosine": distilled("cosine", "both"),
@@ -91,6 +109,10 @@ LOSSES: dict[str, Loss] = {
     "several positives": several_positives,
     "matching": matched,
     "masked words": masked_words,
+    "soft labels": soft_labels("both"),
+    "soft labels, rows": soft_labels("rows"),
+    "soft labels, columns": soft_labels("columns"),
+    "structure": structure,
 }
 
 
@@ -136,13 +158,14 @@ def check_negative_control(rank: int, world: int) -> None:
     def own_rows(total: Tensor, rows: Tensor | int, gather: bool = True, group: object = None) -> Tensor:
         return share_of_mean(total, rows, False)
 
-    for module in (distillation, tension_module, matching_module):
+    for module in (distillation, tension_module, matching_module, relational_module):
         vars(module)["share_of_mean"] = own_rows
-    for name in ("mse", "cosine", "tension", "matching", "masked words"):
+    for name in ("mse", "cosine", "tension", "matching", "masked words", "soft labels, rows"):
         assert max(errors(LOSSES[name], (3, 2), rank)) > 1e-3, name
 
 
 def check_collectives(rank: int, world: int) -> None:
+    assert list(range(7))[every_nth()] == list(range(rank, 7, world))
     assert gather_sizes(torch.zeros(rank + 2, 3)) == list(range(2, world + 2))
     value = torch.tensor([[1.0], [rank]], requires_grad=True)
     largest = max_over_ranks(value.T)
@@ -181,6 +204,7 @@ def test_sizes_maxima_and_shares(tmp_path: Path) -> None:
 def test_without_a_process_group_one_rank_is_the_world() -> None:
     rows = torch.ones(2, 3, requires_grad=True)
     assert gather_sizes(rows) == [2]
+    assert [1, 2, 3][every_nth()] == [1, 2, 3]
     assert torch.equal(max_over_ranks(rows), rows)
     assert float(share_of_mean(rows.sum(), 2).detach()) == 3
     assert gather_module.share_of_mean is share_of_mean
