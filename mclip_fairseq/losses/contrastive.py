@@ -9,7 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from mclip_fairseq.losses.gather import gather_rows
+from mclip_fairseq.losses.gather import gather_offset, gather_rows, gather_sizes
+from mclip_fairseq.losses.tiled import Layout, choose_block_rows, tiled_sums
 
 REDUCTIONS = ("mean", "sum")
 DIRECTIONS = ("both", "xy")
@@ -82,12 +83,14 @@ def global_info_nce(
     direction: str = "both",
     gather: bool = True,
     group: dist.ProcessGroup | None = None,
+    block_rows: int | None = None,
 ) -> ContrastiveOutput:
     """This rank's share of `symmetric_info_nce` over the rows of all ranks.
 
     The sum of the shares over ranks is the loss of the union, and the sum over ranks of the gradients of x, y, the
-    scale and whatever lies before them is its gradient. No rank holds more than (b, B) logits for each direction.
-    Every rank must call it and run backward through it, with as few as zero rows.
+    scale and whatever lies before them is its gradient. No rank holds more than (b, B) logits for each direction, and
+    large batches are worked on in blocks of rows (`tiled_sums`), with memory linear in the batch. Every rank must call
+    this and run backward through it, even with zero rows.
 
     Args:
         x: (b, D), L2-normalised rows of this rank; b may differ over ranks.
@@ -99,6 +102,8 @@ def global_info_nce(
         direction: of the loss, ``both`` or ``xy``; the hits are counted both ways.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
+        block_rows: rows of logits that exist at once; 0 for all of them. None lets the size decide: all up to 4,096
+            rows of one rank. The same on all ranks.
 
     Returns:
         the loss (zero with a graph where no rank has a row), the number of own rows, and the hits both ways.
@@ -111,15 +116,24 @@ def global_info_nce(
         raise ValueError(f"ids has shape {tuple(ids.shape)}; give one id for each of the {len(x)} rows")
     with torch.autocast(x.device.type, enabled=False):
         x, y, scale = widen(x, y, scale)
-        all_xy, all_ids, offset = torch.cat([x, y], dim=1), ids, 0
-        if gather:
-            all_xy, offset = gather_rows(all_xy, group)  # one collective for both, in both passes
-            all_ids = None if ids is None else gather_rows(ids, group)[0]
-        all_x, all_y = all_xy.tensor_split(2, dim=1)
-        positives = None if ids is None or all_ids is None else ids[:, None] == all_ids
-        loss_xy, hits_xy = sum_of_rows(scale * x @ all_y.T, offset, positives, reduction)
-        loss_yx, hits_yx = sum_of_rows(scale * y @ all_x.T, offset, positives, reduction)
-        rows = max(len(all_xy), 1)
+        sizes = gather_sizes(x, group) if gather else [len(x)]
+        rows = max(sum(sizes), 1)
+        block_rows = choose_block_rows(block_rows, sizes, sum(sizes))
+        if block_rows:
+            # Without ids, a pair of the same place on two ranks must not count as one.
+            first = 0 if ids is not None or not gather else gather_offset(sizes, group)
+            own_ids = torch.arange(first, first + len(x), device=x.device) if ids is None else ids
+            layout = Layout(sizes, block_rows, reduction, gather, group)
+            loss_xy, loss_yx, hits_xy, hits_yx = tiled_sums(x, y, scale, own_ids, own_ids, layout)
+        else:
+            all_xy, all_ids, offset = torch.cat([x, y], dim=1), ids, 0
+            if gather:
+                all_xy, offset = gather_rows(all_xy, group, sizes)  # one collective for both, in both passes
+                all_ids = None if ids is None else gather_rows(ids, group, sizes)[0]
+            all_x, all_y = all_xy.tensor_split(2, dim=1)
+            positives = None if ids is None or all_ids is None else ids[:, None] == all_ids
+            loss_xy, hits_xy = sum_of_rows(scale * x @ all_y.T, offset, positives, reduction)
+            loss_yx, hits_yx = sum_of_rows(scale * y @ all_x.T, offset, positives, reduction)
         loss = loss_xy / rows if direction == "xy" else (loss_xy + loss_yx) / (2 * rows)
     return ContrastiveOutput(loss, len(x), hits_xy, hits_yx)
 

@@ -52,6 +52,12 @@ def gather_sizes(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[i
     return torch.cat(counts).tolist()
 
 
+def gather_offset(sizes: list[int], group: dist.ProcessGroup | None = None) -> int:
+    """Position of this rank's first row among those of all ranks; ``sizes`` as `gather_sizes` returns it."""
+    # The rank in the group: device indices repeat over machines.
+    return sum(sizes[: dist.get_rank(group)]) if _several_ranks(group) else 0
+
+
 def gather_rows(
     tensor: Tensor, group: dist.ProcessGroup | None = None, sizes: list[int] | None = None
 ) -> tuple[Tensor, int]:
@@ -74,7 +80,7 @@ def gather_rows(
         return tensor, 0
     if sizes is None:
         sizes = gather_sizes(tensor, group)
-    offset = sum(sizes[: dist.get_rank(group)])  # the rank in the group: device indices repeat over machines
+    offset = gather_offset(sizes, group)
     own = slice(offset, offset + len(tensor))
     return _GatherRows.apply(tensor, sizes, own, group), offset
 

@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mclip_fairseq.losses.contrastive import ContrastiveOutput, sum_of_rows, widen
-from mclip_fairseq.losses.gather import gather_rows
+from mclip_fairseq.losses.gather import gather_offset, gather_rows, gather_sizes
+from mclip_fairseq.losses.tiled import Layout, choose_block_rows, tiled_sums
 
 
 def one_to_k_info_nce(
@@ -46,6 +47,7 @@ def global_one_to_k_info_nce(
     *,
     gather: bool = True,
     group: dist.ProcessGroup | None = None,
+    block_rows: int | None = None,
 ) -> ContrastiveOutput:
     """This rank's share of `one_to_k_info_nce` over the images of all ranks.
 
@@ -59,6 +61,8 @@ def global_one_to_k_info_nce(
         divisor: as in `one_to_k_info_nce`.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
+        block_rows: captions whose logits exist at once; 0 for all of them. None lets the size decide, as in
+            `global_info_nce`. The same on all ranks.
 
     Returns:
         the loss, the number of own images, the images whose best text is one of their own (``hits_xy``), and the
@@ -71,17 +75,27 @@ def global_one_to_k_info_nce(
     captions = text.shape[1]
     with torch.autocast(image.device.type, enabled=False):
         image, text, scale = widen(image, text, scale)
-        rows, offset = torch.cat([image[:, None], text], dim=1), 0
-        if gather:
-            rows, offset = gather_rows(rows, group)  # one collective for both, in both passes
-        all_image, all_text = rows[:, 0], rows[:, 1:].flatten(0, 1)
-        groups = torch.arange(len(rows), device=image.device)
+        sizes = gather_sizes(image, group) if gather else [len(image)]
+        images, offset = sum(sizes), gather_offset(sizes, group) if gather else 0
+        groups = torch.arange(images, device=image.device)
         own = groups[offset : offset + len(image)]
-        positives = own[:, None] == groups.repeat_interleave(captions)
-        i2t, hits_i2t = sum_of_rows(scale * image @ all_text.T, 0, positives, "sum")
-        positives = own.repeat_interleave(captions)[:, None] == groups
-        t2i, hits_t2i = sum_of_rows(scale * text.flatten(0, 1) @ all_image.T, 0, positives, "sum")
-        loss = (i2t + t2i / captions) / (2 * max(len(rows), 1))
+        own_of_text = own.repeat_interleave(captions)
+        block_rows = choose_block_rows(block_rows, [size * captions for size in sizes], images)
+        if block_rows:
+            # Captions are the rows: then only images are sent to other ranks.
+            layout = Layout(sizes, block_rows, "sum", gather, group)
+            t2i, i2t, hits_t2i, hits_i2t = tiled_sums(text.flatten(0, 1), image, scale, own_of_text, own, layout)
+        else:
+            rows = torch.cat([image[:, None], text], dim=1)
+            if gather:
+                rows, _ = gather_rows(rows, group, sizes)  # one collective for both, in both passes
+            all_image, all_text = rows[:, 0], rows[:, 1:].flatten(0, 1)
+            positives = own[:, None] == groups.repeat_interleave(captions)
+            i2t, hits_i2t = sum_of_rows(scale * image @ all_text.T, 0, positives, "sum")
+            t2i, hits_t2i = sum_of_rows(
+                scale * text.flatten(0, 1) @ all_image.T, 0, own_of_text[:, None] == groups, "sum"
+            )
+        loss = (i2t + t2i / captions) / (2 * max(images, 1))
     return ContrastiveOutput(loss / divisor_of(captions, divisor), len(image), hits_i2t, hits_t2i)
 
 
