@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from mclip_fairseq.losses import (
     max_over_ranks,
     share_of_mean,
     sum_over_ranks,
+    tiled,
 )
 from mclip_fairseq.losses import gather as gather_module
 from mclip_fairseq.losses import matching as matching_module
@@ -59,19 +61,22 @@ def tension(reduction: str) -> Loss:
     return loss
 
 
-def one_way(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
-    x, y = F.normalize(rows[:, :2], dim=2).unbind(1)
-    return global_info_nce(x, y, scale, ids=ids, direction="xy", gather=gather).loss
+def contrast(grouped: bool, direction: str, reduction: str = "mean", block_rows: int = 0) -> Loss:
+    def loss(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
+        x, y = F.normalize(rows[:, :2], dim=2).unbind(1)
+        way: dict[str, Any] = {"ids": ids if grouped else None, "direction": direction, "reduction": reduction}
+        return global_info_nce(x, y, scale, **way, gather=gather, block_rows=block_rows if gather else 0).loss
+
+    return loss
 
 
-def one_to_k(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
-    rows = F.normalize(rows, dim=2)
-    return global_one_to_k_info_nce(rows[:, 0], rows[:, 1:], scale, gather=gather).loss
+def one_to_k(block_rows: int) -> Loss:
+    def loss(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
+        rows = F.normalize(rows, dim=2)
+        blocks = block_rows if gather else 0
+        return global_one_to_k_info_nce(rows[:, 0], rows[:, 1:], scale, gather=gather, block_rows=blocks).loss
 
-
-def several_positives(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
-    x, y = F.normalize(rows[:, :2], dim=2).unbind(1)
-    return global_info_nce(x, y, scale, ids=ids, gather=gather).loss
+    return loss
 
 
 def matched(rows: Tensor, ids: Tensor, scale: Tensor, gather: bool) -> Tensor:
@@ -104,9 +109,14 @@ LOSSES: dict[str, Loss] = {
     "contrastive, released": distilled("contrastive", "released"),
     "tension": tension("mean"),
     "tension, summed": tension("sum"),
-    "one direction": one_way,
-    "one to K": one_to_k,
-    "several positives": several_positives,
+    "one direction": contrast(True, "xy"),
+    "several positives": contrast(True, "both"),
+    "one to K": one_to_k(0),
+    "blocks": contrast(False, "both", block_rows=2),
+    "blocks, several positives": contrast(True, "both", block_rows=2),
+    "blocks, summed": contrast(True, "both", "sum", block_rows=2),
+    "blocks, one direction": contrast(True, "xy", block_rows=3),
+    "blocks, one to K": one_to_k(2),
     "matching": matched,
     "masked words": masked_words,
     "soft labels": soft_labels("both"),
@@ -164,6 +174,59 @@ def check_negative_control(rank: int, world: int) -> None:
         assert max(errors(LOSSES[name], (3, 2), rank)) > 1e-3, name
 
 
+def check_hits_of_blocks(rank: int, world: int) -> None:
+    for sizes in SPLITS[world]:
+        vectors, ids, scale = union(sum(sizes))
+        rows = F.normalize(vectors, dim=2)
+        own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        for groups in (None, ids):
+            mine = None if groups is None else groups[own]
+            got = global_info_nce(rows[own, 0], rows[own, 1], scale, ids=mine, block_rows=2)
+            wanted = global_info_nce(rows[own, 0], rows[own, 1], scale, ids=mine, block_rows=0)
+            assert [int(n) for n in got[1:]] == [int(n) for n in wanted[1:]], sizes
+        got = global_one_to_k_info_nce(rows[own, 0], rows[own, 1:], scale, block_rows=2)
+        wanted = global_one_to_k_info_nce(rows[own, 0], rows[own, 1:], scale, block_rows=0)
+        assert [int(n) for n in got[1:]] == [int(n) for n in wanted[1:]], sizes
+
+
+def check_weights_and_frozen_sides(rank: int, world: int) -> None:
+    """Ranks weigh their shares differently, and y is trained on rank 0 only: as the plain way has it, no hanging."""
+    vectors, ids, scale = union(9)
+    own = slice(0, 4) if rank == 0 else slice(4, 9)
+    for frozen_elsewhere in (False, True):
+        slopes = []
+        for block_rows in (0, 2):
+            x, y = (F.normalize(vectors[own, i], dim=1).requires_grad_() for i in range(2))
+            other = y.detach() if frozen_elsewhere and rank else y
+            loss = global_info_nce(x, other, scale, ids=ids[own], block_rows=block_rows).loss * (rank + 0.5)
+            loss.backward()
+            assert x.grad is not None
+            slopes.append((x.grad, torch.zeros_like(y) if y.grad is None else y.grad))
+        for plain, tiles in zip(*slopes, strict=True):
+            torch.testing.assert_close(tiles, plain, rtol=1e-10, atol=1e-12)
+
+
+def check_choice_of_blocks(rank: int, world: int) -> None:
+    """Ranks of very different sizes choose alike; otherwise they would wait for each other's collectives."""
+    vars(tiled)["TILE_ABOVE"] = 20
+    loss = contrast(True, "both")
+    vectors, ids, scale = union(6)
+    own = slice(0, 5) if rank == 0 else slice(5, 6)
+    x, y = F.normalize(vectors[:, :2], dim=2).unbind(1)
+    wanted = loss(vectors, ids, scale, False)
+    share = global_info_nce(x[own], y[own], scale, ids=ids[own]).loss
+    torch.testing.assert_close(sum_over_ranks(share), wanted, rtol=1e-12, atol=0)
+
+
+def check_negative_control_of_blocks(rank: int, world: int) -> None:
+    """Columns that know the own rank's rows only are seen."""
+    exact = tiled._Seen.over_ranks
+    vars(tiled)["_Seen"].over_ranks = lambda self, group: None
+    assert max(errors(LOSSES["blocks"], (3, 2), rank)) > 1e-3
+    vars(tiled)["_Seen"].over_ranks = exact
+    assert max(errors(LOSSES["blocks"], (3, 2), rank)) < 1e-12
+
+
 def check_collectives(rank: int, world: int) -> None:
     assert list(range(7))[every_nth()] == list(range(rank, 7, world))
     assert gather_sizes(torch.zeros(rank + 2, 3)) == list(range(2, world + 2))
@@ -195,6 +258,15 @@ def test_value_and_gradients_are_those_of_one_process(world: int, tmp_path: Path
 
 def test_a_mean_over_own_rows_would_be_noticed(tmp_path: Path) -> None:
     start_ranks("check", 2, ("check_negative_control", str(tmp_path / "store")), file=__file__)
+
+
+@pytest.mark.parametrize("name", ["hits_of_blocks", "weights_and_frozen_sides", "choice_of_blocks"])
+def test_blocks_of_rows(name: str, tmp_path: Path) -> None:
+    start_ranks("check", 2, (f"check_{name}", str(tmp_path / "store")), file=__file__)
+
+
+def test_blocks_without_the_other_ranks_would_be_noticed(tmp_path: Path) -> None:
+    start_ranks("check", 2, ("check_negative_control_of_blocks", str(tmp_path / "store")), file=__file__)
 
 
 def test_sizes_maxima_and_shares(tmp_path: Path) -> None:
