@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -91,19 +92,25 @@ def tiled_sums(x: Tensor, y: Tensor, scale: Tensor, x_ids: Tensor, y_ids: Tensor
 
 
 class _Positives:
-    """Index pairs (row, column) of equal id, for a block of rows at a time: no mask of all pairs exists."""
+    """Index pairs (row, column) of equal id, block by block of the rows: no mask of all pairs exists."""
 
-    def __init__(self, row_ids: Tensor, column_ids: Tensor) -> None:
+    def __init__(self, row_ids: Tensor, column_ids: Tensor, block_rows: int) -> None:
         ids, self.order = column_ids.sort()
-        # All columns of one id lie next to one another in this order.
+        # In this order, all columns of one id are neighbours.
         self.start = torch.searchsorted(ids, row_ids)
         self.count = torch.searchsorted(ids, row_ids, right=True) - self.start
+        self.blocks = [slice(i, min(i + block_rows, len(row_ids))) for i in range(0, len(row_ids), block_rows)]
+        # Read at once: a GPU would otherwise be waited for in every block.
+        sizes = [self.count[block].sum() for block in self.blocks]
+        self.sizes = torch.stack(sizes).tolist() if sizes else []
 
-    def pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
-        start, count = self.start[rows], self.count[rows]
-        row = torch.arange(len(count), device=count.device).repeat_interleave(count)
-        place = torch.arange(len(row), device=count.device) - (count.cumsum(0) - count)[row]
-        return row, self.order[start[row] + place]
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Each block, and the rows (from its start) and columns of its positive pairs."""
+        for block, size in zip(self.blocks, self.sizes, strict=True):
+            count = self.count[block]
+            row = torch.arange(len(count), device=count.device).repeat_interleave(count, output_size=size)
+            place = torch.arange(size, device=count.device) - (count.cumsum(0) - count)[row]
+            yield block, row, self.order[self.start[block][row] + place]
 
 
 class _Seen:
@@ -178,11 +185,10 @@ class _TiledSums(torch.autograd.Function):
             # Backward sums y's gradient over ranks: all of them take part if one needs it.
             flag = torch.tensor([float(ctx.y_needs_grad)], device=x.device)
             ctx.y_needs_grad = bool(max_over_ranks(flag, layout.group))
-        ctx.positives = _Positives(x_ids, y_ids)
+        ctx.positives = _Positives(x_ids, y_ids, layout.block_rows)
         ctx.rows, ctx.columns = _Seen(len(x), x.device), _Seen(len(y), x.device)
-        for block in _blocks(len(x), layout.block_rows):
+        for block, row, column in ctx.positives:
             logits = (x[block] * scale) @ y.T
-            row, column = ctx.positives.pairs(block)
             scores = logits[row, column]
             logits[row, column] = -torch.inf
             ctx.rows.add(logits, 1, row, scores, block)
@@ -212,12 +218,11 @@ class _TiledSums(torch.autograd.Function):
         grad_x, grad_scale = torch.empty_like(x), torch.zeros_like(scale)
         grad_y = torch.zeros_like(y) if ctx.y_needs_grad else None
         with torch.autocast(x.device.type, enabled=False):
-            for block in _blocks(len(x), layout.block_rows):
+            for block, row, column in ctx.positives:
                 scaled = x[block] * scale
                 logits = scaled @ y.T
                 slope = (logits - row_top[block]).exp_().mul_(row_soft[block])
                 slope += logits.sub_(column_top).exp_().mul_(column_soft)
-                row, column = ctx.positives.pairs(block)
                 slope[row, column] -= (row_target[block][row] + column_target[column]).to(dtype)
                 by_cosine = slope @ y
                 grad_scale += (x[block] * by_cosine).sum()
@@ -227,7 +232,3 @@ class _TiledSums(torch.autograd.Function):
         if grad_y is not None:
             grad_y = (sum_over_ranks(grad_y, layout.group) if layout.gather else grad_y)[ctx.own]
         return grad_x, grad_y if ctx.needs_input_grad[1] else None, grad_scale, None, None, None
-
-
-def _blocks(rows: int, block_rows: int) -> list[slice]:
-    return [slice(start, min(start + block_rows, rows)) for start in range(0, rows, block_rows)]
