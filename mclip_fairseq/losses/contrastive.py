@@ -48,17 +48,17 @@ def symmetric_info_nce(
         x: (B, D), L2-normalised, any floating dtype. Logits are computed in at least float32, also under autocast.
         y: (B, D), L2-normalised.
         scale: number, or tensor with one element, that multiplies the cosine (1 / temperature).
-        positives: (B, B) bool, ``positives[i, j]`` where ``y[j]`` is a positive of ``x[i]``; None is the diagonal.
-        reduction: over the positives of a row: ``mean``, or ``sum`` as the released mCLIP fine-tuning does.
-        direction: ``both``, or ``xy`` for x -> y alone, as the released AltCLIP trains.
+        positives: (B, B) bool, `positives[i, j]` where `y[j]` is a positive of `x[i]`; None is the diagonal.
+        reduction: over the positives of a row: `mean`, or `sum` as the released mCLIP fine-tuning does.
+        direction: `both`, or `xy` for x -> y alone, as the released AltCLIP trains.
 
     Returns:
         0-d, float32 or float64. Zero for B = 0, with a graph.
 
     Raises:
         ValueError: shapes do not fit, the reduction or direction is unknown, or (on CPU only, elsewhere asking would
-            stall the device) a row or a column has no positive. On other devices such a row gives nan with ``mean``
-            and adds nothing with ``sum``.
+            stall the device) a row or a column has no positive. On other devices such a row gives nan with `mean`
+            and adds nothing with `sum`.
     """
     _check(x, y, reduction, direction)
     if positives is not None:
@@ -98,8 +98,8 @@ def global_info_nce(
         scale: number, or tensor with one element, that multiplies the cosine; the same on all ranks.
         ids: (b,) integers: pairs of equal id, also of different ranks, are positives of each other. None: each pair
             is its own.
-        reduction: over the positives of a row, ``mean`` or ``sum``.
-        direction: of the loss, ``both`` or ``xy``; the hits are counted both ways.
+        reduction: over the positives of a row, `mean` or `sum`.
+        direction: of the loss, `both` or `xy`; the hits are counted both ways.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
         block_rows: rows of logits that exist at once; 0 for all of them. None lets the size decide: all up to 4,096
@@ -141,7 +141,7 @@ def global_info_nce(
 def sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
     """Summed losses of (b, B) logits, and how many rows score a positive best.
 
-    ``positives`` is a (b, B) mask, or None where row i has the one positive ``offset + i``.
+    `positives` is a (b, B) mask, or None where row i has the one positive `offset + i`.
     """
     if not logits.numel():
         return logits.sum(), logits.new_zeros((), dtype=torch.long)

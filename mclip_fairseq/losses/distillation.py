@@ -25,25 +25,25 @@ def distillation_loss(
 
     With n(v) = v / |v|, for rows i = 1..B of D dimensions:
 
-    - ``mse``: mean over i and d of (s_id - t_id)^2, not normalised (Multilingual-CLIP, Carlsson et al. 2022; NLT of
+    - `mse`: mean over i and d of (s_id - t_id)^2, not normalised (Multilingual-CLIP, Carlsson et al. 2022; NLT of
       MLA, Zhang et al. 2022). With unit vectors it is |s - t|^2 / D.
-    - ``cosine``: mean over i of 1 - n(s_i).n(t_i).
-    - ``contrastive``: InfoNCE of scale * n(t) n(s)^T with the diagonal as positives (AltCLIP, Chen et al. 2023).
+    - `cosine`: mean over i of 1 - n(s_i).n(t_i).
+    - `contrastive`: InfoNCE of scale * n(t) n(s)^T with the diagonal as positives (AltCLIP, Chen et al. 2023).
 
     Args:
         student: (B, D), any floating dtype; computed in at least float32, also under autocast.
         teacher: (B, D). Gradients flow into it if it requires them.
-        kind: ``mse``, ``cosine`` or ``contrastive``.
-        scale: multiplies the cosine of ``contrastive``, which needs it (AltCLIP learns exp(theta), theta = 1.5 at the
+        kind: `mse`, `cosine` or `contrastive`.
+        scale: multiplies the cosine of `contrastive`, which needs it (AltCLIP learns exp(theta), theta = 1.5 at the
             start); the other kinds do not use it.
-        direction: of ``contrastive``: ``both`` is the mean of teacher -> student and student -> teacher; ``released``
+        direction: of `contrastive`: `both` is the mean of teacher -> student and student -> teacher; `released`
             is teacher -> student alone, the one cross entropy that AltCLIP's released code computes.
 
     Returns:
         0-d, float32 or float64. Zero for B = 0, with a graph.
 
     Raises:
-        ValueError: shapes do not fit, the kind or direction is unknown, or ``contrastive`` has no scale.
+        ValueError: shapes do not fit, the kind or direction is unknown, or `contrastive` has no scale.
     """
     return global_distillation_loss(student, teacher, kind, scale, direction, gather=False)
 

@@ -42,7 +42,7 @@ def gather_sizes(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[i
         group: process group; None is the default one.
 
     Returns:
-        one number for each rank; ``[b]`` without an initialised process group.
+        one number for each rank; `[b]` without an initialised process group.
     """
     if not _several_ranks(group):
         return [len(rows)]
@@ -53,7 +53,7 @@ def gather_sizes(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[i
 
 
 def gather_offset(sizes: list[int], group: dist.ProcessGroup | None = None) -> int:
-    """Position of this rank's first row among those of all ranks; ``sizes`` as `gather_sizes` returns it."""
+    """Position of this rank's first row among those of all ranks; `sizes` as `gather_sizes` returns it."""
     # The rank in the group: device indices repeat over machines.
     return sum(sizes[: dist.get_rank(group)]) if _several_ranks(group) else 0
 
@@ -73,8 +73,8 @@ def gather_rows(
         sizes: what `gather_sizes` returned for these rows; None asks for it.
 
     Returns:
-        (all rows, ...) in rank order, and the position of this rank's first row in it. The gradient of ``tensor`` is
-        the sum of what all ranks' losses say about it. Without an initialised process group: ``(tensor, 0)``.
+        (all rows, ...) in rank order, and the position of this rank's first row in it. The gradient of `tensor` is
+        the sum of what all ranks' losses say about it. Without an initialised process group: `(tensor, 0)`.
     """
     if not _several_ranks(group):
         return tensor, 0
@@ -93,7 +93,7 @@ def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None = None) -> Ten
         group: process group; None is the default one.
 
     Returns:
-        the sum, a new tensor; ``value`` detached where there is no initialised process group.
+        the sum, a new tensor; `value` detached where there is no initialised process group.
     """
     return _reduced(value, "SUM", group)
 
@@ -115,7 +115,7 @@ def share_of_mean(
         group: process group; None is the default one.
 
     Returns:
-        0-d, ``total`` over the number of rows of all ranks; zero with a graph where no rank has a row.
+        0-d, `total` over the number of rows of all ranks; zero with a graph where no rank has a row.
     """
     # In float64, because a float32 counts to 2^24 only.
     count = torch.as_tensor(rows, dtype=torch.float64, device=total.device)

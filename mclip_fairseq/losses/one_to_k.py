@@ -65,8 +65,8 @@ def global_one_to_k_info_nce(
             `global_info_nce`. The same on all ranks.
 
     Returns:
-        the loss, the number of own images, the images whose best text is one of their own (``hits_xy``), and the
-        captions whose best image is their own (``hits_yx``, of b K).
+        the loss, the number of own images, the images whose best text is one of their own (`hits_xy`), and the
+        captions whose best image is their own (`hits_yx`, of b K).
 
     Raises:
         ValueError: shapes do not fit.

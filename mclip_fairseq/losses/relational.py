@@ -20,16 +20,16 @@ def soft_label_loss(
 
     With P = scale * t V^T and Q = scale * s V^T, (B, M):
 
-    - ``rows``: mean over texts of KL(softmax(P) || softmax(Q)), the softmax over images,
-    - ``columns``: mean over images of KL(softmax(P^T) || softmax(Q^T)), the softmax over texts,
-    - ``both``: the sum of the two.
+    - `rows`: mean over texts of KL(softmax(P) || softmax(Q)), the softmax over images,
+    - `columns`: mean over images of KL(softmax(P^T) || softmax(Q^T)), the softmax over texts,
+    - `both`: the sum of the two.
 
     Args:
         student: (B, D), L2-normalised, any floating dtype; computed in at least float32, also under autocast.
         teacher: (B, D), L2-normalised, of the same texts; gets no gradient.
         bank: (M, D), L2-normalised image features; gets no gradient.
         scale: multiplies the cosine (1 / temperature; C2KD has 10).
-        direction: ``both``, ``rows`` or ``columns``.
+        direction: `both`, `rows` or `columns`.
 
     Returns:
         0-d, float32 or float64. Zero for B = 0 or M = 0, with a graph.

@@ -23,7 +23,7 @@ def contrastive_tension_loss(first: Tensor, second: Tensor, labels: Tensor, redu
         first: (B, D), pooled vectors of the first encoder, any floating dtype; computed in at least float32.
         second: (B, D), of the second encoder.
         labels: (B,), 1 or True where both encoders read the same sentence, else 0 or False.
-        reduction: over pairs: ``mean`` as the authors have it, or ``sum`` as sentence-transformers has it.
+        reduction: over pairs: `mean` as the authors have it, or `sum` as sentence-transformers has it.
 
     Returns:
         0-d, float32 or float64. Zero for B = 0, with a graph.
@@ -49,7 +49,7 @@ def global_contrastive_tension_loss(
         first: (b, D), pairs of this rank, also none.
         second: (b, D).
         labels: (b,).
-        reduction: ``mean`` or ``sum``, over the pairs of all ranks.
+        reduction: `mean` or `sum`, over the pairs of all ranks.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
 

@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     Attributes:
         y_sizes: rows of y of each rank.
         block_rows: rows of x whose logits exist at once.
-        reduction: over the positives of a row, ``mean`` or ``sum``.
+        reduction: over the positives of a row, `mean` or `sum`.
         gather: whether other ranks are asked.
         group: process group; None is the default one.
     """
@@ -61,7 +61,7 @@ def choose_block_rows(block_rows: int | None, x_sizes: list[int], all_y: int) ->
         all_y: rows of y of all ranks.
 
     Returns:
-        ``block_rows`` if it is given; else 0 up to `TILE_ABOVE` logits of the rank with most rows, and beyond it as
+        `block_rows` if it is given; else 0 up to `TILE_ABOVE` logits of the rank with most rows, and beyond it as
         many rows as `BLOCK_ELEMENTS` logits allow.
     """
     if block_rows is not None:
@@ -129,8 +129,8 @@ class _Seen:
 
         Args:
             negatives: logits, -inf at the positive pairs.
-            dim: 1 where the block holds whole rows, ``part`` of them; 0 where it holds a piece of every column.
-            index: row or column of each positive pair, counted from the start of ``part``.
+            dim: 1 where the block holds whole rows, `part` of them; 0 where it holds a piece of every column.
+            index: row or column of each positive pair, counted from the start of `part`.
             scores: logits of the positive pairs.
             part: which entries the block belongs to.
         """

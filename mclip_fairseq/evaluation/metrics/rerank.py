@@ -29,14 +29,14 @@ def rerank(similarity: Features, score_pairs: ScorePairs, k: int, beyond: str = 
 
     Args:
         similarity: (T, I), any floating dtype, larger is nearer.
-        score_pairs: called with int64 rows (n,) and columns (n,) of ``similarity``, grouped by rows; returns (n,)
+        score_pairs: called with int64 rows (n,) and columns (n,) of `similarity`, grouped by rows; returns (n,)
             matching scores, larger is better.
         k: candidates of each text; a number of at least I ranks all by matching score, 0 none.
-        beyond: order of the rest: ``similarity``, or ``released`` as the released code has it: all score -100 and
+        beyond: order of the rest: `similarity`, or `released` as the released code has it: all score -100 and
             fall as numpy's unstable sort leaves them, and a candidate that scores less than -100 falls behind them.
 
     Returns:
-        (T, I) int64, 0-based, a permutation in every row, on the device of ``similarity``.
+        (T, I) int64, 0-based, a permutation in every row, on the device of `similarity`.
 
     Raises:
         UserError: a matching score is not finite, or the order is unknown.
