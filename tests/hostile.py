@@ -185,7 +185,7 @@ CAPTIONS = {
 
 # ------------------------------------------------------------------------------------------ id lists
 
-# name -> (content, what `read_ids` says of it beside three captions)
+# name -> (content, what `read_caption_ids` says of it beside three captions)
 ID_LISTS = {
     "a line too few": (b"a\nb\n", "2 lines for 3 captions; write exactly one line per caption"),
     "a line too many": (b"a\nb\nc\nd\n", "4 lines for 3 captions"),

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.data.captions import read_ids
+from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.evaluation import retrieval_metrics
 from mclip_fairseq.losses import symmetric_info_nce
 from mclip_fairseq.storage.errors import UserError
@@ -62,7 +62,7 @@ def read_captions(corpus: Path, split: str) -> Captions:
     """Read `captions/SPLIT.en` and its ids."""
     path = corpus / "captions" / f"{split}.en"
     names = path.read_text(encoding="utf-8").splitlines()
-    images, concepts = read_ids(f"{path}.ids", len(names))
+    images, concepts = read_caption_ids(f"{path}.ids", len(names))
     if images is None or concepts is None:
         raise UserError(f"{path}.ids: needs an image id, a tab and a concept in every line; run build_corpus.py")
     return Captions(images, concepts, names)

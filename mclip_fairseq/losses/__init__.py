@@ -2,7 +2,14 @@
 
 from mclip_fairseq.losses.contrastive import ContrastiveOutput, global_info_nce, symmetric_info_nce
 from mclip_fairseq.losses.distillation import distillation_loss, global_distillation_loss
-from mclip_fairseq.losses.gather import gather_rows, gather_sizes, max_over_ranks, share_of_mean, sum_over_ranks
+from mclip_fairseq.losses.gather import (
+    gather_rows,
+    gather_sizes,
+    max_over_ranks,
+    objects_of_all_ranks,
+    share_of_mean,
+    sum_over_ranks,
+)
 from mclip_fairseq.losses.matching import (
     HardNegativeWeights,
     MatchingPairs,
@@ -42,6 +49,7 @@ __all__ = [
     "masked_word_loss",
     "matching_loss",
     "max_over_ranks",
+    "objects_of_all_ranks",
     "one_to_k_info_nce",
     "share_of_mean",
     "soft_label_loss",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mclip_fairseq.cli.features import read_captions
-from mclip_fairseq.data.captions import read_ids
+from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.encoding.captions import read_captions as read_evaluation_captions
 from mclip_fairseq.storage.feature_files import open_shard, read_manifest
@@ -65,7 +65,7 @@ def evaluation(folder: Path, data: bytes) -> None:
 
 def ids(folder: Path, data: bytes) -> None:
     (folder / "i").write_bytes(data)
-    for column in read_ids(folder / "i", data.count(b"\n")):
+    for column in read_caption_ids(folder / "i", data.count(b"\n")):
         assert column is None or all(column)
 
 
