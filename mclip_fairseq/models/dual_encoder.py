@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, encode_identity, frozen_names
-from mclip_fairseq.models.sizes import Part as SizeGroup
-from mclip_fairseq.models.sizes import refuse_oversized
+from mclip_fairseq.models.sizes import SizeGroup, check_sizes
 
 ImageTransform = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -142,7 +141,7 @@ class DualEncoder(BaseFairseqModel):
         for group, prefix in cls.size_groups:
             in_archive = prefix == cls.text_encoder_prefix and options.text_encoder
             if not in_archive:
-                refuse_oversized(place, options, weights, group, prefix=prefix)
+                check_sizes(place, options, weights, group, prefix=prefix)
 
     def external_parts(self) -> tuple[str, ...]:
         """Prefixes of the frozen weights that a checkpoint leaves out because they are stored elsewhere."""

@@ -1,4 +1,4 @@
-"""What is trained here, shipped: the directory, ONNX, sentence-transformers, open_clip's triple, the Hub."""
+"""Exports of trained models: the directory, ONNX, sentence-transformers, open_clip's triple, the Hub."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def images(photos: Path) -> list[Path]:
 def test_the_directory_is_the_model(
     checkpoint: Path, exported: Path, photos: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gives the same numbers after everything it was made from is out of reach."""
+    """It gives the same numbers without the files it was made from."""
     trained = MultilingualCLIP.from_pretrained(checkpoint, device="cpu")
     text, image = trained.encode_text(TEXTS), trained.encode_image(images)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -185,7 +185,7 @@ def test_sentence_transformers(exported: Path, images: list[Path], tmp_path: Pat
         loaded.encode(opened, convert_to_tensor=True), model.encode_image(images), rtol=0, atol=1e-6
     )
     assert loaded.get_embedding_dimension() == model.dim
-    with pytest.raises(ValueError, match="texts and images"):
+    with pytest.raises(ValueError, match="both texts and images"):
         loaded[0].preprocess([TEXTS[0], opened[0]])
     loaded.save_pretrained(str(tmp_path / "again"))
     again = MultilingualCLIP.from_pretrained(tmp_path / "again", device="cpu")
@@ -214,7 +214,7 @@ def test_push(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     calls: list[tuple[str, Any]] = []
 
     class Hub:
-        """Stands in for the two calls."""
+        """Replaces the two calls."""
 
         def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
             calls.append(("create", (repo_id, private)))

@@ -132,7 +132,7 @@ def test_a_text_model_is_refused(tmp_path: Path, folders: dict[str, Path]) -> No
             (tmp_path / file.name).write_bytes(file.read_bytes())
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="BertModel, which is no dual encoder"):
+    with pytest.raises(ValueError, match="BertModel, which is not a dual encoder"):
         DualEncoderTeacher.from_pretrained(tmp_path)
 
 
