@@ -1,8 +1,9 @@
 """Model `teacher_learning`: M-CLIP's text tower (Carlsson et al., LREC 2022), mean pooling and a linear layer."""
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,7 +31,15 @@ CITATION = """@inproceedings{carlsson-etal-2022-cross,
 
 @dataclass
 class TeacherLearningModelConfig(StudentConfig):
-    """The student text encoder."""
+    """The student text encoder, and the scale of a contrast with the teacher."""
+
+    distillation_scale_init: float = field(
+        default=0.0,
+        metadata={
+            "help": "initial value of the learned factor of the cosine in criterion distillation's contrast (AltCLIP: "
+            "4.48, e to the 1.5); 0: no such factor"
+        },
+    )
 
 
 @register_model("teacher_learning", dataclass=TeacherLearningModelConfig)
@@ -55,6 +64,10 @@ class TeacherLearningModel(StudentModel):
     ) -> None:
         super().__init__(cfg, text_encoder, teacher, teacher_identity)
         self.projection = nn.Linear(text_encoder.dim, cfg.teacher_dim)
+        # The logarithm, without an upper limit, as in AltCLIP's code.
+        start = cfg.distillation_scale_init
+        theta = nn.Parameter(torch.tensor(math.log(start))) if start > 0 else None
+        self.register_parameter("distillation_log_scale", theta)
 
     @property
     def dim(self) -> int:
@@ -115,7 +128,8 @@ class TeacherLearningModel(StudentModel):
 
         Returns:
             `student` and `teacher_text`, (batch, teacher dim) as they are; `text`, and `image` in validation,
-            (batch, teacher dim), L2-normalised; `scale`: 0-d. None where the input was.
+            (batch, teacher dim), L2-normalised; `scale`: 0-d. None where the input was. `distillation_scale`: 0-d, the
+            learned factor of the cosine of student and teacher, or None.
         """
         student = self.student(text_tokens, text_states, text_padding)
         has_image = not self.training and (image_features is not None or pixel_values is not None)
@@ -127,6 +141,7 @@ class TeacherLearningModel(StudentModel):
             "image": image,
             "teacher_text": teacher_text,
             "scale": self.scale,
+            "distillation_scale": None if self.distillation_log_scale is None else self.distillation_log_scale.exp(),
         }
 
     def portable_text(self) -> nn.Module:

@@ -38,7 +38,7 @@ def join_and_check(check: str, rank: int, world: int, store: str) -> None:
 
 
 def start(check: Callable[[int, int], None], world: int, folder: Path) -> None:
-    """Run a check in ``world`` processes, which show their tracebacks on stderr."""
+    """Run a check in `world` processes, which show their tracebacks on stderr."""
     context = mp.get_context("forkserver")  # one server imports torch and us once; the ranks are forked from it
     context.set_forkserver_preload(["torch", "mclip_fairseq.losses", "pytest"])
     ranks = []
@@ -166,7 +166,7 @@ def check_sums(rank: int, world: int) -> None:
 
 
 def check_local(rank: int, world: int) -> None:
-    """``gather=False`` asks nothing of the others: only rank 0 computes a loss."""
+    """`gather=False` asks nothing of the others: only rank 0 computes a loss."""
     if rank == 0:
         raw, ids, scale = union(5, seed=1)
         x, y = F.normalize(raw, dim=2).unbind(1)

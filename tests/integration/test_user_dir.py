@@ -24,7 +24,12 @@ import pytest
 COMMANDS = ("train", "generate", "validate", "interactive", "preprocess")
 HEAVY = ("transformers", "faiss", "matplotlib", "ftfy", "sentencepiece", "safetensors")
 OURS = {
-    "task": {"mte": "tasks.mte", "trikd": "tasks.trikd"},
+    "task": {
+        "mte": "tasks.mte",
+        "trikd": "tasks.trikd",
+        "distillation": "tasks.distillation",
+        "image_text": "tasks.image_text",
+    },
     "model": {"mte": "models.mte", "mclip": "models.mclip", "teacher_learning": "models.teacher_learning"},
     "architecture": dict.fromkeys(("mte_base", "mte_tiny"), "models.mte")
     | dict.fromkeys(("mclip_base", "mclip_large", "mclip_tiny"), "models.mclip")
@@ -33,6 +38,8 @@ OURS = {
         "mte": "criterions.mte",
         "trikd": "criterions.trikd",
         "teacher_learning": "criterions.teacher_learning",
+        "distillation": "criterions.distillation",
+        "image_text": "criterions.image_text",
     },
     "optimizer": {"fused_adamw": "optim.fused_adamw", "mclip_lamb": "optim.mclip_lamb"},
 }
