@@ -286,7 +286,8 @@ class MLAModel(DualEncoder):
 
         Returns:
             `student` and `teacher_text`, (batch, dim) as they are; `text` and `image`, (batch, dim), L2-normalised;
-            `scale`, 0-d. None where the input was.
+            `scale`, 0-d, and the same as `distillation_scale`, for a contrast with the teacher. None where the input
+            was.
         """
         student = self.text_features(text_tokens, language)
         if self.training:
@@ -298,6 +299,7 @@ class MLAModel(DualEncoder):
             "image": self.encode_image(pixel_values, image_features) if has_image else None,
             "teacher_text": teacher_text,
             "scale": self.scale,
+            "distillation_scale": self.scale,
         }
 
     def idle(self, language: str) -> Tensor:
@@ -323,7 +325,8 @@ class MLAModel(DualEncoder):
     def check_sizes(cls, place: Path, options: Any, weights: Mapping[str, Tensor]) -> None:
         """Refuse options whose table or acquirers have other sizes than the weights."""
         for option, ending, axis in SIZES:
-            sizes = {tensor.shape[axis] for name, tensor in weights.items() if name.endswith(ending)}
+            own = [name for name in weights if name.endswith(ending) and not name.startswith("clip.")]
+            sizes = {weights[name].shape[axis] for name in own}
             if sizes and sizes != {getattr(options, option)}:
                 raise UserError(
                     f"{place}: says {option} {getattr(options, option)}, but its weights have {max(sizes)}; put back "
