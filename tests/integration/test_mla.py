@@ -1,6 +1,7 @@
 """MLA from NLT to fine-tuning on a tiny corpus: what is trained, what stays as it was, and a language added later."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
 from tests.mla_data import captions, finetune, le, nlt
+from tests.runs import difference, state_of
 
 Train = Callable[..., str]
 QUIET = ("--disable-validation",)
@@ -150,8 +152,6 @@ def test_fine_tuning_trains_the_towers_on_pixels(
 
 
 def test_an_interrupted_run_continues_exactly(mla_corpus: Path, photos: Path, run_train: Train, tmp_path: Path) -> None:
-    from tests.runs import difference, state_of
-
     run_train(*nlt(mla_corpus, photos, tmp_path / "whole", "--max-update", 9, *QUIET))
     run_train(*nlt(mla_corpus, photos, tmp_path / "parts", "--max-update", 5, *QUIET))
     run_train(*nlt(mla_corpus, photos, tmp_path / "parts", "--max-update", 9, *QUIET))
@@ -161,8 +161,6 @@ def test_an_interrupted_run_continues_exactly(mla_corpus: Path, photos: Path, ru
 def test_fine_tuning_continues_exactly(
     base: dict[str, Any], mla_corpus: Path, photos: Path, run_train: Train, tmp_path: Path
 ) -> None:
-    from tests.runs import difference, state_of
-
     def options(name: str, updates: int) -> list[str]:
         more = ("--base", base["le"], "--max-update", updates, *QUIET)
         return finetune(mla_corpus, photos, tmp_path / name, *more, langs="en,de")
@@ -204,8 +202,6 @@ def test_captions_of_the_other_tokenizer_are_refused(
 
 def mislabelled(corpus: Path, folder: Path) -> Path:
     """German WordPiece captions under English's name."""
-    import shutil
-
     shutil.copytree(corpus / "others", folder / "data")
     for file in (folder / "data").glob("*.de*"):
         file.rename(file.with_name(file.name.replace("de", "en")))
