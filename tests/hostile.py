@@ -391,9 +391,9 @@ def tokens(*ids: int) -> bytes:
 TOKENS = tokens(4, 5, 2, 6, 2)
 # name -> (.idx, .bin, what is said of them beside a dictionary of ten entries)
 INDEXES = {
-    "another format": (b"HUFFMAN\0\0" * 9, TOKENS, "is no index of fairseq-preprocess"),
-    "a pickle": (pickle.dumps(Trap(Path("trap"))), TOKENS, "is no index of fairseq-preprocess"),
-    "zero bytes": (b"", TOKENS, "is no index of fairseq-preprocess"),
+    "another format": (b"HUFFMAN\0\0" * 9, TOKENS, "is not an index of fairseq-preprocess"),
+    "a pickle": (pickle.dumps(Trap(Path("trap"))), TOKENS, "is not an index of fairseq-preprocess"),
+    "zero bytes": (b"", TOKENS, "is not an index of fairseq-preprocess"),
     "truncated": (index([3, 2])[:-1], TOKENS, "is truncated or damaged"),
     "header alone": (index([3, 2])[:20], TOKENS, "is truncated"),
     "10^18 sentences": (b"MMIDIDX\0\0" + struct.pack("<QBQ", 1, 4, 10**18), TOKENS, "is truncated or damaged"),

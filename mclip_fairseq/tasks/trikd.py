@@ -44,7 +44,9 @@ class TriKDTaskConfig(SampledTaskConfig):
             "fairseq-preprocess --only-source and {split}.{lang}.ids"
         },
     )
-    langs: str = field(default="en", metadata={"help": "caption languages to train on, separated by commas"})
+    langs: str = field(
+        default="en", metadata={"help": "caption languages to train on, separated by commas", "data_position": True}
+    )
     valid_langs: str = field(default="", metadata={"help": "caption languages to validate on; empty: those of --langs"})
     image_features: str = field(default="", metadata={"help": "feature directories of the images, separated by colons"})
     text_features: str = field(
@@ -56,11 +58,15 @@ class TriKDTaskConfig(SampledTaskConfig):
         metadata={"help": "refuse an image whose header claims more pixels; applies to --image-root"},
     )
     max_caption_tokens: int = field(
-        default=78, metadata={"help": "captions are cut to this many tokens, <s> and </s> included"}
+        default=78,
+        metadata={"help": "captions are cut to this many tokens, <s> and </s> included", "data_position": True},
     )
     sampling_temperature: float = field(
         default=1.0,
-        metadata={"help": "draw a language of n captions in proportion to n^(1/T); 1 keeps the proportions"},
+        metadata={
+            "help": "draw a language of n captions in proportion to n^(1/T); 1 keeps the proportions",
+            "data_position": True,
+        },
     )
     text_state_cache: str = field(
         default="",

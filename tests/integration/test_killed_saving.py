@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import signal
@@ -17,8 +18,7 @@ from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.file_io import PathManager
 
-from mclip_fairseq.resilience import install
-from mclip_fairseq.resilience.resume import choose_checkpoint, remove_leftovers
+from mclip_fairseq.resilience.choosing import choose_checkpoint, remove_leftovers
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 
 SIZE = 200_000  # 0.8 MB a file: killed in the middle of it more often than not
@@ -123,8 +123,8 @@ def test_a_thousand_kills_lose_nothing(tmp_path: Path) -> None:
 
 def test_fairseq_alone_tears_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: with fairseq's own functions the same kills leave files that do not verify."""
-    monkeypatch.setattr(checkpoint_utils, "torch_persistent_save", install._save_as_fairseq)
-    monkeypatch.setattr(checkpoint_utils, "PathManager", PathManager)
+    for owner, name in ((checkpoint_utils, "torch_persistent_save"), (PathManager, "copy")):
+        monkeypatch.setattr(owner, name, staticmethod(inspect.unwrap(getattr(owner, name))))
     draw, updates = random.Random(7), 0
     for _ in range(200):
         kill_in_saving(tmp_path, updates + 1, draw.uniform(0.002, 0.06))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -11,12 +12,13 @@ from typing import Any
 
 import pytest
 from fairseq.dataclass.configs import CommonConfig, DatasetConfig, DistributedTrainingConfig, OptimizationConfig
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 
-from mclip_fairseq.resilience import install
-from mclip_fairseq.resilience.resume import changed_options
-from mclip_fairseq.tasks.mte import MTETaskConfig
-from mclip_fairseq.tasks.trikd import TriKDTaskConfig
+import mclip_fairseq.tasks  # noqa: F401  # registers the tasks
+from mclip_fairseq.resilience import checking, resuming
+from mclip_fairseq.resilience.checking import changed_options, position_options
 from tests.runs import difference, losses_of, state_of, train_on_ranks
 
 Train = Callable[..., str]
@@ -92,7 +94,7 @@ def test_parameters_of_half_precision_come_back_in_full(
     more = ("--num-workers", "0", "--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", "4")
     log = straight(run_train, tiny_corpus, "mte", tmp_path / "straight", *more)
     if not kept:
-        monkeypatch.setattr(install, "restore", lambda trainer, state: None)
+        monkeypatch.setattr(resuming, "restore", lambda trainer, state: None)
     source = checkpoint_after(tmp_path / "straight", 10)
     resumed = resume(run_train, tiny_corpus, "mte", source, tmp_path / "two", *more)
     if kept:
@@ -116,24 +118,22 @@ def test_a_suffix_and_a_missing_optimizer(tiny_corpus: Path, run_train: Train, s
     common = options(tiny_corpus, "trikd", "--num-workers", "0", "--max-update", "4", "--save-dir")
     log = run_train(*common, tmp_path, "--checkpoint-suffix", "_a")
     assert "skipped checkpoint checkpoint_last_a.pt (it is empty)" in log
-    assert f"going on from {tmp_path / 'checkpoint_1_3_a.pt'}" in log
+    assert f"continuing from {tmp_path / 'checkpoint_1_3_a.pt'}" in log
     assert state_of(tmp_path, "checkpoint_last_a.pt")["optimizer_history"][-1]["num_updates"] == 4
     run_train(*common, tmp_path / "bare", "--no-save-optimizer-state")
-    with pytest.raises(
-        ValueError, match=r"checkpoint_last\.pt: has no state of the optimizer .* begin another with its"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoint_last\.pt: has no optimizer state .* start another with its"):
         run_train(*common, tmp_path / "bare")
 
 
 def test_ranks_that_do_not_see_the_checkpoint_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "sum_over_ranks", lambda count: count + 2.0)
+    monkeypatch.setattr(checking, "sum_over_ranks", lambda count: count + 2.0)
     checkpoint = SimpleNamespace(save_dir=str(tmp_path))
     trainer: Any = SimpleNamespace(data_parallel_world_size=3, device="cpu", checkpoint_suffix="")
     trainer.cfg = SimpleNamespace(checkpoint=checkpoint)
     with pytest.raises(ValueError, match=r"checkpoint_last\.pt: only 2 of 3 ranks see this file; let --save-dir be"):
-        install.check_seen_by_all(trainer, "checkpoint_last.pt")
+        checking.check_seen_by_all(trainer, "checkpoint_last.pt")
     (tmp_path / "checkpoint_last.pt").touch()
-    install.check_seen_by_all(trainer, "checkpoint_last.pt")
+    checking.check_seen_by_all(trainer, "checkpoint_last.pt")
 
 
 def test_a_stop_at_the_end_of_an_epoch_keeps_the_running_means(
@@ -205,32 +205,52 @@ def test_another_meaning_of_the_position_is_refused(
         assert "Loaded checkpoint" in run_train(*changed, "--max-update", "4", "--reset-dataloader")
 
 
-COUNTED_IN = [
-    *(
-        ("distributed_world_size", DistributedTrainingConfig),
-        ("seed", CommonConfig),
-        ("update_freq", OptimizationConfig),
+FAIRSEQ_OPTIONS = {
+    DistributedTrainingConfig: ("distributed_training", ["distributed_world_size"]),
+    CommonConfig: ("common", ["seed"]),
+    OptimizationConfig: ("optimization", ["update_freq", "skip_remainder_batch"]),
+    DatasetConfig: (
+        "dataset",
+        [
+            *("batch_size", "max_tokens", "required_batch_size_multiple", "train_subset", "grouped_shuffling"),
+            "update_ordered_indices_seed",
+        ],
     ),
-    *((name, DatasetConfig) for name in ("batch_size", "max_tokens", "required_batch_size_multiple", "train_subset")),
-    *((name, DatasetConfig) for name in ("grouped_shuffling", "update_ordered_indices_seed")),
-    ("skip_remainder_batch", OptimizationConfig),
-    *((name, TriKDTaskConfig) for name in ("langs", "sampling_temperature", "max_caption_tokens")),
-    *((name, MTETaskConfig) for name in ("langs", "lang_pairs", "both_directions", "sampling_temperature", "truncate")),
-    *((name, MTETaskConfig) for name in ("max_source_positions", "max_target_positions")),
-]
-GROUPS = {
-    **{DistributedTrainingConfig: "distributed_training", CommonConfig: "common", OptimizationConfig: "optimization"},
-    **{DatasetConfig: "dataset", TriKDTaskConfig: "task", MTETaskConfig: "task"},
 }
+TASK_OPTIONS = {
+    "trikd": {"langs", "sampling_temperature", "max_caption_tokens"},
+    "mte": {"langs", "lang_pairs", "both_directions", "sampling_temperature", "truncate"}
+    | {"max_source_positions", "max_target_positions"},
+}
+POSITIONS: list[tuple[Any, str, str, str | None]] = [
+    (config, group, name, None) for config, (group, names) in FAIRSEQ_OPTIONS.items() for name in names
+]
+POSITIONS += [
+    (TASK_DATACLASS_REGISTRY.get(task), "task", name, task) for task, names in TASK_OPTIONS.items() for name in names
+]
 
 
-@pytest.mark.parametrize(("name", "config"), COUNTED_IN)
-def test_every_option_that_the_position_is_counted_in_is_compared(name: str, config: type) -> None:
+@pytest.mark.parametrize(("config", "group", "name", "task"), POSITIONS)
+def test_every_option_on_which_the_position_depends_is_compared(
+    config: Any, group: str, name: str, task: str | None
+) -> None:
     assert name in {field.name for field in fields(config)}
-    group = GROUPS[config]
-    stored, now = {group: {name: "then"}}, OmegaConf.create({group: {name: "now"}})
-    assert changed_options(stored, now) == [f"--{name.replace('_', '-')} then (now now)"]
+    same = {"task": {"_name": task}}
+    stored, now = (OmegaConf.to_container(OmegaConf.merge(same, {group: {name: value}})) for value in ("then", "now"))
+    assert isinstance(stored, dict)
+    assert changed_options(stored, OmegaConf.create(now)) == [f"--{name.replace('_', '-')} then (now now)"]
     assert changed_options(stored, OmegaConf.create(stored)) == []
+
+
+@pytest.mark.parametrize("task", TASK_OPTIONS)
+def test_a_task_marks_its_own_options_in_their_metadata(task: str) -> None:
+    """No other option of a task is compared, and fairseq's parser takes no notice of the mark."""
+    cfg = OmegaConf.create({"task": {"_name": task}})
+    own = {name.removeprefix("task.") for name in position_options(cfg)} - set(checking.POSITION_OPTIONS) - {"_name"}
+    assert {name for name in own if "." not in name} == TASK_OPTIONS[task]
+    parser = argparse.ArgumentParser()
+    gen_parser_from_dataclass(parser, TASK_DATACLASS_REGISTRY[task]())
+    assert vars(parser.parse_args(["data", "--langs", "en,de"]))["langs"] == "en,de"
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +271,7 @@ def test_other_training_data_are_refused(tiny_corpus: Path, run_train: Train, st
     for kind in ("bin", "idx"):
         shutil.copy(corpus / f"captions/train.de-None.de.{kind}", corpus / f"captions/train.en-None.en.{kind}")
     changed = options(corpus, "trikd", "--save-dir", folder, "--num-workers", "0", "--max-update", "4")
-    with pytest.raises(ValueError, match=r"data have changed since .*: en:0 \(104 samples then, 104 now\); its place"):
+    with pytest.raises(ValueError, match=r"data have changed since .*: en:0 \(104 samples then, 104 now\), so its"):
         run_train(*changed)
     assert "Loaded checkpoint" in run_train(*changed, "--reset-dataloader")
 
@@ -260,7 +280,10 @@ def test_other_training_data_are_refused(tiny_corpus: Path, run_train: Train, st
     ("change", "sentence"),
     [
         (lambda lines: [*lines, "another 1"], "of 98 symbols, but that of the data has 99; make the data again"),
-        (lambda lines: lines[1::-1] + lines[2:], "of 98 symbols, but that of the data names others, or in another"),
+        (
+            lambda lines: lines[1::-1] + lines[2:],
+            "of 98 symbols, but that of the data has other symbols, or another",
+        ),
     ],
 )
 def test_another_dictionary_is_refused(
@@ -302,7 +325,7 @@ def test_a_damaged_last_checkpoint_costs_nothing(
     assert "skipped checkpoint" not in logs[0]
     for name in ("checkpoint_last.pt", "checkpoint_1_3.pt"):
         assert f"skipped checkpoint {name} (its bytes are not those that were written)" in logs[1]
-    assert f"going on from {damaged / 'checkpoint_1_2.pt'}" in logs[1]
+    assert f"continuing from {damaged / 'checkpoint_1_2.pt'}" in logs[1]
     assert difference(state_of(sound), state_of(damaged)) == ""
     (tmp_path / "given.pt").write_bytes(data)
     with pytest.raises(ValueError, match="its bytes are not those that were written; give another checkpoint"):

@@ -108,7 +108,7 @@ def test_a_malicious_checkpoint_runs_no_code(tmp_path: Path, zipped: bool) -> No
     path, trap = tmp_path / "evil.pt", tmp_path / "trap"
     state = {"args": argparse.Namespace(evil=Malicious(trap)), "model": {}}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"evil\.pt: is not loaded, for it contains \w+\.mkdir, and only types"):
+    with pytest.raises(ValueError, match=r"evil\.pt: is not loaded, because it contains \w+\.mkdir, and only types"):
         load_checkpoint(path)
     with pytest.raises(Exception, match="mkdir"):
         load_checkpoint_to_cpu(str(path))

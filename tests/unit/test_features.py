@@ -157,7 +157,7 @@ def test_damage_is_found_when_the_directory_is_opened(
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files count as old enough to be remembered; their clock has moved on since they were written."""
-    monkeypatch.setattr(verified, "SETTLED_NS", -(10**12))
+    monkeypatch.setattr(files, "SETTLED_NS", -(10**12))
     time.sleep(0.02)
 
 

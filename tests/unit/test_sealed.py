@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import random
 import resource
@@ -19,7 +20,7 @@ import pytest
 import torch
 from fairseq.file_io import PathManager
 
-from mclip_fairseq.resilience.resume import choose_checkpoint, remove_leftovers
+from mclip_fairseq.resilience.choosing import choose_checkpoint, remove_leftovers
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.sealed import copy_sealed, damage, save_sealed, sealed_updates
 
@@ -128,7 +129,7 @@ def test_a_kill_between_two_files_and_the_wish_to_go_back_are_told_apart(tmp_pat
 
 def test_a_link_to_nothing_is_no_fresh_start(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_last.pt").symlink_to(tmp_path / "gone.pt")
-    with pytest.raises(ValueError, match=r"checkpoint_last.pt \(is a link to a file that is not there\)"):
+    with pytest.raises(ValueError, match=r"checkpoint_last.pt \(is a link to a missing file\)"):
         choose_checkpoint(tmp_path)
     save_sealed(state(3), tmp_path / "checkpoint_1_3.pt", 3)
     assert choose_checkpoint(tmp_path).path == tmp_path / "checkpoint_1_3.pt"
@@ -225,10 +226,11 @@ def test_fairseq_alone_would_lose_the_run(tmp_path: Path) -> None:
     """The negative control: fairseq's own copy leaves a torn file on a full disk, and it cannot be loaded."""
     last = tmp_path / "checkpoint_last.pt"
     save_as_torch(tmp_path / "checkpoint_1_4.pt", 4)
-    PathManager.copy(str(tmp_path / "checkpoint_1_4.pt"), str(last), overwrite=True)
+    copy = inspect.unwrap(PathManager.copy)
+    copy(str(tmp_path / "checkpoint_1_4.pt"), str(last), overwrite=True)
     assert damage(last) == ""
     with files_of_at_most(9000), pytest.raises(OSError, match="too large"):
-        PathManager.copy(str(tmp_path / "checkpoint_1_4.pt"), str(last), overwrite=True)
+        copy(str(tmp_path / "checkpoint_1_4.pt"), str(last), overwrite=True)
     assert "truncated" in damage(last)
     with pytest.raises(ValueError, match="is damaged"):
         load_checkpoint(last)
