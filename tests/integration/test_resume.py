@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fairseq.dataclass.configs import CommonConfig, DatasetConfig, DistributedTrainingConfig, OptimizationConfig
-from fairseq.dataclass.utils import gen_parser_from_dataclass
-from fairseq.tasks import TASK_DATACLASS_REGISTRY
-from omegaconf import OmegaConf
+import torch
 
-import mclip_fairseq.tasks  # noqa: F401  # registers the tasks
 from mclip_fairseq.resilience import checking, resuming
-from mclip_fairseq.resilience.checking import changed_options, position_options
+from mclip_fairseq.storage import files, sealed
 from tests.runs import difference, losses_of, state_of, train_on_ranks
 
 Train = Callable[..., str]
@@ -205,54 +199,6 @@ def test_another_meaning_of_the_position_is_refused(
         assert "Loaded checkpoint" in run_train(*changed, "--max-update", "4", "--reset-dataloader")
 
 
-FAIRSEQ_OPTIONS = {
-    DistributedTrainingConfig: ("distributed_training", ["distributed_world_size"]),
-    CommonConfig: ("common", ["seed"]),
-    OptimizationConfig: ("optimization", ["update_freq", "skip_remainder_batch"]),
-    DatasetConfig: (
-        "dataset",
-        [
-            *("batch_size", "max_tokens", "required_batch_size_multiple", "train_subset", "grouped_shuffling"),
-            "update_ordered_indices_seed",
-        ],
-    ),
-}
-TASK_OPTIONS = {
-    "trikd": {"langs", "sampling_temperature", "max_caption_tokens"},
-    "mte": {"langs", "lang_pairs", "both_directions", "sampling_temperature", "truncate"}
-    | {"max_source_positions", "max_target_positions"},
-}
-POSITIONS: list[tuple[Any, str, str, str | None]] = [
-    (config, group, name, None) for config, (group, names) in FAIRSEQ_OPTIONS.items() for name in names
-]
-POSITIONS += [
-    (TASK_DATACLASS_REGISTRY.get(task), "task", name, task) for task, names in TASK_OPTIONS.items() for name in names
-]
-
-
-@pytest.mark.parametrize(("config", "group", "name", "task"), POSITIONS)
-def test_every_option_on_which_the_position_depends_is_compared(
-    config: Any, group: str, name: str, task: str | None
-) -> None:
-    assert name in {field.name for field in fields(config)}
-    same = {"task": {"_name": task}}
-    stored, now = (OmegaConf.to_container(OmegaConf.merge(same, {group: {name: value}})) for value in ("then", "now"))
-    assert isinstance(stored, dict)
-    assert changed_options(stored, OmegaConf.create(now)) == [f"--{name.replace('_', '-')} then (now now)"]
-    assert changed_options(stored, OmegaConf.create(stored)) == []
-
-
-@pytest.mark.parametrize("task", TASK_OPTIONS)
-def test_a_task_marks_its_own_options_in_their_metadata(task: str) -> None:
-    """No other option of a task is compared, and fairseq's parser takes no notice of the mark."""
-    cfg = OmegaConf.create({"task": {"_name": task}})
-    own = {name.removeprefix("task.") for name in position_options(cfg)} - set(checking.POSITION_OPTIONS) - {"_name"}
-    assert {name for name in own if "." not in name} == TASK_OPTIONS[task]
-    parser = argparse.ArgumentParser()
-    gen_parser_from_dataclass(parser, TASK_DATACLASS_REGISTRY[task]())
-    assert vars(parser.parse_args(["data", "--langs", "en,de"]))["langs"] == "en,de"
-
-
 @pytest.fixture(scope="module")
 def stopped(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that stopped in the middle of its first epoch, with two checkpoints."""
@@ -330,6 +276,40 @@ def test_a_damaged_last_checkpoint_costs_nothing(
     (tmp_path / "given.pt").write_bytes(data)
     with pytest.raises(ValueError, match="its bytes are not those that were written; give another checkpoint"):
         run_train(*options(tiny_corpus, "trikd", "--save-dir", tmp_path, "--restore-file", tmp_path / "given.pt"))
+
+
+class Forgetful(dict[str, Any]):
+    """A dict that hands nothing out."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return None
+
+
+@pytest.mark.parametrize("handed_on", [True, False])
+def test_a_checkpoint_is_hashed_and_mapped_once(
+    handed_on: bool, tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is chosen; fairseq's loading uses that look. The negative control does not hand it on."""
+    shutil.copytree(stopped, tmp_path / "run")
+    hashed: list[Path] = []
+    mapped: list[bool] = []
+    hash_file, load = sealed._hash_before_seal, torch.load
+
+    def counted_hash(path: Path) -> str:
+        hashed.append(path)
+        return hash_file(path)
+
+    def counted_load(*arguments: Any, **keywords: Any) -> Any:
+        mapped.append(keywords.get("mmap", False))
+        return load(*arguments, **keywords)
+
+    monkeypatch.setattr(sealed, "_hash_before_seal", counted_hash)
+    monkeypatch.setattr(torch, "load", counted_load)
+    if not handed_on:
+        monkeypatch.setattr(resuming, "_checked", Forgetful())
+        monkeypatch.setattr(files, "SETTLED_NS", 10**12)  # nor is the file remembered as sound
+    run_train(*options(tiny_corpus, "trikd", "--save-dir", tmp_path / "run", "--num-workers", "0", "--max-update", "4"))
+    assert len(hashed) == mapped.count(True) == (1 if handed_on else 2)
 
 
 def test_the_comparison_can_fail(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ Train = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def train_with_events(tiny_corpus: Path, run_train: Train) -> Train:
-    """Trains in a folder: 4 updates an epoch, logging every 2, validation every 3 and at epoch end, plateau schedule."""
+    """Trains in a folder: 4 updates an epoch, logging every 2, validation every 3 and at epoch end, plateau."""
     schedule = (
         *("--batch-size", "52", "--log-interval", "2", "--validate-interval-updates", "3", "--max-update", "10"),
         *("--lr-scheduler", "reduce_lr_on_plateau", "--lr-patience", "0", "--lr-shrink", "0.5", "--patience", "9"),

@@ -1,4 +1,4 @@
-"""Checkpoint files under damage: every fault is seen, a sound older file is found, and what is refused says why."""
+"""Damaged checkpoint files: every fault is detected, an older sound file is chosen, and refusals give the reason."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from fairseq.file_io import PathManager
 
 from mclip_fairseq.resilience.choosing import choose_checkpoint, remove_leftovers
+from mclip_fairseq.storage import files, sealed
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.sealed import copy_sealed, damage, save_sealed, sealed_updates
 
@@ -234,3 +236,24 @@ def test_fairseq_alone_would_lose_the_run(tmp_path: Path) -> None:
     assert "truncated" in damage(last)
     with pytest.raises(ValueError, match="is damaged"):
         load_checkpoint(last)
+
+
+def test_a_sound_file_is_hashed_once_while_it_is_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, hash_file = tmp_path / "checkpoint_last.pt", sealed._hash_before_seal
+    hashed: list[Path] = []
+
+    def counted(file: Path) -> str:
+        hashed.append(file)
+        return hash_file(file)
+
+    monkeypatch.setattr(sealed, "_hash_before_seal", counted)
+    save_sealed(state(3), path, 3)
+    assert damage(path) == damage(path) == ""
+    assert len(hashed) == 2, "a file this new could change without a new time"
+    monkeypatch.setattr(files, "SETTLED_NS", -(10**12))
+    assert damage(path) == damage(path) == ""
+    assert len(hashed) == 3
+    time.sleep(0.02)  # the clock of the file system advances
+    flip(path, 3000, 2)
+    assert damage(path) == damage(path) == "its bytes are not those that were written"
+    assert len(hashed) == 5, "what is damaged is not remembered"
