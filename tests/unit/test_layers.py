@@ -30,8 +30,8 @@ ALLOWED = {
     "inference": "formats models storage",
     "export": "encoding evaluation formats inference models storage",
     "search": "cli encoding evaluation storage",
-    "doctor": "",
     "cli": "compat data encoding evaluation export formats inference models search storage",
+    "doctor": "cli compat",
     "user_dir": "tasks",
     "__init__": "inference user_dir",
 }
