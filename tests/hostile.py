@@ -261,13 +261,13 @@ def empty_first_shard(folder: Path) -> None:
     replace_shard(folder, npy_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': (0, {10**15}), }}\n"))
 
 
-NOT_NPY = r"features-00000.npy: is truncated or no \.npy file"
+NOT_NPY = r"features-00000.npy: is truncated or not a \.npy file"
 # name -> (damage to a directory of ten float32 rows of three columns in shards of four, what is said of it)
 FEATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NaN": (lambda f: replace_shard(f, with_value(np.nan)), r"the features of 'id2' \(row 2\) are not finite"),
     "infinity": (lambda f: replace_shard(f, with_value(-np.inf)), r"the features of 'id2' \(row 2\) are not finite"),
     "wrong dtype": (lambda f: replace_shard(f, npy(np.ones((4, 3)))), "holds float64 of shape"),
-    "wrong dtype, in the manifest too": (lambda f: manifest(f, dtype="float64"), r"is damaged \(dtype or shards\)"),
+    "wrong dtype, in the manifest too": (lambda f: manifest(f, dtype="float64"), r"is damaged \(dtype is 'float64'\)"),
     "big-endian": (lambda f: replace_shard(f, npy(np.ones((4, 3), dtype=">f4"))), "holds >f4 of shape"),
     "wrong shape": (lambda f: replace_shard(f, npy(np.ones((4, 4), np.float32))), r"shape \(4, 4\), but the manifest"),
     "missing shard": (lambda f: (f / "features-00001.npy").unlink(), "features-00001.npy: is missing"),
@@ -289,16 +289,16 @@ FEATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
         empty_first_shard,
         r"holds float32 of shape \(0, 1000000000000000\)",
     ),
-    "a shard above": (lambda f: shard_entry(f, file="../x.npy"), r"is damaged \(dtype or shards\)"),
-    "a shard elsewhere": (lambda f: shard_entry(f, file="/etc/passwd"), r"is damaged \(dtype or shards\)"),
-    "a shard with a line break": (lambda f: shard_entry(f, file="a\nb.npy"), r"is damaged \(dtype or shards\)"),
-    "a shard with a null": (lambda f: shard_entry(f, file="a\0.npy"), r"is damaged \(dtype or shards\)"),
-    "rows below zero": (lambda f: shard_entry(f, rows=-1), r"is damaged \(dtype or shards\)"),
-    "rows that are true": (lambda f: shard_entry(f, rows=True), r"is damaged \(dtype or shards\)"),
-    "rows beyond count": (lambda f: shard_entry(f, rows=10**30), r"is damaged \(dtype or shards\)"),
-    "no columns": (lambda f: manifest(f, dim=0), r"is damaged \(dim 0"),
-    "too many columns": (lambda f: manifest(f, dim=10**12), r"is damaged \(dim 1000000000000"),
-    "another modality": (lambda f: manifest(f, modality="smell"), "modality 'smell'"),
+    "a shard above": (lambda f: shard_entry(f, file="../x.npy"), r"shard 0: file is '\.\./x\.npy' and rows 4"),
+    "a shard elsewhere": (lambda f: shard_entry(f, file="/etc/passwd"), r"shard 0: file is '/etc/passwd'"),
+    "a shard with a line break": (lambda f: shard_entry(f, file="a\nb.npy"), r"shard 0: file is 'a\\nb\.npy'"),
+    "a shard with a null": (lambda f: shard_entry(f, file="a\0.npy"), r"shard 0: file is 'a\\x00\.npy'"),
+    "rows below zero": (lambda f: shard_entry(f, rows=-1), "shard 0: .* rows -1; make"),
+    "rows that are true": (lambda f: shard_entry(f, rows=True), "shard 0: rows is a bool, not int"),
+    "rows beyond count": (lambda f: shard_entry(f, rows=10**30), "shard 0: .* rows 1000000"),
+    "no columns": (lambda f: manifest(f, dim=0), r"is damaged \(dim is 0"),
+    "too many columns": (lambda f: manifest(f, dim=10**12), r"is damaged \(dim is 1000000000000"),
+    "another modality": (lambda f: manifest(f, modality="smell"), "modality is 'smell'"),
     "a deep manifest": (lambda f: (f / "manifest.json").write_bytes(DEEP_JSON), "is nested too deeply"),
     "a deep object": (lambda f: (f / "manifest.json").write_bytes(b'{"a":' * 100_000), "is nested too deeply"),
     "no manifest but YAML": (lambda f: (f / "manifest.json").write_text("!!python/name:os.system"), "cannot be read"),

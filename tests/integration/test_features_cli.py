@@ -234,7 +234,7 @@ def damaged(photos: Path, tmp_path: Path) -> Path:
     return root
 
 
-BROKEN = ["01.png: cannot be decoded", "05.png: is not an image", "10.png: there is no such file"]
+BROKEN = ["01.png: cannot be decoded", "05.png: is not an image", "10.png: does not exist"]
 
 
 def test_unreadable_images_are_all_listed(
@@ -298,7 +298,7 @@ def test_pictures_with_odd_names(clip: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "photos/bad\x1b[31m.png").write_bytes(b"")
     os.mkfifo(tmp_path / "photos/pipe.png")
     message = refused(capsys, clip, tmp_path / "out", "--images", tmp_path / "photos")
-    assert "\n  bad\\x1b[31m.png: is not an image in a known format\n  pipe.png: is no ordinary file" in message
+    assert "\n  bad\\x1b[31m.png: is not an image in a known format\n  pipe.png: is not an ordinary file" in message
     assert "\x1b" not in message
 
 

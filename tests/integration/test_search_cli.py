@@ -597,7 +597,7 @@ def test_an_index_of_another_model_is_refused(run: Run, monkeypatch: pytest.Monk
         (["query", "index", "x" * 100_000], "the query has 100000 characters; give at most 2000"),
         (["query", "index"], "give a text, --queries FILE"),
         (["query", "index", "red", "--queries", "q.txt"], "one of them"),
-        (["query", "index", "--image", "missing.png"], "missing.png: there is no such file"),
+        (["query", "index", "--image", "missing.png"], "missing.png: does not exist"),
         (["query", "index", "red", "--show", "photos"], "--show photos: names no kind of picture; write photos.png"),
         (["query", "index", "red", "--target", "red.png"], "give both"),
         (["query", "photos", "red"], "is not a search index"),

@@ -209,7 +209,7 @@ def test_ids_that_are_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize("image_id", ["a\0b.jpg", "x" * 5000 + ".jpg", "."])
 def test_ids_that_are_no_file_names(image_id: str, tmp_path: Path) -> None:
     refused(
-        "cannot be decoded|there is no such file|is no ordinary file",
+        "cannot be decoded|does not exist|is not an ordinary file",
         lambda: load_image(tmp_path / image_id),
         ImageError,
     )

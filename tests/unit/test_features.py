@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mclip_fairseq.storage import feature_files, files, verified
+from mclip_fairseq.storage import feature_checks, files, verified
 from mclip_fairseq.storage.features import FeatureStore, FeatureWriter, write_features
 from mclip_fairseq.storage.files import read_lines
 
@@ -126,9 +126,9 @@ def delete_ids(path: Path) -> None:
         (delete_ids, "ids.txt: is missing"),
         (lambda path: edit_manifest(path, version=2), "manifest.json: has version 2"),
         (lambda path: edit_manifest(path, format="other"), "manifest.json: is not the manifest"),
-        (lambda path: edit_manifest(path, dtype="float64"), r"manifest.json: is damaged \(dtype"),
-        (lambda path: edit_manifest(path, teacher=None), r"manifest.json: is damaged \(teacher"),
-        (lambda path: edit_manifest(path, count=9), "manifest.json: counts 9 rows"),
+        (lambda path: edit_manifest(path, dtype="float64"), r"manifest.json: is damaged \(dtype is"),
+        (lambda path: edit_manifest(path, teacher=None), "manifest.json: teacher is a NoneType, not dict; make"),
+        (lambda path: edit_manifest(path, count=9), r"manifest.json: is damaged \(count is 9\)"),
         (lambda path: edit_manifest(path, dim=4), "features-00000.npy: holds float32 of shape"),
         (lambda path: edit_manifest(path, dtype="float16"), "features-00000.npy: holds float32"),
         (lambda path: (path / "manifest.json").write_text("{"), "manifest.json: cannot be read"),
@@ -170,7 +170,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return files.file_sha256(path)
 
-    monkeypatch.setattr(feature_files, "file_sha256", file_sha256)
+    monkeypatch.setattr(feature_checks, "file_sha256", file_sha256)
     return names
 
 
@@ -224,7 +224,7 @@ def test_sizes_are_checked_even_without_verification(
 def test_a_pickled_shard_is_never_unpickled(tmp_path: Path) -> None:
     make(tmp_path)
     np.save(tmp_path / "features-00000.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"truncated or no \.npy file"):
+    with pytest.raises(ValueError, match=r"truncated or not a \.npy file"):
         FeatureStore.open(tmp_path, verify=False)
 
 
@@ -233,7 +233,7 @@ def test_manifest_may_not_lead_elsewhere(tmp_path: Path) -> None:
     shards = [{"file": "../one/features-00000.npy", "rows": 4, "sha256": "0"}]
     make(tmp_path / "two")
     edit_manifest(tmp_path / "two", shards=shards, count=4)
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(ValueError, match="shard 0: file is"):
         FeatureStore.open(tmp_path / "two")
 
 

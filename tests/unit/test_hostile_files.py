@@ -404,7 +404,7 @@ def test_records_of_shards_that_are_damaged(record: str, tmp_path: Path) -> None
     writer = features.FeatureWriter(tmp_path / "f", ["a", "b"], **settings, dtype="float32", shard_rows=1)
     writer.write(0, values[:1])
     (tmp_path / "f" / "partial" / "00000.json").write_text(record)
-    assert "is not the record of a shard" in refused(writer.pending)
+    assert "remove it, and the shard is made again" in refused(writer.pending)
 
 
 # ------------------------------------------------------------------------------------------ archives

@@ -122,9 +122,9 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         (tmp_path / "x.jpg").write_bytes(data)
         with pytest.raises(ImageError, match="is not an image in a known format"):
             load_image(tmp_path / "x.jpg")
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="does not exist"):
         load_image(tmp_path / "none.jpg")
-    with pytest.raises(ImageError, match="is no ordinary file"):
+    with pytest.raises(ImageError, match="is not an ordinary file"):
         load_image(tmp_path)
 
 
