@@ -12,7 +12,7 @@ from PIL import Image
 
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.features import FeatureStore, write_features
-from tests import hostile
+from tests import hostile_images
 from tests.runs import ROOT
 from tests.tiny_data import binarise, mte_options, pixel_options, sentences, write
 
@@ -26,7 +26,7 @@ def damaged(photos: Path, tmp_path: Path) -> Path:
     images = tmp_path / "images"
     shutil.copytree(photos / "images", images)
     for name in BROKEN:
-        (images / name).write_bytes(hostile.BAD_IMAGES["HTML"][1]())
+        (images / name).write_bytes(hostile_images.BAD_IMAGES["HTML"][1]())
     return images
 
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from mclip_fairseq.storage import feature_checks, files, verified
 from mclip_fairseq.storage.features import FeatureStore, FeatureWriter, write_features
-from mclip_fairseq.storage.files import read_lines
 
 ROWS, DIM = 10, 3
 IDS = [f"photos/bäum {number}.jpg" for number in range(ROWS)]
@@ -380,23 +379,3 @@ def test_impossible_settings_are_refused(tmp_path: Path) -> None:
     for options in ({"dtype": "int8"}, {"modality": "sound"}, {"shard_rows": 0}, {"dim": 0}):
         with pytest.raises(ValueError, match="features need a dtype"):
             writer(tmp_path / "out", **options)
-
-
-def test_lines_are_split_at_line_feeds_only(tmp_path: Path) -> None:
-    file = tmp_path / "lines"
-    for data, expected in [
-        (b"", []),
-        (b"a", ["a"]),
-        (b"a\r\nb\n\nc\n", ["a", "b", "", "c"]),
-        ("\ufeffä\u2028\x0bb\n".encode(), ["ä\u2028\x0bb"]),
-    ]:
-        file.write_bytes(data)
-        assert read_lines(file) == expected
-    file.write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="is not UTF-8"):
-        read_lines(file)
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_lines(tmp_path / "none.gz")
-    (tmp_path / "x.gz").write_bytes(b"not gzip")
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_lines(tmp_path / "x.gz")
