@@ -126,7 +126,7 @@ class FeatureWriter:
     @property
     def shards(self) -> int:
         """Number of shards."""
-        return -(-len(self.ids) // self.plan["shard_rows"])
+        return -(-len(self.ids) // int(self.plan["shard_rows"]))
 
     def inputs(self, shard: int) -> range:
         """Numbers of the inputs of a shard."""

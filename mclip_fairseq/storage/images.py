@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import printable, read_lines, shown
@@ -76,7 +76,7 @@ def load_image(
         raise
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(path, "is not an image in a known format") from error
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))

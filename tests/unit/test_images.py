@@ -179,7 +179,7 @@ def test_a_list_with_mistakes_is_refused(tmp_path: Path, content: str, reason: s
 def test_nothing_to_find_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no images"):
         resolve_images(tmp_path)
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="is neither a folder of images nor a list"):
         resolve_images(tmp_path / "none")
     with pytest.raises(ValueError, match="cannot be read"):
         resolve_images(None, tmp_path / "none")
