@@ -51,7 +51,7 @@ def read_indexed(prefix: str | Path) -> Flat:
         prefix: path without the suffix. Both formats of fairseq-preprocess are read, `mmap` without copying.
 
     Raises:
-        UserError: a file is missing, damaged, or of another format.
+        UserError: a file is missing, damaged, or has a different format.
     """
     index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     if not (index.is_file() and data.is_file()):

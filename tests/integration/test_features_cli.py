@@ -116,7 +116,7 @@ def test_computed_twice_it_is_the_same(clip: Path, photos: Path, unbroken: Path,
 
 def test_the_manifest_says_what_and_how(clip: Path, unbroken: Path) -> None:
     store = FeatureStore.open(unbroken)
-    assert (len(store), store.dim, store.dtype) == (NUMBER, 16, np.float16)
+    assert (len(store), store.dim, store.dtype) == (NUMBER, 16, np.dtype(np.float16))
     assert store.identity == DualEncoderTeacher.from_pretrained(clip).identity
     assert store.manifest["made_by"]["command"][:2] == ["mclip-features", "--model"]
     assert store.manifest["made_by"]["versions"]["torch"] == torch.__version__

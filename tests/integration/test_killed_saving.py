@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of saving: what a run goes on from is whole, and no older than what was announced."""
+"""SIGKILL at random moments of saving: the checkpoint to resume from is intact, and no older than the log says."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def kill_in_saving(folder: Path, start: int, delay: float) -> int:
 
 
 def survive(folder: Path, kills: int) -> SimpleNamespace:
-    """Kill and go on, as a run under a scheduler would; counts what the kills met."""
+    """Kill and resume, as a scheduler does with a run; counts where the kills hit."""
     draw, updates, met = random.Random(7), 0, SimpleNamespace(kills=0, cut_short=0, skipped=0)
     while met.kills < kills:
         announced = kill_in_saving(folder, updates + 1, draw.uniform(0.002, 0.06))

@@ -1,4 +1,4 @@
-"""N updates straight, and the same N with a stop: equal bit for bit, whatever lies between."""
+"""N updates in one go equal the same N with a stop in between, bit for bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOGGED = 4
 
 
 def options(corpus: Path, task: str, *more: object) -> list[object]:
-    """Everything at once that could break: dropout, shuffling, sampled languages, accumulation, a mean of log lines."""
+    """All that could break at once: dropout, shuffling, sampled languages, accumulation, averages over log lines."""
     common = [
         *("--sampling-temperature", "5", "--dropout", "0.3", "--batch-size", "8", "--update-freq", "2"),
         *("--optimizer", "fused_adamw", "--lr", "0.003", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "5"),
@@ -39,14 +39,14 @@ def options(corpus: Path, task: str, *more: object) -> list[object]:
     ]
 
 
-def straight(run_train: Train, corpus: Path, task: str, folder: Path, *more: object) -> str:
+def uninterrupted(run_train: Train, corpus: Path, task: str, folder: Path, *more: object) -> str:
     """The run that never stops, and a checkpoint of each of its updates."""
     every = ("--save-interval-updates", "1", "--save-dir", folder, "--max-update", UPDATES)
     return run_train(*options(corpus, task, *every, *more))
 
 
 def checkpoint_after(folder: Path, updates: int) -> Path:
-    """What a run that stopped after so many updates leaves as its last checkpoint."""
+    """The last checkpoint of a run that stopped after this many updates."""
     return next(folder.glob(f"checkpoint_*_{updates}.pt"))
 
 
@@ -66,18 +66,20 @@ def resume(run_train: Train, corpus: Path, task: str, source: Path, folder: Path
 
 @pytest.mark.parametrize("task", ["mte", "trikd"])
 def test_a_stop_changes_nothing(task: str, tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
-    log = straight(run_train, tiny_corpus, task, tmp_path / "straight", "--num-workers", "0")
-    state = state_of(tmp_path / "straight")
+    log = uninterrupted(run_train, tiny_corpus, task, tmp_path / "uninterrupted", "--num-workers", "0")
+    state = state_of(tmp_path / "uninterrupted")
     assert ("logit_scale" in state["model"]) == (task == "trikd")
     assert state["last_optimizer_state"]["state"]
-    epoch = [path for path in (tmp_path / "straight").glob("checkpoint_*.pt") if path.name.startswith("checkpoint_2")]
+    epoch = [
+        path for path in (tmp_path / "uninterrupted").glob("checkpoint_*.pt") if path.name.startswith("checkpoint_2")
+    ]
     first_of_epoch = min(int(path.stem.split("_")[2]) for path in epoch)
     # In mid-epoch and within the mean of a log line, loaded by other processes; and across the end of an epoch.
     for updates, workers in ((6, "2"), (first_of_epoch, "0")):
         folder = tmp_path / f"after{updates}"
-        source = checkpoint_after(tmp_path / "straight", updates)
+        source = checkpoint_after(tmp_path / "uninterrupted", updates)
         resumed = resume(run_train, tiny_corpus, task, source, folder, "--num-workers", workers)
-        check_resumed(log, resumed, tmp_path / "straight", folder, updates)
+        check_resumed(log, resumed, tmp_path / "uninterrupted", folder, updates)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -86,18 +88,20 @@ def test_parameters_of_half_precision_come_back_in_full(
 ) -> None:
     """fairseq saves them rounded, as the negative control shows. An overflow would need CUDA: the scale is small."""
     more = ("--num-workers", "0", "--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", "4")
-    log = straight(run_train, tiny_corpus, "mte", tmp_path / "straight", *more)
+    log = uninterrupted(run_train, tiny_corpus, "mte", tmp_path / "uninterrupted", *more)
     if not kept:
         monkeypatch.setattr(resuming, "restore", lambda trainer, state: None)
-    source = checkpoint_after(tmp_path / "straight", 10)
+    source = checkpoint_after(tmp_path / "uninterrupted", 10)
     resumed = resume(run_train, tiny_corpus, "mte", source, tmp_path / "two", *more)
     if kept:
-        check_resumed(log, resumed, tmp_path / "straight", tmp_path / "two", 10)
+        check_resumed(log, resumed, tmp_path / "uninterrupted", tmp_path / "two", 10)
     else:
-        assert ".model." in difference(state_of(tmp_path / "straight"), state_of(tmp_path / "two"))
+        assert ".model." in difference(state_of(tmp_path / "uninterrupted"), state_of(tmp_path / "two"))
 
 
-def test_annealing_anew_is_warned_about(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:
+def test_restarted_annealing_is_warned_about(
+    tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path
+) -> None:
     shutil.copy(stopped / "checkpoint_last.pt", tmp_path)
     schedule = ("--lr-scheduler", "polynomial_decay", "--force-anneal", "1", "--total-num-update", "40")
     common = options(tiny_corpus, "trikd", "--num-workers", "0", "--save-dir", tmp_path, "--max-update", "4", *schedule)
@@ -105,7 +109,7 @@ def test_annealing_anew_is_warned_about(tiny_corpus: Path, run_train: Train, sto
 
 
 def test_a_suffix_and_a_missing_optimizer(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:
-    """Checkpoints of a run with --checkpoint-suffix survive alike; one without an optimizer is no run to go on with."""
+    """--checkpoint-suffix works the same; a checkpoint without optimizer state cannot be resumed."""
     for path in stopped.glob("*.pt"):
         shutil.copy(path, tmp_path / f"{path.stem}_a.pt")
     (tmp_path / "checkpoint_last_a.pt").write_bytes(b"")
@@ -134,7 +138,7 @@ def test_a_stop_at_the_end_of_an_epoch_keeps_the_running_means(
     tiny_corpus: Path, run_train: Train, tmp_path: Path
 ) -> None:
     """Its last checkpoint belongs to the next epoch, and the log line that spans both counts the steps of both."""
-    log = straight(run_train, tiny_corpus, "trikd", tmp_path / "straight", "--num-workers", "0")
+    log = uninterrupted(run_train, tiny_corpus, "trikd", tmp_path / "uninterrupted", "--num-workers", "0")
     stopped = options(tiny_corpus, "trikd", "--save-dir", tmp_path / "stopped", "--num-workers", "0")
     run_train(*stopped, "--max-epoch", "1")
     resumed = run_train(*stopped, "--max-update", UPDATES)
@@ -142,7 +146,7 @@ def test_a_stop_at_the_end_of_an_epoch_keeps_the_running_means(
     assert done["extra_state"]["train_iterator"]["epoch"] == 2
     end = min(updates for updates in losses_of(resumed))
     assert end % LOGGED == 0
-    check_resumed(log, resumed, tmp_path / "straight", tmp_path / "stopped", end - 1)
+    check_resumed(log, resumed, tmp_path / "uninterrupted", tmp_path / "stopped", end - 1)
     again = run_train(*stopped, "--max-update", UPDATES)  # fairseq alone would take one more update
     assert f"has all its {UPDATES} updates already" in again
     assert difference(state_of(tmp_path / "stopped"), done) == ""
@@ -168,15 +172,15 @@ def test_patience_counts_over_a_stop(tiny_corpus: Path, run_train: Train, tmp_pa
 def test_a_stop_after_any_update_changes_nothing(
     task: str, workers: str, tiny_corpus: Path, run_train: Train, tmp_path: Path
 ) -> None:
-    log = straight(run_train, tiny_corpus, task, tmp_path / "straight", "--num-workers", workers)
-    sources = sorted((tmp_path / "straight").glob("checkpoint_*_*.pt"))
+    log = uninterrupted(run_train, tiny_corpus, task, tmp_path / "uninterrupted", "--num-workers", workers)
+    sources = sorted((tmp_path / "uninterrupted").glob("checkpoint_*_*.pt"))
     assert len(sources) >= UPDATES - 2
     for source in sources:
         updates = int(source.stem.split("_")[2])
         if updates < UPDATES:
             folder = tmp_path / f"after{updates}"
             resumed = resume(run_train, tiny_corpus, task, source, folder, "--num-workers", workers)
-            check_resumed(log, resumed, tmp_path / "straight", folder, updates)
+            check_resumed(log, resumed, tmp_path / "uninterrupted", folder, updates)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +260,7 @@ def test_another_dictionary_is_refused(
 def test_a_damaged_last_checkpoint_costs_nothing(
     tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path
 ) -> None:
-    """The run goes on from the newest file that verifies, says so, and ends where the undamaged one would."""
+    """The run continues from the newest file that verifies, says so, and ends like the undamaged one."""
     sound, damaged = tmp_path / "sound", tmp_path / "damaged"
     for folder in (sound, damaged):
         shutil.copytree(stopped, folder)
@@ -332,7 +336,7 @@ def test_a_stop_of_two_ranks_changes_nothing(tiny_corpus: Path, run_train: Train
     runs = []
     for task in ("mte", "trikd"):
         common = options(tiny_corpus, task, "--save-interval-updates", "1", "--num-workers")
-        for folder, updates, workers in (("straight", 9, 0), ("stopped", 3, 2), ("stopped", 9, 2)):
+        for folder, updates, workers in (("uninterrupted", 9, 0), ("stopped", 3, 2), ("stopped", 9, 2)):
             runs.append([*common, workers, "--save-dir", tmp_path / f"{task}-{folder}", "--max-update", updates])
     common.append(0)
     runs.append([*common, "--save-dir", tmp_path / "of-two", "--max-update", 3])
@@ -342,5 +346,5 @@ def test_a_stop_of_two_ranks_changes_nothing(tiny_corpus: Path, run_train: Train
     with pytest.raises(ValueError, match=r"--distributed-world-size 2 \(now 1\)"):
         run_train(*common, "--save-dir", tmp_path / "of-two", "--max-update", "4")
     for number, task in ((0, "mte"), (3, "trikd")):
-        one, two = tmp_path / f"{task}-straight", tmp_path / f"{task}-stopped"
+        one, two = tmp_path / f"{task}-uninterrupted", tmp_path / f"{task}-stopped"
         check_resumed(logs[number][0], logs[number + 2][0], one, two, 3)

@@ -42,7 +42,7 @@ def edit_manifest(path: Path, **changes: Any) -> None:
 def test_rows_come_back_as_written(tmp_path: Path) -> None:
     make(tmp_path)
     store = FeatureStore.open(tmp_path)
-    assert (len(store), store.dim, store.dtype, store.ids) == (ROWS, DIM, np.float32, IDS)
+    assert (len(store), store.dim, store.dtype, store.ids) == (ROWS, DIM, np.dtype(np.float32), IDS)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *(f"features-0000{shard}.npy" for shard in range(3)),
         "ids.txt",
@@ -193,8 +193,8 @@ def test_what_was_verified_is_not_read_again(tmp_path: Path, settled: None, hash
 
 
 @pytest.mark.parametrize("record", ["[]", "{", "[" * 200_000, '{"ids.txt": 3}', None])
-def test_a_record_that_says_nothing_is_not_believed(tmp_path: Path, record: str | None, hashed: list[str]) -> None:
-    """Nor is one of files that could have been written again without a sign; a folder in its place is no error."""
+def test_an_unusable_record_is_ignored(tmp_path: Path, record: str | None, hashed: list[str]) -> None:
+    """So is a record of files that could have changed without a new time; a folder instead of it is not an error."""
     make(tmp_path)
     file = verified.record_of(tmp_path)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,7 @@ def test_directories_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         FeatureStore.open_all([])
 
 
-def test_equal_weights_are_one_teacher_whatever_its_name(tmp_path: Path) -> None:
+def test_equal_weights_are_one_teacher_under_any_name(tmp_path: Path) -> None:
     make(tmp_path / "a", model={"name": "here", "revision": None, "sha256": "1"})
     others = [f"more{number}" for number in range(ROWS)]
     make(tmp_path / "b", others, model={"name": "there", "revision": None, "sha256": "1"})
@@ -282,7 +282,7 @@ def test_equal_weights_are_one_teacher_whatever_its_name(tmp_path: Path) -> None
         FeatureStore.open_all([tmp_path / "a", tmp_path / "c"])
 
 
-def test_content_hash_knows_content_and_no_place(tmp_path: Path) -> None:
+def test_content_hash_depends_on_content_and_not_on_the_folder(tmp_path: Path) -> None:
     one, same = make(tmp_path / "one"), make(tmp_path / "elsewhere")
     assert one.content_hash == same.content_hash
     assert one.identity == same.identity == {"name": "clip", "revision": None}
@@ -338,7 +338,7 @@ def test_values_that_cannot_be_right_are_refused(tmp_path: Path) -> None:
         writer(tmp_path / "shape").write(0, ARRAY[:3])
 
 
-def test_manifest_comes_last_and_only_when_all_shards_are_there(tmp_path: Path) -> None:
+def test_the_manifest_is_written_last_when_all_shards_exist(tmp_path: Path) -> None:
     first, second = writer(tmp_path), writer(tmp_path)
     assert first.pending(0, 2) == [0, 2]
     assert second.pending(1, 2) == [1]

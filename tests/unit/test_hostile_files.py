@@ -73,7 +73,7 @@ def test_torchscript_is_not_run(door: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("kind", ["zip", "tar", "empty", "text", "truncated", "list", "odd"])
-def test_what_is_no_checkpoint_is_one_sentence(door: str, kind: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_one_sentence(door: str, kind: str, tmp_path: Path) -> None:
     file = tmp_path / "evil.pt"
     torch.save({"model": [1], "cfg": {"model": 3, "task": []}, "criterion": 1, "state_dict": 7}, file)
     content = {

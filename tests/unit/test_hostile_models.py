@@ -141,7 +141,7 @@ def test_a_tokenizer_without_words(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("texts", [None, b"a dog", 3 * [None], ["a", "\ud800"], ["a", 7]])
-def test_what_is_no_text_is_one_sentence(texts: Any, clip: Path) -> None:
+def test_a_value_that_is_not_text_is_one_sentence(texts: Any, clip: Path) -> None:
     model = MultilingualCLIP.from_pretrained(clip, device="cpu")
     assert refused(lambda: model.encode_text(texts)).startswith("text ")
 

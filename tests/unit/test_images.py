@@ -117,7 +117,7 @@ def test_a_truncated_file_is_an_error(tmp_path: Path, suffix: str) -> None:
     assert str(path) not in caught.value.reason
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_files_that_are_not_images(tmp_path: Path) -> None:
     for data in (b"", b"<html>404</html>"):
         (tmp_path / "x.jpg").write_bytes(data)
         with pytest.raises(ImageError, match="is not an image in a known format"):

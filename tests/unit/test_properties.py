@@ -54,7 +54,7 @@ def same(ids: Tensor) -> Tensor:
 
 @few
 @given(seeds, st.integers(1, 9), st.floats(0.1, 50), st.sampled_from(["mean", "sum"]))
-def test_the_order_of_a_batch_and_of_its_sides_is_nothing_to_a_loss(
+def test_a_loss_does_not_depend_on_the_order_of_a_batch_or_its_sides(
     seed: int, rows: int, scale: float, reduction: str
 ) -> None:
     x, y, ids = batch(seed, rows)
@@ -193,7 +193,7 @@ def features(seed: int, captions: int, images: int) -> tuple[Tensor, Tensor, Ten
 
 @few
 @given(seeds, st.integers(1, 12), st.integers(1, 6), st.sampled_from(["strict", "released"]))
-def test_recalls_know_no_order_and_no_length(seed: int, captions: int, images: int, protocol: str) -> None:
+def test_recalls_do_not_depend_on_order_or_length(seed: int, captions: int, images: int, protocol: str) -> None:
     text, image, own = features(seed, captions, images)
     random = generator(seed + 1)
     metrics = retrieval_metrics(text, image, own, protocol)
@@ -219,7 +219,7 @@ def test_duplicates_count_against_a_query_and_never_for_it(seed: int, captions: 
     more = retrieval_ranks(text, torch.cat([image, -image[:1]]), own)
     assert (more.t2i >= ranks.t2i).all()
     assert torch.equal(more.i2t, ranks.i2t)
-    # Every caption twice: own copies are no rivals, foreign ones count again.
+    # Every caption twice: a caption's own copies do not compete, copies of others count again.
     again = retrieval_ranks(text.repeat(2, 1), image, own.repeat(2))
     assert again.t2i.tolist() == ranks.t2i.repeat(2).tolist()
     assert again.i2t.tolist() == (2 * ranks.i2t).tolist()

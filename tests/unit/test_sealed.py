@@ -118,7 +118,7 @@ def test_files_without_a_seal_are_checked_by_their_own_sums(tmp_path: Path) -> N
     assert choose_checkpoint(tmp_path).path == tmp_path / "checkpoint_1_4.pt"
 
 
-def test_a_kill_between_two_files_and_the_wish_to_go_back_are_told_apart(tmp_path: Path) -> None:
+def test_a_kill_between_two_files_differs_from_going_back(tmp_path: Path) -> None:
     last, newer = tmp_path / "checkpoint_last.pt", tmp_path / "checkpoint_1_8.pt"
     save_sealed(state(4), last, 4)
     save_sealed(state(8), newer, 8)  # and killed before it was copied
@@ -129,7 +129,7 @@ def test_a_kill_between_two_files_and_the_wish_to_go_back_are_told_apart(tmp_pat
     assert choose_checkpoint(tmp_path).path == last
 
 
-def test_a_link_to_nothing_is_no_fresh_start(tmp_path: Path) -> None:
+def test_a_broken_link_is_not_a_fresh_start(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_last.pt").symlink_to(tmp_path / "gone.pt")
     with pytest.raises(ValueError, match=r"checkpoint_last.pt \(is a link to a missing file\)"):
         choose_checkpoint(tmp_path)
@@ -161,7 +161,7 @@ def test_only_checkpoints_of_a_run_count(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """A disk that is full after so many bytes of a file, for this process."""
+    """A disk that is full after this many bytes of a file, for this process."""
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -200,7 +200,7 @@ def test_a_passing_fault_is_tried_again_with_a_new_file(tmp_path: Path, monkeypa
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     save_sealed(state(4), tmp_path / "checkpoint_last.pt", 4)
     assert choose_checkpoint(tmp_path) == (tmp_path / "checkpoint_last.pt", [])
-    assert calls == [False, False, True], "the file is on the disk before its name, and its name before we go on"
+    assert calls == [False, False, True], "the file is on the disk before its name, and its name before we continue"
 
 
 def test_a_full_tmpfs(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_full_tmpfs(tmp_path: Path) -> None:
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("only root can mount a tmpfs; the file size limit above stands in for it")
+        pytest.skip("only root can mount a tmpfs; the file size limit above replaces it")
     try:
         save_sealed(state(4), disk / "checkpoint_last.pt", 4)
         with pytest.raises(ValueError, match="No space left on device"):
