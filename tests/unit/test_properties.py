@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -29,25 +28,7 @@ from mclip_fairseq.losses import (
 )
 from mclip_fairseq.storage.feature_files import encode_ids
 from mclip_fairseq.storage.files import read_lines
-
-seeds = st.integers(0, 10**6)
-few = settings(max_examples=40)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def batch(seed: int, rows: int, dim: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """x and y, normalised, and ids with repetitions."""
-    random = generator(seed)
-    x, y = F.normalize(torch.randn(2, rows, dim, generator=random, dtype=torch.float64), dim=2)
-    return x, y, torch.randint(0, max(1, rows // 2), (rows,), generator=random)
-
-
-def same(ids: Tensor) -> Tensor:
-    return ids[:, None] == ids
-
+from tests.random_batches import batch, few, generator, same, seeds
 
 # ------------------------------------------------------------------------------------------ losses
 
