@@ -17,6 +17,7 @@ from mclip_fairseq.losses.gather import sum_over_ranks
 from mclip_fairseq.resilience.choosing import LAST
 from mclip_fairseq.storage.checkpoints import StoredCheckpoint
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fields import check_fields
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +79,11 @@ def changed_options(stored: Mapping[str, Any], cfg: Any) -> list[str]:
     changed = []
     for name in position_options(cfg):
         group, option = name.split(".")
-        if option not in (stored.get(group) or {}):
+        values = stored.get(group)
+        if not isinstance(values, Mapping) or option not in values:
             continue
         new = OmegaConf.select(cfg, name)
-        old, new = stored[group][option], OmegaConf.to_container(new) if OmegaConf.is_config(new) else new
+        old, new = values[option], OmegaConf.to_container(new) if OmegaConf.is_config(new) else new
         if old != new:
             label = "task" if option == "_name" else option.replace("_", "-")
             changed.append(f"--{label} {old} (now {new})")
@@ -108,10 +110,11 @@ def check_dictionary(stored: StoredCheckpoint, task: Any) -> None:
     Raises:
         UserError: with both sizes.
     """
-    state = stored.extra_state.get(type(task).__name__) or {}
-    dictionary = state.get("dictionary")
+    state = stored.extra_state.get(type(task).__name__)
+    dictionary = state.get("dictionary") if isinstance(state, Mapping) else None
     if dictionary is None or dictionary == task.dictionary_identity():
         return
+    check_fields(stored.path, dictionary, {"symbols": int}, "give another checkpoint")
     sizes = dictionary["symbols"], len(task.source_dictionary)
     now = f"has {sizes[1]}" if sizes[0] != sizes[1] else "has other symbols, or another order"
     raise UserError(

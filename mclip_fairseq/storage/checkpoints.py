@@ -81,8 +81,9 @@ class StoredCheckpoint:
         history = state.get("optimizer_history")
         if not (history is None or (isinstance(history, list) and all(isinstance(entry, dict) for entry in history))):
             raise UserError("has an optimizer history that is not a list of dicts")
-        if not isinstance(state.get("extra_state") or {}, dict):
-            raise UserError("has an extra state that is not a dict")
+        extra = state.get("extra_state") or {}
+        if not isinstance(extra, dict) or not isinstance(extra.get("train_iterator") or {}, dict):
+            raise UserError("has an extra state, or a position in the data, that is not a dict")
         return state
 
     @property
