@@ -40,7 +40,7 @@ WITHOUT = {  # what fails without a package that training does not need
     "matplotlib": "mclip-evaluate cannot draw",
     "sacrebleu": "translations cannot be scored",
 }
-# Extras of developers, whom pytest tells the same.
+# Extras for developers only.
 NOT_FOR_USERS = ("dev", "docs", "fuzz")
 # A decorator that registers a component, and its name.
 REGISTERED = re.compile(r"^@register_(task|model|criterion|optimizer)\(\s*\"([^\"]+)\"", flags=re.MULTILINE)
