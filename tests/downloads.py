@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+FREE = ["--expect-counts", "no"]
+COCO_TRAIN = "COCO_train2014_000000000009.jpg"
+COCO_VAL = "COCO_val2014_000000000042.jpg"
+
 
 @dataclass(frozen=True)
 class Done:
@@ -143,3 +147,49 @@ def tokenizer(folder: Path) -> Path:
     pieces = [line.split("\t")[0] for line in lines(folder / "sentencepiece.bpe.vocab")[3:]]
     write(folder / "dict.txt", "".join(f"{piece} 1\n" for piece in pieces))
     return folder
+
+
+def coco_cn(folder: Path, captions: str) -> Path:
+    """COCO-CN's folder."""
+    write(folder / "coco-cn_train.txt", "COCO_train2014_000000000009\n")
+    write(folder / "coco-cn_val.txt", "COCO_val2014_000000000044\r\n")
+    write(folder / "coco-cn_test.txt", "COCO_val2014_000000000042\n\n")
+    write(folder / "imageid.human-written-caption.txt", captions)
+    return folder
+
+
+def sample(key: str, caption: str, image: bytes = b"\xff\xd8") -> list[tuple[str, bytes]]:
+    """A sample as img2dataset writes it."""
+    record = {"url": "http://x", "caption": caption, "key": key, "status": "success", "error_message": None}
+    members = [(f"{key}.jpg", image)] if image else []
+    return [*members, (f"{key}.json", json.dumps(record).encode()), (f"{key}.txt", caption.encode())]
+
+
+def coco_split_file(folder: Path) -> Path:
+    """`dataset_coco.json` of seven images, with captions as odd as people type them."""
+    images = [
+        karpathy_image(9, "train", ["A dog.\n", "Two\tdogs\u2028run "], "train2014"),
+        karpathy_image(42, "test", ["a cat", "Cafe\u0301 ＣＡＦÉ！"]),
+        karpathy_image(43, "restval", ["a car"]),
+        karpathy_image(44, "val", ["a hat", "<b>a hat</b>"]),
+        *[karpathy_image(number, "test", ["a bus"]) for number in (45, 46, 47)],
+    ]
+    return karpathy(folder / "dataset_coco.json", images)
+
+
+def multi30k_data(folder: Path) -> Path:
+    """The folder `data` of Multi30K's repository."""
+    data = folder / "data"
+    texts = {"en": "A dog.\nA cat.\n", "de": "Ein Hund.\r\nEine Katze.\r\n", "fr": "Un chien.\nUn\u00a0chat.\n"}
+    for split in ("train", "val", "test_2016_flickr", "test_2017_mscoco"):
+        for lang, text in texts.items():
+            write(data / "task1" / "raw" / f"{split}.{lang}.gz", text)
+        names = "1000092795.jpg\n10002456.jpg\n"
+        if split == "test_2017_mscoco":
+            names = f"{COCO_TRAIN}#367178\n{COCO_VAL}#657409\n"
+        write(data / "task1" / "image_splits" / f"{split}.txt", names)
+    for lang in ("en", "de"):
+        for number in range(1, 6):
+            write(data / "task2" / "raw" / f"test_2016.{number}.{lang}.gz", f"{lang} {number} a\n{lang} {number} b\n")
+    write(data / "task2" / "image_splits" / "test_2016_images.txt", "36979.jpg\n65567.jpg\n")
+    return data

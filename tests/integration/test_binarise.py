@@ -97,7 +97,7 @@ def test_dictionaries_that_are_none(pieces: Path, tmp_path: Path, name: str) -> 
 
 def test_a_dictionary_without_entries(pieces: Path, tmp_path: Path) -> None:
     (pieces / "dict.txt").write_bytes(b"")
-    assert "dict.txt: has no entry" in binarise_refuses(pieces, tmp_path / "out", "--captions", "en")
+    assert "dict.txt: has no entries" in binarise_refuses(pieces, tmp_path / "out", "--captions", "en")
 
 
 @pytest.mark.parametrize("what", [["--captions", "de"], ["--pairs", "en-de"]])
@@ -188,7 +188,7 @@ def test_encode_options_that_cannot_be_meant(model: Path, tmp_path: Path) -> Non
     for output, files, message in [
         (source, [source], f"{source}: is a file; --output names a directory"),
         (source / "below", [source], f"{source / 'below'}: cannot be made (Not a directory)"),
-        (tmp_path / "out", [source, again], f"{again}: has the name of {source}"),
+        (tmp_path / "out", [source, again], f"{again}: has the same name as {source}"),
         (tmp_path / "out", [packed], f"{packed}: is compressed; unpack it first"),
         (tmp_path / "out", [tmp_path / "none"], f"{tmp_path / 'none'}: not found"),
     ]:
@@ -208,8 +208,8 @@ TEXT = "a dog runs and a cat sleeps\nein Hund läuft und eine Katze schläft\n" 
         (b"a dog\na \xff\n", [], "text.en, line 2: is not UTF-8"),
         (TEXT.encode("utf-16"), [], "text.en, line 1: is not UTF-8"),
         (TEXT.encode("utf-16-le"), [], "text.en, line 1: holds a null character, as UTF-16 does"),
-        (TEXT.encode(), ["--vocabulary", 3], "--vocabulary 3: cannot be made of"),
-        (TEXT.encode(), ["--vocabulary", -1], "--vocabulary -1: cannot be made of"),
+        (TEXT.encode(), ["--vocabulary", 3], "--vocabulary 3: training on"),
+        (TEXT.encode(), ["--vocabulary", -1], "--vocabulary -1: training on"),
     ],
 )
 def test_no_tokenizer_can_be_trained(tmp_path: Path, content: bytes, options: list[object], message: str) -> None:
