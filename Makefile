@@ -26,7 +26,7 @@ endif
 # Inside the environment, so that both go together; named after the checkout, for several can share one.
 STAMP := $(PREFIX)/.mclip_fairseq$(subst /,_,$(CURDIR))
 CODE := $(wildcard mclip_fairseq preprocess examples benchmarks tests)
-SCRIPTS := .ci/run $(sort $(shell find examples preprocess benchmarks -name '*.sh' 2>/dev/null))
+SCRIPTS := .ci/run $(sort $(shell find examples preprocess benchmarks -name '*.sh' -o -name '*.sbatch' 2>/dev/null))
 BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

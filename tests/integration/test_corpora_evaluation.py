@@ -363,7 +363,7 @@ def test_all_sets_from_one_folder_of_downloads(tmp_path: Path, xtd10: Path, repo
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "not there" not in make()
+    assert "not downloaded" not in make()
     sets = tmp_path / "sets"
     made = {path.name for path in sets.iterdir() if not path.name.startswith(".")}
     coco = {"coco-en", "coco-ja", "coco-zh", "xtd10", "xflickrco"}
@@ -383,9 +383,9 @@ def test_a_set_that_fails_does_not_stop_the_others(tmp_path: Path, repository_ro
     command += ["--output", str(tmp_path / "sets"), *FREE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "evaluation.sh: not made, for the reasons above: xm3600 babel-imagenet"
+    assert done.stderr.splitlines()[-1] == "evaluation.sh: error: these sets failed, for the reasons above: xm3600 babel-imagenet"
     assert "xm3600.py: " in done.stderr
-    assert "not there: coco-zh (coco-cn)" in done.stdout
+    assert "not downloaded: coco-zh (coco-cn)" in done.stdout
     assert {path.parent.name for path in (tmp_path / "sets").glob("*/manifest.json")} == {"tatoeba", "sts"}
 
 
@@ -395,5 +395,5 @@ def test_sets_whose_downloads_are_not_there_are_named(tmp_path: Path, repository
     command += ["--output", str(tmp_path / "sets"), *FREE]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["tatoeba"]
-    assert "not there: coco-zh (coco-cn)" in done.stdout
-    assert "not there: sts (stsb, stsb-multi, sts2017)" in done.stdout
+    assert "not downloaded: coco-zh (coco-cn)" in done.stdout
+    assert "not downloaded: sts (stsb, stsb-multi, sts2017)" in done.stdout
