@@ -31,7 +31,7 @@ def corpus() -> ModuleType:
 
 
 def test_the_tokenizer_of_the_teacher_depends_on_the_names_alone() -> None:
-    """Its pieces are written down here, because two processes must agree and one cannot tell."""
+    """The pieces are listed here because two processes must agree, which one process cannot test."""
     tokenizer = load("train_teacher").build_tokenizer(["Red bed", "bed"])
     vocabulary = tokenizer.get_vocab()
     pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
@@ -108,7 +108,7 @@ def test_a_shared_name_is_refused(corpus: ModuleType) -> None:
     names = dict.fromkeys(corpus.LANGUAGES, "x")
     concepts = [corpus.Concept("1", names, {}), corpus.Concept("2", names, {})]
     with pytest.raises(ValueError, match=r"'x' \(en\) names 1 and 2"):
-        corpus.refuse_shared_names(concepts)
+        corpus.check_unique_names(concepts)
 
 
 def test_the_corpus_is_written_aligned_and_twice_alike(
