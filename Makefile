@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
-EXTRAS := dev,demo,export,search
+EXTRAS := dev,demo,export,prepare,search
 
 ifneq ($(strip $(VENV)),)
   PREFIX := $(abspath $(VENV))
