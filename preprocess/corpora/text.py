@@ -38,7 +38,8 @@ def one_line(text: str) -> str:
     if not text.isascii() and SURROGATE.search(text) is not None:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = " ".join(text.replace("\ufeff", "").split())
-    return "" if not text.isascii() and INVISIBLE.fullmatch(text) is not None else text
+    plain = text.isascii() and text.isprintable()
+    return "" if not plain and INVISIBLE.fullmatch(text) is not None else text
 
 
 def clean_text(text: str) -> str:
