@@ -34,10 +34,8 @@ Sample = tuple[int, float, int, int, int, int, float]
 
 def children(pid: int) -> list[int]:
     """Child processes of a process."""
-    found = []
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(name) for name in thread.read_text().split()]
-    return found
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(name) for file in files for name in file.read_text().split()]
 
 
 def resident(pid: int) -> float:
@@ -51,11 +49,11 @@ def resident(pid: int) -> float:
 
 def open_files(pid: int) -> list[str]:
     """Targets of the file descriptors of a process."""
-    found = []
+    targets = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):  # closed in the meantime
-            found.append(os.readlink(link))
-    return found
+            targets.append(os.readlink(link))
+    return targets
 
 
 class Watch:

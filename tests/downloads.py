@@ -1,4 +1,4 @@
-"""Small files of exactly the forms in which public data sets come, and a way to run the scripts that read them."""
+"""Small files in exactly the formats of public datasets, and helpers to run the scripts that read them."""
 
 import contextlib
 import gzip
@@ -18,7 +18,7 @@ COCO_VAL = "COCO_val2014_000000000042.jpg"
 
 @dataclass(frozen=True)
 class Done:
-    """A script that ended."""
+    """The result of a script."""
 
     status: int
     out: str
@@ -37,14 +37,14 @@ def run(script: str, *arguments: object) -> Done:
 
 
 def works(script: str, *arguments: object) -> str:
-    """What a script prints that must end well."""
+    """What a script prints; it must succeed."""
     done = run(script, *arguments)
     assert done.status == 0, done.err
     return done.out
 
 
 def refuses(script: str, *arguments: object) -> str:
-    """The sentence of a script that must refuse."""
+    """The error of a script that must exit with status 2."""
     done = run(script, *arguments)
     assert done.status == 2, done.out
     assert "Traceback" not in done.err
@@ -62,7 +62,7 @@ def manifest(folder: Path, name: str = "manifest.json") -> Any:
 
 
 def write(path: Path, text: str | bytes) -> Path:
-    """A file, gzipped if it is named so, in a folder that is made."""
+    """Write a file, gzipped if its name says so, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = text if isinstance(text, bytes) else text.encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
@@ -70,7 +70,7 @@ def write(path: Path, text: str | bytes) -> Path:
 
 
 def write_json(path: Path, value: object) -> Path:
-    """A JSON file as its authors write it, not escaped."""
+    """A JSON file without escapes, as its authors write it."""
     return write(path, json.dumps(value, ensure_ascii=False))
 
 
@@ -108,7 +108,7 @@ def karpathy(path: Path, images: list[dict[str, object]]) -> Path:
 
 
 def annotations(path: Path, captions: Mapping[int, list[str]], first: int = 1) -> Path:
-    """A file of COCO's own form."""
+    """A file in COCO's own format."""
     items = [(image, text) for image, texts in captions.items() for text in texts]
     return write_json(
         path,
@@ -135,7 +135,7 @@ def webdataset(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
 
 
 def tokenizer(folder: Path) -> Path:
-    """A folder with the two files of XLM-R's release that a text is prepared with."""
+    """A folder with the two files of XLM-R's release that prepare text."""
     import sentencepiece
 
     folder.mkdir(parents=True)

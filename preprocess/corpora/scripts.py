@@ -48,17 +48,17 @@ NO_SPACES = regex.compile(f"[{SPACELESS}]")
 WORD = regex.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
 
 
-def scripts_of(language: str, given: dict[str, str]) -> str:
+def scripts_of(language: str, extra: dict[str, str]) -> str:
     """The Unicode scripts of a language, separated by spaces.
 
     Args:
         language: its code; `-` or `_` starts a region.
-        given: language -> scripts, from the user.
+        extra: language -> scripts, from the user.
 
     Raises:
         UserError: the language is unknown.
     """
-    table = SCRIPTS | given
+    table = SCRIPTS | extra
     for code in (language, language.replace("-", "_").split("_")[0]):
         if code in table:
             return table[code]

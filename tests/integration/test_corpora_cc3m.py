@@ -86,7 +86,7 @@ def test_cc3m_tables_of_both_splits(tmp_path: Path) -> None:
     assert "give either --tsv and" in refuses("cc3m", *command, "--valid-tar", tables[0])
 
 
-def test_another_image_of_the_same_path_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_different_image_with_the_same_path_is_not_overwritten(tmp_path: Path) -> None:
     tar = webdataset(tmp_path / "00000.tar", sample("000000000", "a dog", b"one"))
     command = ["--tar", tar, "--output", tmp_path / "out", "--workers", 1]
     works("cc3m", *command)

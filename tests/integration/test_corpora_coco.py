@@ -120,7 +120,7 @@ def test_the_project_reads_what_is_written(tmp_path: Path, split_file: Path) -> 
         ([], FREE, "the source files hold no caption"),
     ],
 )
-def test_coco_of_another_shape(
+def test_coco_with_a_different_shape(
     tmp_path: Path, images: list[dict[str, object]], options: list[str], message: str
 ) -> None:
     path = karpathy(tmp_path / "dataset_coco.json", images)
@@ -141,14 +141,14 @@ def test_captions_without_text_or_image_are_left_out_within_the_budget(tmp_path:
 
 
 @pytest.mark.parametrize("content", ["[1", '{"images": 3}', "[]", "[" * 100000, "\ufeff{}"])
-def test_no_json_of_that_shape(tmp_path: Path, content: str) -> None:
+def test_json_with_a_different_shape(tmp_path: Path, content: str) -> None:
     path = write(tmp_path / "dataset_coco.json", content)
     assert str(path) in refuses("coco", "--karpathy", path, "--output", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["a\\ud800.jpg", "a\\u001b[31m.jpg", "a b.jpg", "../a.jpg"])
 @pytest.mark.parametrize("text", ["a dog", " "])
-def test_names_that_no_image_can_have(tmp_path: Path, name: str, text: str) -> None:
+def test_invalid_image_names(tmp_path: Path, name: str, text: str) -> None:
     image = json.dumps(karpathy_image(9, "train", [text]) | {"filename": "NAME"}).replace("NAME", name)
     path = write(tmp_path / "dataset_coco.json", f'{{"images": [{image}]}}')
     said = refuses("coco", "--karpathy", path, "--output", tmp_path / "out", *FREE)
@@ -157,7 +157,7 @@ def test_names_that_no_image_can_have(tmp_path: Path, name: str, text: str) -> N
     assert said.strip().isprintable()
 
 
-def test_stair_goes_by_the_split_file(tmp_path: Path, split_file: Path) -> None:
+def test_stair_follows_the_split_file(tmp_path: Path, split_file: Path) -> None:
     train = annotations(tmp_path / "stair_captions_v1.2_train.json", {9: ["犬がいる。", "２匹\u3000の犬"]})
     others = {number: [f"画像{number}"] for number in (47, 46, 45, 44, 43, 42)}
     val = annotations(tmp_path / "stair_captions_v1.2_val.json", others, first=100)
@@ -217,6 +217,6 @@ def test_coco_cn(tmp_path: Path) -> None:
         ("COCO_val2014_000000000042#0\t \n", "line 1: the caption of COCO_val2014_000000000042.jpg is empty"),
     ],
 )
-def test_coco_cn_of_another_shape(tmp_path: Path, captions: str, message: str) -> None:
+def test_coco_cn_with_a_different_shape(tmp_path: Path, captions: str, message: str) -> None:
     folder = coco_cn(tmp_path / "coco-cn", captions)
     assert message in refuses("coco_cn", "--folder", folder, "--output", tmp_path / "out", *FREE)

@@ -153,7 +153,7 @@ def test_flickr30k_cn(tmp_path: Path, name: str, text: str, options: list[str]) 
     assert lines(tmp_path / "out" / "test.zh.ids") == ["1007129816.jpg"] * 2
 
 
-def test_flickr30k_cn_of_another_shape(tmp_path: Path) -> None:
+def test_flickr30k_cn_with_a_different_shape(tmp_path: Path) -> None:
     tagged = write(tmp_path / "a.txt", "100#0\t一:m 只:q 狗:n\n")
     error = refuses("flickr30k_cn", "--test", tagged, "--output", tmp_path / "out", *FREE)
     assert "line 1: has part-of-speech tags" in error
@@ -188,7 +188,7 @@ def test_tatoeba(tmp_path: Path) -> None:
 
 
 def sts(folder: Path) -> Path:
-    """All four forms."""
+    """All four formats."""
     for part in ("train", "dev", "test"):
         row = 'main-captions\tMSRvid\t2012test\t0001\t{}\tA "plane" is.\tAn air plane\tlicence\r\n'
         write(folder / "stsb" / f"sts-{part}.csv", row.format("5.000") + row.format("0.25"))
@@ -237,7 +237,7 @@ def test_sts(tmp_path: Path) -> None:
         ('a,"b,1\n', "unexpected end of data"),
     ],
 )
-def test_sts_of_another_shape(tmp_path: Path, text: str, message: str) -> None:
+def test_sts_with_a_different_shape(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path / "multi" / "stsb-de-test.csv", text)
     assert message in refuses("sts", "--stsb-multi", tmp_path / "multi", "--output", tmp_path / "out", *FREE)
     assert "give at least one of --stsb," in refuses("sts", "--output", tmp_path / "out")
@@ -267,8 +267,8 @@ def test_babel_imagenet(tmp_path: Path) -> None:
     assert manifest(tmp_path / "out")["languages"]["zh"] == {"classes": 1, "prompts": 1}
 
 
-def test_prompts_of_a_file_of_ones_own(tmp_path: Path) -> None:
-    """The published file has none in English."""
+def test_prompts_from_an_extra_file(tmp_path: Path) -> None:
+    """The published file has no English prompts."""
     options = babel(tmp_path, {"DE": [[0], ["Schleie"]], "EN": [[0], ["tench"]]})
     own = write_json(tmp_path / "own.json", {"en": ["a photo of a {}."]})
     works("babel_imagenet", *options, own, "--output", tmp_path / "out", *FREE)
@@ -291,7 +291,7 @@ def test_prompts_of_a_file_of_ones_own(tmp_path: Path) -> None:
         ([], "is not a JSON object of languages"),
     ],
 )
-def test_babel_imagenet_of_another_shape(tmp_path: Path, labels: object, message: str) -> None:
+def test_babel_imagenet_with_a_different_shape(tmp_path: Path, labels: object, message: str) -> None:
     assert message in refuses("babel_imagenet", *babel(tmp_path, labels), "--output", tmp_path / "out")
 
 
@@ -301,7 +301,7 @@ def test_a_language_may_have_no_prompts_unless_it_was_asked_for(tmp_path: Path) 
     assert "has no prompts in EN; add a file" in refuses("babel_imagenet", *options, "--languages", "en")
 
 
-def test_prompts_have_one_place_for_the_name(tmp_path: Path) -> None:
+def test_prompts_have_one_placeholder(tmp_path: Path) -> None:
     options = babel(tmp_path, {"DE": [[0], ["a"]]})
     write_json(tmp_path / "nllb_dist13b_prompts.json", {"DE": ["ein Foto"]})
     error = refuses("babel_imagenet", *options, "--output", tmp_path / "out")
@@ -309,7 +309,7 @@ def test_prompts_have_one_place_for_the_name(tmp_path: Path) -> None:
 
 
 def coco_downloads(downloads: Path, xtd10: Path) -> None:
-    """Everything over COCO's images."""
+    """Sets with COCO's images."""
     karpathy(downloads / "coco" / "dataset_coco.json", [karpathy_image(n, "test", ["a cat"]) for n in (42, 43)])
     touch(downloads / "coco", [f"val2014/COCO_val2014_{number:012d}.jpg" for number in (42, 43)])
     touch(downloads / "coco" / "train2014", [NAMES[0]])
@@ -325,7 +325,7 @@ def coco_downloads(downloads: Path, xtd10: Path) -> None:
 
 
 def flickr_downloads(downloads: Path) -> None:
-    """Everything over Flickr30k's images."""
+    """Sets with Flickr30k's images."""
     touch(downloads / "flickr30k", ["1007129816.jpg"])
     write(downloads / "flickr30k-cn" / "flickr30k_cn_test.txt", "1007129816#0\t一只狗\n")
     for task, split, name in ((1, "test_2016_flickr", "test_2016_flickr"), (2, "test_2016", "test_2016_images")):
@@ -336,7 +336,7 @@ def flickr_downloads(downloads: Path) -> None:
 
 
 def other_downloads(downloads: Path) -> None:
-    """The rest, with images where their place is known."""
+    """The other downloads, with images where evaluation.sh expects some."""
     datasets = downloads / "iglue" / "datasets"
     for lang in importlib.import_module("xflickrco").LANGUAGES:
         record = {"sentences": ["x"], "id": 42, "img_path": NAMES[1]}
@@ -392,7 +392,7 @@ def test_a_set_that_fails_does_not_stop_the_others(tmp_path: Path, repository_ro
     assert {path.parent.name for path in (tmp_path / "sets").glob("*/manifest.json")} == {"tatoeba", "sts"}
 
 
-def test_sets_whose_downloads_are_not_there_are_named(tmp_path: Path, repository_root: Path) -> None:
+def test_sets_without_a_download_are_listed(tmp_path: Path, repository_root: Path) -> None:
     laser(tmp_path / "laser" / "data" / "tatoeba" / "v1")
     command = [str(repository_root / "preprocess" / "evaluation.sh"), "--downloads", str(tmp_path)]
     command += ["--output", str(tmp_path / "sets"), *FREE]

@@ -54,7 +54,7 @@ def test_multi30k(tmp_path: Path, multi30k: Path) -> None:
     assert manifest(tmp_path / "fr")["splits"].keys() == {"valid"}
 
 
-def test_multi30k_names_the_option_where_a_split_has_its_images_elsewhere(tmp_path: Path, multi30k: Path) -> None:
+def test_multi30k_names_the_option_for_splits_with_images_elsewhere(tmp_path: Path, multi30k: Path) -> None:
     root = touch(tmp_path / "flickr30k", ["1000092795.jpg", "10002456.jpg"])
     command = ["--data", multi30k, "--images", root, "--output", tmp_path / "out", *FREE]
     said = refuses("multi30k", *command)
@@ -82,7 +82,7 @@ def test_another_set_is_not_overwritten(tmp_path: Path, multi30k: Path, split_fi
     assert "already holds something else" in refuses("multi30k", "--data", multi30k, "--output", out, *FREE)
 
 
-def test_multi30k_of_another_shape(tmp_path: Path, multi30k: Path) -> None:
+def test_multi30k_with_a_different_shape(tmp_path: Path, multi30k: Path) -> None:
     def refused(*options: object) -> str:
         return refuses("multi30k", "--data", multi30k, "--output", tmp_path / "out", *FREE, *options)
 

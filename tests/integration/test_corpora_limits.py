@@ -80,9 +80,7 @@ def test_archives_that_cannot_be_unpacked(tmp_path: Path, changes: dict[str, int
     assert message in said
 
 
-def test_captions_of_more_lines_than_the_memory_holds(
-    tmp_path: Path, multi30k: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_that_would_fill_the_memory(tmp_path: Path, multi30k: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("corpora.files.MAX_LOADED", 2000)
     works("multi30k", "--data", multi30k, "--output", tmp_path / "out", *FREE)
     write(multi30k / "task1" / "raw" / "train.de.gz", "\n" * 100_000)

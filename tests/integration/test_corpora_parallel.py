@@ -1,4 +1,4 @@
-"""`preprocess/parallel.py` on files of OPUS's and WMT's forms."""
+"""`preprocess/parallel.py` on files in the formats of OPUS and WMT."""
 
 import bz2
 import io
@@ -118,7 +118,7 @@ def test_an_archive_may_name_a_region(tmp_path: Path) -> None:
     assert "has 2 files (x.en-zh.zh_CN, x.en-zh.zh_TW) that end in .zh, or .zh_XX with a region, but one" in error
 
 
-def test_a_set_that_is_evaluated_on_is_kept_as_it_is(tmp_path: Path) -> None:
+def test_evaluation_sets_are_unchanged(tmp_path: Path) -> None:
     pairs = [
         ("A dog\u2028runs", "Ein  Hund läuft"),
         ("A dog\u2028runs", "Ein  Hund läuft"),
@@ -134,7 +134,7 @@ def test_a_set_that_is_evaluated_on_is_kept_as_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "test.en-de.en").exists()
 
 
-def test_the_sets_that_are_evaluated_on_are_not_trained_on(tmp_path: Path) -> None:
+def test_excluded_sentences_are_not_trained_on(tmp_path: Path) -> None:
     pairs = [(f"word number {letter}", f"Wort Nummer {letter}") for letter in "abcdefgh"]
     held = write(tmp_path / "newstest.de", "WORT Nummer a!\n\nnicht da\n")
     options = ["--moses", *moses(tmp_path, pairs), "--exclude", held, "--valid-every", 3]
@@ -170,7 +170,7 @@ def test_languages_are_checked_by_their_script(tmp_path: Path) -> None:
 
 
 def bad_inputs(folder: Path) -> dict[str, list[object]]:
-    """Inputs that cannot be used."""
+    """Unusable inputs."""
     left, right = moses(folder, [("a dog", "ein Hund"), ("a", "b")])
     short = write(folder / "short.de", "ein Hund\n")
     latin = write(folder / "latin.de", "größer\n".encode("latin-1") + b"b\n")
@@ -226,7 +226,7 @@ def bad_inputs(folder: Path) -> dict[str, list[object]]:
         ("wrong checksums", "line 1: is not in the format of sha256sum"),
     ],
 )
-def test_what_cannot_be_used_is_said(tmp_path: Path, case: str, message: str) -> None:
+def test_unusable_input_is_an_error(tmp_path: Path, case: str, message: str) -> None:
     arguments = bad_inputs(tmp_path)[case]
     out = tmp_path / "out"
     error = refuses("parallel", "--languages", "en", "de", "--workers", 1, "--output", out, *arguments)

@@ -36,7 +36,7 @@ def split_file(tmp_path: Path) -> Path:
 
 
 def test_from_download_to_fairseq(tmp_path: Path, split_file: Path, repository_root: Path) -> None:
-    """The recipe, with a program in the place of mclip-features that writes down how it was called."""
+    """The recipe, with a stub for mclip-features that logs its arguments."""
     root = touch(tmp_path / "images", [TRAIN, *[f"COCO_val2014_{number:012d}.jpg" for number in range(42, 48)]])
     program = write(tmp_path / "bin" / "mclip-features", f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
     program.chmod(0o755)

