@@ -1,4 +1,4 @@
-"""`preprocess/binarise.py` writes the same bytes as fairseq-preprocess; errors of it, encode.py and train_tokenizer.py."""
+"""`preprocess/binarise.py` writes the same bytes as fairseq-preprocess; errors of encode.py and train_tokenizer.py."""
 
 import argparse
 import errno
