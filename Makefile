@@ -1,19 +1,20 @@
-# make demo | test | lint | bench | clean: each does its own set-up, once.
+# make demo | test | lint | bench | clean: the first call also sets up the environment.
 #
-#   PYTHON=python3.12    the interpreter the environment is made from (3.11 or later)
-#   VENV=dir             where that environment lies (default .venv); VENV= uses the active one as it is
-#   WORKERS=2            test processes; ARGS="-k retrieval" is handed to pytest
+#   PYTHON=python3.12    the interpreter that creates the environment (3.11 or later)
+#   VENV=dir             the environment's directory (default .venv); VENV= uses the active environment as it is
+#   WORKERS=2            number of test processes
+#   ARGS="-k retrieval"  further arguments for pytest
 
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
-EXTRAS := dev,demo,export,prepare,search
+EXTRAS := dev,demo,evaluate,export,prepare,search
 
 ifneq ($(strip $(VENV)),)
   PREFIX := $(abspath $(VENV))
-  # as `source $(VENV)/bin/activate` does, for every recipe
+  # the same as `source $(VENV)/bin/activate`, for every recipe
   RUN := export VIRTUAL_ENV="$(PREFIX)" PATH="$(PREFIX)/bin:$$PATH";
   PY := python
   export PYTHONNOUSERSITE := 1
@@ -23,7 +24,7 @@ else
   PY := $(PYTHON)
 endif
 
-# Inside the environment, so that both go together; named after the checkout, for several can share one.
+# Inside the environment, so that it is deleted with it; named after the checkout, because several can share one.
 STAMP := $(PREFIX)/.mclip_fairseq$(subst /,_,$(CURDIR))
 CODE := $(wildcard mclip_fairseq preprocess examples benchmarks tests)
 SCRIPTS := .ci/run $(sort $(shell find examples preprocess benchmarks -name '*.sh' -o -name '*.sbatch' 2>/dev/null))
@@ -37,7 +38,7 @@ help:
 	@echo 'make demo    train and evaluate a small multilingual CLIP on emoji (10 minutes on 2 cores)'
 	@echo 'make test    run the tests                make lint    ruff, mypy and shellcheck'
 	@echo 'make bench   measure speed and memory     make clean   remove caches and build products'
-	@echo 'make setup   only the environment; VENV= uses the active one, PYTHON= names the interpreter'
+	@echo 'make setup   only set up the environment; VENV= uses the active one, PYTHON= chooses the interpreter'
 
 setup: $(STAMP)
 
@@ -59,17 +60,17 @@ clean:
 
 $(STAMP): constraints.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "make: $(PYTHON) is not Python 3.11 or later: install one and name it, as in make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	  echo "make: $(PYTHON) is not Python 3.11 or later; install one and name it: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 ifneq ($(strip $(VENV)),)
 	@test -x "$(PREFIX)/bin/python" || $(PYTHON) -m venv "$(PREFIX)" || { \
-	  echo "make: $(PYTHON) cannot make a virtual environment: install its venv module (apt install python3-venv)" >&2; exit 1; }
+	  echo "make: $(PYTHON) cannot create a virtual environment; install its venv module (apt install python3-venv)" >&2; exit 1; }
 endif
 	@$(RUN) $(PY) -c 'import fairseq' 2>/dev/null || { \
 	  command -v $${CXX:-c++} >/dev/null || { \
-	    echo "make: no C++ compiler ($${CXX:-c++}), which building fairseq needs: install one (apt install g++) or set CXX" >&2; exit 1; }; \
+	    echo "make: no C++ compiler ($${CXX:-c++}) to build fairseq with; install one (apt install g++) or set CXX" >&2; exit 1; }; \
 	  test -f "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || { \
-	    echo "make: Python.h is missing, which building fairseq needs: install Python's headers (apt install python3-dev)" >&2; exit 1; }; }
-	@# An active environment that has torch keeps its versions; a new one gets those of constraints.txt.
+	    echo "make: Python.h, which building fairseq needs, is missing; install Python's headers (apt install python3-dev)" >&2; exit 1; }; }
+	@# An active environment with torch keeps its versions; any other gets those of constraints.txt.
 	@$(RUN) set -e; pins="-c constraints.txt"; \
 	  step() { echo "== pip install $$*"; $(PY) -m pip install --quiet $$pins "$$@"; }; \
 	  if [ -z "$(strip $(VENV))" ] && $(PY) -c 'import torch' 2>/dev/null; then pins=""; else \

@@ -1,4 +1,4 @@
-"""Everything about the package stands in pyproject.toml; this file serves tools that look for a setup.py."""
+"""For tools that look for a setup.py; all metadata are in pyproject.toml."""
 
 from setuptools import setup
 

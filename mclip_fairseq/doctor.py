@@ -30,11 +30,16 @@ MODULES = {
     "pillow": "PIL",
     "protobuf": "google.protobuf",
 }  # where import and package differ
-WITHOUT = {  # what a missing package costs, where training does not need it
+EXTRAS = ("demo", "evaluate", "prepare", "search")  # of pyproject.toml, looked at beside the core dependencies
+WITHOUT = {  # what does not work without a package of these extras
     "faiss-cpu": "mclip-search cannot search",
     "ftfy": "captions cannot be cleaned",
     "matplotlib": "mclip-evaluate cannot draw",
+    "regex": "text cannot be cleaned",
     "sacrebleu": "translations cannot be scored",
+    "scipy": "similarity of sentences cannot be scored",
+    "starlette": "mclip-search cannot serve its page",
+    "uvicorn": "mclip-search cannot serve its page",
 }
 COMPILED = ("fairseq.data.data_utils_fast", "fairseq.data.token_block_utils_fast")
 BUILD_FAIRSEQ = "pip install torch numpy cython setuptools wheel, then pip install --no-build-isolation fairseq-fixed"
@@ -85,19 +90,19 @@ def requirements() -> list[tuple[str, str, str]]:
     if pyproject.is_file():
         project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
         rows = [(line, "") for line in project["dependencies"]]
-        rows += [(line, "demo") for line in project["optional-dependencies"]["demo"]]
+        rows += [(line, extra) for extra in EXTRAS for line in project["optional-dependencies"][extra]]
     else:
         rows = []
         for line in importlib.metadata.requires("mclip_fairseq") or []:
             requirement, _, marker = line.partition(";")
             extra = re.search(r"extra\s*==\s*['\"](\w+)['\"]", marker)
             rows.append((requirement, extra[1] if extra else ""))
-    found = []
+    found: dict[str, tuple[str, str, str]] = {}  # two extras may list the same package
     for line, section in rows:
         match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(.*)", line)
-        if match and section in ("", "demo"):
-            found.append((match[1].lower(), match[2].strip(" ()"), section))
-    return found
+        if match and section in ("", *EXTRAS):
+            found.setdefault(match[1].lower(), (match[1].lower(), match[2].strip(" ()"), section))
+    return list(found.values())
 
 
 def check_python() -> Check:
@@ -107,7 +112,7 @@ def check_python() -> Check:
 
 def check_package(distribution: str, bound: str, extra: str = "") -> Check:
     """A required package: installed, recent enough, and importable."""
-    bad: Status = "warning" if extra or distribution in WITHOUT else "error"
+    bad: Status = "warning" if extra else "error"
     cost = f" ({WITHOUT[distribution]})" if distribution in WITHOUT else ""
     install = f"pip install '{distribution}{bound}'"
     if distribution == "fairseq-fixed":

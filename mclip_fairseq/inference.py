@@ -91,9 +91,8 @@ class MultilingualCLIP:
 
     @property
     def logit_scale(self) -> Tensor | None:
-        """The learned scale that multiplies cosines, 0-d; None where the model has none."""
-        scale = getattr(self.tower.module, "scale", None)
-        return None if scale is None else scale.detach().float().cpu()
+        """The scale that multiplies cosines, 0-d; None where the model has none."""
+        return self.tower.scale
 
     @property
     def languages(self) -> list[str]:
@@ -107,7 +106,7 @@ class MultilingualCLIP:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of whatever the features hang on: weights of both towers, tokens per text, numeric type."""
+        """SHA-256 of everything the features depend on: weights of both towers, tokens per text, numeric type."""
         parameters = self.tower.module.state_dict()
         weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in parameters.items()})
         limit = getattr(self.tower.tokenizer, "max_tokens", None)
@@ -149,8 +148,8 @@ class MultilingualCLIP:
         if isinstance(texts, Tensor):
             return self.encode_tokens(texts, batch_size, normalize, show_progress_bar)
         texts = [texts] if isinstance(texts, str | bytes | None) else list(texts)
-        _refuse_no_texts(texts)
-        # Texts of like length share a batch, so that little padding is computed.
+        check_texts(texts)
+        # Texts of similar length share a batch, so little padding is computed.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
 
         def encode(rows: list[int]) -> Tensor:
@@ -257,12 +256,17 @@ class MultilingualCLIP:
         return F.normalize(out, dim=1) if normalize else out
 
 
-def _refuse_no_texts(texts: Sequence[Any]) -> None:
+def check_texts(texts: Sequence[Any]) -> None:
+    """Refuse what is not Unicode text.
+
+    Raises:
+        UserError: naming the number of the first such item.
+    """
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"text {number} is a {type(text).__name__}; give str")
         if LONE_SURROGATE.search(text):
-            raise UserError(f"text {number} is no Unicode text, it has half of a surrogate pair; decode it again")
+            raise UserError(f"text {number} is not Unicode text, it has half of a surrogate pair; decode it again")
 
 
 def to_pil(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -272,5 +276,5 @@ def to_pil(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Image.Image:
         try:
             image = Image.fromarray(image)
         except TypeError as error:
-            raise UserError(f"an array of {shape} is no image; give (height, width, 3) uint8") from error
+            raise UserError(f"an array of {shape} is not an image; give (height, width, 3) uint8") from error
     return upright_rgb(image) if isinstance(image, Image.Image) else load_image(image, max_pixels)

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def convert_released(options: argparse.Namespace) -> None:
     """A checkpoint of the released mCLIP to a directory for `MultilingualCLIP.from_pretrained`."""
-    from mclip_fairseq.formats.directory import save_directory
+    from mclip_fairseq.export.directory import save_directory
     from mclip_fairseq.formats.released import load_released
 
     tower = load_released(options.checkpoint, options.xlmr, options.resize, load_tokenizer(options.tokenizer))

@@ -39,8 +39,8 @@ def export(options: argparse.Namespace) -> None:
         UserError: in one sentence, when an option or a file cannot be used.
     """
     from mclip_fairseq.export.card import model_card, read_report
-    from mclip_fairseq.formats.directory import save_directory
-    from mclip_fairseq.formats.towers import ProjectedTower
+    from mclip_fairseq.export.directory import save_directory
+    from mclip_fairseq.formats.towers import TrainedTower
     from mclip_fairseq.inference import MultilingualCLIP
 
     if options.int8 and not (options.captions and options.features):
@@ -49,7 +49,7 @@ def export(options: argparse.Namespace) -> None:
         options.model, device="cpu", text_encoder=options.text_encoder or None, teacher=options.teacher or None
     )
     tower = model.tower
-    if not isinstance(tower, ProjectedTower):
+    if not isinstance(tower, TrainedTower):
         raise UserError(f"{options.model}: is a transformers model already; mclip-export takes what was trained here")
     card = model_card(
         tower, options.output.name, options.license, options.data, [read_report(file) for file in options.report]

@@ -6,14 +6,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions import register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
 
-from mclip_fairseq.criterions.logging import log_ratio, loss_arithmetic
-from mclip_fairseq.losses import chunked_linear_label_smoothed_nll, global_info_nce, sum_over_ranks
-from mclip_fairseq.losses.finite import NONFINITE, count_nonfinite_rows
+from mclip_fairseq.criterions.nonfinite import count_nonfinite_rows
+from mclip_fairseq.criterions.terms import (
+    Batch,
+    Log,
+    LossArithmetic,
+    Outcome,
+    TermsCriterion,
+    contrast_term,
+    log_ratio,
+)
+from mclip_fairseq.losses import chunked_linear_label_smoothed_nll
 from mclip_fairseq.storage.errors import UserError
 
 
@@ -29,7 +37,7 @@ class MTECriterionConfig(FairseqDataclass):
         default=0.0, metadata={"help": "weight of the contrastive loss per token (stage 2 of the paper: 2.0); 0 is off"}
     )
     contrastive_temperature: float = field(default=0.1, metadata={"help": "divides the cosine"})
-    mte_arithmetic: loss_arithmetic = field(
+    mte_arithmetic: LossArithmetic = field(
         default="sound",
         metadata={
             "help": "sound, or released: contrastive weight divided by the batch's sentences, smoothing over all "
@@ -39,8 +47,17 @@ class MTECriterionConfig(FairseqDataclass):
 
 
 @register_criterion("mte", dataclass=MTECriterionConfig)
-class MTECriterion(FairseqCriterion):
-    """Loss of the translation model; all sums are over target tokens, so that fairseq's normalisation holds."""
+class MTECriterion(TermsCriterion):
+    """Loss of the translation model; all sums are over target tokens, so that fairseq's normalisation holds.
+
+    | batch entry | shape | needed |
+    |---|---|---|
+    | `net_input.src_tokens`, `src_lengths`, `prev_output_tokens` | as fairseq's translation task | always |
+    | `net_input.tgt_lang_id` | (batch,) int64, the language to translate into | always |
+    | `target` | (batch, length) int64, ends with `</s>`, padded on the right | always |
+    | `ntokens`, `nsentences` | int | always |
+    | `is_dummy` | bool | absent means False |
+    """
 
     def __init__(
         self,
@@ -62,38 +79,29 @@ class MTECriterion(FairseqCriterion):
         self.contrastive_scale = 1.0 / contrastive_temperature
         self.released = mte_arithmetic == "released"
 
-    def forward(
-        self, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
-    ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Loss of one batch.
-
-        Args:
-            model: `MTEModel`, possibly wrapped for distribution.
-            sample: a batch of `ParallelDataset`.
-            reduce: unused; fairseq passes it.
-
-        Returns:
-            the summed loss, the number of target tokens, and what is logged.
-        """
-        dummy = bool(sample.get("is_dummy", False))
+    def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
+        """The loss of one batch: summed over its target tokens, with this rank's share of the contrast."""
+        batch = Batch.of(sample, gather=self.training)
         net_input = dict(sample["net_input"])
         if self.translation_weight == 0:
             net_input["prev_output_tokens"] = None
         contrast = self.contrast_tokens(sample["target"]) if self.contrastive_weight > 0 else None
         features, extra = model(**net_input, contrast_tokens=contrast, pool_projected=self.released, features_only=True)
-        tokens = 0 if dummy else int(sample["ntokens"])
         zero = sample["net_input"]["src_tokens"].new_zeros((), dtype=torch.float32)
-        loss, nll = zero, zero
-        logged: dict[str, Any] = {"ntokens": tokens, "nsentences": 0 if dummy else int(sample["nsentences"])}
+        loss, nll, bad_rows = zero, zero, count_nonfinite_rows()
+        logged: Log = {"ntokens": batch.tokens, "nsentences": batch.rows}
         if features is not None:
             smoothed, nll = self.translation_loss(features, extra["output_weight"], sample["target"])
             loss = loss + self.translation_weight * smoothed
-        if dummy:
+        if batch.dummy:
             loss, nll = loss * 0.0, nll * 0.0
         if contrast is not None:
-            loss = loss + self.contrastive_loss(extra, tokens, logged, dummy)
-        logged.update(loss=loss.detach(), nll_loss=nll.detach(), sample_size=tokens)
-        return loss, tokens, logged
+            source, target = (F.normalize(extra[name].float(), dim=1) for name in ("source_pooled", "target_pooled"))
+            # The pooled rows of a dummy batch stay in the graph: every rank's backward meets the same collectives.
+            loss = loss + self.contrastive_loss(batch, source, target, logged) + 0.0 * (source.sum() + target.sum())
+            bad_rows = count_nonfinite_rows(source, target)
+        logged.update(loss=loss.detach(), nll_loss=nll.detach(), sample_size=batch.tokens)
+        return Outcome(loss, batch.tokens, logged, bad_rows)
 
     def contrast_tokens(self, target: Tensor) -> Tensor:
         """Targets as encoder input: `<s>` put before (batch, length) ids that end with `</s>`."""
@@ -110,24 +118,30 @@ class MTECriterion(FairseqCriterion):
             kind="uniform" if self.released else "fairseq",
         )
 
-    def contrastive_loss(self, extra: dict[str, Any], tokens: int, logged: dict[str, Any], dummy: bool) -> Tensor:
+    def contrastive_loss(self, batch: Batch, source: Tensor, target: Tensor, logged: Log) -> Tensor:
         """This rank's share of the contrast, weighted so that fairseq's division by tokens leaves the plain weight.
 
         Over ranks the shares add up to weight x total tokens x InfoNCE of the whole batch.
+
+        Args:
+            batch: of this rank.
+            source: (batch, dim) pooled sources, L2-normalised.
+            target: (batch, dim) pooled targets, L2-normalised.
+            logged: gets the contrast's entries.
         """
-        source, target = (F.normalize(extra[name].float(), dim=1) for name in ("source_pooled", "target_pooled"))
-        rows = slice(0, 0) if dummy else slice(None)
-        out = global_info_nce(source[rows], target[rows], self.contrastive_scale, gather=self.training)
-        counts = torch.tensor([tokens, out.rows], dtype=torch.float64, device=source.device)
-        total_tokens, total_rows = (sum_over_ranks(counts) if self.training else counts).tolist()
+        term = contrast_term(
+            *(batch, "contrastive", self.contrastive_weight, source, target, self.contrastive_scale),
+            hits=("source_hits", "target_hits"),
+        )
+        rows = term.logged["contrastive_rows"]
+        total_tokens, total_rows = batch.total(batch.tokens, rows, like=source, dtype=torch.float64).tolist()
+        # fairseq divides the summed loss by all target tokens; the contrast is a mean over sentences already.
         weight = self.contrastive_weight * total_tokens
         if self.released and total_rows:
             weight /= total_rows
-        logged["contrastive_loss"] = (out.loss * total_tokens).detach()
-        logged[NONFINITE] = count_nonfinite_rows(source, target)
-        logged.update(accuracy_hits=0.5 * (out.hits_xy + out.hits_yx).float(), accuracy_rows=out.rows)
-        # The pooled rows of a dummy batch stay in the graph, so that every rank's backward meets the same collectives.
-        return out.loss * weight + 0.0 * (source.sum() + target.sum())
+        hits = 0.5 * (term.logged["source_hits"] + term.logged["target_hits"]).float()
+        logged.update(contrastive_loss=(term.share * total_tokens).detach(), accuracy_hits=hits, accuracy_rows=rows)
+        return term.share * weight
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
@@ -137,8 +151,3 @@ class MTECriterion(FairseqCriterion):
         log_ratio("contrastive_loss", logging_outputs, "contrastive_loss", "sample_size")
         log_ratio("accuracy", logging_outputs, "accuracy_hits", "accuracy_rows", scale=100)
         metrics.log_derived("ppl", lambda meters: 2.0 ** min(meters["nll_loss"].avg, 60.0))
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """True: all entries are sums."""
-        return True

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions import register_criterion
 from fairseq.dataclass import FairseqDataclass
-from torch import Tensor
 
-from mclip_fairseq.criterions.logging import log_ratio
+from mclip_fairseq.criterions.nonfinite import count_nonfinite_rows
+from mclip_fairseq.criterions.terms import Batch, Outcome, TermsCriterion, log_ratio
 
 
 @dataclass
@@ -18,33 +18,38 @@ class TeacherLearningCriterionConfig(FairseqDataclass):
 
 
 @register_criterion("teacher_learning", dataclass=TeacherLearningCriterionConfig)
-class TeacherLearningCriterion(FairseqCriterion):
-    """MSE, mean over dimensions, and the cosine for the log."""
+class TeacherLearningCriterion(TermsCriterion):
+    """MSE, mean over dimensions, and the cosine for the log.
 
-    def forward(
-        self, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
-    ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Loss of one batch: the sum over captions of the mean squared error over dimensions."""
+    | batch entry | shape | needed |
+    |---|---|---|
+    | `net_input` | what the model reads, `teacher_text` included | always |
+    | `nsentences`, `ntokens` | int | always |
+    | `is_dummy` | bool | absent means False |
+
+    The model returns `student` and `teacher_text`, (batch, teacher dim).
+    """
+
+    def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
+        """The sum over captions of the mean squared error over dimensions."""
         out = model(**sample["net_input"])
+        batch = Batch.of(sample, gather=self.training)
         student, teacher = out["student"].float(), out["teacher_text"].float()
         loss = F.mse_loss(student, teacher, reduction="sum") / teacher.shape[1]
-        rows = int(sample["nsentences"])
+        cosine = F.cosine_similarity(student, teacher).sum()
+        if batch.dummy:
+            loss, cosine = loss * 0.0, cosine * 0.0
         logged = {
             "loss": loss.detach(),
-            "cosine": F.cosine_similarity(student, teacher).sum().detach(),
-            "ntokens": int(sample["ntokens"]),
-            "nsentences": rows,
-            "sample_size": rows,
+            "cosine": cosine.detach(),
+            "ntokens": batch.tokens,
+            "nsentences": batch.rows,
+            "sample_size": batch.rows,
         }
-        return loss, rows, logged
+        return Outcome(loss, batch.rows, logged, count_nonfinite_rows(student, teacher))
 
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
         """Log the error and the cosine."""
         log_ratio("loss", logging_outputs, "loss", "sample_size")
         log_ratio("cosine", logging_outputs, "cosine", "sample_size")
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """True: all entries are sums."""
-        return True

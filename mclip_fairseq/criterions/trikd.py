@@ -1,17 +1,23 @@
 """Criterion `trikd`: image-text and text-text contrast (mCLIP, equations 4 to 6)."""
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions import register_criterion
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from torch import Tensor
 
-from mclip_fairseq.criterions.logging import log_ratio, loss_arithmetic
-from mclip_fairseq.losses import ContrastiveOutput, global_info_nce, sum_over_ranks
-from mclip_fairseq.losses.finite import NONFINITE, count_nonfinite_rows
+from mclip_fairseq.criterions.terms import (
+    Batch,
+    LossArithmetic,
+    Outcome,
+    TermsCriterion,
+    contrast_term,
+    log_ratio,
+    weighted_mean,
+)
 from mclip_fairseq.storage.errors import UserError
 
 
@@ -28,18 +34,28 @@ class TriKDCriterionConfig(FairseqDataclass):
         default="pair",
         metadata={"help": "pair: each caption has its own image; image: all captions of an image (fine-tuning)"},
     )
-    trikd_arithmetic: loss_arithmetic = field(
+    trikd_arithmetic: LossArithmetic = field(
         default="sound",
         metadata={
-            "help": "sound, or released: the logarithm of --text-text-scale as scale, sums over positives, images in "
-            "place of missing teacher texts"
+            "help": "sound, or released: the logarithm of --text-text-scale as scale, sums over positives, images "
+            "instead of missing teacher texts"
         },
     )
 
 
 @register_criterion("trikd", dataclass=TriKDCriterionConfig)
-class TriKDCriterion(FairseqCriterion):
-    """Triangle Cross-modal Knowledge Distillation: means over the pairs of all ranks."""
+class TriKDCriterion(TermsCriterion):
+    """Triangle Cross-modal Knowledge Distillation: means over the pairs of all ranks.
+
+    | batch entry | shape | needed |
+    |---|---|---|
+    | `net_input` | what the model reads | always |
+    | `group` | (batch,) int64, equal for captions of one image | with `--positives image` |
+    | `nsentences`, `ntokens` | int | always |
+    | `is_dummy` | bool | absent means False |
+
+    The model returns `text`, `image`, `teacher_text`, (batch, dim), L2-normalised, the last two or None, and `scale`.
+    """
 
     def __init__(
         self,
@@ -59,67 +75,30 @@ class TriKDCriterion(FairseqCriterion):
         self.text_text_scale = math.log(text_text_scale) if self.released else text_text_scale
         self.by_image = positives == "image"
 
-    def forward(
-        self, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
-    ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Loss of one batch.
-
-        Args:
-            model: `MCLIPModel`, possibly wrapped for distribution.
-            sample: a batch of `CaptionDataset`.
-            reduce: unused; fairseq passes it.
-
-        Returns:
-            this rank's share of (loss x pairs of all ranks), its number of pairs, and what is logged.
-        """
+    def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
+        """This rank's share of (loss x pairs of all ranks)."""
         out = model(**sample["net_input"])
-        dummy = bool(sample.get("is_dummy", False))
-        rows = 0 if dummy else int(sample["nsentences"])
-        text, groups = out["text"], sample["group"] if self.by_image else None
-        teacher_text = out["image"] if self.released and out["teacher_text"] is None else out["teacher_text"]
-        zero = text.sum() * 0.0 + out["scale"] * 0.0
-        image_text = self.term(self.image_text_weight, text, out["image"], out["scale"], groups, dummy)
-        text_text = self.term(self.text_text_weight, text, teacher_text, self.text_text_scale, groups, dummy)
-        total = torch.tensor([float(rows)], device=text.device)
-        total = sum_over_ranks(total) if self.training else total
-        loss = zero + total.squeeze() * (
-            self.image_text_weight * image_text.loss + self.text_text_weight * text_text.loss
-        )
-        logged = {
-            "loss": loss.detach(),
-            "image_text_loss": (image_text.loss * total.squeeze()).detach(),
-            "text_text_loss": (text_text.loss * total.squeeze()).detach(),
-            "scale": out["scale"].detach() * rows,
-            "text_to_image_hits": image_text.hits_xy,
-            "image_to_text_hits": image_text.hits_yx,
-            "image_text_rows": image_text.rows,
-            "text_text_rows": text_text.rows,
-            "ntokens": 0 if dummy else int(sample["ntokens"]),
-            "nsentences": rows,
-            "sample_size": rows,
-            NONFINITE: count_nonfinite_rows(text, out["image"], out["teacher_text"]),
-        }
-        return loss, rows, logged
-
-    def term(
-        self,
-        weight: float,
-        text: Tensor,
-        other: Tensor | None,
-        scale: Tensor | float,
-        groups: Tensor | None,
-        dummy: bool,
-    ) -> ContrastiveOutput:
-        """One contrast over all ranks; a rank with nothing to compare still takes part in the gathering."""
-        rows = 0 if dummy or weight == 0 or other is None else len(text)
-        other = text if other is None else other
-        return global_info_nce(
-            text[:rows],
-            other[:rows],
-            scale,
-            ids=None if groups is None else groups[:rows],
+        batch = Batch.of(sample, gather=self.training)
+        text, image, teacher_text, scale = (out[name] for name in ("text", "image", "teacher_text", "scale"))
+        # Captions in other languages have no teacher text; the released code then compares with the image twice.
+        target = image if self.released and teacher_text is None else teacher_text
+        contrast = functools.partial(
+            contrast_term,
+            batch,
+            ids=sample["group"] if self.by_image else None,
             reduction="sum" if self.released else "mean",
-            gather=self.training and weight != 0,
+        )
+        hits = ("text_to_image_hits", "image_to_text_hits")
+        terms = [
+            contrast("image_text", self.image_text_weight, text, image, scale, hits=hits),
+            contrast("text_text", self.text_text_weight, text, target, self.text_text_scale),
+        ]
+        return weighted_mean(
+            batch,
+            terms,
+            anchor=text.sum() * 0.0 + scale * 0.0,
+            features=[text, image, teacher_text],
+            logged={"scale": scale.detach() * batch.rows},
         )
 
     @staticmethod
@@ -131,8 +110,3 @@ class TriKDCriterion(FairseqCriterion):
         log_ratio("scale", logging_outputs, "scale", "sample_size")
         log_ratio("t2i_R@1", logging_outputs, "text_to_image_hits", "image_text_rows", scale=100)
         log_ratio("i2t_R@1", logging_outputs, "image_to_text_hits", "image_text_rows", scale=100)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """True: all entries are sums."""
-        return True

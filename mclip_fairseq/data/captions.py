@@ -1,27 +1,22 @@
-"""Captions of one language and what they point to: image rows, teacher text rows."""
+"""Captions of one language and what they point to: images, teacher texts."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from mclip_fairseq.data.states import TokenStates
-from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.data.columns import Column, PixelColumn, Rows
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.features import FeatureStore
 from mclip_fairseq.storage.files import read_lines
 
 NONE = "-"
-# Image ids -> the numbers of those that could be read, and their (readable, channels, height, width) pixels.
-Pixels = Callable[[Sequence[str]], tuple[list[int], Tensor]]
 
 
-def read_ids(path: str | Path, lines: int) -> tuple[list[str] | None, list[str] | None]:
+def read_caption_ids(path: str | Path, lines: int) -> tuple[list[str] | None, list[str] | None]:
     """Read a caption file's ids: per line an image id and, after a tab, the id of a teacher text feature.
 
     Args:
@@ -54,83 +49,52 @@ def read_ids(path: str | Path, lines: int) -> tuple[list[str] | None, list[str] 
 
 
 class CaptionDataset:
-    """Captions of one language with their images, all or none of them.
+    """Captions of one language: lengths, columns, and a group number for each caption.
 
     Args:
-        tokens: the captions.
-        image_ids: image id per caption, or None.
-        text_ids: teacher text id per caption, or None.
-        images: teacher image features that hold the image ids, or
-        pixels: a function from image ids to the numbers of those that it can read and their pixels; without any, one
-            blank image.
-        texts: teacher text features that hold the text ids.
-        states: cached token states in place of ids.
-
-    Raises:
-        UserError: an id that the features do not have.
+        sizes: (captions,) tokens as the encoder sees them.
+        columns: what a batch holds.
+        groups: (captions,) int64, equal for captions of one image; see `group_numbers`.
+        pixels: images that are decoded for each batch, or None.
     """
 
     def __init__(
         self,
-        tokens: FlatTokens,
-        image_ids: Sequence[str] | None = None,
-        text_ids: Sequence[str] | None = None,
-        images: FeatureStore | None = None,
-        pixels: Pixels | None = None,
-        texts: FeatureStore | None = None,
-        states: TokenStates | None = None,
+        sizes: npt.NDArray[np.int64],
+        columns: Sequence[Column],
+        groups: npt.NDArray[np.int64],
+        pixels: PixelColumn | None = None,
     ) -> None:
-        self.tokens = tokens
-        self.images = images if image_ids is not None else None
-        self.pixels = pixels if image_ids is not None and images is None else None
-        self.texts = texts if text_ids is not None else None
-        self.states = states
-        self.image_ids = np.asarray(image_ids) if self.pixels is not None else None
-        self.image_rows = None if self.images is None or image_ids is None else self.images.rows(image_ids)
-        self.text_rows = None if self.texts is None or text_ids is None else self.texts.rows(text_ids)
-        self.groups = self.group_numbers()
+        self.sizes = sizes
+        self.columns = list(columns)
+        self.groups = groups
+        self.pixels = pixels
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.sizes)
 
     @property
-    def sizes(self) -> npt.NDArray[np.int64]:
-        """(captions,) tokens as the encoder sees them."""
-        return self.tokens.sizes
+    def names(self) -> set[str]:
+        """The entries of `net_input` that a batch has."""
+        own = {name for column in self.columns for name in column.names}
+        return own if self.pixels is None else own | set(self.pixels.names)
 
-    def group_numbers(self) -> npt.NDArray[np.int64]:
-        """(captions,) numbers that agree on all ranks and languages: the image, else the teacher text, else itself."""
-        if self.image_rows is not None:
-            return self.image_rows
-        if self.image_ids is not None:
-            unique, inverse = np.unique(self.image_ids, return_inverse=True)
-            return np.array([id_number(image_id) for image_id in unique.tolist()], dtype=np.int64)[inverse]
-        rows = np.arange(len(self)) if self.text_rows is None else self.text_rows
-        # Negative, so that a text never shares its number with an image.
-        return -1 - rows
-
-    def rows(self, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """A batch, without the captions whose images are left out.
+    def rows(self, rows: Rows) -> dict[str, Any]:
+        """A batch, without the captions whose images cannot be read.
 
         Returns:
-            `net_input` for `MCLIPModel.forward`, and `group`, (batch,) int64, equal for captions of one image (without
-            images, of one teacher text). Where all images are left out, one caption with a blank image, marked
-            `is_dummy`: it counts nothing and is no negative of any other.
+            `net_input` with the entries of all columns; `group`, (batch,) int64; `id`, `nsentences`, `ntokens`. Where
+            no image can be read, one caption with a blank image, marked `is_dummy`: it counts nothing and is not a
+            negative of any other.
         """
-        net_input: dict[str, Tensor] = {}
+        net_input: dict[str, torch.Tensor] = {}
         dummy = False
-        if self.pixels is not None and self.image_ids is not None and len(rows):
-            readable, net_input["pixel_values"] = self.pixels(self.image_ids[rows].tolist())
+        if self.pixels is not None and len(rows):
+            readable, net_input["pixel_values"] = self.pixels.read(rows)
             dummy = not readable
             rows = rows[readable or [0]]
-        if self.states is None:
-            net_input["text_tokens"] = self.tokens.batch(rows)
-        else:
-            net_input["text_states"], net_input["text_padding"] = self.states.batch(rows)
-        if self.images is not None and self.image_rows is not None:
-            net_input["image_features"] = to_float(self.images.take(self.image_rows[rows]))
-        if self.texts is not None and self.text_rows is not None:
-            net_input["teacher_text"] = to_float(self.texts.take(self.text_rows[rows]))
+        for column in self.columns:
+            net_input |= column.batch(rows)
         return {
             "id": torch.from_numpy(rows),
             "nsentences": len(rows),
@@ -141,11 +105,32 @@ class CaptionDataset:
         }
 
 
+def group_numbers(
+    captions: int,
+    image_rows: npt.NDArray[np.int64] | None,
+    image_ids: Sequence[str] | None,
+    text_rows: npt.NDArray[np.int64] | None,
+) -> npt.NDArray[np.int64]:
+    """Numbers that agree on all ranks and languages: of the image, else of the teacher text, else of the caption.
+
+    Args:
+        captions: how many there are.
+        image_rows: (captions,) rows in the image features, or None.
+        image_ids: image id of each caption where there are no features, or None.
+        text_rows: (captions,) rows in the teacher's text features, or None.
+
+    Returns:
+        (captions,) int64.
+    """
+    if image_rows is not None:
+        return image_rows
+    if image_ids is not None:
+        unique, inverse = np.unique(np.asarray(image_ids), return_inverse=True)
+        return np.array([id_number(image_id) for image_id in unique.tolist()], dtype=np.int64)[inverse]
+    # Negative, so that a text never shares its number with an image.
+    return -1 - (np.arange(captions) if text_rows is None else text_rows)
+
+
 def id_number(identifier: str) -> int:
     """A number for an id that is the same in every process and run (Python's own hash is not)."""
     return int.from_bytes(hashlib.blake2b(identifier.encode(), digest_size=7).digest(), "big")
-
-
-def to_float(features: npt.NDArray[np.floating]) -> Tensor:
-    """float32 tensor of stored features."""
-    return torch.from_numpy(np.asarray(features, dtype=np.float32))

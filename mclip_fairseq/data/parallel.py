@@ -10,10 +10,10 @@ import torch
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.storage.errors import UserError
 
-# Enough lines for a mean that is sure, few enough that a look at a corpus costs milliseconds.
+# Enough lines for a stable mean, few enough that checking a corpus takes milliseconds.
 BLOCK_LINES, BLOCKS = 200, 20
 SHIFTS = (-3, -2, -1, 1, 2, 3)
-# Aligned blocks are far from it: their neighbours' lengths fit about twice as badly.
+# Aligned blocks are far from this threshold: the lengths of their neighbours fit about twice as badly.
 BETTER_FIT = 0.8
 
 
@@ -90,23 +90,23 @@ def unusable_pairs(sides: Mapping[str, FlatTokens], limits: Mapping[str, tuple[i
     Returns:
         row -> what is wrong with it, in order.
     """
-    found: dict[int, str] = {}
+    unusable: dict[int, str] = {}
     for lang, tokens in sides.items():
         sizes, (limit, source) = tokens.sizes, limits[lang]
-        found |= dict.fromkeys(tokens.empty.tolist(), f"{lang} is empty")
+        unusable |= dict.fromkeys(tokens.empty.tolist(), f"{lang} is empty")
         for row in np.flatnonzero(sizes > limit).tolist():
-            found[row] = f"{lang} has {sizes[row]} tokens, more than the {limit} {source}"
-    return dict(sorted(found.items()))
+            unusable[row] = f"{lang} has {sizes[row]} tokens, more than the {limit} {source}"
+    return dict(sorted(unusable.items()))
 
 
 def shifted_blocks(
     source_sizes: npt.NDArray[np.integer], target_sizes: npt.NDArray[np.integer]
 ) -> list[tuple[int, int, int]]:
-    """Where parallel text seems to be off by some lines, told by the lengths of sentences alone.
+    """Where parallel text seems to be off by some lines, judged by the lengths of sentences alone.
 
     Blocks of lines are sampled evenly over the corpus. A sentence and its translation have lengths in a stable ratio;
-    in a block that is off, the ratio is stable for another pairing. Parts of little variety in length tell nothing and
-    are passed over.
+    in a block that is off, the ratio is stable for another pairing. Blocks with little variety in length say nothing,
+    and are skipped.
 
     Args:
         source_sizes: (pairs,) lengths of the sources.
@@ -121,7 +121,7 @@ def shifted_blocks(
         return []
     lines = min(BLOCK_LINES, room)
     starts = np.unique(np.linspace(edge, pairs - edge - lines, BLOCKS).astype(np.int64))
-    found = []
+    shifted = []
     for start in starts.tolist():
         block = np.log(source_sizes[start : start + lines].astype(np.float64))
 
@@ -131,5 +131,5 @@ def shifted_blocks(
 
         best = min(SHIFTS, key=misfit)
         if misfit(best) < BETTER_FIT * misfit(0):
-            found.append((start, start + lines, -best))
-    return found
+            shifted.append((start, start + lines, -best))
+    return shifted

@@ -15,13 +15,13 @@ BLANK = (64, 64)
 
 
 class PixelLoader:
-    """Images by their ids, decoded and prepared for the teacher; loader processes can hold it, for it has no model.
+    """Images by their ids, decoded and prepared for the teacher. It holds no model, so loader processes can have it.
 
     Args:
         root: the folder that ids are relative to.
         transform: RGB images -> (n, channels, height, width), the teacher's preprocessing.
         max_pixels: see `load_image`.
-        skips: the budget to spend on images that cannot be read; None makes the first of them an error.
+        skips: budget for images that cannot be read; None makes the first one an error.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class PixelLoader:
             those of one blank image.
 
         Raises:
-            UserError: an image cannot be read, and there is no budget left for it.
+            UserError: an image cannot be read, and no budget is left for it.
         """
         images: dict[int, Image.Image] = {}
         lost: list[tuple[str, str]] = []

@@ -28,6 +28,7 @@ def temperature_sizes(sizes: Sequence[int], temperature: float) -> npt.NDArray[n
     if temperature <= 0:
         raise UserError(f"--sampling-temperature is {temperature}; give a positive number (1: real proportions)")
     counts = np.asarray(sizes, dtype=np.float64)
+    # p_i ~ (n_i / N)^(1/T); an empty part stays empty, and no other part rounds down to nothing.
     weights = np.where(counts > 0, (counts / counts.sum()) ** (1.0 / temperature), 0.0)
     drawn = np.rint(weights / weights.sum() * counts.sum()).astype(np.int64)
     return np.where(counts > 0, np.maximum(drawn, 1), 0)
@@ -72,6 +73,7 @@ class TemperatureSampledDataset(FairseqDataset):
             draw_rows(size, int(count), rng) if size else np.zeros(0, np.int64)
             for size, count in zip(sizes, counts, strict=True)
         ]
+        # Sample number -> part and row in it: one flat index for fairseq, whatever the parts are.
         self.part_of = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
         self.row_of = np.concatenate(rows)
         self.sizes = np.concatenate([part.sizes[r] for part, r in zip(self.parts, rows, strict=True)])
@@ -86,8 +88,8 @@ class TemperatureSampledDataset(FairseqDataset):
         """Build the batch of some sample numbers, all of one part.
 
         Where the batches do not divide by the ranks, fairseq asks for an empty one. In training it is one sample that
-        is marked as `is_dummy`: fairseq's own dummy would make it forget, with --update-freq, what the rank's other
-        batches of the same update weigh.
+        is marked as `is_dummy`: with --update-freq, fairseq's own dummy would drop the sample sizes of the
+        rank's other batches in the same update.
         """
         shield_worker()
         index = np.asarray(samples, dtype=np.int64)
@@ -123,6 +125,7 @@ class TemperatureSampledDataset(FairseqDataset):
     def ordered_indices(self) -> npt.NDArray[np.int64]:
         """Samples by part, by length within it, at random within equal lengths (fairseq seeds numpy's generator)."""
         order = np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+        # lexsort is stable, so equal lengths keep the random order of the permutation.
         lengths = self.num_tokens_vec(order)
         return order[np.lexsort((lengths, self.part_of[order]))]
 
@@ -143,7 +146,7 @@ class TemperatureSampledDataset(FairseqDataset):
         for number in np.unique(part):
             own = indices[part == number]
             batches.extend(super().batch_by_size(own, **limits))
-            # fairseq drops a last batch that is no multiple of --required-batch-size-multiple, also in evaluation.
+            # fairseq drops a last batch that is not a multiple of --required-batch-size-multiple, also in evaluation.
             rest = own[sum(len(batch) for batch in batches) - done :]
             if len(rest):
                 batches.append(rest)

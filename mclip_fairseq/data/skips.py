@@ -1,4 +1,4 @@
-"""What a training leaves out because it cannot be read: listed in a file, counted against a budget, never replaced."""
+"""What training skips because it cannot be read: listed in a file, counted against a budget, never replaced."""
 
 import logging
 import os
@@ -14,22 +14,22 @@ SHOWN = 5
 
 
 class SkipList:
-    """The items left out so far, of all ranks, loader processes and restarts: they share one file.
+    """The items skipped so far by all ranks, loader processes and restarts: they share one file.
 
     Args:
         path: per line the id and, after a tab, the reason; made when the first item is skipped.
-        budget: items that may be left out; 0 makes the first one an error.
+        budget: items that may be skipped; 0 makes the first one an error.
     """
 
     def __init__(self, path: str | Path, budget: int) -> None:
         if budget < 0:
-            raise UserError(f"--skip-budget is {budget}; give the number of items that may be left out, 0 for none")
+            raise UserError(f"--skip-budget is {budget}; give the number of items that may be skipped, 0 for none")
         self.path = Path(path)
         self.budget = budget
         self._known: set[str] = set()
 
     def add(self, items: Sequence[tuple[str, str]]) -> None:
-        """Leave items out; one that is in the file already costs nothing.
+        """Skip items; one that is in the file already costs nothing.
 
         Args:
             items: (id, reason).
@@ -41,7 +41,7 @@ class SkipList:
         if not new:
             return
         if not self.budget:
-            raise UserError(f"{self._first(new)}; mend it, take it out, or leave it out with --skip-budget N")
+            raise UserError(f"{self._first(new)}; fix it, remove it, or skip it with --skip-budget N")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+", encoding="utf-8") as stream:
             lock(stream)
@@ -50,25 +50,25 @@ class SkipList:
             new = {name: reason for name, reason in new.items() if name not in self._known}
             if len(self._known) + len(new) > self.budget:
                 raise UserError(
-                    f"{self._first(new)}; with the {len(self._known)} of {self.path} that is more than --skip-budget "
-                    f"{self.budget} allows; mend the data or raise the budget"
+                    f"{self._first(new)}; with the {len(self._known)} in {self.path} that is more than --skip-budget "
+                    f"{self.budget} allows; fix the data or raise the budget"
                 )
             stream.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
         self._known |= set(new)
         for name, reason in list(new.items())[:SHOWN]:
-            logger.warning("left out: %s: %s (%s)", name, reason, self.path)
+            logger.warning("skipped: %s: %s (%s)", name, reason, self.path)
         if len(new) > SHOWN:
-            logger.warning("left out: %d more (%s)", len(new) - SHOWN, self.path)
+            logger.warning("skipped: %d more (%s)", len(new) - SHOWN, self.path)
 
     def check(self) -> None:
-        """Refuse a budget that earlier runs have used up.
+        """Refuse a budget smaller than what earlier runs skipped.
 
         Raises:
-            UserError: with the budget that it takes.
+            UserError: with the budget that is needed.
         """
         known = len(self.listed())
         if 0 < self.budget < known:
-            raise UserError(f"{self.path}: {known} items were left out before, so it needs --skip-budget {known}")
+            raise UserError(f"{self.path}: {known} items were skipped before, so it needs --skip-budget {known}")
 
     def listed(self) -> list[str]:
         """Ids in the file, in its order.
@@ -80,7 +80,7 @@ class SkipList:
 
     @staticmethod
     def _end_last_line(stream: IO[str]) -> None:
-        """Whoever wrote it may have been killed in its middle."""
+        """The last line may be cut off if its writer was killed."""
         end = stream.seek(0, os.SEEK_END)
         with open(stream.name, "rb") as bytes_of_it:
             bytes_of_it.seek(max(end - 1, 0))
@@ -96,7 +96,7 @@ class SkipList:
 
 
 def lock(stream: IO[str]) -> None:
-    """Keep other processes out until the file is closed; does nothing where the system has no such locks."""
+    """Lock out other processes until the file is closed; does nothing where the system has no such locks."""
     try:
         import fcntl
     except ImportError:

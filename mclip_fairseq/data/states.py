@@ -43,6 +43,7 @@ class TokenStates(MappedValues):
             (batch, longest, dim) float32 states, zero at pads, and (batch, longest) bool padding.
         """
         sizes = self.sizes[rows][:, None]
+        # One fancy index over the flat array: pads read the sentence's first state and are zeroed below.
         column = np.arange(int(sizes.max(initial=1)))[None, :]
         padding = column >= sizes
         states = self.values[self.offsets[rows][:, None] + np.where(padding, 0, column)].astype(np.float32)
@@ -64,6 +65,7 @@ def compute_states(path: Path, tokens: FlatTokens, encoder: XLMREncoder, device:
     sizes = tokens.sizes
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     out = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(int(offsets[-1]), encoder.dim))
+    # Shortest first: a batch holds sentences of similar length, so little padding is encoded.
     order = np.argsort(sizes, kind="stable")
     per_batch = max(1, TOKENS_PER_BATCH // max(1, int(sizes.max(initial=1))))
     encoder = encoder.to(device).eval()

@@ -26,12 +26,12 @@ def load_dictionary(path: str | Path) -> Dictionary:
         The dictionary; its size is the number of rows of the text encoder's embedding table.
 
     Raises:
-        UserError: the file is missing, or is no dictionary.
+        UserError: the file is missing, or is not a dictionary.
     """
     path = Path(path)
     file = path / "dict.txt" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{file}: no dictionary here; copy the text encoder's dict.txt to this place")
+        raise UserError(f"{file}: no dictionary here; copy the text encoder's dict.txt to it")
     try:
         dictionary = Dictionary.load(str(file))
     except Exception as error:  # fairseq raises plain Exceptions and RuntimeErrors here
@@ -158,6 +158,7 @@ class FlatTokens(MappedValues):
         """
         lengths = self.lengths[rows][:, None]
         start = int(bos)
+        # Column 0 is the sentence's first token; -1 is <s>, if asked for, and `lengths` is </s>.
         column = np.arange(int(lengths.max(initial=0)) + 1 + start)[None, :] - start
         inside = (column >= 0) & (column < lengths)
         # Outside positions read the sentence's first token and are overwritten below.

@@ -7,7 +7,7 @@ from typing import Any
 
 import mclip_fairseq
 from mclip_fairseq.evaluation.reports.report import format_markdown
-from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import expecting, read_json
 
@@ -40,7 +40,7 @@ def measured(report: Mapping[str, Any]) -> list[str]:
 
 
 def model_card(
-    tower: ProjectedTower, name: str, licence: str, data: Sequence[str], reports: Sequence[Mapping[str, Any]]
+    tower: TrainedTower, name: str, licence: str, data: Sequence[str], reports: Sequence[Mapping[str, Any]]
 ) -> str:
     """Write the card.
 

@@ -18,7 +18,7 @@ from mclip_fairseq.encoding.captions import Captions, read_caption_files
 from mclip_fairseq.encoding.galleries import IdIndex
 from mclip_fairseq.evaluation import retrieval_metrics
 from mclip_fairseq.export.portable import PortableImage, PortableText
-from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.features import FeatureStore
 from mclip_fairseq.storage.files import write_json
@@ -29,7 +29,7 @@ OPSET = 18
 
 
 def export_onnx(
-    tower: ProjectedTower,
+    tower: TrainedTower,
     output: Path,
     int8: bool = False,
     captions: Sequence[str] = (),
@@ -55,7 +55,7 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"ONNX needs a package that is not here ({error.name}): pip install mclip_fairseq[onnx]"
+            f"ONNX needs a package that is not here ({error.name}): pip install mclip_fairseq[export]"
         ) from error
     output.mkdir(parents=True, exist_ok=True)
     text, image = output / "text.onnx", output / "image.onnx"
@@ -84,7 +84,7 @@ def export_onnx(
     return report
 
 
-def check_tokens(tower: ProjectedTower) -> list[Tensor]:
+def check_tokens(tower: TrainedTower) -> list[Tensor]:
     """Batches of several shapes, padded on either side."""
     texts = ["a dog", "ein Hund am Strand, der im Sand nach einem alten Knochen gräbt", "虹", ""]
     right = tower.tokenizer(texts)
@@ -146,7 +146,7 @@ def write_int8(source: Path, output: Path) -> None:
 
 
 def measure_int8(
-    tower: ProjectedTower, folder: Path, captions: Sequence[Captions], features: Path
+    tower: TrainedTower, folder: Path, captions: Sequence[Captions], features: Path
 ) -> dict[str, dict[str, float]]:
     """Language -> mean recall (strict) of the float32 and the int8 text tower."""
     store = FeatureStore.open(features)
@@ -166,7 +166,7 @@ def measure_int8(
     return found
 
 
-def encode(tower: ProjectedTower, run: Callable[[np.ndarray], np.ndarray], texts: Sequence[str]) -> Tensor:
+def encode(tower: TrainedTower, run: Callable[[np.ndarray], np.ndarray], texts: Sequence[str]) -> Tensor:
     """(texts, dim) by an exported text tower."""
     parts = [run(tower.tokenizer(texts[i : i + BATCH]).numpy()) for i in range(0, len(texts), BATCH)]
     return torch.from_numpy(np.concatenate(parts))

@@ -6,19 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.formats.xlmr import to_transformers
 from mclip_fairseq.models.pooling import pool_last, pool_mean
 
 
 class PortableText(nn.Module):
-    """The text tower: token ids to normalised embeddings, equal to `ProjectedTower.encode_text`.
+    """The text tower: token ids to normalised embeddings, equal to `TrainedTower.encode_text`.
 
     Args:
         tower: of a model `mclip` or `teacher_learning`.
     """
 
-    def __init__(self, tower: ProjectedTower) -> None:
+    def __init__(self, tower: TrainedTower) -> None:
         super().__init__()
         module = tower.module
         self.encoder = to_transformers(module.text_encoder).roberta
@@ -48,13 +48,13 @@ class PortableText(nn.Module):
 
 
 class PortableImage(nn.Module):
-    """The image tower: pixels to normalised embeddings, equal to `ProjectedTower.encode_pixels`.
+    """The image tower: pixels to normalised embeddings, equal to `TrainedTower.encode_pixels`.
 
     Args:
         tower: its teacher is loaded.
     """
 
-    def __init__(self, tower: ProjectedTower) -> None:
+    def __init__(self, tower: TrainedTower) -> None:
         super().__init__()
         self.teacher = tower.teacher
         self.module = tower.module

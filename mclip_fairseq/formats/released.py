@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.openai_clip import Preprocessing, image_processor, refuse_mismatch, to_clip_model
-from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
 from mclip_fairseq.models.mte import MTEModel, MTEModelConfig
 from mclip_fairseq.models.teacher import DualEncoderTeacher
@@ -39,7 +39,7 @@ PREFIXES = {
 BOOKKEEPING = ("encoder.version", "encoder.xlmr._float_tensor", "encoder.xlmr.model.encoder.sentence_encoder.version")
 
 
-def load_released(checkpoint: Path, xlmr: Path, resize: int = 0, tokenizer: Any = None) -> ProjectedTower:
+def load_released(checkpoint: Path, xlmr: Path, resize: int = 0, tokenizer: Any = None) -> TrainedTower:
     """Rebuild a released model.
 
     Args:
@@ -56,7 +56,7 @@ def load_released(checkpoint: Path, xlmr: Path, resize: int = 0, tokenizer: Any 
         return _load_released(checkpoint, xlmr, resize, tokenizer)
 
 
-def _load_released(checkpoint: Path, xlmr: Path, resize: int, tokenizer: Any) -> ProjectedTower:
+def _load_released(checkpoint: Path, xlmr: Path, resize: int, tokenizer: Any) -> TrainedTower:
     state = load_checkpoint(checkpoint)
     options = (state.get("cfg") or {}).get("model") or state.get("args")
     if not isinstance(options, Namespace) or "encoder.xlmr._float_tensor" not in state.get("model", {}):
@@ -70,7 +70,7 @@ def _load_released(checkpoint: Path, xlmr: Path, resize: int, tokenizer: Any) ->
     module = build(options, xlmr, parts["mclip"], state["criterion"][SCALE], teacher, checkpoint)
     langs = [lang for lang in getattr(options, "langs", None) or [] if lang != "im"]
     text_tokenizer = XLMRTokenizer(xlmr, max_tokens=module.max_positions())
-    return ProjectedTower(module, text_tokenizer, checkpoint.stem, langs, lambda: teacher)
+    return TrainedTower(module, text_tokenizer, checkpoint.stem, langs, lambda: teacher)
 
 
 def split_parts(weights: Mapping[str, Tensor], checkpoint: Path) -> dict[str, dict[str, Tensor]]:
@@ -167,7 +167,7 @@ def _load_released_mte(checkpoint: Path, xlmr: Path) -> tuple[MTEModel, MTEModel
         raise UserError(f"{checkpoint}: is no translation model of the released mCLIP; it has no encoder.lang_proj")
     languages = list(options.langs)
     cfg = MTEModelConfig(
-        xlmr=str(xlmr),
+        text_encoder=str(xlmr),
         decoder_layers=options.decoder_layers,
         decoder_ffn_embed_dim=options.decoder_ffn_embed_dim,
         decoder_attention_heads=options.decoder_attention_heads,
@@ -179,7 +179,7 @@ def _load_released_mte(checkpoint: Path, xlmr: Path) -> tuple[MTEModel, MTEModel
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary, langs=languages)
     model = MTEModel.build_model(cfg, task)
     copy_weights(model, rename_mte(state["model"], len(languages)), f"{checkpoint} with {xlmr}")
-    cfg.xlmr, cfg.langs = "", ",".join(languages)
+    cfg.text_encoder, cfg.langs = "", ",".join(languages)
     return model.eval(), cfg
 
 

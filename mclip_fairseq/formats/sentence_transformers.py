@@ -12,8 +12,8 @@ from sentence_transformers.base.modules import InputModule
 from sentence_transformers.util import load_dir_path
 from torch import Tensor
 
-from mclip_fairseq.formats.directory import load_directory, save_directory
-from mclip_fairseq.formats.towers import ProjectedTower
+from mclip_fairseq.formats.directory import load_directory
+from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import upright_rgb
 
@@ -27,7 +27,7 @@ class MCLIPModule(InputModule):
 
     save_in_root = True
 
-    def __init__(self, tower: ProjectedTower) -> None:
+    def __init__(self, tower: TrainedTower) -> None:
         super().__init__()
         self.tower = tower
         self.text_model = tower.module  # registered, so that device and dtype follow
@@ -73,6 +73,8 @@ class MCLIPModule(InputModule):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the directory again."""
+        from mclip_fairseq.export.directory import save_directory  # only saving needs the writer
+
         save_directory(self.tower, Path(output_path), into=True)
 
     @classmethod

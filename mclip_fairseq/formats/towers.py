@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
@@ -44,9 +46,13 @@ class Tower(Protocol):
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """Image preprocessing."""
 
+    @property
+    def scale(self) -> Tensor | None:
+        """Factor of the cosine, 0-d float32 on the CPU; None where the model has none."""
 
-class ProjectedTower:
-    """A `mclip` or `teacher_learning` model, and the teacher whose image features it projects.
+
+class TrainedTower:
+    """A model trained here, and the teacher whose image features it takes.
 
     Args:
         module: the model, without its teacher.
@@ -58,7 +64,7 @@ class ProjectedTower:
 
     def __init__(
         self,
-        module: Any,
+        module: DualEncoder,
         tokenizer: XLMRTokenizer,
         name: str,
         languages: Sequence[str],
@@ -69,8 +75,8 @@ class ProjectedTower:
         self.name = name
         self.languages = list(languages)
         self.identity: dict[str, Any] = dict(module.identity)
-        self.dim = int(module.dim)
-        self.feature_dim = int(module.cfg.teacher_dim)
+        self.dim = module.dim
+        self.feature_dim = module.feature_dim
         self._load_teacher = load_teacher
         self._teacher: DualEncoderTeacher | None = None
 
@@ -90,11 +96,15 @@ class ProjectedTower:
         return self._teacher
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """See `Tower`."""
+        """Model input of texts, over-long ones cut."""
         return self.model_input(self.tokenizer(texts))
 
     def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
-        """See `Tower`."""
+        """Model input of (texts, length) token ids.
+
+        Raises:
+            UserError: ids of another tokenizer.
+        """
         if tokens.numel() and int(tokens.max()) >= len(self.tokenizer.dictionary):
             raise UserError(
                 f"token id {int(tokens.max())} is beyond the {len(self.tokenizer.dictionary)} entries of the text "
@@ -103,25 +113,32 @@ class ProjectedTower:
         return {"tokens": tokens}
 
     def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """See `Tower`."""
+        """(texts, dim), L2-normalised."""
         return self.module.encode_text(**inputs)
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """See `Tower`."""
+        """(images, channels, height, width) -> (images, dim), L2-normalised."""
+        if self.module.image_transform is not None:  # a model with an image tower of its own
+            return self.module.encode_image(pixel_values)
         return self.project(self.teacher.encode_image(pixel_values))
 
     def project(self, features: Tensor) -> Tensor:
-        """See `Tower`."""
-        return self.module.project_teacher(features)
+        """(images, feature dim) -> (images, dim), L2-normalised."""
+        return self.module.encode_image(features=features)
 
     @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
-        """See `Tower`."""
-        return self.teacher.transform
+        """Image preprocessing."""
+        return self.module.image_transform or self.teacher.transform
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosine, 0-d."""
+        return self.module.scale.detach().float().cpu()
 
 
 class TeacherTower:
-    """A `transformers` dual encoder by itself, for comparison in the same tables."""
+    """A `transformers` dual encoder on its own, to be compared in the same tables."""
 
     def __init__(self, name: str) -> None:
         self.module = DualEncoderTeacher.from_pretrained(name)
@@ -132,22 +149,22 @@ class TeacherTower:
         self.tokenizer = self.module.tokenize
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """See `Tower`."""
+        """Model input of texts, over-long ones cut."""
         return dict(self.module.tokenize(list(texts)))
 
     def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
-        """See `Tower`."""
+        """Model input of (texts, length) token ids."""
         if self.module.tokenizer is None:  # CLIP's text tower is causal: what follows the end does not matter
             return {"input_ids": tokens}
         pad = self.module.tokenizer.pad_token_id
         return {"input_ids": tokens, "attention_mask": tokens.ne(pad).long()}
 
     def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """See `Tower`."""
+        """(texts, dim), not normalised."""
         return self.module.encode_text(**inputs)
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """See `Tower`."""
+        """(images, channels, height, width) -> (images, dim), not normalised."""
         return self.module.encode_image(pixel_values)
 
     def project(self, features: Tensor) -> Tensor:
@@ -156,8 +173,13 @@ class TeacherTower:
 
     @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
-        """See `Tower`."""
+        """Image preprocessing."""
         return self.module.transform
+
+    @property
+    def scale(self) -> Tensor | None:
+        """Factor of the cosine, 0-d, where the model has one."""
+        return None if self.module.logit_scale is None else torch.tensor(self.module.logit_scale)
 
 
 class PairTower:
@@ -209,19 +231,19 @@ class PairTower:
         return found
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """See `Tower`."""
+        """Model input of texts, over-long ones cut."""
         return self.tokenizer(list(texts))
 
     def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
-        """See `Tower`."""
+        """Model input of (texts, length) token ids."""
         return {"input_ids": tokens, "attention_mask": tokens.ne(self.padding_idx).long()}
 
     def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """See `Tower`."""
+        """(texts, dim), not normalised."""
         return self.module["text"](**inputs)
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """See `Tower`."""
+        """(images, channels, height, width) -> (images, dim), not normalised."""
         return self.teacher.encode_image(pixel_values)
 
     def project(self, features: Tensor) -> Tensor:
@@ -230,5 +252,10 @@ class PairTower:
 
     @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
-        """See `Tower`."""
+        """Image preprocessing."""
         return self.teacher.transform
+
+    @property
+    def scale(self) -> None:
+        """None: text towers are published without the factor of the cosine."""
+        return None

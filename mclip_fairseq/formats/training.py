@@ -1,75 +1,108 @@
 """A checkpoint of `fairseq-train`, read for inference."""
 
+import dataclasses
 from argparse import Namespace
 from collections.abc import Mapping
+from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
 from torch import Tensor
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.data.tokens import load_dictionary
-from mclip_fairseq.formats.towers import ProjectedTower
-from mclip_fairseq.models.freezing import IDENTITY, decode_identity, holds_text_encoder
-from mclip_fairseq.models.sizes import ENCODER, PROJECTORS, refuse_oversized
+from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.models.dual_encoder import DualEncoder
+from mclip_fairseq.models.freezing import IDENTITY, decode_identity
+from mclip_fairseq.models.stored_options import missing_options
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.registration import import_components
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import expecting
+from mclip_fairseq.storage.fields import check_fields
+from mclip_fairseq.storage.files import first_line
+
+TASK_OPTIONS = {"langs": str | None, "max_caption_tokens": int | None}
 
 
-def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = "") -> ProjectedTower:
+def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = "") -> TrainedTower:
     """Rebuild a trained model.
 
     Args:
         file: the checkpoint.
-        text_encoder: directory with the text encoder's archive, in place of the one named in the checkpoint.
+        text_encoder: directory with the text encoder's archive, instead of the one named in the checkpoint.
         teacher: Hub name or directory of the teacher, likewise.
 
     Raises:
-        UserError: no checkpoint of this project, or a part of the model is not where the checkpoint says.
+        UserError: not a checkpoint of this project, or a part of the model is not where the checkpoint says.
     """
-    with expecting(file, "a training checkpoint of this project"):
-        return _load_training_checkpoint(file, text_encoder, teacher)
-
-
-def _load_training_checkpoint(file: Path, text_encoder: str, teacher: str) -> ProjectedTower:
     state = load_checkpoint(file)
-    if not isinstance(state.get("cfg"), dict) or "model" not in state:
+    if not isinstance(state.get("cfg"), dict) or not isinstance(state.get("model"), dict):
         raise UserError(f"{file}: is not a training checkpoint of this project; it has no configuration")
-    cfg, task = state["cfg"]["model"], state["cfg"]["task"]
-    if not isinstance(cfg, Mapping):
+    stored, task = state["cfg"].get("model"), state["cfg"].get("task")
+    if not isinstance(stored, dict) or not isinstance(task, dict):
         raise UserError(f"{file}: is not a training checkpoint of this project; mclip-convert reads published ones")
-    directory = find_text_encoder(file, text_encoder or cfg.get("text_encoder") or cfg.get("text_tokenizer") or "")
-    options = Namespace(**cfg)
-    if holds_text_encoder(options):
-        options.text_encoder = ""
-    elif options.text_encoder:
+    kind = dual_encoder_class(stored.get("_name"), file)
+    options = stored_options(kind, stored, file)
+    check_fields(file, task, TASK_OPTIONS, "give another checkpoint")
+    directory = find_text_encoder(file, text_encoder or options.text_encoder or options.text_tokenizer)
+    kind.use_stored_weights(options)
+    if options.text_encoder:
         options.text_encoder = str(directory)
-    name = getattr(options, "_name", "")
-    try:
-        module = build_module(name, options, directory, state["model"], file)
-    except LookupError as error:
-        raise UserError(f"{file}: {error}") from error
+    module = build_module(kind, options, directory, state["model"], file)
     tokenizer = XLMRTokenizer(directory)
     tokenizer.max_tokens = int(min(module.max_positions(), task.get("max_caption_tokens") or tokenizer.max_tokens))
     languages = getattr(module.text_encoder.args, "langs", None) or task.get("langs") or ""
 
     def load_teacher() -> DualEncoderTeacher:
-        source = teacher or cfg.get("teacher") or ""
+        source = teacher or options.teacher
         if not source:
             raise UserError(f"{file}: was trained on features and names no teacher; pass teacher= to encode images")
-        revision = None if teacher else cfg.get("teacher_revision") or None
+        revision = None if teacher else options.teacher_revision or None
         return DualEncoderTeacher.from_pretrained(source, revision=revision)
 
-    return ProjectedTower(
+    return TrainedTower(
         module,
         tokenizer,
         name=f"{file.parent.name}/{file.stem}",
         languages=[lang for lang in languages.split(",") if lang],
         load_teacher=load_teacher,
     )
+
+
+def dual_encoder_class(name: Any, place: Path) -> type[DualEncoder]:
+    """The registered model of a stored name.
+
+    Raises:
+        UserError: it is unknown, or a model without an image side.
+    """
+    import_components("models")
+    kind = ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
+    if kind is None or not issubclass(kind, DualEncoder):
+        raise UserError(f"{place}: holds a model {name!r}, which has no image side; train with --arch mclip_base")
+    return kind
+
+
+def stored_options(kind: type[DualEncoder], stored: Mapping[str, Any], place: Path) -> Namespace:
+    """The options of a model from a file, their types and choices checked; see `missing_options` for those it lacks.
+
+    Raises:
+        UserError: an option of another type, or outside its choices.
+    """
+    config = MODEL_DATACLASS_REGISTRY[kind.registered_name()]
+    options = missing_options(config, stored)
+    kinds: dict[str, type] = {}
+    for option in dataclasses.fields(config):
+        if option.name in stored:
+            options[option.name] = stored[option.name]
+        if type(option.default) in (int, float, str, bool):
+            kinds[option.name] = type(option.default)
+        choices = [choice.value for choice in option.type] if isinstance(option.type, EnumMeta) else []
+        if choices and options[option.name] not in choices:
+            raise UserError(f"{place}: {option.name} is not one of {', '.join(choices)}; give another file")
+    check_fields(place, options, kinds, "give another file")
+    return Namespace(**options)
 
 
 def find_text_encoder(file: Path, path: str) -> Path:
@@ -88,35 +121,31 @@ def find_text_encoder(file: Path, path: str) -> Path:
     raise UserError(f"{file}: its text_encoder {path} is not here; pass text_encoder= with the directory as it is now")
 
 
-def build_module(name: str, options: Namespace, directory: Path, weights: Mapping[str, Tensor], where: Path) -> Any:
-    """Build a registered model without a task and load its weights.
+def build_module(
+    kind: type[DualEncoder], options: Namespace, directory: Path, weights: Mapping[str, Tensor], place: Path
+) -> DualEncoder:
+    """Build a model without a task and load its weights.
 
     Args:
-        name: of the model or architecture, as registered.
-        options: its configuration; an empty `text_encoder` builds the encoder from the sizes in it.
+        kind: the model.
+        options: its options (`stored_options`); an empty `text_encoder` builds the encoder from the sizes in them.
         directory: where `dict.txt` is.
         weights: its state dict.
-        where: the file that the options come from.
+        place: the file that the options come from.
 
     Raises:
-        LookupError: the model has no image side.
-        UserError: the options claim larger sizes than the weights have.
+        UserError: the options claim larger sizes than the weights have, or the weights do not fit them.
     """
-    from fairseq.models import ARCH_MODEL_REGISTRY
-
-    import_components("models")
-    builder = ARCH_MODEL_REGISTRY.get(name)
-    if not hasattr(builder, "project_teacher"):
-        raise LookupError(f"holds a model {name!r}, which has no image side; train with --arch mclip_base")
-    if not options.text_encoder:
-        refuse_oversized(where, options, weights, ENCODER, prefix="text_encoder.encoder.")
-    refuse_oversized(where, options, weights, PROJECTORS)
+    kind.check_sizes(place, options, weights)
     stored = decode_identity(weights[IDENTITY]) if IDENTITY in weights else {}
     task = Namespace(
         source_dictionary=load_dictionary(directory),
         needs_teacher=False,
         teacher_identity=stored.get("teacher") or {},
     )
-    module = builder.build_model(options, task)
-    module.load_state_dict(dict(weights), strict=True)
+    module = kind.build_model(options, task)
+    try:
+        module.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:  # what torch says of weights that are missing, unknown or misshapen
+        raise UserError(f"{place}: its options do not fit its weights: {first_line(error)}") from error
     return module

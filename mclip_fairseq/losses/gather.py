@@ -68,13 +68,22 @@ def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None = None) -> Ten
         group: process group; None is the default one.
 
     Returns:
-        the sum, a new tensor; ``value`` detached where there is no initialised process group.
+        the sum, a new tensor; `value` detached without an initialised process group.
     """
     value = value.detach()
     if _several_ranks(group):
         value = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(value, group=group)
     return value
+
+
+def objects_of_all_ranks(value: Any) -> list[Any]:
+    """A picklable value of every rank of the default group, in rank order; every rank must call it."""
+    if not _several_ranks(None):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _several_ranks(group: dist.ProcessGroup | None) -> bool:

@@ -18,17 +18,17 @@ def label_smoothed_nll(
 ) -> tuple[Tensor, Tensor]:
     """Label-smoothed negative log likelihood, summed over the targets that count.
 
-    With V classes, ``fairseq`` is (1 - eps - eps/(V-1)) * nll + eps/(V-1) * sum_v -log p_v, as fairseq's
-    `label_smoothed_cross_entropy` has it today: the gold class gets 1 - eps in all. ``uniform`` is (1 - eps) * nll +
+    With V classes, `fairseq` is (1 - eps - eps/(V-1)) * nll + eps/(V-1) * sum_v -log p_v, as in fairseq's
+    `label_smoothed_cross_entropy` today: the gold class gets 1 - eps in all. `uniform` is (1 - eps) * nll +
     eps/V * sum_v -log p_v (Szegedy et al. 2016; older fairseq and the released mCLIP). Probabilities are computed in
     at least float32; beyond `CHUNK_ELEMENTS` logits, rows are treated in chunks that backward computes once more.
 
     Args:
         logits: (N, V), any floating dtype.
-        target: (N,) int64 class of each row, or ``ignore_index``.
+        target: (N,) int64 class of each row, or `ignore_index`.
         epsilon: mass moved away from the gold class, 0 <= epsilon < 1.
         ignore_index: target of rows that do not count.
-        kind: ``fairseq`` or ``uniform``.
+        kind: `fairseq` or `uniform`.
 
     Returns:
         0-d sums of the smoothed loss and of the plain negative log likelihood.
@@ -53,17 +53,17 @@ def chunked_linear_label_smoothed_nll(
     kind: str = "fairseq",
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`label_smoothed_nll` of ``features @ weight.T``, of which no more than a chunk of rows ever exists.
+    """`label_smoothed_nll` of `features @ weight.T`, of which no more than a chunk of rows ever exists.
 
     Rows that do not count are not multiplied at all.
 
     Args:
         features: (N, C), any floating dtype.
         weight: (V, C), output embedding.
-        target: (N,) int64 class of each row, or ``ignore_index``.
+        target: (N,) int64 class of each row, or `ignore_index`.
         epsilon: mass moved away from the gold class, 0 <= epsilon < 1.
         ignore_index: target of rows that do not count.
-        kind: ``fairseq`` or ``uniform``.
+        kind: `fairseq` or `uniform`.
         chunk_rows: rows multiplied at once; None is as many as `CHUNK_ELEMENTS` allows.
 
     Returns:
@@ -108,9 +108,10 @@ def _sum_of_rows(logits: Tensor, target: Tensor, smoothing: float, ignore_index:
 def _in_chunks(
     sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], rows: Tensor, target: Tensor, chunk_rows: int
 ) -> tuple[Tensor, Tensor]:
-    """Add up ``sums`` over chunks; of several, backward computes each again instead of keeping it."""
+    """Add up `sums` over chunks; of several, backward computes each again instead of keeping it."""
     if len(rows) <= chunk_rows:
         return sums(rows, target)
+    # The logits of a chunk exist twice, in forward and again in backward, but never those of two chunks at once.
     parts = [
         checkpoint(sums, *chunk, use_reentrant=False, preserve_rng_state=False)
         for chunk in zip(rows.split(chunk_rows), target.split(chunk_rows), strict=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_files import same_teacher
 from mclip_fairseq.storage.files import parse_json
 
 # Key of the frozen parts' identity in a state dict.
@@ -41,12 +42,27 @@ def decode_identity(tensor: Tensor) -> dict[str, Any]:
     return value
 
 
-def holds_text_encoder(cfg: Any) -> bool:
-    """Whether a checkpoint of this model configuration holds the text encoder's weights, so that no archive is needed.
+def check_same_parts(mine: Mapping[str, Any], stored: Mapping[str, Any], archive: str | None) -> None:
+    """Refuse a text encoder or a teacher other than the one a checkpoint was trained with.
 
-    `teacher_learning` has no `save_frozen`: it always stores its encoder.
+    Args:
+        mine: identities of this model's parts.
+        stored: those in the checkpoint.
+        archive: where this model's text encoder comes from; None where its weights come from the checkpoint.
+
+    Raises:
+        UserError: naming both identities.
     """
-    return bool(cfg.freeze_text == "none" or getattr(cfg, "save_frozen", True))
+    if archive is not None and stored.get("text_encoder") != mine.get("text_encoder"):
+        raise UserError(
+            f"the checkpoint was trained on text encoder {stored.get('text_encoder')}, but {archive} is "
+            f"{mine.get('text_encoder')}; pass the archive it was trained with as --text-encoder"
+        )
+    teacher, trained_with = mine.get("teacher"), stored.get("teacher")
+    if teacher and trained_with and not same_teacher(teacher, trained_with):
+        raise UserError(
+            f"the checkpoint was trained with teacher {trained_with}, but this is {teacher}; use the same one"
+        )
 
 
 def frozen_names(module: nn.Module, prefixes: Iterable[str]) -> set[str]:

@@ -2,11 +2,10 @@
 
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, register_model, register_model_architecture
 from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecBaseConfig, TransformerConfig
 from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
@@ -14,32 +13,18 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.pooling import pool_mean
+from mclip_fairseq.models.text_options import TextEncoderConfig, frozen_part
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 
 
 @dataclass
-class MTEModelConfig(FairseqDataclass):
-    """Sizes, initialisation and freezing of the translation model."""
+class MTEModelConfig(TextEncoderConfig):
+    """The text encoder, which becomes the translation model's encoder, and the decoder."""
 
-    xlmr: str = field(
-        default="",
-        metadata={"help": "XLM-R archive (directory with model.pt) to start from; empty: random weights"},
-    )
-    freeze: ChoiceEnum(["encoder", "embeddings", "none"]) = field(  # type: ignore[valid-type]
-        default="none",
-        metadata={"help": "what is not trained: encoder (stage 1), embeddings (stage 2), none"},
-    )
-    encoder_layers: int = field(default=12, metadata={"help": "layers of a random encoder"})
-    encoder_embed_dim: int = field(default=768, metadata={"help": "width of a random encoder"})
-    encoder_ffn_embed_dim: int = field(default=3072, metadata={"help": "feed-forward width of a random encoder"})
-    encoder_attention_heads: int = field(default=12, metadata={"help": "attention heads of a random encoder"})
-    encoder_max_positions: int = field(default=512, metadata={"help": "longest input of a random encoder, in tokens"})
     decoder_layers: int = field(default=12, metadata={"help": "decoder layers"})
     decoder_ffn_embed_dim: int = field(default=3072, metadata={"help": "feed-forward width of the decoder"})
     decoder_attention_heads: int = field(default=12, metadata={"help": "attention heads of the decoder"})
     decoder_max_positions: int = field(default=1024, metadata={"help": "longest output, in tokens"})
-    dropout: float = field(default=0.1, metadata={"help": "dropout of encoder and decoder"})
-    attention_dropout: float = field(default=0.1, metadata={"help": "dropout of attention weights"})
     langs: str = field(
         default="",
         metadata={"help": "languages in the order of the projections; taken from the task and kept for later runs"},
@@ -56,7 +41,7 @@ class LanguageProjection(nn.Module):
 
     def __init__(self, languages: int, dim: int) -> None:
         super().__init__()
-        # One stacked parameter: every step gives every language a (possibly zero) gradient, as DDP wants.
+        # One stacked parameter: every step gives every language a gradient, possibly zero, as DDP requires.
         self.weight = nn.Parameter(torch.empty(languages + 1, dim, dim))
         self.bias = nn.Parameter(torch.zeros(languages + 1, dim))
         for matrix in self.weight:
@@ -72,6 +57,7 @@ class LanguageProjection(nn.Module):
         Returns:
             (batch, length, dim).
         """
+        # Batches hold one direction, so nearly always one matrix serves the whole batch.
         present = lang_id.unique().tolist()
         if len(present) == 1:
             return F.linear(states, self.weight[present[0]], self.bias[present[0]])
@@ -137,18 +123,25 @@ class MTEEncoder(FairseqEncoder):
 class MTEModel(FairseqEncoderDecoderModel):
     """Translation model whose encoder becomes the multilingual text encoder."""
 
+    text_encoder_prefix: ClassVar[str] = "encoder.xlmr.encoder."
+
     encoder: MTEEncoder
     decoder: TransformerDecoderBase
+
+    @classmethod
+    def use_stored_weights(cls, cfg: Any) -> None:
+        """Build the encoder from its sizes: a checkpoint holds all of its weights."""
+        cfg.text_encoder = ""
 
     @classmethod
     def build_model(cls, cfg: MTEModelConfig, task: Any) -> "MTEModel":
         """Build from options; sizes of a given XLM-R replace those of the options and are kept with them."""
         dictionary = task.source_dictionary
-        xlmr = XLMREncoder.build(cfg.xlmr, cfg, dictionary)
+        xlmr = XLMREncoder.build(cfg.text_encoder, cfg, dictionary)
         encoder = MTEEncoder(xlmr, len(task.langs))
         # The decoder shares XLM-R's table; a language model head of its own would be a second 250,002-row matrix.
         decoder = TransformerDecoderBase(decoder_config(cfg, xlmr.dim), dictionary, xlmr.embed_tokens)
-        xlmr.freeze({"encoder": "all", "embeddings": "embeddings", "none": "none"}[str(cfg.freeze)])
+        xlmr.freeze(frozen_part(cfg))
         return cls(encoder, decoder)
 
     def forward(
@@ -172,7 +165,7 @@ class MTEModel(FairseqEncoderDecoderModel):
             tgt_lang_id: (batch,) language to translate into.
             contrast_tokens: (batch, length) target sentences as encoder input, or None.
             pool_projected: pool the source after the language projection, as the released code does.
-            features_only: return decoder states (batch, target length, dim) in place of logits.
+            features_only: return decoder states (batch, target length, dim) instead of logits.
 
         Returns:
             logits (batch, target length, entries) or None; `source_pooled` and `target_pooled`, (batch, dim), each
@@ -188,6 +181,7 @@ class MTEModel(FairseqEncoderDecoderModel):
             "output_weight": self.decoder.output_projection.weight,
         }
         if contrast_tokens is not None:
+            # The paper pools the encoder's own states; the released code pools them after the language projection.
             states = (
                 encoder_out["encoder_out"][0].transpose(0, 1) if pool_projected else encoder_out["encoder_states"][0]
             )
@@ -228,7 +222,7 @@ def mte_base(args: Namespace) -> None:
 
 @register_model_architecture("mte", "mte_large")
 def mte_large(args: Namespace) -> None:
-    """XLM-R large; the decoder has its width, for they share the embeddings."""
+    """XLM-R large; the decoder has its width because they share the embeddings."""
     set_defaults(
         args,
         encoder_layers=24,

@@ -14,6 +14,7 @@ def pool_last(states: Tensor, padding: Tensor) -> Tensor:
     Returns:
         (batch, dim).
     """
+    # argmax finds the first True: of the reversed mask, that is the last token from the end.
     last = padding.shape[1] - 1 - (~padding).flip(1).to(torch.uint8).argmax(dim=1)
     return states[torch.arange(states.shape[0], device=states.device), last]
 

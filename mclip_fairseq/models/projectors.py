@@ -39,7 +39,7 @@ class XProjector(nn.Module):
         Returns:
             (batch, length, dim).
         """
-        states = states.transpose(0, 1)
+        states = states.transpose(0, 1)  # fairseq's layers are (length, batch, dim)
         for layer in self.layers:
             states = layer(states, encoder_padding_mask=padding)
         return states.transpose(0, 1)

@@ -1,108 +1,133 @@
-"""Model `teacher_learning`: M-CLIP's text tower (Carlsson et al., LREC 2022): mean pooling and a linear layer."""
+"""Model `teacher_learning`: M-CLIP's text tower (Carlsson et al., LREC 2022), mean pooling and a linear layer."""
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
-from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
+from mclip_fairseq.models.dual_encoder import Columns
 from mclip_fairseq.models.pooling import pool_mean
+from mclip_fairseq.models.student import StudentModel
+from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.text_options import StudentConfig
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
-from mclip_fairseq.storage.errors import UserError
+
+# CLIP's training ends at this factor of the cosine (Radford et al. 2021, section 2.5).
+CLIP_SCALE = 100.0
+CITATION = """@inproceedings{carlsson-etal-2022-cross,
+  title = {Cross-lingual and Multilingual {CLIP}},
+  author = {Carlsson, Fredrik and Eisen, Philipp and Rekathati, Faton and Sahlgren, Magnus},
+  booktitle = {Proceedings of LREC},
+  year = {2022},
+}"""
 
 
 @dataclass
-class TeacherLearningModelConfig(FairseqDataclass):
+class TeacherLearningModelConfig(StudentConfig):
     """The student text encoder."""
-
-    text_encoder: str = field(default="", metadata={"help": "XLM-R archive to start from; empty: random weights"})
-    text_tokenizer: str = field(
-        default="",
-        metadata={
-            "help": "directory with dict.txt and sentencepiece.bpe.model, for inference; empty: that of --text-encoder"
-        },
-    )
-    freeze_text: ChoiceEnum(["embeddings", "none"]) = field(  # type: ignore[valid-type]
-        default="none", metadata={"help": "what of the text encoder is not trained"}
-    )
-    teacher: str = field(default="", metadata={"help": "transformers dual encoder that gives the images at inference"})
-    teacher_revision: str = field(default="", metadata={"help": "Hub revision of the teacher"})
-    teacher_dim: int = field(default=0, metadata={"help": "width of teacher features; 0: read it off the features"})
-    dropout: float = field(default=0.1, metadata={"help": "dropout of the text encoder"})
-    attention_dropout: float = field(default=0.1, metadata={"help": "dropout of attention weights"})
-    encoder_layers: int = field(default=12, metadata={"help": "layers of a random text encoder"})
-    encoder_embed_dim: int = field(default=768, metadata={"help": "width of a random text encoder"})
-    encoder_ffn_embed_dim: int = field(default=3072, metadata={"help": "feed-forward width of a random text encoder"})
-    encoder_attention_heads: int = field(default=12, metadata={"help": "attention heads of a random text encoder"})
-    encoder_max_positions: int = field(default=512, metadata={"help": "longest input of a random text encoder"})
 
 
 @register_model("teacher_learning", dataclass=TeacherLearningModelConfig)
-class TeacherLearningModel(BaseFairseqModel):
+class TeacherLearningModel(StudentModel):
     """A student of the teacher's text tower; images stay where the teacher puts them.
 
-    Args:
-        cfg: options.
-        text_encoder: the student, trained as a whole.
-        teacher_identity: path-free identity of the teacher.
+    See `StudentModel` for the arguments.
     """
 
-    def __init__(
-        self, cfg: TeacherLearningModelConfig, text_encoder: XLMREncoder, teacher_identity: Mapping[str, Any]
-    ) -> None:
-        super().__init__()
-        self.cfg = cfg
-        self.text_encoder = text_encoder
-        self.padding_idx = text_encoder.encoder.dictionary.pad()
-        self.projection = nn.Linear(text_encoder.dim, cfg.teacher_dim)
-        self.identity = {"text_encoder": None, "teacher": dict(teacher_identity)}
-        text_encoder.freeze(str(cfg.freeze_text))
+    columns = Columns(
+        required=(("text_tokens", "text_states"), ("teacher_text",)),
+        optional=("text_padding", "image_features", "pixel_values"),
+    )
+    citation = CITATION
 
-    @classmethod
-    def build_model(cls, cfg: TeacherLearningModelConfig, task: Any) -> "TeacherLearningModel":
-        """Build from options."""
-        if not cfg.teacher_dim:
-            raise UserError("the teacher's width is unknown; give --text-features")
-        encoder = XLMREncoder.build(cfg.text_encoder, cfg, task.source_dictionary)
-        return cls(cfg, encoder, task.teacher_identity)
+    def __init__(
+        self,
+        cfg: TeacherLearningModelConfig,
+        text_encoder: XLMREncoder,
+        teacher: DualEncoderTeacher | None,
+        teacher_identity: Mapping[str, Any],
+    ) -> None:
+        super().__init__(cfg, text_encoder, teacher, teacher_identity)
+        self.projection = nn.Linear(text_encoder.dim, cfg.teacher_dim)
 
     @property
     def dim(self) -> int:
         """Width of the joint space, which is the teacher's."""
-        return int(self.cfg.teacher_dim)
+        return self.feature_dim
 
-    def student(self, tokens: Tensor) -> Tensor:
-        """Text in the teacher's space, not normalised, (batch, length) -> (batch, teacher dim)."""
-        return self.projection(pool_mean(self.text_encoder(tokens), tokens.eq(self.padding_idx)))
+    @property
+    def scale(self) -> Tensor:
+        """The teacher's scale, 0-d; CLIP's where the model was built without its teacher."""
+        stored = None if self.teacher is None else self.teacher.logit_scale
+        return self.projection.weight.new_tensor(CLIP_SCALE if stored is None else stored)
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Text in the teacher's space, L2-normalised."""
-        return F.normalize(self.student(tokens), dim=1)
+    def external_parts(self) -> tuple[str, ...]:
+        """The teacher, and a text encoder of which nothing is trained."""
+        parts = super().external_parts()
+        return parts if self.text_encoder.frozen else tuple(part for part in parts if part == "teacher.")
 
-    def project_teacher(self, features: Tensor) -> Tensor:
-        """Teacher features as they are, L2-normalised."""
-        return F.normalize(features, dim=1)
+    @classmethod
+    def stores_text_encoder(cls, cfg: Any) -> bool:
+        """Whether the text encoder's weights are in the checkpoint: unless all of it was frozen."""
+        return super().stores_text_encoder(cfg) or cfg.freeze_text == "embeddings"
 
-    def forward(self, text_tokens: Tensor, teacher_text: Tensor | None = None, **unused: Any) -> dict[str, Tensor]:
+    def student(
+        self, tokens: Tensor | None = None, states: Tensor | None = None, padding: Tensor | None = None
+    ) -> Tensor:
+        """Text in the teacher's space, not normalised; see `StudentModel.token_states` for the arguments.
+
+        Returns:
+            (batch, teacher dim).
+        """
+        states, padding = self.token_states(tokens, states, padding)
+        return self.projection(pool_mean(states, padding).to(self.projection.weight.dtype))
+
+    def encode_text(
+        self, tokens: Tensor | None = None, states: Tensor | None = None, padding: Tensor | None = None
+    ) -> Tensor:
+        """Text in the teacher's space, (batch, teacher dim), L2-normalised."""
+        return F.normalize(self.student(tokens, states, padding), dim=1)
+
+    def forward(
+        self,
+        text_tokens: Tensor | None = None,
+        text_states: Tensor | None = None,
+        text_padding: Tensor | None = None,
+        image_features: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        teacher_text: Tensor | None = None,
+    ) -> dict[str, Tensor | None]:
         """Student features and, untouched, what they should be.
 
         Args:
-            text_tokens: (batch, length) ids.
-            teacher_text: (batch, teacher dim).
-            **unused: image features of the same captions.
-        """
-        if teacher_text is None:
-            raise UserError("teacher_learning needs a teacher text feature for every caption; give --text-features")
-        return {"student": self.student(text_tokens), "teacher_text": teacher_text}
+            text_tokens: (batch, length) ids; or
+            text_states: (batch, length, dim) token states of the frozen encoder with
+            text_padding: (batch, length) bool.
+            image_features: (batch, teacher dim) of the images, for retrieval in validation; or
+            pixel_values: (batch, channels, height, width). Training needs neither.
+            teacher_text: (batch, teacher dim) targets.
 
-    def max_positions(self) -> int:
-        """Longest caption in tokens."""
-        return self.text_encoder.max_positions
+        Returns:
+            `student` and `teacher_text`, (batch, teacher dim) as they are; `text`, and `image` in validation,
+            (batch, teacher dim), L2-normalised; `scale`: 0-d. None where the input was.
+        """
+        student = self.student(text_tokens, text_states, text_padding)
+        has_image = not self.training and (image_features is not None or pixel_values is not None)
+        with torch.no_grad():
+            image = self.encode_image(pixel_values, image_features) if has_image else None
+        return {
+            "student": student,
+            "text": F.normalize(student, dim=1),
+            "image": image,
+            "teacher_text": teacher_text,
+            "scale": self.scale,
+        }
 
 
 @register_model_architecture("teacher_learning", "teacher_learning_base")

@@ -13,7 +13,7 @@ def import_extra(module: str, extra: str) -> Any:
 
     Args:
         module: such as `scipy.stats`.
-        extra: as in `pip install 'mclip_fairseq[extra]'`.
+        extra: name of the extra, such as `evaluate`.
 
     Returns:
         the module.

@@ -32,20 +32,36 @@ class MTETaskConfig(SampledTaskConfig):
     )
     langs: str = field(
         default="",
-        metadata={"help": "languages, separated by commas; the order numbers the language projections (0 is unknown)"},
+        metadata={
+            "help": "languages, separated by commas; the order numbers the language projections (0 is unknown)",
+            "data_position": True,
+        },
     )
-    lang_pairs: str = field(default="", metadata={"help": "directions to train on, such as en-de,de-en"})
-    both_directions: bool = field(default=False, metadata={"help": "train every pair in both directions"})
+    lang_pairs: str = field(
+        default="", metadata={"help": "directions to train on, such as en-de,de-en", "data_position": True}
+    )
+    both_directions: bool = field(
+        default=False, metadata={"help": "train every pair in both directions", "data_position": True}
+    )
     source_lang: str = field(default="", metadata={"help": "source language when translating", "argparse_alias": "-s"})
     target_lang: str = field(default="", metadata={"help": "target language when translating", "argparse_alias": "-t"})
     sampling_temperature: float = field(
-        default=1.0, metadata={"help": "draw a direction of n pairs in proportion to n^(1/T); 1 keeps the proportions"}
+        default=1.0,
+        metadata={
+            "help": "draw a direction of n pairs in proportion to n^(1/T); 1 keeps the proportions",
+            "data_position": True,
+        },
     )
     truncate: bool = field(
-        default=False, metadata={"help": "cut sentences to the longest that these limits and the model take"}
+        default=False,
+        metadata={"help": "cut sentences that are longer than these limits and the model allow", "data_position": True},
     )
-    max_source_positions: int = field(default=512, metadata={"help": "longest source in tokens, <s> and </s> included"})
-    max_target_positions: int = field(default=512, metadata={"help": "longest target in tokens, <s> and </s> included"})
+    max_source_positions: int = field(
+        default=512, metadata={"help": "longest source in tokens, <s> and </s> included", "data_position": True}
+    )
+    max_target_positions: int = field(
+        default=512, metadata={"help": "longest target in tokens, <s> and </s> included", "data_position": True}
+    )
     max_tokens: int | None = II("dataset.max_tokens")
 
 
@@ -73,7 +89,7 @@ class MTETask(SampledTask):
 
     @property
     def target_dictionary(self) -> Dictionary:
-        """See `source_dictionary`."""
+        """The same dictionary."""
         return self.dictionary
 
     def max_positions(self) -> tuple[int, int]:
@@ -94,9 +110,6 @@ class MTETask(SampledTask):
         if not self.langs:
             raise UserError("--langs is missing; list all languages of the data, such as --langs en,de,fr")
         cfg.langs = ",".join(self.langs)
-        if from_checkpoint:
-            # The checkpoint holds the encoder's weights; the archive it began with may be elsewhere by now.
-            cfg.xlmr = ""
         model: torch.nn.Module = super().build_model(cfg, from_checkpoint)
         return model
 
@@ -177,8 +190,8 @@ class MTETask(SampledTask):
         ]
         if items and not training:
             raise UserError(
-                f"{': '.join(items[0])}, one of {len(items)}; evaluation leaves nothing out: mend these lines, or take "
-                "them out of both sides, and binarise them again"
+                f"{': '.join(items[0])}, one of {len(items)}; evaluation skips nothing: fix these lines, or remove "
+                "them from both sides, and binarise them again"
             )
         if not items:
             return dict(sides)

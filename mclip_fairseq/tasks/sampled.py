@@ -1,4 +1,4 @@
-"""What both tasks do alike: languages, batches of one part, and steps in which a rank has nothing to add."""
+"""Base class of the tasks: language options, single-language batches, and steps where a rank has no data."""
 
 import functools
 import logging
@@ -13,16 +13,18 @@ import torch
 from fairseq import utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
-from fairseq.models import ARCH_MODEL_REGISTRY
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask
-from omegaconf import II
+from omegaconf import II, open_dict
 from torch import Tensor
 
+from mclip_fairseq.criterions.nonfinite import NonFiniteError, find_nonfinite, zero_gradient, zeroed
+from mclip_fairseq.criterions.terms import TermsCriterion
 from mclip_fairseq.data.batches import RowDataset
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.skips import SkipList
-from mclip_fairseq.losses.finite import NONFINITE, NonFiniteError, find_nonfinite, zero_gradient, zeroed
+from mclip_fairseq.models.stored_options import missing_options
 from mclip_fairseq.resilience.program import early_stopping
 from mclip_fairseq.resilience.workers import discard
 from mclip_fairseq.storage.errors import UserError
@@ -51,13 +53,13 @@ class SampledTaskConfig(FairseqDataclass):
 
     skip_nonfinite: int = field(
         default=0,
-        metadata={"help": "leave out up to this many batches whose loss or features are not finite; then stop"},
+        metadata={"help": "how many batches whose loss or features are not finite training may skip before it stops"},
     )
     skip_budget: int = field(
         default=0,
         metadata={
-            "help": "training leaves out up to so many lines and images that it cannot use, and lists them in "
-            "skipped.tsv of --save-dir; 0: the first is an error, as in validation always"
+            "help": "how many unusable lines and images training may skip (listed in SAVE_DIR/skipped.tsv); 0: stop at "
+            "the first. Validation never skips"
         },
     )
     save_dir: str = II("checkpoint.save_dir")
@@ -70,8 +72,8 @@ class SampledTask(FairseqTask):
     Attributes:
         model: the model built last, or None.
         skips: what training leaves out within --skip-budget.
-        too_long: what helps where a sample is longer than the task and the model allow.
-        between_batches: called now and then where a validation takes long.
+        too_long: the remedy where a sample is longer than the task and the model allow.
+        between_batches: called between batches of a long validation, so that a signal can save.
     """
 
     cfg: Any
@@ -162,8 +164,12 @@ class SampledTask(FairseqTask):
         Raises:
             NonFiniteError: on all ranks alike, when --skip-nonfinite is used up.
         """
-        loss, sample_size, logged = criterion(model, sample)
-        blame, counts = find_nonfinite(loss, logged.pop(NONFINITE, 0), sample, sample["is_dummy"])
+        bad_rows: Tensor | int = 0
+        if isinstance(criterion, TermsCriterion):
+            loss, sample_size, logged, bad_rows = criterion.outcome(model, sample)
+        else:  # one of fairseq's, or a user's
+            loss, sample_size, logged = criterion(model, sample)
+        blame, counts = find_nonfinite(loss, bad_rows, sample, sample["is_dummy"])
         if self.kept_in_update["update"] != update_num:
             self.kept_in_update = {"update": update_num, "kept": 0}
         self.kept_in_update["kept"] += bool(counts and not blame)
@@ -211,7 +217,7 @@ class SampledTask(FairseqTask):
         }
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint stopped."""
+        """Continue counting where the checkpoint stopped."""
         self.skipped = int(state.get("skipped_nonfinite", 0))
         self.stored_parts = state.get("parts")
         early_stopping().update(state.get("early_stopping", {}))
@@ -221,13 +227,16 @@ class SampledTask(FairseqTask):
 
         Others of fairseq evaluate strings of their options as Python, and a checkpoint may come from anywhere.
         """
-        name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
-        kind = ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
+        kind = model_class(cfg)
         if from_checkpoint and (kind is None or kind.__module__.split(".")[0] != __name__.split(".")[0]):
             raise UserError(
-                f"the checkpoint holds a model {name!r}, which is not of this project; options of other models can run "
-                "code, so load it with the task it was trained with if you trust it"
+                f"the checkpoint holds a model {getattr(cfg, '_name', None)!r}, which is not of this project; options "
+                "of other models can run code, so load it with the task it was trained with if you trust it"
             )
+        if from_checkpoint and kind is not None:
+            with open_dict(cfg):
+                cfg.update(missing_options(MODEL_DATACLASS_REGISTRY[ARCH_MODEL_NAME_REGISTRY[cfg._name]], cfg))
+            kind.use_stored_weights(cfg)  # the archives may be elsewhere by now
         self.model = super().build_model(cfg, from_checkpoint)
         model: torch.nn.Module = self.model
         return model
@@ -261,8 +270,14 @@ class SampledTask(FairseqTask):
         return kept
 
 
+def model_class(cfg: Any) -> Any:
+    """The registered class behind a model's options; None for an unknown name."""
+    name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+    return ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
+
+
 def _nothing() -> None:
-    """What is done between batches where nobody waits."""
+    """Default hook between batches: do nothing."""
 
 
 def check_names(given: Sequence[str], known: Sequence[str], option: str) -> None:

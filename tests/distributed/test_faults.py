@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from mclip_fairseq.losses import finite
-from mclip_fairseq.losses.finite import NonFiniteError, find_nonfinite
+from mclip_fairseq.criterions import nonfinite as finite
+from mclip_fairseq.criterions.nonfinite import NonFiniteError, find_nonfinite
 from mclip_fairseq.storage.files import file_sha256
 from mclip_fairseq.tasks import sampled as task_module
 from mclip_fairseq.tasks.sampled import SampledTask

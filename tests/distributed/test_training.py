@@ -27,6 +27,12 @@ def task_options(corpus: Path, task: str) -> list[str]:
             *(str(corpus / "mte"), "--task", "mte", "--langs", "en,de,fr", "--lang-pairs", "en-de"),
             *("--arch", "mte_tiny", "--criterion", "mte", "--contrastive-weight", "2", *COMMON),
         ]
+    if task == "teacher_learning":
+        return [
+            *(str(corpus / "captions"), "--task", "trikd", "--langs", "en", "--arch", "teacher_learning_tiny"),
+            *("--text-features", str(corpus / "features" / "text"), "--criterion", "teacher_learning", *COMMON),
+            *("--image-features", str(corpus / "features" / "image"), "--lr", "0.5"),
+        ]
     return [
         *(
             str(corpus / "captions"),
@@ -58,7 +64,7 @@ def largest_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor
 
 def test_two_processes_equal_one(run_train: Train, tiny_corpus: Path, tmp_path: Path) -> None:
     """With an uneven last step of 9 and 5 rows, and with one of 4 rows and a dummy."""
-    cases = [(task, batch_size) for task in ("mte", "trikd") for batch_size in (9, 10)]
+    cases = [(task, batch_size) for task in ("mte", "trikd", "teacher_learning") for batch_size in (9, 10)]
     runs = []
     for task, size in cases:
         common = [*task_options(tiny_corpus, task), "--save-dir"]

@@ -47,7 +47,7 @@ def test_a_budget_leaves_out_lists_and_replaces_nothing(
     start: Train, damaged: Path, photos: Path, tiny_corpus: Path, run_train: Train, tmp_path: Path
 ) -> None:
     log = start("--image-root", damaged, "--skip-budget", 2)
-    assert "left out: img7.png: is not an image in a known format" in log
+    assert "skipped: img7.png: is not an image in a known format" in log
     listed = (tmp_path / "run" / "skipped.tsv").read_text().splitlines()
     assert sorted(listed) == [f"{name}\tis not an image in a known format" for name in BROKEN]
     # What is left is what a training sees that never had these images; stored features show it.
@@ -72,8 +72,8 @@ def test_more_than_the_budget_ends_the_run(start: Train, damaged: Path, tmp_path
         start("--image-root", damaged, "--skip-budget", 1, "--num-workers", 2)
     start("--image-root", damaged, "--skip-budget", 2)
     assert len((tmp_path / "run" / "skipped.tsv").read_text().splitlines()) == 2
-    # A restart, which goes on from the checkpoint, knows what was left out before.
-    with pytest.raises(ValueError, match=r"skipped.tsv: 2 items were left out before, so it needs --skip-budget 2"):
+    # A restart, which resumes from the checkpoint, knows what was skipped before.
+    with pytest.raises(ValueError, match=r"skipped.tsv: 2 items were skipped before, so it needs --skip-budget 2"):
         start("--image-root", damaged, "--skip-budget", 1)
     assert "Loaded checkpoint" in start("--image-root", damaged, "--skip-budget", 2, "--max-update", 6)
 
@@ -199,7 +199,7 @@ def test_unusable_sentences_are_named_or_spend_the_budget(
     translate: Train, run_in_process: Train, holed: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"train\.en-de, line 2: de is empty \(in .*mte\) \(and 1 more\); mend it.* with --skip-"
+        ValueError, match=r"train\.en-de, line 2: de is empty \(in .*mte\) \(and 1 more\); fix it.* with --skip-"
     ):
         translate()
     with pytest.raises(ValueError, match=r"line 2: de is empty .* \(and 1 more\); .* more than --skip-budget 1 allows"):
@@ -217,7 +217,7 @@ def test_unusable_sentences_are_named_or_spend_the_budget(
     translate("--skip-budget", 2, "--max-update", 16, corpus=str(moved.parent))
     assert len((tmp_path / "run" / "skipped.tsv").read_text().splitlines()) == 2
     command = (moved, "--path", tmp_path / "run" / "checkpoint_last.pt", "--task", "mte", "--valid-subset", "train")
-    with pytest.raises(ValueError, match=r"train\.en-de, line 2: de is empty .*; evaluation leaves nothing out"):
+    with pytest.raises(ValueError, match=r"train\.en-de, line 2: de is empty .*; evaluation skips nothing"):
         run_in_process("fairseq-validate", *command, "--user-dir", ROOT / "mclip_fairseq", "--batch-size", 8, "--cpu")
     # Nothing stands in for them: the run is that of data which never had them.
     translate(corpus="whole", folder="whole")
@@ -263,12 +263,12 @@ def test_empty_captions_are_named_or_spend_the_budget(tiny_corpus: Path, tmp_pat
         return len(task.load_captions(0, corpus, split, "en", split == "train"))
 
     with pytest.raises(
-        ValueError, match=r"train\.en, line 2: is empty \(in .*captions\); mend it, take it out, or leave it out"
+        ValueError, match=r"train\.en, line 2: is empty \(in .*captions\); fix it, remove it, or skip it"
     ):
         load(0, "train")
     assert load(1, "train") == len(pieces) - 1
     assert (tmp_path / "run" / "skipped.tsv").read_text() == f"train.en, line 2\tis empty (in {corpus})\n"
-    with pytest.raises(ValueError, match=r"valid\.en, line 1 is empty \(in .*\), one of 1; mend the captions"):
+    with pytest.raises(ValueError, match=r"valid\.en, line 1 is empty \(in .*\), one of 1; fix the captions"):
         load(1, "valid")
 
 

@@ -19,15 +19,15 @@ from mclip_fairseq import inference
 from mclip_fairseq.cli import evaluate as evaluate_cli
 from mclip_fairseq.cli import features as features_cli
 from mclip_fairseq.data import parallel, skips
-from mclip_fairseq.data.captions import read_ids
+from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.data.parallel import shifted_blocks
 from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
-from mclip_fairseq.encoding.captions import read_captions
+from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.inference import MultilingualCLIP, to_pil
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
-from mclip_fairseq.tasks.trikd import check_same_teacher
+from mclip_fairseq.tasks.captions import check_same_teacher
 from tests import hostile
 from tests.tiny_models import tiny_clip_directory
 
@@ -108,7 +108,7 @@ def test_pixel_limits_are_options(clip: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_arrays_that_are_no_images() -> None:
-    refused(r"float64 and shape \(4, 4, 3\) is no image; give", lambda: to_pil(np.zeros((4, 4, 3))))
+    refused(r"float64 and shape \(4, 4, 3\) is not an image; give", lambda: to_pil(np.zeros((4, 4, 3))))
 
 
 # ------------------------------------------------------------------------------------------ captions
@@ -149,9 +149,9 @@ def test_captions_for_evaluation_are_never_left_out(name: str, tmp_path: Path) -
     file, message = captions_file(tmp_path, name), hostile.CAPTIONS[name].evaluation
     (tmp_path / "ids").write_text("a\nb\nc\n")
     if message is not None:
-        refused(message, lambda: read_captions("en", file, tmp_path / "ids"))
+        refused(message, lambda: read_language_captions("en", file, tmp_path / "ids"))
         return
-    captions = read_captions("en", file, tmp_path / "ids")
+    captions = read_language_captions("en", file, tmp_path / "ids")
     assert len(captions.texts) == len(captions.ids) == 3
     assert captions.texts[1].encode() == hostile.CAPTIONS[name].line.removesuffix(b"\r")
 
@@ -190,7 +190,7 @@ def test_texts_are_cut_and_never_crash(clip: Path) -> None:
 def test_ids_of_captions(name: str, tmp_path: Path) -> None:
     content, message = hostile.ID_LISTS[name]
     (tmp_path / "ids").write_bytes(content)
-    refused(message, lambda: read_ids(tmp_path / "ids", 3))
+    refused(message, lambda: read_caption_ids(tmp_path / "ids", 3))
 
 
 @pytest.mark.parametrize("name", hostile.IMAGE_LISTS)
@@ -376,17 +376,17 @@ def test_the_budget_is_shared_and_remembered(tmp_path: Path) -> None:
     one.add([("c", "gone")])
     assert file.read_text() == "a\tbroken in two\nb\tgone\nc\tgone\n"
     refused(
-        "d: no more; with the 3 of .*skipped.tsv that is more than --skip-budget 3", lambda: one.add([("d", "no more")])
+        "d: no more; with the 3 in .*skipped.tsv that is more than --skip-budget 3", lambda: one.add([("d", "no more")])
     )
     refused("d: no more", lambda: SkipList(file, 3).add([("d", "no more")]))
     SkipList(file, 4).add([("d", "no more")])
     refused(
-        "x: gone; mend it, take it out, or leave it out with --skip-budget",
+        "x: gone; fix it, remove it, or skip it with --skip-budget",
         lambda: SkipList(file, 0).add([("x", "gone")]),
     )
     torn = tmp_path / "torn.tsv"
     torn.write_text("a\tbrok")  # whoever wrote it was killed
     SkipList(torn, 2).add([("b\x1b[31m", "gone")])
     assert torn.read_text() == "a\tbrok\nb\\x1b[31m\tgone\n"
-    refused(r"c\\x1b\[31m: gone; with the 2 of", lambda: SkipList(torn, 2).add([("c\x1b[31m", "gone")]))
+    refused(r"c\\x1b\[31m: gone; with the 2 in", lambda: SkipList(torn, 2).add([("c\x1b[31m", "gone")]))
     refused("--skip-budget is -1", lambda: SkipList(file, -1))

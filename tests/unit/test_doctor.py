@@ -46,7 +46,7 @@ def test_what_is_installed_is_well() -> None:
 
 @pytest.mark.parametrize(
     ("name", "extra", "status"),
-    [("transformers", "", "error"), ("faiss-cpu", "", "warning"), ("emoji", "demo", "warning")],
+    [("transformers", "", "error"), ("faiss-cpu", "search", "warning"), ("emoji", "demo", "warning")],
 )
 def test_a_package_that_cannot_be_imported(
     name: str, extra: str, status: str, broken: Callable[[str, Exception], None]

@@ -11,8 +11,8 @@ from fairseq.data import Dictionary
 
 from mclip_fairseq.criterions.trikd import TriKDCriterion
 from mclip_fairseq.data.tokens import load_dictionary
-from mclip_fairseq.models.freezing import decode_identity
-from mclip_fairseq.models.mclip import IDENTITY, MCLIPModel, MCLIPModelConfig
+from mclip_fairseq.models.freezing import IDENTITY, decode_identity
+from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
 from mclip_fairseq.models.pooling import pool_last, pool_mean
 from mclip_fairseq.storage.checkpoints import allow_checkpoint_globals, load_checkpoint
 

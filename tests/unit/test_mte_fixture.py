@@ -133,7 +133,9 @@ def test_beam_search_matches(model: MTEModel, recorded: dict[str, Any], dictiona
 
 @pytest.mark.parametrize("freeze", ["encoder", "embeddings", "none"])
 def test_freezing_survives_train_and_has_no_dropout(shared_dir: Path, dictionary: Dictionary, freeze: str) -> None:
-    cfg = MTEModelConfig(xlmr=str(shared_dir / "fixtures" / "xlmr_tiny"), freeze=freeze, decoder_layers=1, dropout=0.5)
+    cfg = MTEModelConfig(
+        text_encoder=str(shared_dir / "fixtures" / "xlmr_tiny"), freeze_text=freeze, decoder_layers=1, dropout=0.5
+    )
     cfg.decoder_ffn_embed_dim, cfg.decoder_attention_heads = 48, 4
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary, langs=["en"])
     model = MTEModel.build_model(cfg, task)

@@ -1,15 +1,16 @@
-"""What pip, make and CI read: one version, one list of requirements, pins that fit it, nothing left out."""
+"""Packaging: one version, requirements that match their pins, extras for optional packages, no module left out."""
 
 from __future__ import annotations
 
 import ast
+import datetime
 import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,22 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import mclip_fairseq
+from mclip_fairseq.doctor import MODULES
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
+OPTIONAL = {  # extra -> packages that training and inference do not need
+    "evaluate": {"matplotlib", "sacrebleu", "scipy"},
+    "export": {"onnx", "onnxruntime", "onnxscript", "sentence-transformers"},
+    "prepare": {"ftfy", "regex"},
+    "search": {"faiss-cpu", "matplotlib", "starlette", "uvicorn"},
+}
+IMPORTERS = {  # extra -> folders of mclip_fairseq/ that may import its packages
+    "evaluate": {"evaluation"},
+    "export": {"export", "formats"},
+    "prepare": set(),  # preprocess/ only
+    "search": {"search"},
+}
 
 
 @pytest.fixture
@@ -30,9 +46,9 @@ def project(repository_root: Path) -> dict[str, Any]:
 def pins(repository_root: Path) -> dict[str, str]:
     text = (repository_root / "constraints.txt").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    found = [re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)", line) for line in lines]
-    assert all(found), [line for line, match in zip(lines, found, strict=True) if not match]
-    return {canonicalize_name(match[1]): match[2] for match in found if match}
+    matches = [re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.]*)", line) for line in lines]
+    assert all(matches), [line for line, match in zip(lines, matches, strict=True) if not match]
+    return {canonicalize_name(match[1]): match[2] for match in matches if match}
 
 
 def requirement_lines(project: dict[str, Any]) -> list[Requirement]:
@@ -47,24 +63,85 @@ def test_every_requirement_is_pinned_within_its_bounds(project: dict[str, Any], 
         assert requirement.specifier.contains(pin, prereleases=True), f"{requirement} excludes the pin {pin}"
 
 
-def test_what_the_requirements_require_is_pinned_too(project: dict[str, Any], pins: dict[str, str]) -> None:
+def test_transitive_requirements_are_pinned_too(project: dict[str, Any], pins: dict[str, str]) -> None:
     todo, seen = [canonicalize_name(r.name) for r in requirement_lines(project)], set()
     while todo:
         name = todo.pop()
         if name in seen or re.match("nvidia-|cuda-|triton", name):  # a CUDA build of torch pins those itself
             continue
         seen.add(name)
-        assert name in pins, f"{name} is required by something that is pinned, but is not pinned itself"
+        assert name in pins, f"{name} is required by a pinned package, but is not pinned itself"
         try:
             requires = importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
             continue
         needed = [r for r in map(Requirement, requires) if not r.marker or r.marker.evaluate({"extra": ""})]
         todo += [canonicalize_name(r.name) for r in needed]
-    assert "filelock" in seen  # torch's: the walk went deeper than the list
+    assert "filelock" in seen  # required by torch: the loop did go beyond the list
 
 
-def test_the_version_is_a_literal_that_pip_reads(repository_root: Path, installed_dir: Path) -> None:
+def test_packages_of_one_part_are_extras(project: dict[str, Any]) -> None:
+    core = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    for extra, packages in OPTIONAL.items():
+        listed = {canonicalize_name(Requirement(line).name) for line in project["optional-dependencies"][extra]}
+        assert listed == packages
+        assert not core & packages
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """First components of every import of a file, those of `import_module` and `import_extra` included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[Any] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            names = [node.args[0].value] if function in ("import_module", "import_extra") else []
+        yield from (str(name).partition(".")[0] for name in names)
+
+
+def test_only_its_part_imports_a_package_of_an_extra(repository_root: Path) -> None:
+    importers: dict[str, set[str]] = {}
+    for extra, packages in OPTIONAL.items():
+        for package in packages:
+            importers.setdefault(MODULES.get(package, package.replace("-", "_")), set()).update(IMPORTERS[extra])
+    root = repository_root / "mclip_fairseq"
+    imports = {
+        (path.relative_to(root).parts[0], module)
+        for path in root.rglob("*.py")
+        for module in imported_modules(path)
+        if module in importers
+    }
+    assert not {(folder, module) for folder, module in imports if folder not in importers[module]}
+    expected = {("search", "faiss"), ("evaluation", "matplotlib"), ("formats", "sentence_transformers")}
+    assert expected <= imports  # each kind of import is recognised
+
+
+def test_make_installs_every_extra_of_a_part(repository_root: Path, project: dict[str, Any]) -> None:
+    makefile = (repository_root / "Makefile").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^EXTRAS := (.*)$", makefile, re.MULTILINE)
+    assert set(line.split(",")) == set(project["optional-dependencies"]) - {"fuzz", "tracking"}
+
+
+def test_every_pip_command_names_an_extra_that_exists(repository_root: Path, project: dict[str, Any]) -> None:
+    folders = ("docs", "examples", "mclip_fairseq", "preprocess", "tests")
+    paths = [path for name in folders for path in (repository_root / name).rglob("*.*")]
+    paths += [repository_root / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    command = re.compile(r"pip install ['\"]?(?:mclip_fairseq|\.)\[([a-z,]+)\]")
+    named = {
+        (extra, path.name)
+        for path in paths
+        if path.suffix in (".md", ".py", ".sh")
+        for extras in command.findall(path.read_text(encoding="utf-8"))
+        for extra in extras.split(",")
+    }
+    assert {extra for extra, _ in named} >= {"search", "export"}
+    assert not {(extra, name) for extra, name in named if extra not in project["optional-dependencies"]}
+
+
+def test_the_version_is_a_literal_that_pip_can_read(repository_root: Path, installed_dir: Path) -> None:
     text = (repository_root / "mclip_fairseq" / "__init__.py").read_text(encoding="utf-8")
     values = [
         node.value.value
@@ -79,11 +156,20 @@ def test_the_version_is_a_literal_that_pip_reads(repository_root: Path, installe
     assert values == [distribution.version]
 
 
+def test_the_changelog_has_an_entry_for_this_version(repository_root: Path) -> None:
+    headings = re.findall(r"^## (.*)$", (repository_root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    version, _, date = headings[1].partition(" - ")
+    assert version == mclip_fairseq.__version__
+    datetime.date.fromisoformat(date)
+
+
 def test_every_module_is_installed(repository_root: Path, installed_dir: Path) -> None:
     source = repository_root / "mclip_fairseq"
-    wanted = {path.relative_to(source) for path in source.rglob("*.py")} | {Path("py.typed")}
-    found = {path.relative_to(installed_dir / "mclip_fairseq") for path in installed_dir.rglob("mclip_fairseq/**/*")}
-    assert wanted <= found, "a folder without __init__.py is not installed"
+    modules = {path.relative_to(source) for path in source.rglob("*.py")} | {Path("py.typed")}
+    target = installed_dir / "mclip_fairseq"
+    installed = {path.relative_to(target) for path in installed_dir.rglob("mclip_fairseq/**/*")}
+    assert modules <= installed, "a folder without __init__.py is not installed"
 
 
 def test_every_console_script_has_its_main(repository_root: Path, installed_dir: Path, project: dict[str, Any]) -> None:
@@ -99,16 +185,19 @@ def test_the_doctor_reads_the_same_requirements_once_installed(
     installed_dir: Path, tmp_path: Path, fairseq_cli: Run
 ) -> None:
     code = "from mclip_fairseq import doctor; print(sorted(doctor.requirements())); print(doctor.__file__)"
-    here = fairseq_cli("python", "-c", code, cwd=tmp_path).stdout.splitlines()[-2:]
-    there = fairseq_cli("python", "-c", code, cwd=tmp_path, env={"PYTHONPATH": str(installed_dir)})
-    rows, path = there.stdout.splitlines()[-2:]
+    of_checkout = fairseq_cli("python", "-c", code, cwd=tmp_path).stdout.splitlines()[-2]
+    installed = fairseq_cli("python", "-c", code, cwd=tmp_path, env={"PYTHONPATH": str(installed_dir)})
+    of_installed, path = installed.stdout.splitlines()[-2:]
     assert Path(path).is_relative_to(installed_dir)
 
-    def parsed(text: str) -> list[tuple[str, set[str], str]]:  # setuptools sorts the parts of a bound
+    def parsed(text: str) -> list[tuple[str, set[str], str]]:  # setuptools reorders the parts of a bound
         return [(name, set(bound.split(",")), extra) for name, bound, extra in ast.literal_eval(text)]
 
-    assert parsed(rows) == parsed(here[0])
-    assert ("torch", {">=2.10"}, "") in parsed(rows)
+    assert parsed(of_installed) == parsed(of_checkout)
+    names = [name for name, _, _ in parsed(of_installed)]
+    assert len(names) == len(set(names)), "matplotlib is in two extras, and is checked once"
+    assert ("torch", {">=2.10"}, "") in parsed(of_installed)
+    assert ("faiss-cpu", {">=1.9"}, "search") in parsed(of_installed)
 
 
 FAKE_PYTHON = """#!/bin/sh
@@ -124,7 +213,7 @@ esac
     ("too_old", "sentence"), [(1, "is not Python 3.11 or later"), (0, "no C++ compiler (no-such-compiler)")]
 )
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_says_in_a_sentence_what_it_lacks(
+def test_make_names_in_one_sentence_what_is_missing(
     too_old: int, sentence: str, tmp_path: Path, repository_root: Path
 ) -> None:
     python = tmp_path / "python"

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from mclip_fairseq.losses.gather import sum_over_ranks
+from mclip_fairseq.losses.gather import objects_of_all_ranks, sum_over_ranks
+from mclip_fairseq.storage.errors import UserError
 
 SHOWN = 8
-NONFINITE = "nonfinite"  # the entry of a criterion's log that counts this rank's rows with features that are not finite
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError):
     """A loss or a feature is not finite."""
 
 
@@ -49,11 +48,11 @@ def find_nonfinite(
     if not (features or losses):
         return [], bool(counted)
     guilty = bool(own[0 if features else 1])
-    reports = _from_all_ranks(describe(sample, "features" if features else "loss") if guilty else None)
+    reports = objects_of_all_ranks(describe_samples(sample, "features" if features else "loss") if guilty else None)
     return [f"{report} on rank {rank}" for rank, report in enumerate(reports) if report is not None], True
 
 
-def describe(sample: Mapping[str, Any], what: str) -> str:
+def describe_samples(sample: Mapping[str, Any], what: str) -> str:
     """Which samples of which language: those with input that is not finite if there are any, else the batch."""
     rows, names = None, []
     for name, value in sample.get("net_input", {}).items():
@@ -67,14 +66,6 @@ def describe(sample: Mapping[str, Any], what: str) -> str:
     more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
     source = f" (the input {' and '.join(names)})" if names else ""
     return f"{what} of {sample.get('part', 'the batch')}, samples {shown}{more}{source}"
-
-
-def _from_all_ranks(report: str | None) -> list[str | None]:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return [report]
-    reports: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(reports, report)
-    return reports
 
 
 def zero_gradient(*modules: torch.nn.Module) -> Tensor:

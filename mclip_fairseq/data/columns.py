@@ -1,0 +1,111 @@
+"""What a batch of captions holds besides the captions: one column each.
+
+| column | batch entry | shape | option that gives it |
+|---|---|---|---|
+| `TokenColumn` | `text_tokens` | (batch, length) int64 | the data directory |
+| `StateColumn` | `text_states`, `text_padding` | (batch, length, dim), (batch, length) bool | `--text-state-cache` |
+| `FeatureColumn` | `image_features` | (batch, teacher dim) float32 | `--image-features` |
+| `FeatureColumn` | `teacher_text` | (batch, teacher dim) float32 | `--text-features` |
+| `PixelColumn` | `pixel_values` | (readable, channels, height, width) float32 | `--image-root` |
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mclip_fairseq.data.states import TokenStates
+from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.storage.features import FeatureStore
+
+Rows = npt.NDArray[np.int64]
+# Image ids -> the positions of those that could be read, and their (readable, channels, height, width) pixels.
+Pixels = Callable[[Sequence[str]], tuple[list[int], Tensor]]
+
+
+class Column(ABC):
+    """Something that every row of a dataset has.
+
+    Attributes:
+        names: the entries of `net_input` that it fills.
+    """
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def batch(self, rows: Rows) -> dict[str, Tensor]:
+        """The entries of these rows, built without a loop over them."""
+
+
+class TokenColumn(Column):
+    """Token ids of the captions."""
+
+    names = ("text_tokens",)
+
+    def __init__(self, tokens: FlatTokens) -> None:
+        self.tokens = tokens
+
+    def batch(self, rows: Rows) -> dict[str, Tensor]:
+        """`text_tokens`, right-padded."""
+        return {"text_tokens": self.tokens.batch(rows)}
+
+
+class StateColumn(Column):
+    """Cached token states of the frozen text encoder, instead of token ids."""
+
+    names = ("text_states", "text_padding")
+
+    def __init__(self, states: TokenStates) -> None:
+        self.states = states
+
+    def batch(self, rows: Rows) -> dict[str, Tensor]:
+        """`text_states`, zero at pads, and `text_padding`, True there."""
+        states, padding = self.states.batch(rows)
+        return {"text_states": states, "text_padding": padding}
+
+
+class FeatureColumn(Column):
+    """Rows of a feature directory.
+
+    Args:
+        name: of the entry: `image_features` or `teacher_text`.
+        store: the feature directories.
+        ids: id of each caption's row.
+
+    Raises:
+        UserError: an id that the features do not have.
+    """
+
+    def __init__(self, name: str, store: FeatureStore, ids: Sequence[str]) -> None:
+        self.names = (name,)
+        self.store = store
+        self.store_rows = store.rows(ids)
+
+    def batch(self, rows: Rows) -> dict[str, Tensor]:
+        """The features as float32."""
+        features = self.store.take(self.store_rows[rows])
+        return {self.names[0]: torch.from_numpy(np.asarray(features, dtype=np.float32))}
+
+
+class PixelColumn:
+    """Images that are decoded for each batch; some of them may turn out to be unreadable.
+
+    Args:
+        ids: image id of each caption.
+        pixels: decodes and prepares images by their ids; where it can read none, it gives one blank image.
+    """
+
+    names = ("pixel_values",)
+
+    def __init__(self, ids: Sequence[str], pixels: Pixels) -> None:
+        self.ids = np.asarray(ids)
+        self.pixels = pixels
+
+    def read(self, rows: Rows) -> tuple[list[int], Tensor]:
+        """Positions in `rows` whose image could be read, and their pixels; see `Pixels`."""
+        return self.pixels(self.ids[rows].tolist())

@@ -1,0 +1,77 @@
+"""Writes a whole model into one directory; `mclip_fairseq.formats.directory` says what is in it and reads it."""
+
+import json
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mclip_fairseq.formats.directory import CONFIG, FORMAT, TEACHER, VERSION, WEIGHTS
+from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.models.dual_encoder import DualEncoder
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import file_sha256, write_json
+
+MODULES = "modules.json"
+SENTENCE_TRANSFORMERS_MODULE = {
+    "idx": 0,
+    "name": "0",
+    "path": "",
+    "type": "mclip_fairseq.formats.sentence_transformers.MCLIPModule",
+}
+# Options that name files of the machine that trained, or what only training uses.
+NOT_STORED = ("text_encoder", "text_tokenizer", "teacher", "teacher_revision", "save_frozen", "_name", "_parent")
+
+
+def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> None:
+    """Write a model with everything that inference needs.
+
+    Args:
+        tower: the model; its teacher is loaded and written too.
+        output: directory to make; it must be empty or absent.
+        into: write into a directory that holds files already.
+
+    Raises:
+        UserError: the directory holds something, or the teacher cannot be loaded.
+    """
+    if not into and output.exists() and any(output.iterdir()):
+        raise UserError(f"{output}: is not empty; give a new directory")
+    teacher = tower.teacher
+    output.mkdir(parents=True, exist_ok=True)
+    teacher.save(output / TEACHER)
+    for name in tower.module.tokenizer_files:
+        shutil.copyfile(tower.tokenizer.directory / name, output / name)
+    save_file(portable_weights(tower.module), output / WEIGHTS)
+    options = {key: value for key, value in vars(as_namespace(tower.module.cfg)).items() if key not in NOT_STORED}
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": tower.module.registered_name(),
+        "model": {key: getattr(value, "value", value) for key, value in options.items()},
+        "max_tokens": tower.tokenizer.max_tokens,
+        "files": {name: file_sha256(output / name) for name in tower.module.tokenizer_files},
+        "image_size": teacher.image_size,
+        "languages": tower.languages,
+        "identity": tower.identity,
+    }
+    (output / MODULES).write_text(json.dumps([SENTENCE_TRANSFORMERS_MODULE], indent=2) + "\n", encoding="utf-8")
+    write_json(output / CONFIG, config)  # last: a directory without it is not finished
+
+
+def portable_weights(module: DualEncoder) -> dict[str, Tensor]:
+    """All weights but the teacher's, tied ones once, contiguous on the CPU."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in named
+        if name not in module.tied_weights and not name.startswith("teacher.")
+    }
+
+
+def as_namespace(cfg: Any) -> Namespace:
+    """A model configuration, of whichever kind fairseq gave it, as a namespace."""
+    return cfg if isinstance(cfg, Namespace) else Namespace(**(cfg if isinstance(cfg, Mapping) else vars(cfg)))

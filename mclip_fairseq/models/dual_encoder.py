@@ -1,0 +1,200 @@
+"""What every model of images and texts offers, and what it says about itself.
+
+Everything outside `models/` asks these attributes and methods, never a model's name or class: a new system is a new
+subclass in a file of its own.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from fairseq.models import MODEL_REGISTRY, BaseFairseqModel
+from PIL import Image
+from torch import Tensor, nn
+
+from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, encode_identity, frozen_names
+from mclip_fairseq.models.sizes import Part as SizeGroup
+from mclip_fairseq.models.sizes import refuse_oversized
+
+ImageTransform = Callable[[Sequence[Image.Image]], Tensor]
+
+
+class Columns(NamedTuple):
+    """The batch columns that a model's `forward` reads; see `mclip_fairseq.data.columns`.
+
+    Attributes:
+        required: groups of alternatives; the data must give one column of each group.
+        optional: further columns it reads where they are given.
+    """
+
+    required: tuple[tuple[str, ...], ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> set[str]:
+        """Every column that the model reads."""
+        return {name for group in self.required for name in group} | set(self.optional)
+
+
+class DualEncoder(BaseFairseqModel):
+    """Images and texts in one joint space.
+
+    Checkpoints hold what is trained and the identity of what is not: `external_parts` names the frozen parts that are
+    stored elsewhere, and loading checks that they are the same ones.
+
+    Attributes:
+        columns: the batch columns it reads.
+        size_groups: where its sizes show in its weights, with the prefix of their names.
+        tied_weights: name of a weight -> the weight it shares its values with.
+        text_encoder_prefix: what the names of the text encoder's weights begin with; empty without an XLM-R.
+        tokenizer_files: files of its tokenizer, beside the weights in an exported directory.
+        citation: the paper, for model cards.
+        cfg: its options.
+        identity: part -> path-free identity of its weights.
+    """
+
+    columns: ClassVar[Columns]
+    size_groups: ClassVar[tuple[tuple[SizeGroup, str], ...]] = ()
+    tied_weights: ClassVar[Mapping[str, str]] = {}
+    text_encoder_prefix: ClassVar[str] = ""
+    tokenizer_files: ClassVar[tuple[str, ...]] = ()
+    citation: ClassVar[str] = ""
+
+    cfg: Any
+    identity: dict[str, Any]
+
+    @classmethod
+    def registered_name(cls) -> str:
+        """The name under which fairseq knows the model."""
+        return next(name for name, kind in MODEL_REGISTRY.items() if kind is cls)
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of the joint space."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> Tensor:
+        """Factor of the cosine in a contrast, 0-d."""
+
+    @abstractmethod
+    def encode_text(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Texts -> (batch, dim), L2-normalised."""
+
+    @abstractmethod
+    def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+        """Pixels from `image_transform`, or features of the image tower -> (batch, dim), L2-normalised."""
+
+    @property
+    def image_transform(self) -> ImageTransform | None:
+        """RGB images -> (n, channels, height, width); None where the model was built without an image tower."""
+        return None
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the image features that `encode_image` takes."""
+        return self.dim
+
+    @property
+    def frozen_text_encoder(self) -> Any:
+        """The text encoder whose token states can be computed once, or None where it is trained."""
+        return None
+
+    @classmethod
+    def fit_to_features(cls, cfg: Any, dim: int) -> None:
+        """Take the width of the data's features into the options, before the model is built.
+
+        Args:
+            cfg: options, changed in place.
+            dim: columns of the image and text features.
+
+        Raises:
+            UserError: the options say another width.
+        """
+
+    @classmethod
+    def stores_text_encoder(cls, cfg: Any) -> bool:
+        """Whether a checkpoint with these options holds all text weights, so that no archive is needed to load it."""
+        return True
+
+    @classmethod
+    def use_stored_weights(cls, cfg: Any) -> None:
+        """Change stored options so that the model is built without the archives whose weights the checkpoint holds."""
+        if cls.stores_text_encoder(cfg):
+            cfg.text_encoder = ""
+
+    @classmethod
+    def check_sizes(cls, place: Path, options: Any, weights: Mapping[str, Tensor]) -> None:
+        """Refuse options that claim larger sizes than the weights have, before a model of these sizes is built.
+
+        Args:
+            place: the file with the options.
+            options: stored options.
+            weights: a state dict of this model.
+
+        Raises:
+            UserError: naming the option.
+        """
+        for group, prefix in cls.size_groups:
+            in_archive = prefix == cls.text_encoder_prefix and options.text_encoder
+            if not in_archive:
+                refuse_oversized(place, options, weights, group, prefix=prefix)
+
+    def external_parts(self) -> tuple[str, ...]:
+        """Prefixes of the frozen weights that a checkpoint leaves out because they are stored elsewhere."""
+        return ()
+
+    def dropped_names(self) -> set[str]:
+        """The weights that a checkpoint leaves out."""
+        return frozen_names(self, self.external_parts())
+
+    def portable_text(self) -> nn.Module:
+        """The text path in plain torch and `transformers` modules: (batch, length) ids -> `encode_text`'s rows.
+
+        Raises:
+            NotImplementedError: the model has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no portable text module")
+
+    def portable_image(self, image_tower: nn.Module) -> nn.Module:
+        """The image path likewise: pixels -> `encode_image`'s rows.
+
+        Args:
+            image_tower: with `encode_image`, for models that are stored without it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no portable image module")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The weights that are stored nowhere else, and the identity of the others."""
+        state = super().state_dict(*args, **kwargs)
+        for name in self.dropped_names():
+            state.pop(name, None)
+        state[IDENTITY] = encode_identity(self.identity)
+        return state
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, model_cfg: Any = None, args: Any = None
+    ) -> Any:
+        """Load stored weights beside the frozen ones that this model was built with.
+
+        Raises:
+            UserError: the frozen parts are not those the checkpoint was trained with.
+        """
+        state = dict(state_dict)
+        stored = state.pop(IDENTITY, None)
+        own = super().state_dict()
+        absent = {name for name in self.dropped_names() if name in own}  # a teacher has buffers that are never stored
+        text = self.text_encoder_prefix
+        if text and self.cfg.text_encoder and not any(name.startswith(text) for name in state):
+            # The encoder was frozen there and is trained here: its weights come from the archive.
+            absent |= {name for name in own if name.startswith(text)}
+        absent -= state.keys()
+        if stored is not None:
+            archive = self.cfg.text_encoder or "random weights"
+            check_same_parts(self.identity, decode_identity(stored), archive if absent else None)
+        state.update({name: own[name] for name in absent})
+        return super().load_state_dict(state, strict, model_cfg, args)

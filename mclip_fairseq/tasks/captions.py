@@ -1,0 +1,393 @@
+"""Base of the tasks that train on captions: data directories, features, pixels, validation by retrieval."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from fairseq import utils
+from fairseq.data import Dictionary, indexed_dataset
+from fairseq.dataclass import ChoiceEnum
+from fairseq.logging import metrics
+from omegaconf import II
+from torch import Tensor
+
+from mclip_fairseq.data.captions import CaptionDataset, group_numbers, read_caption_ids
+from mclip_fairseq.data.columns import Column, FeatureColumn, PixelColumn, StateColumn, TokenColumn
+from mclip_fairseq.data.pixels import PixelLoader
+from mclip_fairseq.data.states import cached_states
+from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
+from mclip_fairseq.models.dual_encoder import DualEncoder
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_files import same_teacher
+from mclip_fairseq.storage.features import FeatureStore
+from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
+from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, model_class, split_list
+from mclip_fairseq.tasks.validation_retrieval import validation_recalls
+
+logger = logging.getLogger(__name__)
+Ids = list[str] | None
+# Where a batch column comes from, for messages.
+COLUMN_OPTIONS = {
+    "text_states": "--text-state-cache",
+    "image_features": "--image-features",
+    "pixel_values": "--image-root",
+    "teacher_text": "--text-features",
+}
+
+
+@dataclass
+class CaptionTaskConfig(SampledTaskConfig):
+    """Captions, their images, and the teacher's features of both."""
+
+    data: str = field(
+        default="???",
+        metadata={
+            "help": "directories, separated by colons, with {split}.{lang}-None.{lang}.bin/.idx from "
+            "fairseq-preprocess --only-source and {split}.{lang}.ids"
+        },
+    )
+    langs: str = field(
+        default="en", metadata={"help": "caption languages to train on, separated by commas", "data_position": True}
+    )
+    valid_langs: str = field(default="", metadata={"help": "languages to validate on (default: --langs)"})
+    image_features: str = field(default="", metadata={"help": "feature directories of the images, separated by colons"})
+    text_features: str = field(
+        default="", metadata={"help": "feature directories of teacher text features, separated by colons"}
+    )
+    image_root: str = field(default="", metadata={"help": "image folder, to decode pixels during training"})
+    max_pixels: int = field(
+        default=MAX_PIXELS,
+        metadata={"help": "refuse images whose header claims more pixels (with --image-root)"},
+    )
+    max_caption_tokens: int = field(
+        default=78,
+        metadata={"help": "cut captions to this many tokens, <s> and </s> included", "data_position": True},
+    )
+    sampling_temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "draw a language of n captions in proportion to n^(1/T); 1 keeps the proportions",
+            "data_position": True,
+        },
+    )
+    text_state_cache: str = field(
+        default="",
+        metadata={"help": "directory for token states of the frozen text encoder, computed once; empty: no cache"},
+    )
+    text_state_dtype: ChoiceEnum(["float32", "float16"]) = field(  # type: ignore[valid-type]
+        default="float32", metadata={"help": "type in which --text-state-cache stores them"}
+    )
+    valid_retrieval: bool = field(
+        default=False,
+        metadata={
+            "help": "at each validation, search all images of the split valid with every caption and log mean_recall, "
+            "for --best-checkpoint-metric mean_recall --maximize-best-checkpoint-metric"
+        },
+    )
+    cpu: bool = II("common.cpu")
+
+
+class CaptionTask(SampledTask):
+    """Captions in many languages with the columns of `mclip_fairseq.data.columns`.
+
+    Batches hold captions of one language: `net_input` with the columns that the model reads, `group`, `id`,
+    `nsentences`, `ntokens`.
+
+    Args:
+        cfg: options.
+        dictionaries: one per data directory.
+    """
+
+    cfg: CaptionTaskConfig
+    too_long = "lower --max-caption-tokens or raise --max-tokens"
+    # Tasks whose model has a text path per language may read data directories with different dictionaries.
+    one_dictionary: ClassVar[bool] = True
+
+    def __init__(self, cfg: CaptionTaskConfig, dictionaries: Sequence[Dictionary]) -> None:
+        super().__init__(cfg)
+        self.dictionaries = list(dictionaries)
+        self.images = open_features(cfg.image_features, "image")
+        self.texts = open_features(cfg.text_features, "text")
+        self.recalls: dict[str, float] = {}
+        self.validating = False
+        if self.images is not None and self.texts is not None:
+            check_same_teacher(self.images, self.texts)
+
+    @classmethod
+    def setup_task(cls, cfg: CaptionTaskConfig, **kwargs: Any) -> "CaptionTask":
+        """Check the options, read the dictionaries and verify the features, before a step is taken.
+
+        Raises:
+            UserError: options that contradict each other, or data that cannot be used.
+        """
+        if cfg.image_features and cfg.image_root:
+            raise UserError("--image-features and --image-root are both given; the images come from one of them")
+        check_max_pixels(cfg.max_pixels)
+        directories = utils.split_paths(cfg.data)
+        dictionaries = [data_dictionary(directory) for directory in directories]
+        if cls.one_dictionary:
+            check_one_dictionary(directories, dictionaries)
+        return cls(cfg, dictionaries)
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        """The dictionary of the first data directory, which is the text encoder's."""
+        return self.dictionaries[0]
+
+    @property
+    def target_dictionary(self) -> None:
+        """None: nothing is generated."""
+        return None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether pixels are decoded here, so that the model must hold its image tower."""
+        return bool(self.cfg.image_root)
+
+    @property
+    def teacher_identity(self) -> dict[str, Any]:
+        """Path-free identity of the teacher that made the features."""
+        store = self.images or self.texts
+        return {} if store is None else dict(store.identity)
+
+    def max_positions(self) -> int:
+        """Longest caption in tokens; longer ones are cut, so none is lost."""
+        return self.cfg.max_caption_tokens
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> torch.nn.Module:
+        """Build the model for the features, and check that the data give what it reads.
+
+        Raises:
+            UserError: the options, the data and the model do not fit together.
+        """
+        kind, store = model_class(cfg), self.images or self.texts
+        if store is not None and kind is not None and issubclass(kind, DualEncoder):
+            kind.fit_to_features(cfg, store.dim)
+        model = super().build_model(cfg, from_checkpoint)
+        if not isinstance(model, DualEncoder):
+            raise UserError(f"--arch {getattr(cfg, '_name', None)}: is not a model of images and texts")
+        if model.max_positions() < self.cfg.max_caption_tokens:
+            raise UserError(
+                f"--max-caption-tokens is {self.cfg.max_caption_tokens}, but the text encoder takes at most "
+                f"{model.max_positions()} tokens; pass --max-caption-tokens {model.max_positions()}"
+            )
+        if self.needs_teacher and model.image_transform is None:
+            raise UserError("--image-root needs --teacher, the dual encoder that encodes the pixels")
+        if self.cfg.text_state_cache and model.frozen_text_encoder is None:
+            raise UserError("--text-state-cache needs a frozen text encoder; pass --freeze-text all")
+        for split, dataset in self.datasets.items():
+            self.check_columns(split, dict(zip(dataset.names, dataset.parts, strict=True)))
+        return model
+
+    def load_parts(self, split: str, training: bool) -> dict[str, CaptionDataset]:
+        """The captions of every language and data directory."""
+        langs = split_list(self.cfg.langs, "--langs")
+        if not training and self.cfg.valid_langs:
+            langs = split_list(self.cfg.valid_langs, "--valid-langs")
+        parts: dict[str, CaptionDataset] = {}
+        for lang in langs:
+            own = {
+                f"{lang}:{number}": self.load_captions(number, Path(directory), split, lang, training)
+                for number, directory in enumerate(utils.split_paths(self.cfg.data))
+                if indexed_dataset.dataset_exists(caption_prefix(directory, split, lang), impl=None)
+            }
+            if not own:
+                otherwise = "" if training else ", name others with --valid-langs, or give --disable-validation"
+                raise UserError(
+                    f"{caption_prefix(self.cfg.data, split, lang)}: not found; make it with fairseq-preprocess "
+                    f"--only-source --source-lang {lang} --srcdict dict.txt{otherwise}"
+                )
+            parts.update(own)
+        self.check_columns(split, parts)
+        return parts
+
+    def check_columns(self, split: str, parts: Mapping[str, CaptionDataset]) -> None:
+        """Refuse data without a column that the model needs, or with one that it does not read.
+
+        Args:
+            split: for the message.
+            parts: `language:number` -> captions; nothing is checked while there is no model.
+
+        Raises:
+            UserError: naming the column's option.
+        """
+        if self.model is None:
+            return
+        columns = self.model.columns
+        for name, part in parts.items():
+            missing = [group for group in columns.required if not part.names & set(group)]
+            if missing:
+                wanted = " or ".join(missing[0])
+                options = " or ".join(COLUMN_OPTIONS[column] for column in missing[0] if column in COLUMN_OPTIONS)
+                raise UserError(
+                    f"{split} {name}: the model needs {wanted} for every caption; give {options}, and the ids in "
+                    f"{split}.{name.split(':')[0]}.ids"
+                )
+            unread = sorted(part.names - columns.all)
+            if unread:
+                raise UserError(
+                    f"{split} {name}: the model does not read {unread[0]}; leave out {COLUMN_OPTIONS[unread[0]]}"
+                )
+
+    def load_captions(self, number: int, directory: Path, split: str, lang: str, training: bool) -> CaptionDataset:
+        """Read one caption file with its ids.
+
+        Args:
+            number: of the data directory, from 0.
+            directory: the data directory.
+            split: such as `train`.
+            lang: language of the captions.
+            training: whether lines and images that cannot be used may spend --skip-budget.
+        """
+        longest = self.max_positions()
+        prefix = caption_prefix(directory, split, lang)
+        tokens = FlatTokens.from_prefix(prefix, self.dictionaries[number], longest)
+        image_ids, text_ids = read_caption_ids(directory / f"{split}.{lang}.ids", len(tokens))
+        logger.info("%s %s: %d captions, %d cut to %d tokens", split, lang, len(tokens), tokens.truncated, longest)
+        if image_ids is not None and self.images is None and not self.needs_teacher:
+            raise UserError(f"{directory}/{split}.{lang}.ids names images; give --image-features or --image-root")
+        reason = f"is empty (in {directory})"
+        empty = [(self.line_name(number, f"{split}.{lang}", row), reason) for row in tokens.empty]
+        if empty and not training:
+            raise UserError(f"{' '.join(empty[0])}, one of {len(empty)}; fix the captions and binarise them again")
+        self.skips.add(empty)
+        if training and self.skips.budget:
+            tokens, image_ids, text_ids = self.without_unusable(tokens, image_ids, text_ids)
+        return self.make_dataset(tokens, image_ids, text_ids, training)
+
+    def make_dataset(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids, training: bool) -> CaptionDataset:
+        """Captions with the columns that the options ask for.
+
+        Args:
+            tokens: the captions.
+            image_ids: image id per caption, or None.
+            text_ids: teacher text id per caption, or None.
+            training: whether unreadable images may spend --skip-budget.
+        """
+        columns: list[Column] = [self.text_column(tokens)]
+        image_rows, text_rows, pixels = None, None, None
+        if self.images is not None and image_ids is not None:
+            column = FeatureColumn("image_features", self.images, image_ids)
+            columns.append(column)
+            image_rows = column.store_rows
+        elif self.needs_teacher and image_ids is not None:
+            pixels = PixelColumn(image_ids, self.pixel_loader(training))
+        if self.texts is not None and text_ids is not None:
+            column = FeatureColumn("teacher_text", self.texts, text_ids)
+            columns.append(column)
+            text_rows = column.store_rows
+        groups = group_numbers(len(tokens), image_rows, None if pixels is None else image_ids, text_rows)
+        return CaptionDataset(tokens.sizes, columns, groups, pixels)
+
+    def text_column(self, tokens: FlatTokens) -> Column:
+        """Token ids, or cached states of the frozen text encoder if --text-state-cache asks for them."""
+        if not self.cfg.text_state_cache:
+            return TokenColumn(tokens)
+        device = torch.device("cuda" if torch.cuda.is_available() and not self.cfg.cpu else "cpu")
+        encoder = self.model.frozen_text_encoder
+        states = cached_states(self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype))
+        return StateColumn(states)
+
+    def pixel_loader(self, training: bool) -> PixelLoader:
+        """Images decoded for each batch; training spends --skip-budget on those that cannot be read."""
+        skips = self.skips if training and self.skips.budget else None
+        return PixelLoader(self.cfg.image_root, self.model.image_transform, self.cfg.max_pixels, skips)
+
+    def without_unusable(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids) -> tuple[FlatTokens, Ids, Ids]:
+        """Leave out empty captions and those whose image or teacher text has no features, within the budget."""
+        # A missing image costs one item of the budget, however many captions it has.
+        usable = np.ones(len(tokens), dtype=bool)
+        usable[tokens.empty] = False
+        for store, ids in ((self.images, image_ids), (self.texts, text_ids)):
+            if store is not None and ids is not None:
+                present = store.has(ids)
+                usable &= present
+                missing = Counter(ids[row] for row in np.flatnonzero(~present))
+                reason = f"has no features in {store.paths[0].name}"
+                self.skips.add([(name, f"{reason} ({count} captions)") for name, count in missing.items()])
+        rows = np.flatnonzero(usable)
+        if len(rows) == len(tokens):
+            return tokens, image_ids, text_ids
+        chosen = [None if ids is None else [ids[row] for row in rows] for ids in (image_ids, text_ids)]
+        return tokens.select(rows), chosen[0], chosen[1]
+
+    def begin_valid_epoch(self, epoch: int, model: torch.nn.Module) -> None:
+        """Measure retrieval over the whole split, on every rank alike."""
+        super().begin_valid_epoch(epoch, model)
+        if self.cfg.valid_retrieval and "valid" in self.datasets:
+            dataset = self.datasets["valid"]
+            self.recalls = validation_recalls(
+                model, dict(zip(dataset.names, dataset.parts, strict=True)), self.between_batches
+            )
+            if not self.recalls:
+                raise UserError("--valid-retrieval: no caption of the split valid has an image")
+
+    def valid_step(
+        self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
+    ) -> tuple[Tensor, Any, dict[str, Any]]:
+        """Fairseq's step; what is logged next belongs to validation."""
+        self.validating = True
+        step: tuple[Tensor, Any, dict[str, Any]] = super().valid_step(sample, model, criterion)
+        return step
+
+    def train_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, dict[str, Any]]:
+        """As `SampledTask.train_step`; what is logged next belongs to training."""
+        self.validating = False
+        return super().train_step(*args, **kwargs)
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Log the criterion's sums and, in validation, the recalls over the whole split."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if self.validating:
+            for name, value in self.recalls.items():
+                metrics.log_scalar(name, value, round=2)
+
+
+def caption_prefix(directory: str | Path, split: str, lang: str) -> str:
+    """Where fairseq-preprocess --only-source puts a language."""
+    return f"{directory}/{split}.{lang}-None.{lang}"
+
+
+def check_one_dictionary(directories: Sequence[str], dictionaries: Sequence[Dictionary]) -> None:
+    """Refuse data directories of one text encoder that were made with different dictionaries.
+
+    Raises:
+        UserError: naming both directories.
+    """
+    for directory, dictionary in zip(directories, dictionaries, strict=True):
+        if dictionary.symbols != dictionaries[0].symbols:
+            raise UserError(
+                f"{directory}: its dictionary differs from that of {directories[0]}; binarise both with the text "
+                "encoder's dict.txt"
+            )
+
+
+def open_features(paths: str, modality: str) -> FeatureStore | None:
+    """Open and verify the feature directories of a colon-separated option.
+
+    Raises:
+        UserError: they are damaged, or of the other modality.
+    """
+    if not paths:
+        return None
+    store = FeatureStore.open_all(utils.split_paths(paths))
+    if store.manifest["modality"] != modality:
+        raise UserError(
+            f"{store.paths[0]}: holds {store.manifest['modality']} features; --{modality}-features needs those of "
+            f"{modality}s"
+        )
+    return store
+
+
+def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:
+    """Refuse image and text features of two teachers: they do not live in one space."""
+    if images.dim != texts.dim or not same_teacher(images.identity, texts.identity):
+        raise UserError(
+            f"the image features are of {images.identity} ({images.dim} columns) and the text features of "
+            f"{texts.identity} ({texts.dim} columns); both must come from one teacher"
+        )
