@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.abc
 import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 logger = logging.getLogger(__name__)
 _problems: dict[str, str] = {}
@@ -61,12 +65,42 @@ def root_logger_kept() -> Iterator[None]:
         root.handlers[:] = handlers
 
 
-def import_fairseq() -> None:
-    """Import fairseq before any of its modules is used; idempotent.
+class QuietFairseq(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports fairseq, whoever asks for it, so that a user's process stays as it is.
 
-    The root logger keeps its level and handlers, which fairseq would set to DEBUG, and a torchaudio that cannot be
-    loaded is hidden from `transformers`.
+    fairseq sets the root logger to DEBUG and logs as it is imported, and a torchaudio that it requires but that cannot
+    be loaded breaks `transformers`. Modules of this package import fairseq where they need it; this finder stands in
+    front of the import system until the first of them does.
     """
-    shield_torchaudio()
-    with root_logger_kept():
-        importlib.import_module("fairseq.tasks")
+
+    def __init__(self) -> None:
+        self.loader: Any = None
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """The spec of `fairseq` with this loader, once; None for every other module."""
+        if name != "fairseq":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """As fairseq's own loader."""
+        module: ModuleType | None = self.loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run fairseq's own loader with the root logger kept, and torchaudio hidden where it cannot be loaded."""
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
+        shield_torchaudio()
+        with root_logger_kept():
+            self.loader.exec_module(module)
+
+
+def keep_fairseq_quiet() -> None:
+    """Put `QuietFairseq` in front of the import system, unless fairseq is imported already; idempotent."""
+    if "fairseq" not in sys.modules and not any(isinstance(finder, QuietFairseq) for finder in sys.meta_path):
+        sys.meta_path.insert(0, QuietFairseq())
