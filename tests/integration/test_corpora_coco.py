@@ -76,8 +76,8 @@ def test_the_split_file_in_its_archive(tmp_path: Path, split_file: Path) -> None
 
 
 def test_the_project_reads_what_is_written(tmp_path: Path, split_file: Path) -> None:
-    from mclip_fairseq.encoding.bulk import list_images, read_caption_list
     from mclip_fairseq.data.captions import read_caption_ids
+    from mclip_fairseq.encoding.bulk import list_images, read_caption_list
     from mclip_fairseq.encoding.captions import read_caption_files
 
     root = touch(tmp_path / "images", [TRAIN, *[f"COCO_val2014_{number:012d}.jpg" for number in range(42, 48)]])
