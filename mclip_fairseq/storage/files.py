@@ -1,13 +1,10 @@
 """Plain files: reading and hashing files from any source, and writing files of our own."""
 
-import dis
 import hashlib
 import json
 import os
-import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +14,6 @@ from mclip_fairseq.storage.errors import UserError
 BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 200
 BLOCK = 2**20
 SETTLED_NS = 2_000_000_000
-# What code raises that walks through data of an unexpected shape; RuntimeError is torch's and RecursionError's.
-BAD_SHAPE = (
-    *(LookupError, TypeError, AttributeError, ValueError, AssertionError, RuntimeError),
-    *(ArithmeticError, MemoryError, OSError, EOFError, StopIteration, zipfile.BadZipFile),
-)
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -106,37 +98,6 @@ def printable(text: str) -> str:
 def shown(path: str | Path) -> str:
     """A path for a message, with control characters escaped."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))
-
-
-@contextmanager
-def expecting(path: str | Path, what: str) -> Iterator[None]:
-    """Turn what code raises over data of an unexpected shape into one sentence.
-
-    Args:
-        path: the file that the data come from.
-        what: what it should have been.
-
-    Raises:
-        UserError: in place of anything that such data can cause; a ValueError that this package raises is left alone.
-    """
-    try:
-        yield
-    except BAD_SHAPE as error:
-        if isinstance(error, ValueError) and is_ours(error):
-            raise
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{path}: is not {what}, or is damaged ({reason})") from error
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether an exception comes from a `raise` in this package, and so says what is wrong and what to do."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or trace.tb_frame.f_globals["__name__"].split(".")[0] != __name__.split(".")[0]:
-        return False
-    # What is not raised by name, such as int("x"), leaves its call as the last instruction.
-    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
 class FileIdentity(NamedTuple):

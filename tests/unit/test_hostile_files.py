@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli import features
-from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.export.card import read_report
 from mclip_fairseq.export.conversions import CLIPOptions, convert_clip, convert_released, convert_translation
 from mclip_fairseq.export.xlmr_archive import extract_text_encoder
@@ -32,6 +32,7 @@ from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.feature_writer import FeatureWriter
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.files import read_json, read_lines
+from mclip_fairseq.storage.pieces import SENTENCEPIECE
 from tests import hostile, hostile_images
 from tests.traps import TRAP, edit, evil_checkpoint, nothing_is_sprung, refused
 
