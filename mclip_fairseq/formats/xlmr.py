@@ -18,7 +18,7 @@ from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.models.xlmr_transformers import from_transformers, to_transformers
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.hub import published_file
-from mclip_fairseq.storage.pieces import SENTENCEPIECE, copy_tokenizer, write_dictionary
+from mclip_fairseq.storage.pieces import SENTENCEPIECE, copy_tokenizer, piece_list, write_dictionary
 
 SPECIALS = 4
 

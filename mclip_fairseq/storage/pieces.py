@@ -34,11 +34,6 @@ def load_sentencepiece(file: Path) -> SentencePieceProcessor:
         ) from error
 
 
-def sentencepiece_pieces(directory: Path) -> list[str]:
-    """The pieces of `sentencepiece.bpe.model` in its order, without the control pieces."""
-    return piece_list(load_sentencepiece(directory / SENTENCEPIECE))
-
-
 def piece_list(processor: SentencePieceProcessor) -> list[str]:
     """The pieces in the model's order, without the control pieces."""
     return [processor.id_to_piece(i) for i in range(CONTROL_PIECES, processor.get_piece_size())]
@@ -46,7 +41,7 @@ def piece_list(processor: SentencePieceProcessor) -> list[str]:
 
 def write_dictionary(directory: Path) -> None:
     """Write the `dict.txt` of a SentencePiece model: its pieces in their order, as in XLM-R's."""
-    lines = "".join(f"{piece} 1\n" for piece in sentencepiece_pieces(directory))
+    lines = "".join(f"{piece} 1\n" for piece in piece_list(load_sentencepiece(directory / SENTENCEPIECE)))
     (directory / DICTIONARY).write_text(lines, encoding="utf-8")
 
 
