@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,15 +15,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.formats.directory import is_saved_directory, load_directory
-from mclip_fairseq.formats.mla import is_mla_directory
-from mclip_fairseq.formats.mla import load_directory as load_mla_directory
-from mclip_fairseq.formats.peers import load_peer
-from mclip_fairseq.formats.towers import Tower
-from mclip_fairseq.formats.training import load_training_checkpoint
+from mclip_fairseq.formats.saved import is_mla_directory, is_saved_directory
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import MAX_PIXELS, load_image, upright_rgb
+
+if TYPE_CHECKING:
+    from mclip_fairseq.formats.towers import Tower
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 ImageInput = str | Path | Image.Image | np.ndarray
@@ -40,7 +38,7 @@ class MultilingualCLIP:
 
     def __init__(
         self,
-        tower: Tower,
+        tower: "Tower",
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -75,14 +73,23 @@ class MultilingualCLIP:
         Raises:
             UserError: a file is missing or of another kind, or the frozen parts are not those of the training.
         """
-        path = Path(path_or_name)
+        # Each loader imports what its models need; one of `transformers` alone needs no fairseq.
+        path, tower = Path(path_or_name), None  # type: Path, Any
         if path.suffix == ".pt" or path.is_file():
-            tower: Tower = load_training_checkpoint(path, str(text_encoder or ""), str(teacher or ""))
+            from mclip_fairseq.formats.training import load_training_checkpoint
+
+            tower = load_training_checkpoint(path, str(text_encoder or ""), str(teacher or ""))
         elif is_saved_directory(path):
+            from mclip_fairseq.formats.directory import load_directory
+
             tower = load_directory(path)
         elif is_mla_directory(path):
+            from mclip_fairseq.formats.mla import load_directory as load_mla_directory
+
             tower = load_mla_directory(path)
         else:
+            from mclip_fairseq.formats.peers import load_peer
+
             tower = load_peer(str(path_or_name), str(teacher or ""))
         model = cls(tower, device, dtype)
         return model if language is None else model.for_language(language)
@@ -96,8 +103,11 @@ class MultilingualCLIP:
         Raises:
             UserError: a model with a text path per language does not have this one.
         """
+        tower = self.tower.for_language(language)
+        if tower is self.tower:
+            return self
         view = copy.copy(self)
-        view.tower = self.tower.for_language(language)
+        view.tower = tower
         return view
 
     @property

@@ -11,8 +11,6 @@ from torch import Tensor
 from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.formats.mla import (
     CLIP,
-    CONFIG,
-    FORMAT,
     SIZES,
     TOKENIZER,
     VERSION,
@@ -25,6 +23,7 @@ from mclip_fairseq.formats.mla import (
     to_published,
 )
 from mclip_fairseq.formats.openai_clip import read_state_dict
+from mclip_fairseq.formats.saved import CONFIG, MLA_FORMAT
 from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.models.mla import ENGLISH
 from mclip_fairseq.models.mla_parts import WEIGHTS
@@ -99,7 +98,7 @@ def save_mla_directory(tower: MLATower, output: Path) -> None:
     own = {name: tensor for name, tensor in module.own_weights().items() if not name.startswith("clip.")}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, output / WEIGHTS)
     config = {
-        "format": FORMAT,
+        "format": MLA_FORMAT,
         "version": VERSION,
         "model": {name: getattr(module.cfg, name) for name in SIZES},
         # CLIP lies beside it, under a name of its own.

@@ -21,19 +21,19 @@ from torch import Tensor
 from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.formats.openai_clip import Preprocessing, image_processor, pixels_along_an_edge, to_clip_model
 from mclip_fairseq.formats.openai_names import to_openai
+from mclip_fairseq.formats.saved import CONFIG, REMEDY, read_config
 from mclip_fairseq.models.freezing import IDENTITY, encode_identity
 from mclip_fairseq.models.mla import ENGLISH, MLAModel, MLAModelConfig
 from mclip_fairseq.models.mla_parts import WEIGHTS, read_base
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
-from mclip_fairseq.storage.files import first_line, read_json
+from mclip_fairseq.storage.files import first_line
 
-FORMAT, VERSION = "mclip_fairseq mla", 1
-CONFIG, CLIP, TOKENIZER = "config.json", "clip", "tokenizer"
+VERSION = 1
+CLIP, TOKENIZER = "clip", "tokenizer"
 SIZES = {"acquirers": str, "acquirer_dim": int, "embedding_rows": int, "embedding_dim": int, "end_token": int}
 FIELDS = {"version": int, "model": dict, "identity": dict}
-REMEDY = "put back the file that belongs to the model"
 ACQUIRER = re.compile(r"transformer\.resblocks\.(\d+)\.acquirer\.([^.]+)\.mlp\.(c_fc|c_proj)\.(weight|bias)")
 # Stored by the released code, and used nowhere in it.
 UNUSED = re.compile(r"transformer\.resblocks\.\d+\.acquirer\.([^.]+\.)?ln\.(weight|bias)")
@@ -315,11 +315,6 @@ def load_checkpoint(
     return make_tower(module, tokenizer, f"{file.parent.name}/{file.stem}")
 
 
-def is_mla_directory(path: Path) -> bool:
-    """Whether `mclip-convert mla` wrote a directory."""
-    return (path / CONFIG).is_file() and read_json(path / CONFIG).get("format") == FORMAT
-
-
 def load_directory(path: Path) -> MLATower:
     """Read a directory of `mclip-convert mla`.
 
@@ -327,7 +322,7 @@ def load_directory(path: Path) -> MLATower:
         UserError: a file is missing or damaged, or parts do not belong together.
     """
     place = path / CONFIG
-    config = check_fields(place, read_json(place), FIELDS, REMEDY)
+    config = check_fields(place, read_config(path), FIELDS, REMEDY)
     if config["version"] != VERSION:
         raise UserError(f"{place}: version {config['version']} is not read here; update mclip_fairseq")
     sizes = check_fields(place, config["model"], SIZES, REMEDY)
