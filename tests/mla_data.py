@@ -62,8 +62,8 @@ def mla_options(corpus: Path, photos: Path, folder: Path, *more: object, langs: 
 
 def nlt(corpus: Path, photos: Path, folder: Path, *more: object, langs: str = "de,fr") -> list[str]:
     """Stage NLT: no English ids, and stored features of images for validation alone."""
-    stage = ("--task", "distillation", "--criterion", "distillation", "--text-features", corpus / "text")
-    stage = (*stage, "--image-features", photos / "features")
+    features = ("--text-features", corpus / "text", "--image-features", photos / "features")
+    stage = ("--task", "distillation", "--criterion", "distillation", *features)
     return [str(corpus / "others"), *mla_options(corpus, photos, folder, *stage, *more, langs=langs)]
 
 

@@ -9,7 +9,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.optim import register_optimizer
 from omegaconf import II
 
-from mclip_fairseq.optim.momentum import MomentumOptimizer, first_lr, parse_betas, refuse_flat
+from mclip_fairseq.optim.momentum import MomentumOptimizer, check_shapes_kept, first_lr, parse_betas
 from mclip_fairseq.optim.warmup_cosine import WARMUP, check_schedule, warmup_cosine
 
 
@@ -138,7 +138,7 @@ class FairseqBertAdam(MomentumOptimizer):
     def __init__(self, cfg: BertAdamConfig, params: Iterable[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
         params = list(params)
-        refuse_flat(params, "--optimizer bert_adam")
+        check_shapes_kept(params, "--optimizer bert_adam")
         biases = [param for param in params if getattr(param, "is_bias", param.dim() < 2)]
         skip = set(map(id, biases))
         others = [param for param in params if id(param) not in skip]

@@ -44,7 +44,7 @@ def test_states_after_each_block_are_those_of_the_released_code(fixture: dict[st
     tokens = fixture["inputs"]["mbert_ids_de"][:3]
     embedded = model.embedding_linear(model.embedding(tokens))
     expected = fixture["outputs"]["hidden_states_de"]
-    states = list(block_states(text_model, embedded, model.acquirers["de"]))
+    states = list(block_states(text_model, embedded, list(model.acquirers["de"].children())))
     for state, wanted in zip(states, expected[1:], strict=True):
         torch.testing.assert_close(state, wanted, **CLOSE)
 
