@@ -140,7 +140,7 @@ class MultilingualCLIP:
         """SHA-256 of everything the features depend on: weights of both towers, tokens per text, numeric type."""
         parameters = self.tower.module.state_dict()
         weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in parameters.items()})
-        limit = getattr(self.tower.tokenizer, "max_tokens", None)
+        limit = self.tower.max_tokens
         dtype = str(next(self.tower.module.parameters()).dtype)
         facts = json.dumps([weights, self.identity, limit, dtype], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()

@@ -34,6 +34,11 @@ VERSION = 1
 CLIP, TOKENIZER = "clip", "tokenizer"
 SIZES = {"acquirers": str, "acquirer_dim": int, "embedding_rows": int, "embedding_dim": int, "end_token": int}
 FIELDS = {"version": int, "model": dict, "identity": dict}
+SHORT_CODES = {
+    **{"ara": "ar", "ces": "cs", "cmn": "zh", "deu": "de", "eng": "en", "fra": "fr", "hin": "hi", "ind": "id"},
+    **{"ita": "it", "jpn": "ja", "kor": "ko", "nld": "nl", "pol": "pl", "por": "pt", "rus": "ru", "spa": "es"},
+    **{"swe": "sv", "tha": "th", "tur": "tr", "ukr": "uk", "vie": "vi", "zho": "zh"},
+}
 ACQUIRER = re.compile(r"transformer\.resblocks\.(\d+)\.acquirer\.([^.]+)\.mlp\.(c_fc|c_proj)\.(weight|bias)")
 # Stored by the released code, and used nowhere in it.
 UNUSED = re.compile(r"transformer\.resblocks\.\d+\.acquirer\.([^.]+\.)?ln\.(weight|bias)")
@@ -201,12 +206,22 @@ class MLATower:
     def for_language(self, language: str) -> MLATower:
         """The view of one language.
 
+        Args:
+            language: one of `languages`, or its code of three letters, as some benchmarks have them.
+
         Raises:
             UserError: a language that the model does not have.
         """
+        language = language if language in self.languages else SHORT_CODES.get(language, language)
         if language not in self.languages:
             raise UserError(f"{self.name}: does not have the language {language!r}; it has {', '.join(self.languages)}")
         return MLATower(self.module, self.tokenizers, self.name, language)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest text."""
+        limit: int = self.module.max_positions()
+        return limit
 
     @property
     def tokenizer(self) -> PieceTokenizer:

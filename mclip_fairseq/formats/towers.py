@@ -34,6 +34,10 @@ class Tower(Protocol):
     def tokenizer(self) -> Any:
         """Texts to model input."""
 
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of the longest text; None where the model does not say."""
+
     def for_language(self, language: str) -> Tower:
         """The tower that reads texts of one language; itself where all languages share one text path."""
 
@@ -63,6 +67,14 @@ class Tower(Protocol):
 
 class OneTextPath:
     """A tower that reads all languages in the same way."""
+
+    tokenizer: Any
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of the longest text, where the tokenizer says so."""
+        limit: int | None = getattr(self.tokenizer, "max_tokens", None)
+        return limit
 
     def for_language(self, language: str) -> Self:
         """Itself."""
