@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -165,13 +166,22 @@ def widen(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, 
     return x.to(dtype), y.to(dtype), torch.as_tensor(scale, dtype=dtype, device=x.device)
 
 
-def _check(x: Tensor, y: Tensor, reduction: str, direction: str) -> None:
+def check_same_shape(x: Tensor, y: Tensor, names: str) -> None:
+    """Refuse anything but two matrices (B, D); `names` is what the caller calls them."""
     if x.dim() != 2 or x.shape != y.shape:
-        raise ValueError(f"x and y are {tuple(x.shape)} and {tuple(y.shape)}; give two matrices of one shape (B, D)")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+        raise ValueError(f"{names} are {tuple(x.shape)} and {tuple(y.shape)}; give two matrices of one shape (B, D)")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is not one of the choices of an argument."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _check(x: Tensor, y: Tensor, reduction: str, direction: str) -> None:
+    check_same_shape(x, y, "x and y")
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("direction", direction, DIRECTIONS)
 
 
 def _check_positives(positives: Tensor, rows: int) -> None:

@@ -7,9 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from mclip_fairseq.losses.contrastive import REDUCTIONS, check_choice
 from mclip_fairseq.losses.gather import share_of_mean
-
-REDUCTIONS = ("mean", "sum")
 
 
 def contrastive_tension_loss(first: Tensor, second: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -62,8 +61,7 @@ def global_contrastive_tension_loss(
     if first.dim() != 2 or first.shape != second.shape or labels.shape != first.shape[:1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (first, second, labels))
         raise ValueError(f"first, second and labels are {shapes}; give (B, D), (B, D) and (B,)")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+    check_choice("reduction", reduction, REDUCTIONS)
     with torch.autocast(first.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
         logits = (first.to(dtype) * second.to(dtype)).sum(dim=1)
