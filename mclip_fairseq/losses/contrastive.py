@@ -18,7 +18,7 @@ DIRECTIONS = ("both", "xy")
 
 
 class ContrastiveOutput(NamedTuple):
-    """What `global_info_nce` finds for the rows of one rank.
+    """Result of `global_info_nce` for the rows of one rank.
 
     Attributes:
         loss: 0-d, this rank's share; the shares of all ranks add up to the loss of the union.
@@ -90,8 +90,8 @@ def global_info_nce(
 
     The sum of the shares over ranks is the loss of the union, and the sum over ranks of the gradients of x, y, the
     scale and whatever lies before them is its gradient. No rank holds more than (b, B) logits for each direction, and
-    large batches are worked on in blocks of rows (`tiled_sums`), with memory linear in the batch. Every rank must call
-    this and run backward through it, even with zero rows.
+    large batches are computed in blocks of rows (`tiled_sums`), so that memory is linear in the batch. Every rank must
+    call this and run backward through it, even with zero rows.
 
     Args:
         x: (b, D), L2-normalised rows of this rank; b may differ over ranks.
@@ -140,7 +140,7 @@ def global_info_nce(
 
 
 def sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
-    """Summed losses of (b, B) logits, and how many rows score a positive best.
+    """Summed losses of (b, B) logits, and how many rows score a positive above every negative.
 
     `positives` is a (b, B) mask, or None where row i has the one positive `offset + i`.
     """

@@ -61,7 +61,7 @@ def global_distillation_loss(
     """This rank's share of `distillation_loss` over the rows of all ranks.
 
     The shares of all ranks add up to the loss of the union, and the gradients of all ranks to its gradient. Every
-    rank must call it and run backward through it, also with zero rows.
+    rank must call it and run backward through it, even with zero rows.
 
     Args:
         student: (b, D), rows of this rank; b may differ over ranks.

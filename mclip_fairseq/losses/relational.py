@@ -53,7 +53,7 @@ def global_soft_label_loss(
     """This rank's share of `soft_label_loss` over the texts of all ranks.
 
     The shares add up to the loss of the union, the gradients of all ranks to its gradient. Every rank must call it
-    and run backward through it, also with zero rows.
+    and run backward through it, even with zero rows.
 
     Args:
         student: (b, D), texts of this rank; b may differ over ranks.

@@ -1,4 +1,4 @@
-"""Contrastive Tension: two encoders that shall agree on the same sentence and disagree on different ones."""
+"""Contrastive Tension: two encoders learn to agree on the same sentence and to disagree on different ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def global_contrastive_tension_loss(
     """This rank's share of `contrastive_tension_loss` over the pairs of all ranks; every rank must call it.
 
     Args:
-        first: (b, D), pairs of this rank, also none.
+        first: (b, D), pairs of this rank, possibly none.
         second: (b, D).
         labels: (b,).
         reduction: `mean` or `sum`, over the pairs of all ranks.

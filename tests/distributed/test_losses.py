@@ -218,10 +218,10 @@ def check_choice_of_blocks(rank: int, world: int) -> None:
 
 def check_negative_control_of_blocks(rank: int, world: int) -> None:
     """Columns that know the own rank's rows only are seen."""
-    exact = tiled._Seen.over_ranks
-    vars(tiled)["_Seen"].over_ranks = lambda self, group: None
+    exact = tiled._RunningStatistics.over_ranks
+    vars(tiled)["_RunningStatistics"].over_ranks = lambda self, group: None
     assert max(errors(LOSSES["blocks"], (3, 2), rank)) > 1e-3
-    vars(tiled)["_Seen"].over_ranks = exact
+    vars(tiled)["_RunningStatistics"].over_ranks = exact
     assert max(errors(LOSSES["blocks"], (3, 2), rank)) < 1e-12
 
 
