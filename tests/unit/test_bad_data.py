@@ -23,8 +23,9 @@ from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.data.parallel import shifted_blocks
 from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
-from mclip_fairseq.encoding.captions import read_captions
+from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.inference import MultilingualCLIP, to_pil
+from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
 from mclip_fairseq.tasks.captions import check_same_teacher
@@ -125,8 +126,8 @@ def captions_file(folder: Path, name: str) -> Path:
 def test_captions_for_features(
     name: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = features_cli.DualEncoderTeacher.from_pretrained(clip)
-    monkeypatch.setattr(features_cli.DualEncoderTeacher, "from_pretrained", lambda *arguments: teacher)
+    teacher = DualEncoderTeacher.from_pretrained(clip)
+    monkeypatch.setattr(DualEncoderTeacher, "from_pretrained", lambda *arguments: teacher)
     file, message = captions_file(tmp_path, name), hostile.CAPTIONS[name].features
     command = ["--model", str(clip), "--captions", str(file), "--device", "cpu", "--output"]
     status = features_cli.main([*command, str(tmp_path / "out")])
@@ -149,9 +150,9 @@ def test_captions_for_evaluation_are_never_left_out(name: str, tmp_path: Path) -
     file, message = captions_file(tmp_path, name), hostile.CAPTIONS[name].evaluation
     (tmp_path / "ids").write_text("a\nb\nc\n")
     if message is not None:
-        refused(message, lambda: read_captions("en", file, tmp_path / "ids"))
+        refused(message, lambda: read_language_captions("en", file, tmp_path / "ids"))
         return
-    captions = read_captions("en", file, tmp_path / "ids")
+    captions = read_language_captions("en", file, tmp_path / "ids")
     assert len(captions.texts) == len(captions.ids) == 3
     assert captions.texts[1].encode() == hostile.CAPTIONS[name].line.removesuffix(b"\r")
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mclip_fairseq.evaluation.metrics.retrieval import Features, RetrievalRanks
+from mclip_fairseq.evaluation.metrics.inputs import Features, as_tensor, check_choice
+from mclip_fairseq.evaluation.metrics.retrieval import RetrievalRanks
 from mclip_fairseq.storage.errors import UserError
 
 ORDERS = ("similarity", "released")
@@ -41,9 +42,8 @@ def rerank(similarity: Features, score_pairs: ScorePairs, k: int, beyond: str = 
     Raises:
         UserError: a matching score is not finite, or the order is unknown.
     """
-    if beyond not in ORDERS:
-        raise UserError(f"unknown order {beyond!r} of the items beyond k; choose one of {', '.join(ORDERS)}")
-    similarity = torch.as_tensor(similarity)
+    check_choice("order of the items beyond k", beyond, ORDERS)
+    similarity = as_tensor(similarity)
     texts, images = similarity.shape
     order = similarity.sort(dim=1, descending=True, stable=True).indices
     k = min(k, images)
@@ -85,7 +85,7 @@ def _scores(score_pairs: ScorePairs, rows: Tensor, columns: Tensor) -> Tensor:
     if not len(rows):  # k = 0; a model may need at least one pair
         return torch.zeros(0, device=rows.device)
     parts = [
-        torch.as_tensor(score_pairs(one, two))
+        as_tensor(score_pairs(one, two))
         for one, two in zip(rows.split(PAIRS_AT_ONCE), columns.split(PAIRS_AT_ONCE), strict=True)
     ]
     scores = torch.cat(parts).to(rows.device)
