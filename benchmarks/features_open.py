@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mclip_fairseq.storage import verified
+from mclip_fairseq.storage import files
 from mclip_fairseq.storage.feature_files import FORMAT, VERSION, shard_name
 from mclip_fairseq.storage.features import FeatureStore
 from mclip_fairseq.storage.files import file_sha256
@@ -90,7 +90,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         os.environ["MCLIP_CACHE"] = cache
         make_directory(Path(folder), options.rows, options.dim)
-        time.sleep(verified.SETTLED_NS / 1e9)  # what was written just now is not remembered
+        time.sleep(files.SETTLED_NS / 1e9)  # what was written just now is not remembered
         return 0 if measure(Path(folder), options.batches, options.batch_size) else 1
 
 

@@ -26,6 +26,16 @@ GLOO = ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp")
 RANK = "__rank__"
 
 
+def caption_options(corpus: Path, folder: Path, *more: object) -> list[object]:
+    """Options of a small training on captions and image features."""
+    return [
+        *(corpus / "captions", "--task", "trikd", "--langs", "en,de", "--arch", "mclip_tiny", "--criterion", "trikd"),
+        *("--image-features", corpus / "features" / "image", "--text-text-weight", "0", "--freeze-text", "none"),
+        *("--optimizer", "fused_adamw", "--lr", "0.003", "--batch-size", "8", "--no-epoch-checkpoints"),
+        *("--save-dir", folder, "--log-interval", "1", "--log-format", "json", *more),
+    ]
+
+
 def difference(one: Any, two: Any, where: str = "") -> str:
     """Path to the first value in which two checkpoints differ, bit for bit; empty if none does."""
     if type(one) is not type(two):
