@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mclip_fairseq.evaluation.metrics.languages import average_languages, evaluate_languages
+    from mclip_fairseq.evaluation.metrics.rerank import ranks_of_own, rerank
     from mclip_fairseq.evaluation.metrics.retrieval import (
         RetrievalRanks,
         retrieval_metrics,
@@ -26,6 +27,8 @@ __all__ = [
     "format_table",
     "mean_rank_variance",
     "provenance",
+    "ranks_of_own",
+    "rerank",
     "retrieval_metrics",
     "retrieval_ranks",
     "top_images",
@@ -39,6 +42,8 @@ _MODULE_OF = {
     "format_table": f"{_REPORTS}.report",
     "mean_rank_variance": f"{_METRICS}.variance",
     "provenance": "mclip_fairseq.storage.provenance",
+    "ranks_of_own": f"{_METRICS}.rerank",
+    "rerank": f"{_METRICS}.rerank",
     "retrieval_metrics": f"{_METRICS}.retrieval",
     "retrieval_ranks": f"{_METRICS}.retrieval",
     "top_images": f"{_METRICS}.retrieval",
