@@ -10,10 +10,12 @@ import runpy
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 
@@ -115,6 +117,18 @@ def start_ranks(
         process.join(timeout=timeout)
         process.kill()  # nothing to a rank that has ended
     assert [process.exitcode for process in ranks] == [0] * world
+
+
+@contextlib.contextmanager
+def gloo_group(rank: int, world: int, store: str) -> Iterator[None]:
+    """A process group of ranks that meet in a file."""
+    torch.set_num_threads(1)
+    patience = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: str, unchecked: bool = False) -> None:
