@@ -30,10 +30,16 @@ OURS = {
         "distillation": "tasks.distillation",
         "image_text": "tasks.image_text",
     },
-    "model": {"mte": "models.mte", "mclip": "models.mclip", "teacher_learning": "models.teacher_learning"},
+    "model": {
+        "mte": "models.mte",
+        "mclip": "models.mclip",
+        "teacher_learning": "models.teacher_learning",
+        "mla": "models.mla",
+    },
     "architecture": dict.fromkeys(("mte_base", "mte_tiny"), "models.mte")
     | dict.fromkeys(("mclip_base", "mclip_large", "mclip_tiny"), "models.mclip")
-    | dict.fromkeys(("teacher_learning_base", "teacher_learning_tiny"), "models.teacher_learning"),
+    | dict.fromkeys(("teacher_learning_base", "teacher_learning_tiny"), "models.teacher_learning")
+    | dict.fromkeys(("mla_base", "mla_tiny"), "models.mla"),
     "criterion": {
         "mte": "criterions.mte",
         "trikd": "criterions.trikd",
@@ -41,7 +47,12 @@ OURS = {
         "distillation": "criterions.distillation",
         "image_text": "criterions.image_text",
     },
-    "optimizer": {"fused_adamw": "optim.fused_adamw", "mclip_lamb": "optim.mclip_lamb"},
+    "optimizer": {
+        "fused_adamw": "optim.fused_adamw",
+        "mclip_lamb": "optim.mclip_lamb",
+        "bert_adam": "optim.bert_adam",
+    },
+    "lr_scheduler": {"warmup_cosine": "optim.warmup_cosine"},
 }
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -53,7 +64,7 @@ def _registered() -> dict[str, dict[str, str]]:
     from fairseq.tasks import TASK_REGISTRY
 
     registries = {"task": TASK_REGISTRY, "model": MODEL_REGISTRY, "architecture": ARCH_MODEL_REGISTRY}
-    registries |= {kind: REGISTRIES[kind]["registry"] for kind in ("criterion", "optimizer")}
+    registries |= {kind: REGISTRIES[kind]["registry"] for kind in ("criterion", "optimizer", "lr_scheduler")}
     return {
         kind: {
             name: registries[kind][name].__module__.removeprefix("mclip_fairseq.")
