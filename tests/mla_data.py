@@ -79,3 +79,22 @@ def finetune(corpus: Path, photos: Path, folder: Path, *more: object, langs: str
     parts = ("--train-parts", "acquirers,embedding,linear,clip")
     data = f"{corpus / 'english'}:{corpus / 'others'}"
     return [data, *mla_options(corpus, photos, folder, *stage, *parts, *more, langs=langs)]
+
+
+def untrained_directory(folder: Path, photos: Path, corpus: Path) -> Path:
+    """A random mla of German and French, as mclip-export writes one."""
+    import torch
+
+    from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
+    from mclip_fairseq.export.mla import save_mla_directory
+    from mclip_fairseq.formats.mla import make_tower
+    from mclip_fairseq.models.mla import MLAModel, MLAModelConfig
+    from mclip_fairseq.models.teacher import DualEncoderTeacher
+
+    tokenizer = PieceTokenizer.from_pretrained(corpus / "vocab.txt")
+    rows, end = len(tokenizer.dictionary), tokenizer.dictionary.eos()
+    torch.manual_seed(1)
+    cfg = MLAModelConfig(acquirers="de,fr", acquirer_dim=8, embedding_rows=rows, embedding_dim=12, end_token=end)
+    model = MLAModel(cfg, DualEncoderTeacher.from_pretrained(photos / "teacher"))
+    save_mla_directory(make_tower(model, tokenizer, "mla"), folder)
+    return folder

@@ -36,12 +36,20 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("--int8 needs --captions and --features, to measure how much recall it loses")
     from mclip_fairseq.export.card import CardFacts, read_report
     from mclip_fairseq.export.publish import load_exportable, upload, write_model
+    from mclip_fairseq.formats.mla import MLATower
 
     reports = [read_report(file) for file in options.report]
-    tower = load_exportable(options.model, options.text_encoder, options.teacher)
+    tower = load_exportable(options.model, options.text_encoder, options.teacher, options.language)
+    if isinstance(tower, MLATower) and options.int8:
+        raise UserError("--int8 is not written for a model with a text path per language; leave it out")
     write_model(tower, options.output, CardFacts(options.output.name, options.license, options.data, reports))
     print(f"Written: {options.output}")
-    if options.onnx or options.int8:
+    if isinstance(tower, MLATower):
+        if options.onnx:
+            from mclip_fairseq.export.mla import export_mla_onnx
+
+            _print_onnx(options.output / "onnx", export_mla_onnx(tower, options.output / "onnx"))
+    elif options.onnx or options.int8:
         from mclip_fairseq.export.onnx import RecallData, export_onnx
 
         data = RecallData(options.captions, options.ids, options.features) if options.int8 else None
@@ -68,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--teacher", default="", help="current Hub name or directory of the teacher (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--language", default="", help="the one language to export, of a model that reads each in its own way (mla)"
     )
     parser.add_argument("--license", default="", help="licence identifier for the model card, such as mit")
     parser.add_argument(

@@ -6,32 +6,43 @@ from pathlib import Path
 
 from mclip_fairseq.export.card import CardFacts, model_card
 from mclip_fairseq.export.directory import save_directory
+from mclip_fairseq.export.mla import save_mla_directory
+from mclip_fairseq.formats.mla import MLATower
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
 
 
-def load_exportable(model: str, text_encoder: str = "", teacher: str = "") -> TrainedTower:
+def load_exportable(
+    model: str, text_encoder: str = "", teacher: str = "", language: str = ""
+) -> TrainedTower | MLATower:
     """Load a model that was trained here.
 
     Args:
         model: training checkpoint, or exported directory.
         text_encoder: current path of the text encoder's archive; empty: the checkpoint's.
         teacher: current Hub name or directory of the teacher; empty: the checkpoint's.
+        language: the one to export, of a model with a text path per language; empty: all.
 
     Raises:
         UserError: it cannot be loaded, or is a model of another project.
     """
     loaded = MultilingualCLIP.from_pretrained(
-        model, device="cpu", text_encoder=text_encoder or None, teacher=teacher or None
+        model,
+        device="cpu",
+        language=language or None,
+        text_encoder=text_encoder or None,
+        teacher=teacher or None,
     )
-    if not isinstance(loaded.tower, TrainedTower):
+    if language and not isinstance(loaded.tower, MLATower):
+        raise UserError(f"{model}: reads all languages in the same way; leave out --language")
+    if not isinstance(loaded.tower, TrainedTower | MLATower):
         raise UserError(f"{model}: is a transformers model already; mclip-export takes a model that was trained here")
     return loaded.tower
 
 
-def write_model(tower: TrainedTower, output: Path, facts: CardFacts) -> None:
+def write_model(tower: TrainedTower | MLATower, output: Path, facts: CardFacts) -> None:
     """Write the directory, with its card.
 
     Args:
@@ -43,7 +54,10 @@ def write_model(tower: TrainedTower, output: Path, facts: CardFacts) -> None:
         UserError: a report is of another model, or the directory is not empty; nothing is written then.
     """
     card = model_card(tower, facts)
-    save_directory(tower, output)
+    if isinstance(tower, MLATower):
+        save_mla_directory(tower, output)
+    else:
+        save_directory(tower, output)
     (output / "README.md").write_text(card, encoding="utf-8")
 
 

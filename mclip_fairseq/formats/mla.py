@@ -1,6 +1,6 @@
 """MLA: its published state dicts, our training checkpoints of it, and directories of `mclip-convert mla`.
 
-config.json          format, languages, sizes, identity of CLIP
+config.json          format, languages, sizes, identity of CLIP; the language, where it was exported for one
 model.safetensors    acquirers, shared table and linear map
 clip/                a `transformers` directory: CLIP, its image processor and, for English, its tokenizer
 tokenizer/           the tokenizer of all other languages
@@ -33,7 +33,7 @@ from mclip_fairseq.storage.files import first_line
 VERSION = 1
 CLIP, TOKENIZER = "clip", "tokenizer"
 SIZES = {"acquirers": str, "acquirer_dim": int, "embedding_rows": int, "embedding_dim": int, "end_token": int}
-FIELDS = {"version": int, "model": dict, "identity": dict}
+FIELDS = {"version": int, "model": dict, "identity": dict, "language": str | None}
 SHORT_CODES = {
     **{"ara": "ar", "ces": "cs", "cmn": "zh", "deu": "de", "eng": "en", "fra": "fr", "hin": "hi", "ind": "id"},
     **{"ita": "it", "jpn": "ja", "kor": "ko", "nld": "nl", "pol": "pl", "por": "pt", "rus": "ru", "spa": "es"},
@@ -218,6 +218,11 @@ class MLATower:
         return MLATower(self.module, self.tokenizers, self.name, language)
 
     @property
+    def reads_any_language(self) -> bool:
+        """Whether the view has a language."""
+        return bool(self.language)
+
+    @property
     def max_tokens(self) -> int:
         """Tokens of the longest text."""
         limit: int = self.module.max_positions()
@@ -347,4 +352,5 @@ def load_directory(path: Path) -> MLATower:
     module = MLAModel(options, DualEncoderTeacher.from_pretrained(path / CLIP))
     load_strictly(module, weights | {IDENTITY: encode_identity(config["identity"])}, path / WEIGHTS)
     tokenizer = PieceTokenizer.from_pretrained(path / TOKENIZER)
-    return make_tower(module, tokenizer, path.resolve().name)
+    tower = make_tower(module, tokenizer, path.resolve().name)
+    return tower.for_language(config["language"]) if config.get("language") else tower

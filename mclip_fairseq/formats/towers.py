@@ -38,6 +38,10 @@ class Tower(Protocol):
     def max_tokens(self) -> int | None:
         """Tokens of the longest text; None where the model does not say."""
 
+    @property
+    def reads_any_language(self) -> bool:
+        """Whether texts can be encoded before `for_language` has named their language."""
+
     def for_language(self, language: str) -> Tower:
         """The tower that reads texts of one language; itself where all languages share one text path."""
 
@@ -69,6 +73,7 @@ class OneTextPath:
     """A tower that reads all languages in the same way."""
 
     tokenizer: Any
+    reads_any_language = True
 
     @property
     def max_tokens(self) -> int | None:

@@ -89,4 +89,5 @@ def pool_first(states: Tensor, tokens: Tensor, token: int) -> Tensor:
         (batch, width).
     """
     first = tokens.eq(token).int().argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), first]
+    # `shape[0]`, because `len` would fix the size of the batch in an export.
+    return states[torch.arange(states.shape[0], device=states.device), first]

@@ -203,6 +203,11 @@ class MLAModel(DualEncoder):
         return self.embedding_linear.weight.new_tensor(SCALE)
 
     @property
+    def text_description(self) -> str:
+        """The text path in a few words, for model cards."""
+        return f"CLIP's text tower with acquirers for {', '.join(self.languages)}"
+
+    @property
     def image_transform(self) -> ImageTransform:
         """CLIP's image preprocessing."""
         return self.transform
@@ -315,6 +320,10 @@ class MLAModel(DualEncoder):
         ]
         return torch.stack([weight.flatten()[0] * 0.0 for weight in unused]).sum() if unused else self.scale * 0.0
 
+    def portable_path(self, language: str) -> nn.Module:
+        """The text path of one language as a module of (batch, length) ids; see `DualEncoder.portable_text`."""
+        return TextPath(self, language).eval()
+
     @classmethod
     def use_stored_weights(cls, cfg: Any) -> None:
         """Files whose weights the checkpoint has are not needed any more."""
@@ -370,6 +379,39 @@ class MLAModel(DualEncoder):
     def is_foreign_acquirer(self, name: str) -> bool:
         """Whether a weight belongs to a language that this model does not have."""
         return name.startswith("acquirers.") and name.split(".")[1] not in self.languages
+
+
+class TextPath(nn.Module):
+    """One language of an `mla`: ids to the rows of `encode_text`, for other runtimes.
+
+    Args:
+        model: the model.
+        language: one of its languages, or `en`.
+    """
+
+    def __init__(self, model: MLAModel, language: str) -> None:
+        super().__init__()
+        self.model, self.language = model, language
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(batch, length) right-padded ids -> (batch, dim), L2-normalised."""
+        return self.model.encode_text(input_ids, self.language)
+
+
+class ImagePath(nn.Module):
+    """The image tower of an `mla` likewise.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: MLAModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> (batch, dim), L2-normalised."""
+        return self.model.encode_image(pixel_values)
 
 
 # Option -> the weights that show it, and in which dimension.

@@ -11,27 +11,12 @@ from mclip_fairseq.cli.evaluate import main as evaluate
 from mclip_fairseq.encoding.cache import CachedEncoder
 from mclip_fairseq.encoding.galleries import reader_of
 from mclip_fairseq.evaluation import retrieval_metrics
-from mclip_fairseq.models.mla import MLAModelConfig
-from tests.mla_data import captions
+from tests.mla_data import captions, untrained_directory
 
 
 @pytest.fixture(scope="module")
 def directory(photos: Path, mla_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained mla as a directory."""
-    from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
-    from mclip_fairseq.export.mla import save_mla_directory
-    from mclip_fairseq.formats.mla import make_tower
-    from mclip_fairseq.models.mla import MLAModel
-    from mclip_fairseq.models.teacher import DualEncoderTeacher
-
-    tokenizer = PieceTokenizer.from_pretrained(mla_corpus / "vocab.txt")
-    rows, end = len(tokenizer.dictionary), tokenizer.dictionary.eos()
-    torch.manual_seed(1)
-    cfg = MLAModelConfig(acquirers="de,fr", acquirer_dim=8, embedding_rows=rows, embedding_dim=12, end_token=end)
-    model = MLAModel(cfg, DualEncoderTeacher.from_pretrained(photos / "teacher"))
-    folder = tmp_path_factory.mktemp("directory") / "mla"
-    save_mla_directory(make_tower(model, tokenizer, "mla"), folder)
-    return folder
+    return untrained_directory(tmp_path_factory.mktemp("directory") / "mla", photos, mla_corpus)
 
 
 def test_the_report_has_each_language_by_its_own_path(
