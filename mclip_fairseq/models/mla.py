@@ -19,7 +19,14 @@ from mclip_fairseq.models.acquirers import block_states, make_acquirers, pool_fi
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
 from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, state_hash
-from mclip_fairseq.models.mla_parts import covered_languages, projected, read_base, text_tower, word_embeddings
+from mclip_fairseq.models.mla_parts import (
+    covered_languages,
+    end_token_of,
+    projected,
+    read_base,
+    text_tower,
+    word_embeddings,
+)
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import same_teacher
@@ -148,6 +155,8 @@ class MLAModel(DualEncoder):
             cfg.embedding_rows, cfg.embedding_dim = table.shape
         if cfg.embedding_rows <= 0:
             cfg.embedding_rows = len(task.dictionary_of(languages[0]))
+        if cfg.end_token < 0 and cfg.base:
+            cfg.end_token = end_token_of(Path(cfg.base))
         if cfg.end_token < 0:
             cfg.end_token = task.dictionary_of(languages[0]).eos()
         model = cls(cfg, clip)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.files import first_line, read_json
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SHARED = ("embedding.weight", "embedding_linear.weight", "embedding_linear.bias")
 
 
@@ -75,6 +75,16 @@ def read_base(path: Path) -> dict[str, Tensor]:
     if missing:
         raise UserError(f"{path}: lacks {missing[0]}; give a checkpoint of the model mla that holds its shared table")
     return dict(state)
+
+
+def end_token_of(path: Path) -> int:
+    """The id that ends a text of the other languages in an earlier `mla`; -1 where it does not say."""
+    if (path / WEIGHTS).is_file():
+        options = read_json(path / CONFIG).get("model")
+    else:
+        options = (load_checkpoint(path).get("cfg") or {}).get("model")
+    end = options.get("end_token") if isinstance(options, dict) else None
+    return end if isinstance(end, int) else -1
 
 
 def covered_languages(state: Mapping[str, Tensor], languages: Sequence[str]) -> set[str]:

@@ -32,10 +32,9 @@ class WarmupCosineConfig(FairseqDataclass):
     """Length of the training and of its warm-up."""
 
     warmup_share: float = field(default=WARMUP, metadata={"help": "share of the updates that are warm-up"})
-    total_num_update: int = field(
-        default=II("optimization.max_update"), metadata={"help": "updates until the rate is 0 (--max-update)"}
-    )
-    lr: list[float] = field(default=II("optimization.lr"), metadata={"help": "highest learning rate"})
+    total_num_update: int = field(default=0, metadata={"help": "updates until the rate is 0; 0: --max-update"})
+    max_update: int = II("optimization.max_update")
+    lr: list[float] = II("optimization.lr")
 
 
 @register_lr_scheduler("warmup_cosine", dataclass=WarmupCosineConfig)
@@ -48,12 +47,13 @@ class WarmupCosineSchedule(FairseqLRScheduler):
 
     def __init__(self, cfg: WarmupCosineConfig, fairseq_optimizer: Any) -> None:
         super().__init__(cfg, fairseq_optimizer)
-        check_schedule(cfg.total_num_update, cfg.warmup_share, "--lr-scheduler warmup_cosine")
+        self.total = cfg.total_num_update or cfg.max_update
+        check_schedule(self.total, cfg.warmup_share, "--lr-scheduler warmup_cosine")
         self.step_update(0)
 
     def step_update(self, num_updates: int) -> float:
         """Set the rate of the next update."""
-        share = min(num_updates / self.cfg.total_num_update, 1.0)
+        share = min(num_updates / self.total, 1.0)
         self.optimizer.set_lr(first_lr(self.cfg.lr) * warmup_cosine(share, self.cfg.warmup_share))
         rate: float = self.optimizer.get_lr()
         return rate

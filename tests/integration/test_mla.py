@@ -158,6 +158,34 @@ def test_an_interrupted_run_continues_exactly(mla_corpus: Path, photos: Path, ru
     assert difference(state_of(tmp_path / "whole"), state_of(tmp_path / "parts")) == ""
 
 
+@pytest.mark.parametrize("clock", ["update", "parameter"])
+def test_the_released_optimizer_continues_exactly(
+    clock: str, mla_corpus: Path, photos: Path, run_train: Train, tmp_path: Path
+) -> None:
+    """bert_adam with warmup_cosine, whose rate depends on the update alone, also after a stop."""
+    schedule = ("--lr-scheduler", "warmup_cosine", "--total-num-update", 8) if clock == "update" else ()
+    adam = ("--optimizer", "bert_adam", "--bert-adam-clock", clock, *schedule)
+
+    def options(name: str, stop: int) -> list[str]:
+        return nlt(
+            mla_corpus,
+            photos,
+            tmp_path / name,
+            *adam,
+            "--stop-min-lr",
+            -1,
+            "--max-update",
+            8,
+            *QUIET,
+            *(("--max-epoch", stop) if stop else ()),
+        )
+
+    run_train(*options("whole", 0))
+    run_train(*options("parts", 1))
+    run_train(*options("parts", 0))
+    assert difference(state_of(tmp_path / "whole"), state_of(tmp_path / "parts")) == ""
+
+
 def test_fine_tuning_continues_exactly(
     base: dict[str, Any], mla_corpus: Path, photos: Path, run_train: Train, tmp_path: Path
 ) -> None:

@@ -46,7 +46,7 @@ def test_the_schedule_is_the_released_one(recorded: dict[str, np.ndarray], total
     settings = OmegaConf.create({"_name": "bert_adam", "lr": [0.5], "max_update": 0})
     optimizer = optim.build_optimizer(settings, [torch.nn.Parameter(torch.zeros(2, 2))])
     schedule = lr_scheduler.build_lr_scheduler(
-        OmegaConf.create({"_name": "warmup_cosine", "lr": [0.5], "total_num_update": total}), optimizer
+        OmegaConf.create({"_name": "warmup_cosine", "lr": [0.5], "total_num_update": total, "max_update": 0}), optimizer
     )
     rates = [schedule.step_update(t) for t in range(total + 1)]
     assert rates == pytest.approx((0.5 * factors).tolist(), abs=1e-9)
