@@ -34,7 +34,7 @@ class WarmupCosineConfig(FairseqDataclass):
     warmup_share: float = field(default=WARMUP, metadata={"help": "share of the updates that are warm-up"})
     total_num_update: int = field(default=0, metadata={"help": "updates until the rate is 0; 0: --max-update"})
     max_update: int = II("optimization.max_update")
-    lr: list[float] = II("optimization.lr")
+    lr: list[float] = field(default=II("optimization.lr"))
 
 
 @register_lr_scheduler("warmup_cosine", dataclass=WarmupCosineConfig)
