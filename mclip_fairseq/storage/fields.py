@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, get_origin
 
 from mclip_fairseq.storage.errors import UserError
 
@@ -31,7 +31,7 @@ def check_fields(place: str | Path, value: Any, fields: Mapping[str, Kind], reme
     if not isinstance(value, dict):
         raise UserError(f"{place}: holds a {type(value).__name__} instead of an object; {remedy}")
     for name, kind in fields.items():
-        if name not in value and not isinstance(None, kind):
+        if name not in value and not has_type(None, kind):
             raise UserError(f"{place}: {name} is missing; {remedy}")
         if not has_type(value.get(name), kind):
             raise UserError(f"{place}: {name} is a {type(value[name]).__name__}, not {kind_name(kind)}; {remedy}")
@@ -44,7 +44,7 @@ def has_type(value: Any, kind: Kind) -> bool:
         return any(has_type(value, part) for part in kind.__args__)
     if isinstance(value, bool):
         return kind is bool or kind is object
-    return isinstance(value, int | float if kind is float else kind)
+    return isinstance(value, int | float if kind is float else get_origin(kind) or kind)
 
 
 def kind_name(kind: Kind) -> str:
