@@ -111,6 +111,11 @@ class MultilingualCLIP:
         return view
 
     @property
+    def reads_any_language(self) -> bool:
+        """Whether texts can be encoded before `for_language` has named their language."""
+        return self.tower.reads_any_language
+
+    @property
     def name(self) -> str:
         """Short name for tables."""
         return self.tower.name
