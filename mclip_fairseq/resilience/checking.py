@@ -38,7 +38,7 @@ POSITION_OPTIONS = (
 )
 
 
-def check_settings(stored: StoredCheckpoint, cfg: Any) -> None:
+def check_position_options(stored: StoredCheckpoint, cfg: Any) -> None:
     """Refuse to continue in mid-epoch with options that give the position a different meaning.
 
     At the start of an epoch, they are logged.
@@ -104,7 +104,7 @@ def check_optimizer(stored: StoredCheckpoint, reset: bool) -> None:
         )
 
 
-def check_dictionary(stored: StoredCheckpoint, task: Any) -> None:
+def check_same_dictionary(stored: StoredCheckpoint, task: Any) -> None:
     """Refuse a checkpoint whose embeddings belong to a different dictionary.
 
     Raises:
