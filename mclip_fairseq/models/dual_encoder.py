@@ -105,7 +105,7 @@ class DualEncoder(BaseFairseqModel):
 
     @property
     def encoder_languages(self) -> list[str]:
-        """Languages the text encoder was strengthened on before this training; empty where nothing says."""
+        """Languages the text encoder was strengthened on before this training; empty if unknown."""
         return []
 
     @property
@@ -122,7 +122,7 @@ class DualEncoder(BaseFairseqModel):
             dim: columns of the image and text features.
 
         Raises:
-            UserError: the options say another width.
+            UserError: the options give a different width.
         """
 
     @classmethod
