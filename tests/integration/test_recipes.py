@@ -73,7 +73,7 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
     assert stages["mte1"][:4] == ["torchrun", "--standalone", "--nproc-per-node", "8"]
     assert value(stages["mte1"], "--lang-pairs") == "en-cs,en-de,en-es,en-ja,en-ru,en-zh"
     assert (value(stages["mte1"], "--lr"), value(stages["mte1"], "--max-update")) == ("5e-4", "400000")
-    assert (value(stages["mte2"], "--freeze"), value(stages["mte2"], "--update-freq")) == ("embeddings", "4")
+    assert (value(stages["mte2"], "--freeze-text"), value(stages["mte2"], "--update-freq")) == ("embeddings", "4")
     assert (value(stages["trikd"], "--batch-size"), value(stages["trikd"], "--max-epoch")) == ("2048", "15")
     assert value(stages["trikd"], "--validate-interval-updates") == "250"
     assert value(stages["finetune"], "--positives") == "image"
