@@ -148,7 +148,7 @@ def test_a_line_too_few_is_counted(
 ) -> None:
     file = shifted / "pieces" / "train.de"
     file.write_text(file.read_text().partition("\n")[2])
-    with pytest.raises(AssertionError, match=r"train\.de has 103 lines but .*train\.en has 104"):
+    with pytest.raises(AssertionError, match=r"train\.de: has 103 lines, but .*train\.en has 104"):
         binarise(shifted, "mte", "--pairs", "en-de")
     # Made all the same, as fairseq-preprocess would: the training refuses it.
     whole = shutil.copytree(tiny_corpus / "mte", shifted / "mte")
