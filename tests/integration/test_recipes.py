@@ -145,4 +145,4 @@ def test_all_stages_run_and_none_twice(repository_root: Path, tiny_corpus: Path,
     assert '"train_mean_recall"' not in (data / "out" / "trikd" / "train.log").read_text(encoding="utf-8")
     again = recipe(repository_root, "mclip", "--tiny", cwd=data, **places)
     assert again.count("is finished") == 4
-    assert "report.json is there" in again
+    assert "report.json is up to date" in again
