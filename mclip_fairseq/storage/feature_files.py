@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, first_line, read_json, read_lines
+from mclip_fairseq.storage.projection import check_space
 
 FORMAT = "mclip_fairseq features"
 VERSION = 1
@@ -74,6 +75,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: is damaged (dim {manifest['dim']}, modality {manifest['modality']!r}); make the features again"
         )
+    check_space(manifest, path)
     if manifest["count"] != sum(entry["rows"] for entry in manifest["shards"]):
         raise UserError(f"{path}: counts {manifest['count']} rows, but its shards have another number; make it again")
     return manifest
@@ -102,6 +104,8 @@ def check_alike(first: Path, expected: Mapping[str, Any], other: Path, manifest:
             raise UserError(
                 f"{first} and {other} differ in {name} ({expected[name]} and {manifest[name]}); open them apart"
             )
+    if expected.get("projection") != manifest.get("projection"):
+        raise UserError(f"{first} and {other} differ in space or projection; open them apart")
     mine, theirs = expected["teacher"], manifest["teacher"]
     if not same_teacher(mine, theirs):
         raise UserError(f"{first} was made by {mine} and {other} by {theirs}; features of two teachers do not mix")
@@ -114,7 +118,8 @@ def same_teacher(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def expected_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """File name -> SHA-256 that a manifest says."""
-    return {"ids.txt": manifest["ids_sha256"], **{entry["file"]: entry["sha256"] for entry in manifest["shards"]}}
+    entries = [*manifest["shards"], *filter(None, [manifest.get("projection")])]
+    return {"ids.txt": manifest["ids_sha256"], **{entry["file"]: entry["sha256"] for entry in entries}}
 
 
 def verify_hashes(expected: Mapping[Path, str]) -> None:
