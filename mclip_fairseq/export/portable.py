@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.formats.xlmr import to_transformers
-from mclip_fairseq.models.pooling import pool_last, pool_mean
+from mclip_fairseq.models.pooling import POOLING, pool_last
 
 
 class PortableText(nn.Module):
     """The text tower: token ids to normalised embeddings, equal to `TrainedTower.encode_text`.
 
     Args:
-        tower: of a model `mclip` or `teacher_learning`.
+        tower: of a model `mclip`, `teacher_learning` or `altclip`.
     """
 
     def __init__(self, tower: TrainedTower) -> None:
@@ -23,10 +23,10 @@ class PortableText(nn.Module):
         module = tower.module
         self.encoder = to_transformers(module.text_encoder).roberta
         self.padding_idx = int(module.padding_idx)
-        student = hasattr(module, "projection")
-        self.pooling = "mean" if student else str(module.cfg.pooling)
+        student = hasattr(module, "text_head")
+        self.pooling = str(module.cfg.pooling)
         self.layers = nn.ModuleList([] if student else [plain_layer(layer) for layer in module.x_projector.layers])
-        self.projection = module.projection if student else nn.Identity()
+        self.projection = module.text_head if student else nn.Identity()
         self.eval()
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -40,8 +40,8 @@ class PortableText(nn.Module):
         """
         padding = input_ids.eq(self.padding_idx)
         states = self.encoder(input_ids, attention_mask=(~padding).long()).last_hidden_state
-        if self.pooling == "mean":
-            states, padding = pool_mean(states, padding)[:, None], padding[:, :1] & False
+        if self.pooling != "last":  # one state per text is left, which is also the last one
+            states, padding = POOLING[self.pooling](states, padding)[:, None], padding[:, :1] & False
         for layer in self.layers:
             states = layer(states, src_key_padding_mask=padding)
         return F.normalize(self.projection(pool_last(states, padding)), dim=1)
@@ -62,7 +62,11 @@ class PortableImage(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (batch, dim), L2-normalised."""
-        projected: Tensor = self.module.project_teacher(self.teacher.encode_image(pixel_values))
+        if self.module.image_transform is not None:  # a model with an image tower of its own
+            own: Tensor = self.module.encode_image(pixel_values)
+            return own
+        features = self.teacher.encoder("image", self.module.image_space)(pixel_values)
+        projected: Tensor = self.module.encode_image(features=features)
         return projected
 
 

@@ -30,10 +30,17 @@ OURS = {
         "distillation": "tasks.distillation",
         "image_text": "tasks.image_text",
     },
-    "model": {"mte": "models.mte", "mclip": "models.mclip", "teacher_learning": "models.teacher_learning"},
+    "model": {
+        "mte": "models.mte",
+        "mclip": "models.mclip",
+        "teacher_learning": "models.teacher_learning",
+        "altclip": "models.altclip",
+    },
     "architecture": dict.fromkeys(("mte_base", "mte_tiny"), "models.mte")
     | dict.fromkeys(("mclip_base", "mclip_large", "mclip_tiny"), "models.mclip")
-    | dict.fromkeys(("teacher_learning_base", "teacher_learning_tiny"), "models.teacher_learning"),
+    | dict.fromkeys(("teacher_learning_base", "teacher_learning_tiny"), "models.teacher_learning")
+    | dict.fromkeys(("m_clip_base", "m_clip_large"), "models.teacher_learning")
+    | dict.fromkeys(("altclip_base", "altclip_large", "altclip_tiny"), "models.altclip"),
     "criterion": {
         "mte": "criterions.mte",
         "trikd": "criterions.trikd",
