@@ -1,4 +1,4 @@
-"""What the benchmarks share: seconds and peak memory of a piece of work, and a table."""
+"""Helpers for the benchmarks: time and peak memory of a piece of work, and a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Seconds(NamedTuple):
 
 
 def seconds_of(work: Callable[[], object], repeat: int = 3) -> float:
-    """The least wall-clock seconds of some runs: what the machine can do when nothing disturbs it."""
+    """The least wall-clock time of several runs, in seconds: the run with the least interference."""
     times = []
     for _ in range(repeat):
         start = time.perf_counter()
@@ -69,12 +69,12 @@ def _peak_since_start() -> float:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held, in MiB."""
+    """The peak memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print aligned columns: text to the left, the rest to the right."""
+    """Print aligned columns: the first to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:

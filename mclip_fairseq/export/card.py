@@ -160,6 +160,6 @@ def model_parts(tower: TrainedTower) -> list[str]:
     return [
         f"images: {teacher.get('name', 'unknown')} ({teacher.get('architecture', 'unknown')}, revision "
         f"{teacher.get('revision') or 'unknown'}, weights SHA-256 `{teacher.get('sha256', 'unknown')}`)",
-        f"text: XLM-R of {tower.module.text_encoder.dim} dimensions, weights SHA-256 "
+        f"text: {tower.module.text_description}, weights SHA-256 "
         f"`{text.get('sha256', 'trained')}`; texts are cut to {tower.tokenizer.max_tokens} tokens",
     ]

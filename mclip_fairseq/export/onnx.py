@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from mclip_fairseq.encoding.captions import read_caption_files
 from mclip_fairseq.encoding.galleries import IdIndex
 from mclip_fairseq.evaluation import retrieval_metrics
-from mclip_fairseq.export.portable import PortableImage, PortableText
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
@@ -69,11 +68,10 @@ def export_onnx(tower: TrainedTower, output: Path, int8: RecallData | None = Non
     text, image = output / "text.onnx", output / "image.onnx"
     size = tower.teacher.image_size
     pixels = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+    text_path, image_path = tower.module.portable_text(), tower.module.portable_image(tower.teacher)
     differences = {
-        "text": write_tower(PortableText(tower), text, "input_ids", "text_embeds", sample_tokens(tower), text_axes()),
-        "image": write_tower(
-            PortableImage(tower), image, "pixel_values", "image_embeds", [pixels, pixels[:1]], image_axes()
-        ),
+        "text": write_tower(text_path, text, "input_ids", "text_embeds", sample_tokens(tower), text_axes()),
+        "image": write_tower(image_path, image, "pixel_values", "image_embeds", [pixels, pixels[:1]], image_axes()),
     }
     report: dict[str, Any] = {"largest_difference": differences, "tolerance": TOLERANCE}
     for name, difference in differences.items():

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer, write_dictionary
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.formats.training import dual_encoder_class, stored_options
 from mclip_fairseq.formats.xlmr import check_order, write_xlmr_tokenizer
@@ -26,6 +26,7 @@ from mclip_fairseq.models.weights import check_weights
 from mclip_fairseq.models.xlmr_transformers import from_transformers, to_transformers
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.hub import published_file, stated_languages
+from mclip_fairseq.storage.pieces import SENTENCEPIECE, write_dictionary
 
 PUBLISHED_LAYERS = (("text_model.", "layer."), ("vision_model.", "layers."))
 TEXT = "text_model."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ DIRECTIONS = ("both", "xy")
 
 
 class ContrastiveOutput(NamedTuple):
-    """What `global_info_nce` finds for the rows of one rank.
+    """Result of `global_info_nce` for the rows of one rank.
 
     Attributes:
         loss: 0-d, this rank's share; the shares of all ranks add up to the loss of the union.
@@ -89,8 +90,8 @@ def global_info_nce(
 
     The sum of the shares over ranks is the loss of the union, and the sum over ranks of the gradients of x, y, the
     scale and whatever lies before them is its gradient. No rank holds more than (b, B) logits for each direction, and
-    large batches are worked on in blocks of rows (`tiled_sums`), with memory linear in the batch. Every rank must call
-    this and run backward through it, even with zero rows.
+    large batches are computed in blocks of rows (`tiled_sums`), so that memory is linear in the batch. Every rank must
+    call this and run backward through it, even with zero rows.
 
     Args:
         x: (b, D), L2-normalised rows of this rank; b may differ over ranks.
@@ -139,7 +140,7 @@ def global_info_nce(
 
 
 def sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
-    """Summed losses of (b, B) logits, and how many rows score a positive best.
+    """Summed losses of (b, B) logits, and how many rows score a positive above every negative.
 
     `positives` is a (b, B) mask, or None where row i has the one positive `offset + i`.
     """
@@ -165,13 +166,22 @@ def widen(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, 
     return x.to(dtype), y.to(dtype), torch.as_tensor(scale, dtype=dtype, device=x.device)
 
 
-def _check(x: Tensor, y: Tensor, reduction: str, direction: str) -> None:
+def check_same_shape(x: Tensor, y: Tensor, names: str) -> None:
+    """Refuse anything but two matrices (B, D); `names` is what the caller calls them."""
     if x.dim() != 2 or x.shape != y.shape:
-        raise ValueError(f"x and y are {tuple(x.shape)} and {tuple(y.shape)}; give two matrices of one shape (B, D)")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+        raise ValueError(f"{names} are {tuple(x.shape)} and {tuple(y.shape)}; give two matrices of one shape (B, D)")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is not one of the choices of an argument."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _check(x: Tensor, y: Tensor, reduction: str, direction: str) -> None:
+    check_same_shape(x, y, "x and y")
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("direction", direction, DIRECTIONS)
 
 
 def _check_positives(positives: Tensor, rows: int) -> None:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _GatherRows(torch.autograd.Function):
-    """All ranks' rows in rank order. Backward: the gradients of all ranks summed, the own rows of it."""
+    """All ranks' rows in rank order. Backward sums the gradients of all ranks and keeps the own rows."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, sizes: list[int], own: slice, group: dist.ProcessGroup | None) -> Tensor:
@@ -64,7 +64,7 @@ def gather_rows(
     """Concatenate the rows of all ranks.
 
     Every rank of the group must call it, and every rank must run backward through it if one does. Ranks may hold
-    different numbers of rows, also none.
+    different numbers of rows, or none.
 
     Args:
         tensor: (rows, ...), on the device that the process group's backend serves; all but the first size, and the
@@ -110,7 +110,7 @@ def share_of_mean(
 
     Args:
         total: 0-d, the sum over the rows of this rank; carries the gradient.
-        rows: number of rows of this rank, also 0.
+        rows: number of rows of this rank, which may be 0.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from mclip_fairseq.losses.contrastive import widen
+from mclip_fairseq.losses.contrastive import check_choice, check_same_shape, widen
 from mclip_fairseq.losses.gather import every_nth, gather_rows, gather_sizes, share_of_mean
 
 DIRECTIONS = ("both", "rows", "columns")
@@ -53,7 +53,7 @@ def global_soft_label_loss(
     """This rank's share of `soft_label_loss` over the texts of all ranks.
 
     The shares add up to the loss of the union, the gradients of all ranks to its gradient. Every rank must call it
-    and run backward through it, also with zero rows.
+    and run backward through it, even with zero rows.
 
     Args:
         student: (b, D), texts of this rank; b may differ over ranks.
@@ -70,13 +70,10 @@ def global_soft_label_loss(
     Raises:
         ValueError: as `soft_label_loss`.
     """
-    if student.dim() != 2 or student.shape != teacher.shape:
-        shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-        raise ValueError(f"student and teacher are {shapes}; give two matrices of one shape (B, D)")
+    check_same_shape(student, teacher, "student and teacher")
     if bank.dim() != 2 or bank.shape[1] != student.shape[1]:
         raise ValueError(f"bank is {tuple(bank.shape)}; give (images, {student.shape[1]})")
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+    check_choice("direction", direction, DIRECTIONS)
     with torch.autocast(student.device.type, enabled=False):
         student, teacher, scale = widen(student, teacher.detach(), scale)
         bank = bank.detach().to(student.dtype)

@@ -19,7 +19,7 @@ TILE_ABOVE = 2**24
 
 
 class DirectionSums(NamedTuple):
-    """What this rank's rows of x and of y lose, and how many of them score a positive best.
+    """Summed losses of this rank's rows of x and of y, and how many of them score a positive above every negative.
 
     Attributes:
         xy: 0-d, sum over own rows of x.
@@ -35,13 +35,13 @@ class DirectionSums(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the rows of all ranks are worked on.
+    """How the rows of all ranks are computed.
 
     Attributes:
         y_sizes: rows of y of each rank.
         block_rows: rows of x whose logits exist at once.
         reduction: over the positives of a row, `mean` or `sum`.
-        gather: whether other ranks are asked.
+        gather: whether other ranks take part.
         group: process group; None is the default one.
     """
 
@@ -56,7 +56,7 @@ def choose_block_rows(block_rows: int | None, x_sizes: list[int], all_y: int) ->
     """How many rows of logits exist at once, 0 for all of them; the same answer on all ranks.
 
     Args:
-        block_rows: what the caller wants; None lets the size decide.
+        block_rows: the caller's choice; None lets the size decide.
         x_sizes: rows of x of each rank.
         all_y: rows of y of all ranks.
 
@@ -113,8 +113,8 @@ class _Positives:
             yield block, row, self.order[self.start[block][row] + place]
 
 
-class _Seen:
-    """What is known of some rows or columns after the blocks so far, in float64.
+class _RunningStatistics:
+    """Statistics of some rows or columns over the blocks so far, in float64.
 
     The partition function is kept as a largest logit and a sum relative to it: as one float32 of, say, 80, its
     rounding would be 4e-6 of the loss.
@@ -147,7 +147,7 @@ class _Seen:
         self.count[part] = self.count[part].index_add(0, index, torch.ones_like(scores))
 
     def over_ranks(self, group: dist.ProcessGroup | None) -> None:
-        """Put together what the ranks have seen of the same columns, each in its own rows."""
+        """Combine the statistics of the same columns over ranks, each of which covers its own rows."""
         top, self.best, self.rival = max_over_ranks(torch.stack([self.top, self.best, self.rival]), group)
         # On a rank without rows the largest logit is -inf: its sum, 0, must not become 0 * nan.
         shift = (self.top - top).masked_fill(self.top == -torch.inf, -torch.inf).exp()
@@ -186,7 +186,7 @@ class _TiledSums(torch.autograd.Function):
             flag = torch.tensor([float(ctx.y_needs_grad)], device=x.device)
             ctx.y_needs_grad = bool(max_over_ranks(flag, layout.group))
         ctx.positives = _Positives(x_ids, y_ids, layout.block_rows)
-        ctx.rows, ctx.columns = _Seen(len(x), x.device), _Seen(len(y), x.device)
+        ctx.rows, ctx.columns = _RunningStatistics(len(x), x.device), _RunningStatistics(len(y), x.device)
         for block, row, column in ctx.positives:
             logits = (x[block] * scale) @ y.T
             scores = logits[row, column]

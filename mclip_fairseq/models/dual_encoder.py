@@ -106,6 +106,16 @@ class DualEncoder(BaseFairseqModel):
         return self.dim
 
     @property
+    def text_description(self) -> str:
+        """The text tower in a few words, for model cards."""
+        return "a text encoder"
+
+    @property
+    def encoder_languages(self) -> list[str]:
+        """Languages the text encoder was strengthened on before this training; empty where nothing says."""
+        return []
+
+    @property
     def frozen_text_encoder(self) -> Any:
         """The text encoder whose token states can be computed once, or None where it is trained."""
         return None

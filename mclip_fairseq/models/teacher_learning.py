@@ -166,6 +166,12 @@ class TeacherLearningModel(StudentModel):
             "distillation_scale": None if self.distillation_log_scale is None else self.distillation_log_scale.exp(),
         }
 
+    def portable_text(self) -> nn.Module:
+        """XLM-R, pooling and head, for other runtimes."""
+        from mclip_fairseq.models.portable import PortableText
+
+        return PortableText(self.text_encoder, str(self.cfg.pooling), [], self.text_head)
+
 
 @register_model_architecture("teacher_learning", "teacher_learning_base")
 def teacher_learning_base(args: Namespace) -> None:

@@ -9,7 +9,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import register_optimizer
 from omegaconf import II
 
-from mclip_fairseq.optim.momentum import MomentumOptimizer, first_lr, parse_betas, refuse_flat
+from mclip_fairseq.optim.momentum import MomentumOptimizer, check_shapes_kept, first_lr, parse_betas
 
 
 @dataclass
@@ -30,24 +30,24 @@ class FusedAdamWConfig(FairseqDataclass):
 
 @register_optimizer("fused_adamw", dataclass=FusedAdamWConfig)
 class FusedAdamW(MomentumOptimizer):
-    """AdamW whose weight decay leaves out biases, norms and the logit scale, as open_clip's does.
+    """AdamW whose weight decay skips biases, norms and the logit scale, as in open_clip.
 
     Args:
         cfg: the settings.
         params: parameters to train.
 
     Raises:
-        UserError: a setting is out of range, or there is weight decay and fairseq has flattened the parameters.
+        UserError: a setting is out of range, or weight decay is on and fairseq has flattened the parameters.
     """
 
     def __init__(self, cfg: FusedAdamWConfig, params: Iterable[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
         params = list(params)
         if cfg.weight_decay:
-            refuse_flat(params, "--optimizer fused_adamw with --weight-decay")
+            check_shapes_kept(params, "--optimizer fused_adamw with --weight-decay")
         matrices = [param for param in params if param.dim() >= 2]
         others = [param for param in params if param.dim() < 2]
-        # Always two groups, so that a checkpoint fits whatever the weight decay is.
+        # Always two groups, so that a checkpoint can be loaded with any weight decay.
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
         self._optimizer = torch.optim.AdamW(groups, fused=True, **self.optimizer_config)
 
@@ -63,10 +63,10 @@ class FusedAdamW(MomentumOptimizer):
 
     @property
     def supports_flat_params(self) -> bool:
-        """Whether shapes do not matter, which is so without weight decay."""
+        """Whether fairseq may flatten the parameters: without weight decay, their shapes do not matter."""
         return not self.cfg.weight_decay
 
     def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:
-        """Restore the state; vectors and scalars stay without weight decay whatever the overrides say."""
+        """Restore the state; vectors and scalars keep a weight decay of 0, even if the overrides set one."""
         super().load_state_dict(state_dict, optimizer_overrides)
         self.param_groups[1]["weight_decay"] = 0.0

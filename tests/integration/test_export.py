@@ -17,7 +17,6 @@ from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli.evaluate import main as evaluate
 from mclip_fairseq.cli.export import main as export
 from mclip_fairseq.export.open_clip import open_clip_triple
-from mclip_fairseq.export.portable import PortableImage, PortableText
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.files import file_sha256
 from tests.tiny_data import pixel_options, sentences
@@ -141,9 +140,10 @@ def test_portable_towers_are_the_towers(checkpoint: Path, images: list[Path]) ->
     left = torch.stack([torch.cat([row[row == 1], row[row != 1]]) for row in tokens])
     with torch.no_grad():
         for side in (tokens, left):
-            found = PortableText(model.tower)(side)
+            found = model.tower.module.portable_text()(side)
             torch.testing.assert_close(found, model.encode_text(TEXTS), rtol=0, atol=1e-6)
-        found = PortableImage(model.tower)(model.transform([Image.open(path).convert("RGB") for path in images]))
+        pixels = model.transform([Image.open(path).convert("RGB") for path in images])
+        found = model.tower.module.portable_image(model.tower.teacher)(pixels)
     torch.testing.assert_close(found, model.encode_image(images), rtol=0, atol=1e-6)
 
 

@@ -85,8 +85,8 @@ def test_overlong_and_empty_texts_are_cut_never_a_crash(loaded: tuple[Path, Dual
 def test_padding_does_not_change_a_text(loaded: tuple[Path, DualEncoderTeacher]) -> None:
     _, teacher = loaded
     alone = teacher.encode_text(**teacher.tokenize(TEXTS[-1:]))
-    beside = teacher.encode_text(**teacher.tokenize(TEXTS))[-1:]
-    torch.testing.assert_close(alone, beside, rtol=1e-5, atol=1e-6)
+    in_batch = teacher.encode_text(**teacher.tokenize(TEXTS))[-1:]
+    torch.testing.assert_close(alone, in_batch, rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_and_in_eval_mode_whatever_the_parent_does(loaded: tuple[Path, DualEncoderTeacher]) -> None:
