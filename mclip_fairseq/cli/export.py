@@ -81,10 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--format",
-        choices=["directory", "m-clip", "altclip"],
+        choices=["directory", "m-clip", "altclip", "sentence-transformers"],
         default="directory",
         help="directory (default): what this project and sentence-transformers read; m-clip: a text encoder for "
-        "M-CLIP's class; altclip: a directory for transformers' AltCLIPModel",
+        "M-CLIP's class; altclip: a directory for transformers' AltCLIPModel; sentence-transformers: the sentence "
+        "encoder of contrastive_tension",
     )
     parser.add_argument("--license", default="", help="licence identifier for the model card, such as mit")
     parser.add_argument(

@@ -8,6 +8,7 @@ from mclip_fairseq.export.card import CardFacts, model_card
 from mclip_fairseq.export.directory import save_directory
 from mclip_fairseq.formats.altclip import write_altclip
 from mclip_fairseq.formats.m_clip import write_m_clip
+from mclip_fairseq.formats.sentence_encoder import write_sentence_encoder
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.storage.errors import UserError
@@ -54,7 +55,7 @@ def write_published(tower: TrainedTower, layout: str, output: Path) -> None:
 
     Args:
         tower: the model.
-        layout: `m-clip` or `altclip`.
+        layout: `m-clip`, `altclip` or `sentence-transformers`.
         output: directory to make.
 
     Raises:
@@ -62,7 +63,8 @@ def write_published(tower: TrainedTower, layout: str, output: Path) -> None:
     """
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: is not empty; give a new directory")
-    {"m-clip": write_m_clip, "altclip": write_altclip}[layout](tower, output)
+    writers = {"m-clip": write_m_clip, "altclip": write_altclip, "sentence-transformers": write_sentence_encoder}
+    writers[layout](tower, output)
 
 
 def upload(folder: Path, repository: str) -> str:
