@@ -66,7 +66,7 @@ class MCLIPModule(InputModule):
         """Add `sentence_embedding`, (batch, dim), L2-normalised."""
         pixels: Tensor | None = features.get("pixel_values")
         if pixels is not None:
-            embedding = self.tower.project(self.image_model.encode_image(pixels))
+            embedding = self.tower.encode_pixels(pixels)
         else:
             embedding = self.tower.encode_text({"tokens": features["tokens"]})
         return {**features, "sentence_embedding": embedding}

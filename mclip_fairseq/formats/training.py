@@ -142,6 +142,7 @@ def build_module(
         source_dictionary=load_dictionary(directory),
         needs_teacher=False,
         teacher_identity=stored.get("teacher") or {},
+        projections={},  # they are in the checkpoint
     )
     module = kind.build_model(options, task)
     try:

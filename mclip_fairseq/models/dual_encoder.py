@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, encode_identity, frozen_names
 from mclip_fairseq.models.sizes import SizeGroup, check_sizes
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.features import FeatureStore
 
 ImageTransform = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -94,6 +96,11 @@ class DualEncoder(BaseFairseqModel):
         return None
 
     @property
+    def image_space(self) -> str:
+        """The space of the image features that `encode_image` takes: `joint`, or `pooled` before the projection."""
+        return "joint"
+
+    @property
     def feature_dim(self) -> int:
         """Width of the image features that `encode_image` takes."""
         return self.dim
@@ -124,6 +131,24 @@ class DualEncoder(BaseFairseqModel):
         Raises:
             UserError: the options give a different width.
         """
+
+    @classmethod
+    def fit_to_stores(cls, cfg: Any, images: FeatureStore | None, texts: FeatureStore | None) -> None:
+        """Take what the feature directories say into the options; at least one is given.
+
+        Models that read states before the teacher's projection (space `pooled`) override this.
+
+        Raises:
+            UserError: the features are not in the joint space, or the options say another width.
+        """
+        stores = [store for store in (images, texts) if store is not None]
+        for store in stores:
+            if store.space != "joint" or store.dim != stores[0].dim:
+                raise UserError(
+                    f"{store.paths[0]}: holds {store.dim} columns of the space {store.space}, but this model needs "
+                    "images and texts in one joint space; make them with mclip-features --space joint"
+                )
+        cls.fit_to_features(cfg, stores[0].dim)
 
     @classmethod
     def stores_text_encoder(cls, cfg: Any) -> bool:
