@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 
 PROGRAM = "mclip-convert"
@@ -13,6 +13,7 @@ EPILOG = """\
 examples:
   mclip-convert released mclip_plus_base.pt --xlmr xlmr.base --output mclip-plus
   mclip-convert encoder mte_mclip_plus.pt --xlmr xlmr.base --output mte-plus
+  mclip-convert altclip BAAI/AltCLIP --output altclip
   mclip-convert clip ViT-B-32.pt --trust --tokenizer openai/clip-vit-base-patch32 --output clip-b32
   mclip-convert mla finetune.bin.4 --acquirers le.bin.1 --vocabulary vocab.txt --bpe clip-tokenizer --output mla
   mclip-convert xlmr-to-transformers mte --output mte-transformers
@@ -39,6 +40,13 @@ def released(options: argparse.Namespace) -> None:
     from mclip_fairseq.export.conversions import convert_released
 
     convert_released(options.checkpoint, options.xlmr, options.output, options.resize, options.tokenizer)
+
+
+def altclip(options: argparse.Namespace) -> None:
+    """A published AltCLIP, Hub name or transformers directory, to a directory for MultilingualCLIP.from_pretrained."""
+    from mclip_fairseq.export.conversions import convert_altclip
+
+    convert_altclip(options.source, options.output)
 
 
 def translation(options: argparse.Namespace) -> None:
@@ -104,7 +112,7 @@ def xlmr_to_fairseq(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -154,6 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     to_transformers.add_argument(
         "archive", type=Path, help="directory with model.pt, dict.txt and sentencepiece.bpe.model"
     )
+    from_altclip = command("altclip", altclip)
+    from_altclip.add_argument("source", help="Hub name or transformers directory")
     to_fairseq = command("xlmr-to-fairseq", xlmr_to_fairseq)
     to_fairseq.add_argument("source", help="Hub name or transformers directory")
     to_fairseq.add_argument("--revision", default="", help="branch, tag or commit on the Hub")

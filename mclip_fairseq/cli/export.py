@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 
 PROGRAM = "mclip-export"
+# Options that the other formats have no use for.
+ONLY_DIRECTORY = ("license", "data", "report", "onnx", "int8", "captions", "ids", "features", "push")
 EPILOG = """\
 The directory holds safetensors, configuration, tokenizer, image processor and a model card, but no pickle.
 MultilingualCLIP.from_pretrained(DIR) and sentence_transformers.SentenceTransformer(DIR) read it.
@@ -21,6 +23,7 @@ examples:
       --license mit --data "CC3M, English captions" --report results/report.json
   mclip-export checkpoints/mclip.pt --output mclip-base --onnx --int8 \\
       --captions en=valid.en de=valid.de --ids valid.ids --features features/valid
+  mclip-export checkpoints/altclip.pt --teacher openai/clip-vit-large-patch14 --format altclip --output altclip
 """
 
 
@@ -32,16 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Write what the options ask for, and say where it is."""
+    unused = [name for name in ONLY_DIRECTORY if getattr(options, name)]
+    if options.format != "directory" and unused:
+        raise UserError(f"--{unused[0]} is for --format directory; leave it out with --format {options.format}")
     if options.int8 and not (options.captions and options.features):
         raise UserError("--int8 needs --captions and --features, to measure how much recall it loses")
     from mclip_fairseq.export.card import CardFacts, read_report
-    from mclip_fairseq.export.publish import load_exportable, upload, write_model
+    from mclip_fairseq.export.publish import load_exportable, upload, write_model, write_published
     from mclip_fairseq.formats.mla import MLATower
 
-    reports = [read_report(file) for file in options.report]
     tower = load_exportable(options.model, options.text_encoder, options.teacher, options.language)
-    if isinstance(tower, MLATower) and options.int8:
-        raise UserError("--int8 is not written for a model with a text path per language; leave it out")
+    if isinstance(tower, MLATower) and (options.int8 or options.format != "directory"):
+        raise UserError("--int8 and --format are not for a model with a text path per language; leave them out")
+    if not isinstance(tower, MLATower) and options.format != "directory":
+        write_published(tower, options.format, options.output)
+        print(f"Written: {options.output}")
+        return
+    reports = [read_report(file) for file in options.report]
     write_model(tower, options.output, CardFacts(options.output.name, options.license, options.data, reports))
     print(f"Written: {options.output}")
     if isinstance(tower, MLATower):
@@ -66,7 +76,7 @@ def _print_onnx(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="training checkpoint, or exported directory")
@@ -79,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--language", default="", help="the one language to export, of a model that reads each in its own way (mla)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=["directory", "m-clip", "altclip", "sentence-transformers"],
+        default="directory",
+        help="directory (default): what this project and sentence-transformers read; m-clip: a text encoder for "
+        "M-CLIP's class; altclip: a directory for transformers' AltCLIPModel; sentence-transformers: the sentence "
+        "encoder of contrastive_tension",
     )
     parser.add_argument("--license", default="", help="licence identifier for the model card, such as mit")
     parser.add_argument(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mclip_fairseq.formats.directory import TEACHER, VERSION, WEIGHTS
 from mclip_fairseq.formats.saved import CONFIG, FORMAT
@@ -65,11 +65,12 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
 
 def portable_weights(module: DualEncoder) -> dict[str, Tensor]:
     """All weights but the teacher's, tied ones once, contiguous on the CPU."""
+    stored = nn.Module.state_dict(module)  # unlike `state_dict`, with the frozen parts; without buffers of no account
     named = [*module.named_parameters(), *module.named_buffers()]
     return {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in named
-        if name not in module.tied_weights and not name.startswith("teacher.")
+        if name in stored and name not in module.tied_weights and not name.startswith("teacher.")
     }
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from mclip_fairseq.export.card import CardFacts, model_card
 from mclip_fairseq.export.directory import save_directory
 from mclip_fairseq.export.mla import save_mla_directory
+from mclip_fairseq.formats.altclip import write_altclip
+from mclip_fairseq.formats.m_clip import write_m_clip
 from mclip_fairseq.formats.mla import MLATower
+from mclip_fairseq.formats.sentence_encoder import write_sentence_encoder
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.storage.errors import UserError
@@ -51,7 +54,7 @@ def write_model(tower: TrainedTower | MLATower, output: Path, facts: CardFacts) 
         facts: for the card.
 
     Raises:
-        UserError: a report is of another model, or the directory is not empty; nothing is written then.
+        UserError: a report is of a different model, or the directory is not empty; nothing is written then.
     """
     card = model_card(tower, facts)
     if isinstance(tower, MLATower):
@@ -59,6 +62,23 @@ def write_model(tower: TrainedTower | MLATower, output: Path, facts: CardFacts) 
     else:
         save_directory(tower, output)
     (output / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_published(tower: TrainedTower, layout: str, output: Path) -> None:
+    """Write the directory in the layout of a published model.
+
+    Args:
+        tower: the model.
+        layout: `m-clip`, `altclip` or `sentence-transformers`.
+        output: directory to make.
+
+    Raises:
+        UserError: the directory is not empty, or the model is not of this layout.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output}: is not empty; give a new directory")
+    writers = {"m-clip": write_m_clip, "altclip": write_altclip, "sentence-transformers": write_sentence_encoder}
+    writers[layout](tower, output)
 
 
 def upload(folder: Path, repository: str) -> str:

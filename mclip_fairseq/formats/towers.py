@@ -138,7 +138,7 @@ class TrainedTower(OneTextPath):
         """Model input of (texts, length) token ids.
 
         Raises:
-            UserError: ids of another tokenizer.
+            UserError: ids of a different tokenizer.
         """
         if tokens.numel() and int(tokens.max()) >= len(self.tokenizer.dictionary):
             raise UserError(
@@ -155,7 +155,7 @@ class TrainedTower(OneTextPath):
         """(images, channels, height, width) -> (images, dim), L2-normalised."""
         if self.module.image_transform is not None:  # a model with an image tower of its own
             return self.module.encode_image(pixel_values)
-        return self.project(self.teacher.encode_image(pixel_values))
+        return self.project(self.teacher.encoder("image", self.module.image_space)(pixel_values))
 
     def project(self, features: Tensor) -> Tensor:
         """(images, feature dim) -> (images, dim), L2-normalised."""

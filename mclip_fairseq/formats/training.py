@@ -93,7 +93,7 @@ def stored_options(kind: type[DualEncoder], stored: Mapping[str, Any], place: Pa
     """The options of a model from a file, their types and choices checked; see `missing_options` for those it lacks.
 
     Raises:
-        UserError: an option of another type, or outside its choices.
+        UserError: an option of the wrong type, or outside its choices.
     """
     config = MODEL_DATACLASS_REGISTRY[kind.registered_name()]
     options = missing_options(config, stored)
@@ -147,6 +147,7 @@ def build_module(
         source_dictionary=load_dictionary(directory),
         needs_teacher=False,
         teacher_identity=stored.get("teacher") or {},
+        projections={},  # they are in the checkpoint
     )
     module = kind.build_model(options, task)
     try:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, encode_identity, frozen_names
 from mclip_fairseq.models.sizes import SizeGroup, check_sizes
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.features import FeatureStore
 
 ImageTransform = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -99,6 +101,11 @@ class DualEncoder(BaseFairseqModel):
         return None
 
     @property
+    def image_space(self) -> str:
+        """The space of the image features that `encode_image` takes: `joint`, or `pooled` before the projection."""
+        return "joint"
+
+    @property
     def feature_dim(self) -> int:
         """Width of the image features that `encode_image` takes."""
         return self.dim
@@ -110,7 +117,7 @@ class DualEncoder(BaseFairseqModel):
 
     @property
     def encoder_languages(self) -> list[str]:
-        """Languages the text encoder was strengthened on before this training; empty where nothing says."""
+        """Languages the text encoder was strengthened on before this training; empty if unknown."""
         return []
 
     @property
@@ -127,8 +134,26 @@ class DualEncoder(BaseFairseqModel):
             dim: columns of the image and text features.
 
         Raises:
-            UserError: the options say another width.
+            UserError: the options give a different width.
         """
+
+    @classmethod
+    def fit_to_stores(cls, cfg: Any, images: FeatureStore | None, texts: FeatureStore | None) -> None:
+        """Take what the feature directories say into the options; at least one is given.
+
+        Models that read states before the teacher's projection (space `pooled`) override this.
+
+        Raises:
+            UserError: the features are not in the joint space, or the options say another width.
+        """
+        stores = [store for store in (images, texts) if store is not None]
+        for store in stores:
+            if store.space != "joint" or store.dim != stores[0].dim:
+                raise UserError(
+                    f"{store.paths[0]}: holds {store.dim} columns of the space {store.space}, but this model needs "
+                    "images and texts in one joint space; make them with mclip-features --space joint"
+                )
+        cls.fit_to_features(cfg, stores[0].dim)
 
     @classmethod
     def stores_text_encoder(cls, cfg: Any) -> bool:
@@ -138,7 +163,7 @@ class DualEncoder(BaseFairseqModel):
     @classmethod
     def use_stored_weights(cls, cfg: Any) -> None:
         """Change stored options so that the model is built without the archives whose weights the checkpoint holds."""
-        if cls.stores_text_encoder(cfg):
+        if cls.text_encoder_prefix and cls.stores_text_encoder(cfg):
             cfg.text_encoder = ""
 
     @classmethod
@@ -214,12 +239,12 @@ class DualEncoder(BaseFairseqModel):
         own = super().state_dict()
         absent = {name for name in self.dropped_names() if name in own}  # a teacher has buffers that are never stored
         text = self.text_encoder_prefix
-        if text and self.cfg.text_encoder and not any(name.startswith(text) for name in state):
+        archive = self.cfg.text_encoder if text else ""
+        if archive and not any(name.startswith(text) for name in state):
             # The encoder was frozen there and is trained here: its weights come from the archive.
             absent |= {name for name in own if name.startswith(text)}
         absent -= state.keys()
         if stored is not None:
-            archive = self.cfg.text_encoder or "random weights"
-            check_same_parts(self.identity, decode_identity(stored), archive if absent else None)
+            check_same_parts(self.identity, decode_identity(stored), (archive or "random weights") if absent else None)
         state.update({name: own[name] for name in absent})
         return super().load_state_dict(state, strict, model_cfg, args)

@@ -18,8 +18,8 @@ def check_fields(place: str | Path, value: Any, fields: Mapping[str, Kind], reme
     Args:
         place: the file, for the message.
         value: what it holds.
-        fields: name -> type, such as `int` or `str | None`; further fields are not looked at. A bool is not an int,
-            and an int will do for a float.
+        fields: name -> type, such as `int`, `str | None` or `list[Any]` (its items are not checked); other fields are
+            ignored. A bool is not an int, and an int counts as a float.
         remedy: what to do, for the message, such as "make it again with mclip-features".
 
     Returns:
@@ -39,12 +39,13 @@ def check_fields(place: str | Path, value: Any, fields: Mapping[str, Kind], reme
 
 
 def has_type(value: Any, kind: Kind) -> bool:
-    """Whether a value has a type; unlike `isinstance`, a bool is not an int, and an int will do for a float."""
+    """Whether a value has a type; unlike `isinstance`, a bool is not an int, and an int counts as a float."""
     if isinstance(kind, UnionType):
         return any(has_type(value, part) for part in kind.__args__)
     if isinstance(value, bool):
         return kind is bool or kind is object
-    return isinstance(value, int | float if kind is float else get_origin(kind) or kind)
+    kind = get_origin(kind) or kind  # of a `dict[str, Any]`, the dict
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def kind_name(kind: Kind) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import same_teacher
 from mclip_fairseq.storage.features import FeatureStore
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
+from mclip_fairseq.storage.projection import Projection
 from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, model_class, split_list
 from mclip_fairseq.tasks.validation_retrieval import validation_recalls
 
@@ -103,8 +104,13 @@ class CaptionTaskConfig(SampledTaskConfig):
 class CaptionTask(SampledTask):
     """Captions in many languages with the columns of `mclip_fairseq.data.columns`.
 
-    Batches hold captions of one language: `net_input` with the columns that the model reads, `group`, `id`,
-    `nsentences`, `ntokens`.
+    | batch entry | shape | needed by |
+    |---|---|---|
+    | `net_input` | the columns of the data, which `DualEncoder.columns` requires or allows | the model |
+    | `group` | (batch,) int64, equal for captions of one image | criterions with several positives |
+    | `id`, `nsentences`, `ntokens` | (batch,) int64, int, int | messages, the log |
+
+    A batch holds captions of one language.
 
     Args:
         cfg: options.
@@ -113,6 +119,8 @@ class CaptionTask(SampledTask):
 
     cfg: CaptionTaskConfig
     too_long = "lower --max-caption-tokens or raise --max-tokens"
+    # Groups of alternatives that the task's criterions need, whatever the model could do without.
+    needed: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
     def __init__(self, cfg: CaptionTaskConfig, dictionaries: Sequence[Dictionary]) -> None:
         super().__init__(cfg)
@@ -171,6 +179,12 @@ class CaptionTask(SampledTask):
         return bool(self.cfg.image_root)
 
     @property
+    def projections(self) -> dict[str, Projection]:
+        """The teacher's projections behind pooled features: `image`, `text` or both."""
+        stores = {"image": self.images, "text": self.texts}
+        return {name: store.projection for name, store in stores.items() if store is not None and store.projection}
+
+    @property
     def teacher_identity(self) -> dict[str, Any]:
         """Path-free identity of the teacher that made the features."""
         store = self.images or self.texts
@@ -186,12 +200,12 @@ class CaptionTask(SampledTask):
         Raises:
             UserError: the options, the data and the model do not fit together.
         """
-        kind, store = model_class(cfg), self.images or self.texts
+        kind = model_class(cfg)
         if kind is not None and issubclass(kind, DualEncoder):
             if kind.one_dictionary:
                 check_one_dictionary(utils.split_paths(self.cfg.data), self.dictionaries)
-            if store is not None:
-                kind.fit_to_features(cfg, store.dim)
+            if self.images or self.texts:
+                kind.fit_to_stores(cfg, self.images, self.texts)
         model = super().build_model(cfg, from_checkpoint)
         if not isinstance(model, DualEncoder):
             raise UserError(f"--arch {getattr(cfg, '_name', None)}: is not a model of images and texts")
@@ -244,7 +258,7 @@ class CaptionTask(SampledTask):
             return
         columns = self.model.columns
         for name, part in parts.items():
-            missing = [group for group in columns.required if not part.names & set(group)]
+            missing = [group for group in (*columns.required, *self.needed) if not part.names & set(group)]
             if missing:
                 wanted = " or ".join(missing[0])
                 options = " or ".join(COLUMN_OPTIONS[column] for column in missing[0] if column in COLUMN_OPTIONS)
@@ -414,8 +428,9 @@ def open_features(paths: str, modality: str) -> FeatureStore | None:
 
 
 def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:
-    """Refuse image and text features of two teachers: they do not live in one space."""
-    if images.dim != texts.dim or not same_teacher(images.identity, texts.identity):
+    """Refuse image and text features of two teachers; the model compares their widths and spaces."""
+    same_width = images.dim == texts.dim or "pooled" in (images.space, texts.space)
+    if not same_width or not same_teacher(images.identity, texts.identity):
         raise UserError(
             f"the image features are of {images.identity} ({images.dim} columns) and the text features of "
             f"{texts.identity} ({texts.dim} columns); both must come from one teacher"

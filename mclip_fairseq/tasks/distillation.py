@@ -38,16 +38,15 @@ class DistillationTask(CaptionTask):
     """
 
     cfg: DistillationTaskConfig
+    needed = (("teacher_text",),)
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> CaptionTask:
-        """As `CaptionTask`; the teacher's text features are needed.
+        """As `CaptionTask`.
 
         Raises:
-            UserError: they are not given, or one data directory should take turns with itself.
+            UserError: one data directory should take turns with itself.
         """
-        if not cfg.text_features:
-            raise UserError("task distillation needs the teacher's features; give --text-features")
         task: CaptionTask = super().setup_task(cfg, **kwargs)
         if cfg.alternate and len(task.dictionaries) < 2:
             raise UserError("--alternate needs two data directories or more, separated by colons")

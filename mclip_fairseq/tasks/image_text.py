@@ -1,11 +1,9 @@
 """Task `image_text`: captions in any language with their images, as features or as pixels."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from fairseq.tasks import register_task
 
-from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.tasks.captions import CaptionTask, CaptionTaskConfig
 
 
@@ -26,14 +24,4 @@ class ImageTextTask(CaptionTask):
     """
 
     cfg: ImageTextTaskConfig
-
-    @classmethod
-    def setup_task(cls, cfg: Any, **kwargs: Any) -> CaptionTask:
-        """As `CaptionTask`; the images must come from somewhere.
-
-        Raises:
-            UserError: neither features nor pixels are given.
-        """
-        if not cfg.image_features and not cfg.image_root:
-            raise UserError("task image_text needs images; give --image-features or --image-root")
-        return super().setup_task(cfg, **kwargs)
+    needed = (("image_features", "pixel_values"),)

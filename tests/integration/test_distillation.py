@@ -1,5 +1,6 @@
 """Task and criterion `distillation` and `image_text`: losses by hand, strict turns, and what is refused."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,13 +175,19 @@ def test_turns_need_two_corpora(run_train: Train, tiny_corpus: Path, tmp_path: P
 def test_distillation_without_teacher_features_is_refused(run_train: Train, tiny_corpus: Path, tmp_path: Path) -> None:
     arguments = options(tiny_corpus, tmp_path, "--max-update", "1")
     at = arguments.index("--text-features")
-    with pytest.raises(ValueError, match="needs the teacher's features; give --text-features"):
+    with pytest.raises(ValueError, match="needs teacher_text for every caption; give --text-features"):
         run_train(*arguments[:at], *arguments[at + 2 :])
 
 
 def test_image_text_without_images_is_refused(run_train: Train, tiny_corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs images; give --image-features or --image-root"):
+    corpus = tmp_path / "texts"
+    shutil.copytree(tiny_corpus / "captions", corpus)
+    for ids in corpus.glob("*.ids"):
+        rows = [line.split("\t")[1] for line in ids.read_text().splitlines()]
+        ids.write_text("".join(f"-\t{text}\n" for text in rows))
+    with pytest.raises(ValueError, match="needs image_features or pixel_values for every caption; give --image"):
         run_train(
-            *(tiny_corpus / "captions", "--task", "image_text", "--langs", "en", "--arch", "mclip_tiny"),
-            *("--criterion", "image_text", "--save-dir", tmp_path, "--max-update", "1", "--batch-size", "8"),
+            *(corpus, "--task", "image_text", "--langs", "en", "--arch", "mclip_tiny", "--batch-size", "8"),
+            *("--criterion", "image_text", "--save-dir", tmp_path / "run", "--max-update", "1"),
+            *("--text-features", tiny_corpus / "features" / "text"),
         )

@@ -12,7 +12,7 @@ from mclip_fairseq.evaluation.benchmarks.files import AGAIN, choose_languages, f
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
 from mclip_fairseq.evaluation.metrics.bitext import bitext_accuracy
 from mclip_fairseq.evaluation.metrics.languages import average_languages
-from mclip_fairseq.evaluation.metrics.similarity import similarity_correlations
+from mclip_fairseq.evaluation.metrics.similarity import average_sets, similarity_correlations
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import file_sha256, read_lines
@@ -119,4 +119,6 @@ class SimilarityBenchmark(Benchmark):
                 for code, side in zip((codes[0], codes[-1]), sides, strict=True)
             )
             results[table], confidence[table] = similarity_correlations(first, second, self.scores[table])
-        return {"results": results, "confidence": confidence, "average": average_languages(results)}
+        pairs = {table: len(rows) for table, rows in self.rows.items()}
+        averages = average_languages(results) | average_sets(results, pairs)
+        return {"results": results, "confidence": confidence, "average": averages}
