@@ -15,6 +15,7 @@ examples:
   mclip-convert encoder mte_mclip_plus.pt --xlmr xlmr.base --output mte-plus
   mclip-convert altclip BAAI/AltCLIP --output altclip
   mclip-convert clip ViT-B-32.pt --trust --tokenizer openai/clip-vit-base-patch32 --output clip-b32
+  mclip-convert mla finetune.bin.4 --acquirers le.bin.1 --vocabulary vocab.txt --bpe clip-tokenizer --output mla
   mclip-convert xlmr-to-transformers mte --output mte-transformers
   mclip-convert xlmr-to-fairseq xlm-roberta-base --output xlmr.base
 """
@@ -70,6 +71,30 @@ def clip(options: argparse.Namespace) -> None:
         options.trust, options.activation, options.head_width, options.resize, tokenizer=options.tokenizer
     )
     convert_clip(options.checkpoint, options.output, reading)
+
+
+def mla(options: argparse.Namespace) -> None:
+    """Published MLA files to a directory for MultilingualCLIP.from_pretrained."""
+    from mclip_fairseq.export.mla import load_published, save_directory
+
+    tower = load_published(
+        options.checkpoint,
+        options.acquirers,
+        options.vocabulary,
+        options.bpe,
+        options.resize,
+        options.released_rounding,
+        options.trust,
+    )
+    save_directory(tower, options.output)
+
+
+def mla_to_published(options: argparse.Namespace) -> None:
+    """An mla, checkpoint or directory, to a state dict that the released code of MLA reads."""
+    from mclip_fairseq.export.mla import save_published
+    from mclip_fairseq.inference import MultilingualCLIP
+
+    save_published(MultilingualCLIP.from_pretrained(options.source, "cpu").tower, options.output / "pytorch_model.bin")
 
 
 def xlmr_to_transformers(options: argparse.Namespace) -> None:
@@ -130,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PIXELS",
             help=f"resize an image's shorter edge to this before the crop ({default})",
         )
+    _add_mla_options(command("mla", mla))
+    to_published = command("mla-to-published", mla_to_published)
+    to_published.add_argument("source", help="training checkpoint (.pt), or directory of mclip-convert mla")
     to_transformers = command("xlmr-to-transformers", xlmr_to_transformers)
     to_transformers.add_argument(
         "archive", type=Path, help="directory with model.pt, dict.txt and sentencepiece.bpe.model"
@@ -140,6 +168,36 @@ def _parser() -> argparse.ArgumentParser:
     to_fairseq.add_argument("source", help="Hub name or transformers directory")
     to_fairseq.add_argument("--revision", default="", help="branch, tag or commit on the Hub")
     return parser
+
+
+def _add_mla_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="pytorch_model.bin.N of MLA, or OpenAI's CLIP with --acquirers")
+    parser.add_argument(
+        "--acquirers", type=Path, metavar="FILE", help="take acquirers, table and linear map from this file instead"
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        required=True,
+        metavar="VOCAB.txt",
+        help="mBERT's vocab.txt (cased), or its directory",
+    )
+    parser.add_argument(
+        "--bpe", default="", metavar="DIR", help="CLIP's tokenizer, Hub name or directory, to encode English text"
+    )
+    parser.add_argument(
+        "--resize",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="shorter edge before the crop (default: CLIP's resolution)",
+    )
+    parser.add_argument(
+        "--released-rounding",
+        action="store_true",
+        help="round the layers of CHECKPOINT to half, as the released code does when it loads one as clip_ckpt",
+    )
+    parser.add_argument("--trust", action="store_true", help="read a TorchScript archive, which can run code")
 
 
 def _add_clip_options(parser: argparse.ArgumentParser) -> None:

@@ -143,7 +143,7 @@ class Question:
 
     Attributes:
         texts: checked texts, or the names of the images.
-        languages: of the texts, for `--languages`; otherwise empty.
+        languages: of the texts, where `--language` or `--languages` names them; otherwise empty.
         images: decoded images; empty for texts.
     """
 
@@ -161,7 +161,7 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     index = SearchIndex.open(options.index, options.images_root)
     model = load_model_of(index, options)
     answers = answer(index, model, question, options.k)
-    comparison = compare(index, model, question, options) if question.languages else None
+    comparison = compare(index, model, question, options) if options.languages else None
     if options.show is not None:
         show(index, answers, options)
     from mclip_fairseq.search.query import answers_as_json, format_answers, format_languages
@@ -196,7 +196,7 @@ def question_from_options(options: argparse.Namespace) -> Question:
             list(map(str, options.image)), [], [load_image(path, options.max_pixels) for path in options.image]
         )
     texts = [check_query(text) for text in options.text] if options.queries is None else read_texts(options.queries)
-    return Question(texts, [], [])
+    return Question(texts, [options.language] * len(texts) if options.language else [], [])
 
 
 def answer(index: SearchIndex, model: Any, question: Question, k: int) -> list[Answer]:
@@ -206,7 +206,7 @@ def answer(index: SearchIndex, model: Any, question: Question, k: int) -> list[A
     if question.images:
         hits = search_images(index, model, question.images, k)
     else:
-        hits = search_texts(index, model, question.texts, k)
+        hits = search_texts(index, model, question.texts, k, languages=question.languages)
     languages = question.languages or [""] * len(hits)
     return [Answer(*parts) for parts in zip(question.texts, hits, languages, strict=True)]
 

@@ -118,6 +118,7 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     add("--queries", type=Path, metavar="FILE", help="texts, one per line, searched as one batch")
     add("--image", type=Path, action="append", default=[], metavar="FILE", help="search with an image; repeatable")
     _pixel_option(parser)
+    add("--language", default="", help="language of the texts, for a model that reads each in its own way (by script)")
     add("--languages", nargs="+", default=[], metavar="LANG=TEXT", help="compare one question in several languages")
     target = "image whose rank --languages reports (default: the first language's nearest)"
     add("--target", metavar="ID", help=target)

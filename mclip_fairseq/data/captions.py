@@ -94,14 +94,14 @@ class CaptionDataset:
             the entries of the class's table. If no image can be read, one caption with a blank image, marked
             `is_dummy`: it counts as nothing and is not a negative of any other.
         """
-        net_input: dict[str, torch.Tensor] = {}
+        net_input: dict[str, torch.Tensor | str] = {}
         dummy = False
         if self.pixels is not None and len(rows):
             readable, net_input["pixel_values"] = self.pixels.read(rows)
             dummy = not readable
             rows = rows[readable or [0]]
         for column in self.columns:
-            net_input |= column.batch(rows)
+            net_input.update(column.batch(rows))
         return {
             "id": torch.from_numpy(rows),
             "nsentences": len(rows),

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mclip_fairseq.export.onnx import RecallData, export_onnx
 from mclip_fairseq.formats.directory import TEACHER, VERSION, WEIGHTS
 from mclip_fairseq.formats.saved import CONFIG, FORMAT
 from mclip_fairseq.formats.towers import TrainedTower
@@ -77,3 +78,8 @@ def portable_weights(module: DualEncoder) -> dict[str, Tensor]:
 def as_namespace(cfg: Any) -> Namespace:
     """A model configuration, of whichever kind fairseq gave it, as a namespace."""
     return cfg if isinstance(cfg, Namespace) else Namespace(**(cfg if isinstance(cfg, Mapping) else vars(cfg)))
+
+
+def write_onnx(tower: TrainedTower, output: Path, data: RecallData | None = None) -> dict[str, Any]:
+    """Both towers as ONNX, compared with torch; see `mclip_fairseq.export.onnx.export_onnx`."""
+    return export_onnx(tower, output, data)

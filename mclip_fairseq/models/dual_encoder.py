@@ -52,6 +52,9 @@ class DualEncoder(BaseFairseqModel):
         tied_weights: name of a weight -> the weight it shares its values with.
         text_encoder_prefix: what the names of the text encoder's weights begin with; empty without an XLM-R.
         tokenizer_files: files of its tokenizer, beside the weights in an exported directory.
+        one_dictionary: whether all its languages share one dictionary; else each data directory has its own.
+        format_module: module with `load_checkpoint`, which reads its checkpoints into a tower; empty: XLM-R beside a
+            teacher, which `formats.training` reads itself.
         citation: the paper, for model cards.
         cfg: its options.
         identity: part -> path-free identity of its weights.
@@ -62,6 +65,8 @@ class DualEncoder(BaseFairseqModel):
     tied_weights: ClassVar[Mapping[str, str]] = {}
     text_encoder_prefix: ClassVar[str] = ""
     tokenizer_files: ClassVar[tuple[str, ...]] = ()
+    one_dictionary: ClassVar[bool] = True
+    format_module: ClassVar[str] = ""
     citation: ClassVar[str] = ""
 
     cfg: Any
@@ -177,6 +182,17 @@ class DualEncoder(BaseFairseqModel):
             in_archive = prefix == cls.text_encoder_prefix and options.text_encoder
             if not in_archive:
                 check_sizes(place, options, weights, group, prefix=prefix)
+
+    def check_text_path(self, language: str, dictionary: Any) -> None:
+        """Refuse captions whose token ids are not those of their language; a model of one dictionary has no paths.
+
+        Args:
+            language: of the captions.
+            dictionary: of their data directory.
+
+        Raises:
+            UserError: the captions were made with another tokenizer.
+        """
 
     def external_parts(self) -> tuple[str, ...]:
         """Prefixes of the frozen weights that a checkpoint leaves out because they are stored elsewhere."""

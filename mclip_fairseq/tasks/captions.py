@@ -1,6 +1,7 @@
 """Base of the tasks that train on captions: data directories, features, pixels, validation by retrieval."""
 
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,14 @@ from omegaconf import II
 from torch import Tensor
 
 from mclip_fairseq.data.captions import CaptionDataset, group_numbers, read_caption_ids
-from mclip_fairseq.data.columns import Column, FeatureColumn, PixelColumn, StateColumn, TokenColumn
+from mclip_fairseq.data.columns import (
+    Column,
+    FeatureColumn,
+    LanguageColumn,
+    PixelColumn,
+    StateColumn,
+    TokenColumn,
+)
 from mclip_fairseq.data.pixels import PixelLoader
 from mclip_fairseq.data.states import cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
@@ -111,8 +119,6 @@ class CaptionTask(SampledTask):
 
     cfg: CaptionTaskConfig
     too_long = "lower --max-caption-tokens or raise --max-tokens"
-    # Tasks whose model has a text path per language may read data directories with different dictionaries.
-    one_dictionary: ClassVar[bool] = True
     # Groups of alternatives that the task's criterions need, whatever the model could do without.
     needed: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
@@ -136,16 +142,31 @@ class CaptionTask(SampledTask):
         if cfg.image_features and cfg.image_root:
             raise UserError("--image-features and --image-root are both given; the images come from one of them")
         check_max_pixels(cfg.max_pixels)
-        directories = utils.split_paths(cfg.data)
-        dictionaries = [data_dictionary(directory) for directory in directories]
-        if cls.one_dictionary:
-            check_one_dictionary(directories, dictionaries)
-        return cls(cfg, dictionaries)
+        return cls(cfg, [data_dictionary(directory) for directory in utils.split_paths(cfg.data)])
 
     @property
     def source_dictionary(self) -> Dictionary:
         """The dictionary of the first data directory, which is the text encoder's."""
         return self.dictionaries[0]
+
+    def dictionary_of(self, language: str) -> Dictionary:
+        """The dictionary of the first data directory with captions in a language.
+
+        Raises:
+            UserError: no directory has any.
+        """
+        for directory, dictionary in zip(utils.split_paths(self.cfg.data), self.dictionaries, strict=True):
+            if any(Path(directory).glob(f"*.{language}-None.{language}.idx")):
+                return dictionary
+        raise UserError(f"{self.cfg.data}: has no captions in {language}; give a data directory with some")
+
+    def dictionary_identity(self) -> dict[str, int]:
+        """Size and CRC-32 of the dictionary; where the data directories have several, of all of them."""
+        symbols = [dictionary.symbols for dictionary in self.dictionaries]
+        if all(other == symbols[0] for other in symbols):
+            return super().dictionary_identity()
+        joined = "\n".join("\n".join(own) for own in symbols)
+        return {"symbols": sum(map(len, symbols)), "crc32": zlib.crc32(joined.encode())}
 
     @property
     def target_dictionary(self) -> None:
@@ -180,8 +201,11 @@ class CaptionTask(SampledTask):
             UserError: the options, the data and the model do not fit together.
         """
         kind = model_class(cfg)
-        if (self.images or self.texts) and kind is not None and issubclass(kind, DualEncoder):
-            kind.fit_to_stores(cfg, self.images, self.texts)
+        if kind is not None and issubclass(kind, DualEncoder):
+            if kind.one_dictionary:
+                check_one_dictionary(utils.split_paths(self.cfg.data), self.dictionaries)
+            if self.images or self.texts:
+                kind.fit_to_stores(cfg, self.images, self.texts)
         model = super().build_model(cfg, from_checkpoint)
         if not isinstance(model, DualEncoder):
             raise UserError(f"--arch {getattr(cfg, '_name', None)}: is not a model of images and texts")
@@ -259,6 +283,8 @@ class CaptionTask(SampledTask):
             training: whether lines and images that cannot be used may spend --skip-budget.
         """
         longest = self.max_positions()
+        if self.model is not None:
+            self.model.check_text_path(lang, self.dictionaries[number])
         prefix = caption_prefix(directory, split, lang)
         tokens = FlatTokens.from_prefix(prefix, self.dictionaries[number], longest)
         image_ids, text_ids = read_caption_ids(directory / f"{split}.{lang}.ids", len(tokens))
@@ -272,7 +298,10 @@ class CaptionTask(SampledTask):
         self.skips.add(empty)
         if training and self.skips.budget:
             tokens, image_ids, text_ids = self.without_unusable(tokens, image_ids, text_ids)
-        return self.make_dataset(tokens, image_ids, text_ids, training)
+        dataset = self.make_dataset(tokens, image_ids, text_ids, training)
+        if self.model is not None and "language" in self.model.columns.all:
+            dataset.columns.append(LanguageColumn(lang))
+        return dataset
 
     def make_dataset(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids, training: bool) -> CaptionDataset:
         """Captions with the columns that the options ask for.

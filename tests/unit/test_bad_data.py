@@ -219,7 +219,7 @@ def test_ids_that_are_no_file_names(image_id: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ features
 
 
-def features(folder: Path, **options: str) -> FeatureStore:
+def features(folder: Path, **options: Any) -> FeatureStore:
     return write_features(
         folder, [f"id{n}" for n in range(10)], np.ones((10, 3), np.float32), **({"model": "clip"} | options),
         normalized=False, shard_rows=4,

@@ -20,7 +20,7 @@ ALLOWED = {
     "resilience": "losses storage",
     "registration": "compat resilience storage",  # and all that it registers, which it finds by folder
     "models": "compat storage",
-    "data": "models resilience storage",
+    "data": "compat models resilience storage",
     "criterions": "losses storage",
     "optim": "storage",
     "encoding": "storage",
