@@ -5,6 +5,7 @@ matplotlib.
 """
 
 from mclip_fairseq.evaluation.metrics.languages import average_languages, evaluate_languages
+from mclip_fairseq.evaluation.metrics.rerank import ranks_of_own, rerank
 from mclip_fairseq.evaluation.metrics.retrieval import RetrievalRanks, retrieval_metrics, retrieval_ranks, top_images
 from mclip_fairseq.evaluation.metrics.variance import mean_rank_variance
 from mclip_fairseq.evaluation.reports.report import format_table, write_report
@@ -17,6 +18,8 @@ __all__ = [
     "format_table",
     "mean_rank_variance",
     "provenance",
+    "ranks_of_own",
+    "rerank",
     "retrieval_metrics",
     "retrieval_ranks",
     "top_images",

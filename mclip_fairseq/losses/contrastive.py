@@ -9,9 +9,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from mclip_fairseq.losses.gather import gather_rows
+from mclip_fairseq.losses.gather import gather_offset, gather_rows, gather_sizes
+from mclip_fairseq.losses.tiled import Layout, choose_block_rows, tiled_sums
 
 REDUCTIONS = ("mean", "sum")
+DIRECTIONS = ("both", "xy")
 
 
 class ContrastiveOutput(NamedTuple):
@@ -31,7 +33,12 @@ class ContrastiveOutput(NamedTuple):
 
 
 def symmetric_info_nce(
-    x: Tensor, y: Tensor, scale: Tensor | float, positives: Tensor | None = None, reduction: str = "mean"
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor | float,
+    positives: Tensor | None = None,
+    reduction: str = "mean",
+    direction: str = "both",
 ) -> Tensor:
     """Mean of the InfoNCE losses x -> y and y -> x (van den Oord et al. 2018; CLIP, Radford et al. 2021).
 
@@ -43,23 +50,26 @@ def symmetric_info_nce(
         scale: number, or tensor with one element, that multiplies the cosine (1 / temperature).
         positives: (B, B) bool, ``positives[i, j]`` where ``y[j]`` is a positive of ``x[i]``; None is the diagonal.
         reduction: over the positives of a row: ``mean``, or ``sum`` as the released mCLIP fine-tuning does.
+        direction: ``both``, or ``xy`` for x -> y alone, as the released AltCLIP trains.
 
     Returns:
         0-d, float32 or float64. Zero for B = 0, with a graph.
 
     Raises:
-        ValueError: shapes do not fit, the reduction is unknown, or (on CPU only, elsewhere asking would stall the
-            device) a row or a column has no positive. On other devices such a row gives nan with ``mean`` and adds
-            nothing with ``sum``.
+        ValueError: shapes do not fit, the reduction or direction is unknown, or (on CPU only, elsewhere asking would
+            stall the device) a row or a column has no positive. On other devices such a row gives nan with ``mean``
+            and adds nothing with ``sum``.
     """
-    _check(x, y, reduction)
+    _check(x, y, reduction, direction)
     if positives is not None:
         _check_positives(positives, len(x))
     with torch.autocast(x.device.type, enabled=False):
-        x, y, scale = _widen(x, y, scale)
+        x, y, scale = widen(x, y, scale)
         logits = scale * x @ y.T
-        loss_xy, _ = _sum_of_rows(logits, 0, positives, reduction)
-        loss_yx, _ = _sum_of_rows(logits.T, 0, None if positives is None else positives.T, reduction)
+        loss_xy, _ = sum_of_rows(logits, 0, positives, reduction)
+        if direction == "xy":
+            return loss_xy / max(len(x), 1)
+        loss_yx, _ = sum_of_rows(logits.T, 0, None if positives is None else positives.T, reduction)
         return (loss_xy + loss_yx) / (2 * max(len(x), 1))
 
 
@@ -70,14 +80,17 @@ def global_info_nce(
     *,
     ids: Tensor | None = None,
     reduction: str = "mean",
+    direction: str = "both",
     gather: bool = True,
     group: dist.ProcessGroup | None = None,
+    block_rows: int | None = None,
 ) -> ContrastiveOutput:
     """This rank's share of `symmetric_info_nce` over the rows of all ranks.
 
     The sum of the shares over ranks is the loss of the union, and the sum over ranks of the gradients of x, y, the
-    scale and whatever lies before them is its gradient. No rank holds more than (b, B) logits for each direction.
-    Every rank must call it and run backward through it, with as few as zero rows.
+    scale and whatever lies before them is its gradient. No rank holds more than (b, B) logits for each direction, and
+    large batches are worked on in blocks of rows (`tiled_sums`), with memory linear in the batch. Every rank must call
+    this and run backward through it, even with zero rows.
 
     Args:
         x: (b, D), L2-normalised rows of this rank; b may differ over ranks.
@@ -86,33 +99,46 @@ def global_info_nce(
         ids: (b,) integers: pairs of equal id, also of different ranks, are positives of each other. None: each pair
             is its own.
         reduction: over the positives of a row, ``mean`` or ``sum``.
+        direction: of the loss, ``both`` or ``xy``; the hits are counted both ways.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
+        block_rows: rows of logits that exist at once; 0 for all of them. None lets the size decide: all up to 4,096
+            rows of one rank. The same on all ranks.
 
     Returns:
         the loss (zero with a graph where no rank has a row), the number of own rows, and the hits both ways.
 
     Raises:
-        ValueError: shapes do not fit, or the reduction is unknown.
+        ValueError: shapes do not fit, or the reduction or direction is unknown.
     """
-    _check(x, y, reduction)
+    _check(x, y, reduction, direction)
     if ids is not None and ids.shape != x.shape[:1]:
         raise ValueError(f"ids has shape {tuple(ids.shape)}; give one id for each of the {len(x)} rows")
     with torch.autocast(x.device.type, enabled=False):
-        x, y, scale = _widen(x, y, scale)
-        all_xy, all_ids, offset = torch.cat([x, y], dim=1), ids, 0
-        if gather:
-            all_xy, offset = gather_rows(all_xy, group)  # one collective for both, in both passes
-            all_ids = None if ids is None else gather_rows(ids, group)[0]
-        all_x, all_y = all_xy.tensor_split(2, dim=1)
-        positives = None if ids is None or all_ids is None else ids[:, None] == all_ids
-        loss_xy, hits_xy = _sum_of_rows(scale * x @ all_y.T, offset, positives, reduction)
-        loss_yx, hits_yx = _sum_of_rows(scale * y @ all_x.T, offset, positives, reduction)
-        loss = (loss_xy + loss_yx) / (2 * max(len(all_xy), 1))
+        x, y, scale = widen(x, y, scale)
+        sizes = gather_sizes(x, group) if gather else [len(x)]
+        rows = max(sum(sizes), 1)
+        block_rows = choose_block_rows(block_rows, sizes, sum(sizes))
+        if block_rows:
+            # Without ids, a pair of the same place on two ranks must not count as one.
+            first = 0 if ids is not None or not gather else gather_offset(sizes, group)
+            own_ids = torch.arange(first, first + len(x), device=x.device) if ids is None else ids
+            layout = Layout(sizes, block_rows, reduction, gather, group)
+            loss_xy, loss_yx, hits_xy, hits_yx = tiled_sums(x, y, scale, own_ids, own_ids, layout)
+        else:
+            all_xy, all_ids, offset = torch.cat([x, y], dim=1), ids, 0
+            if gather:
+                all_xy, offset = gather_rows(all_xy, group, sizes)  # one collective for both, in both passes
+                all_ids = None if ids is None else gather_rows(ids, group, sizes)[0]
+            all_x, all_y = all_xy.tensor_split(2, dim=1)
+            positives = None if ids is None or all_ids is None else ids[:, None] == all_ids
+            loss_xy, hits_xy = sum_of_rows(scale * x @ all_y.T, offset, positives, reduction)
+            loss_yx, hits_yx = sum_of_rows(scale * y @ all_x.T, offset, positives, reduction)
+        loss = loss_xy / rows if direction == "xy" else (loss_xy + loss_yx) / (2 * rows)
     return ContrastiveOutput(loss, len(x), hits_xy, hits_yx)
 
 
-def _sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
+def sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
     """Summed losses of (b, B) logits, and how many rows score a positive best.
 
     ``positives`` is a (b, B) mask, or None where row i has the one positive ``offset + i``.
@@ -133,17 +159,19 @@ def _sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reductio
     return F.cross_entropy(logits, target, reduction="sum"), hits.sum()
 
 
-def _widen(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+def widen(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs in one dtype of at least float32; the graph of the scale is kept."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     return x.to(dtype), y.to(dtype), torch.as_tensor(scale, dtype=dtype, device=x.device)
 
 
-def _check(x: Tensor, y: Tensor, reduction: str) -> None:
+def _check(x: Tensor, y: Tensor, reduction: str, direction: str) -> None:
     if x.dim() != 2 or x.shape != y.shape:
         raise ValueError(f"x and y are {tuple(x.shape)} and {tuple(y.shape)}; give two matrices of one shape (B, D)")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
 
 
 def _check_positives(positives: Tensor, rows: int) -> None:

@@ -34,7 +34,33 @@ class _GatherRows(torch.autograd.Function):
         return total[ctx.own].to(grad.dtype), None, None, None
 
 
-def gather_rows(tensor: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, int]:
+def gather_sizes(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[int]:
+    """How many rows each rank holds, in rank order; every rank of the group must call it.
+
+    Args:
+        rows: (b, ...), the rows of this rank.
+        group: process group; None is the default one.
+
+    Returns:
+        one number for each rank; ``[b]`` without an initialised process group.
+    """
+    if not _several_ranks(group):
+        return [len(rows)]
+    size = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, size, group=group)
+    return torch.cat(counts).tolist()
+
+
+def gather_offset(sizes: list[int], group: dist.ProcessGroup | None = None) -> int:
+    """Position of this rank's first row among those of all ranks; ``sizes`` as `gather_sizes` returns it."""
+    # The rank in the group: device indices repeat over machines.
+    return sum(sizes[: dist.get_rank(group)]) if _several_ranks(group) else 0
+
+
+def gather_rows(
+    tensor: Tensor, group: dist.ProcessGroup | None = None, sizes: list[int] | None = None
+) -> tuple[Tensor, int]:
     """Concatenate the rows of all ranks.
 
     Every rank of the group must call it, and every rank must run backward through it if one does. Ranks may hold
@@ -44,6 +70,7 @@ def gather_rows(tensor: Tensor, group: dist.ProcessGroup | None = None) -> tuple
         tensor: (rows, ...), on the device that the process group's backend serves; all but the first size, and the
             dtype, are the same on all ranks. Floating tensors carry gradients, others do not.
         group: process group; None is the default one.
+        sizes: what `gather_sizes` returned for these rows; None asks for it.
 
     Returns:
         (all rows, ...) in rank order, and the position of this rank's first row in it. The gradient of ``tensor`` is
@@ -51,11 +78,9 @@ def gather_rows(tensor: Tensor, group: dist.ProcessGroup | None = None) -> tuple
     """
     if not _several_ranks(group):
         return tensor, 0
-    size = torch.tensor([len(tensor)], device=tensor.device)
-    counts = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(counts, size, group=group)
-    sizes = torch.cat(counts).tolist()
-    offset = sum(sizes[: dist.get_rank(group)])  # the rank in the group: device indices repeat over machines
+    if sizes is None:
+        sizes = gather_sizes(tensor, group)
+    offset = gather_offset(sizes, group)
     own = slice(offset, offset + len(tensor))
     return _GatherRows.apply(tensor, sizes, own, group), offset
 
@@ -70,10 +95,54 @@ def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None = None) -> Ten
     Returns:
         the sum, a new tensor; `value` detached without an initialised process group.
     """
+    return _reduced(value, "SUM", group)
+
+
+def max_over_ranks(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Largest entries of a tensor of equal shape over all ranks, without gradient; otherwise as `sum_over_ranks`."""
+    return _reduced(value, "MAX", group)
+
+
+def share_of_mean(
+    total: Tensor, rows: Tensor | int, gather: bool = True, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """This rank's share of a mean over the rows of all ranks: the shares add up to the mean of the union.
+
+    Args:
+        total: 0-d, the sum over the rows of this rank; carries the gradient.
+        rows: number of rows of this rank, also 0.
+        gather: False leaves the other ranks out, as without a process group.
+        group: process group; None is the default one.
+
+    Returns:
+        0-d, ``total`` over the number of rows of all ranks; zero with a graph where no rank has a row.
+    """
+    # In float64, because a float32 counts to 2^24 only.
+    count = torch.as_tensor(rows, dtype=torch.float64, device=total.device)
+    if gather:
+        count = sum_over_ranks(count, group)
+    return total / count.clamp(min=1).to(total.dtype)
+
+
+def every_nth(group: dist.ProcessGroup | None = None) -> slice:
+    """The part of a list that is this rank's where the ranks share one list: all of it on one rank.
+
+    Args:
+        group: process group; None is the default one.
+
+    Returns:
+        every n-th item, n the number of ranks, from this rank's number on.
+    """
+    if not _several_ranks(group):
+        return slice(None)
+    return slice(dist.get_rank(group), None, dist.get_world_size(group))
+
+
+def _reduced(value: Tensor, operation: str, group: dist.ProcessGroup | None) -> Tensor:
     value = value.detach()
     if _several_ranks(group):
         value = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(value, group=group)
+        dist.all_reduce(value, getattr(dist.ReduceOp, operation), group=group)
     return value
 
 

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mclip_fairseq.losses import chunked_linear_label_smoothed_nll, label_smoothed_nll, symmetric_info_nce
-
-Fixture = dict[str, Tensor]
+from tests.parity import Fixture, load_fixture, same
 
 
 @pytest.fixture(scope="module")
 def load(shared_dir: Path) -> Any:
-    def load(name: str) -> Fixture:
-        path = shared_dir / "fixtures" / name
-        if not path.exists():
-            pytest.skip(f"no {path}")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays.files}
-
-    return load
-
-
-def same(got: Tensor, wanted: Tensor) -> None:
-    """Equal to 1e-5 of a number (or 1e-6, where it is small), or of the largest entry of a gradient."""
-    limit = 1e-5 * float(wanted.abs().max()) if wanted.dim() else 1e-6
-    torch.testing.assert_close(got.double(), wanted.double(), rtol=1e-5, atol=limit)
+    return partial(load_fixture, shared_dir)
 
 
 def leaves(fixture: Fixture) -> dict[str, Tensor]:
