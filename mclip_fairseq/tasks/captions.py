@@ -276,7 +276,7 @@ class CaptionTask(SampledTask):
             columns.append(column)
             image_rows = column.store_rows
         elif self.needs_teacher and image_ids is not None:
-            pixels = PixelColumn(image_ids, self.pixel_loader(training))
+            pixels = self.pixel_column(image_ids, training)
         if self.texts is not None and text_ids is not None:
             column = FeatureColumn("teacher_text", self.texts, text_ids)
             columns.append(column)
@@ -292,6 +292,10 @@ class CaptionTask(SampledTask):
         encoder = self.model.frozen_text_encoder
         states = cached_states(self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype))
         return StateColumn(states)
+
+    def pixel_column(self, image_ids: Sequence[str], training: bool) -> PixelColumn:
+        """The images of captions; a task that augments them overrides this."""
+        return PixelColumn(image_ids, self.pixel_loader(training))
 
     def pixel_loader(self, training: bool) -> PixelLoader:
         """Images decoded for each batch; training spends --skip-budget on those that cannot be read."""
