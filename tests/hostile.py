@@ -167,8 +167,8 @@ class Caption:
 
 
 CAPTIONS = {
-    "empty": Caption(b"", "the caption is empty", "line 2 is empty: evaluation skips nothing"),
-    "blank": Caption("  \u3000\u00a0".encode(), "the caption is empty", "line 2 is empty: evaluation skips nothing"),
+    "empty": Caption(b"", "the caption is empty", "line 2: is empty; evaluation skips nothing"),
+    "blank": Caption("  \u3000\u00a0".encode(), "the caption is empty", "line 2: is empty; evaluation skips nothing"),
     "100,000 tokens": Caption(b"dog " * 100_000),
     "one word of 100,000 letters": Caption(b"a" * 100_000),
     "control characters": Caption(b"\x00\x01\x07\x08\x0b\x1b[31m\x7f"),
@@ -308,59 +308,62 @@ FEATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 # ------------------------------------------------------------------------------------------ benchmarks
 
-NO_BENCHMARK = "is not a manifest that a script of preprocess/ writes"
-OUT = "which is not one below it"
+OUT = "which is not below it"
 # Manifest of a benchmark -> what `mclip-evaluate` says of it.
 BENCHMARKS = {
     '{"splits": []}': "names no split",
     '{"splits": {}}': "names no split",
-    '{"splits": null}': NO_BENCHMARK,
-    '{"splits": "test"}': NO_BENCHMARK,
+    '{"splits": null}': "not list or dict",
+    '{"splits": "test"}': "not list",
+    '{"splits": ["test"]}': "holds a list instead of an object",
+    '{"splits": {"test": ["en"]}}': "not dict",
     '{"splits": {"test": {}}}': "names no language",
-    '{"splits": {"test": {"en": {}}}}': NO_BENCHMARK,
-    '{"splits": {"test": {"en": "x"}}}': NO_BENCHMARK,
-    '{"splits": {"test": {"en": {"captions": 1, "ids": 2}}}}': NO_BENCHMARK,
+    '{"splits": {"test": {"en": {}}}}': "captions is missing",
+    '{"splits": {"test": {"en": "x"}}}': "holds a str instead of an object",
+    '{"splits": {"test": {"en": {"captions": 1, "ids": 2}}}}': "not str",
     '{"splits": {"test": {"en": {"captions": "../xtd/test.en", "ids": "x"}}}}': OUT,
     '{"splits": {"test": {"en": {"captions": "/etc/hostname", "ids": "x"}}}}': OUT,
     '{"splits": {"test": {"en": {"captions": "a\\u0000b", "ids": "x"}}}}': OUT,
     '{"splits": {"te\\u001b[31mst": {}}}': "has no split 'test'; name one of te [31mst",
     '{"splits": {"test": {"\\u001b[31men": {}}}}': "names the language '\\x1b[31men', which cannot be shown",
-    '{"tables": 1}': NO_BENCHMARK,
-    '{"tables": [1]}': NO_BENCHMARK,
+    '{"tables": 1}': "not list",
+    '{"tables": [1]}': "tables holds 1, which is not a name",
     '{"tables": []}': "names no split",
     '{"tables": ["x"]}': "names no split",
     '{"tables": ["x.test.y/../../sts/stsb"]}': OUT,
-    '{"pairs": 1}': NO_BENCHMARK,
-    '{"pairs": [1]}': NO_BENCHMARK,
+    '{"pairs": 1}': "not list",
+    '{"pairs": [1]}': "pairs holds 1, which is not a name",
     '{"pairs": ["x"]}': "manifest.json|cannot be read",
     '{"pairs": []}': "names no language",
     '{"pairs": ["x/../../../tatoeba/test.deu-eng"]}': OUT,
-    '{"languages": 3}': NO_BENCHMARK,
+    '{"languages": 3}': "not list",
+    '{"name": 3, "languages": ["en"]}': "not str",
+    '["languages"]': "holds a list instead of an object",
     '{"languages": []}': "names no language",
     '{"languages": ["x/../../en"]}': OUT,
-    '{"name": "x", "pairs": ["deu-eng"], "notes": 3}': NO_BENCHMARK,
+    '{"name": "x", "pairs": ["deu-eng"], "notes": 3}': "not list",
 }
-WHOLE = "is no whole number from 0 to "
+WHOLE = "is not a whole number from 0 to "
 # A file of a benchmark with its columns -> content, what `mclip-evaluate` says of it.
 BENCHMARK_FILES = {
     "a fold that fills the memory": ("xtd/test.folds.tsv", "a\t0\nb\t999999999\n", f"line 2: '999999999' {WHOLE}1;"),
     "a fold beyond": ("xtd/test.folds.tsv", "a\t99999999999999999999\n", f"line 1: '99999999999999999999' {WHOLE}0;"),
     "a negative fold": ("xtd/test.folds.tsv", "a\t0\nb\t-1\n", f"line 2: '-1' {WHOLE}1;"),
-    "a fold that is no number": ("xtd/test.folds.tsv", "a\tx\n", f"line 1: 'x' {WHOLE}0;"),
+    "a fold that is not a number": ("xtd/test.folds.tsv", "a\tx\n", f"line 1: 'x' {WHOLE}0;"),
     "a fold of many digits": ("xtd/test.folds.tsv", f"a\t{'9' * 5000}\n", f"line 1: '{'9' * 40}' {WHOLE}0;"),
-    "a label that is no number": ("babel/labels.tsv", "a\tx\n", f"labels.tsv line 1: 'x' {WHOLE}999999999;"),
-    "a class that is no number": (
+    "a label that is not a number": ("babel/labels.tsv", "a\tx\n", f"labels.tsv, line 1: 'x' {WHOLE}999999999;"),
+    "a class that is not a number": (
         "babel/classes.en.tsv",
         "0\ta\nzero\tc\n",
-        f"en.tsv line 2: 'zero' {WHOLE}999999999;",
+        f"en.tsv, line 2: 'zero' {WHOLE}999999999;",
     ),
     "a score that is not a number": (
         "sts/stsb.test.de.tsv",
         "1\ta\tb\nnan\ta\tc\n",
-        "line 2: 'nan' is no finite number",
+        "line 2: 'nan' is not a finite number",
     ),
-    "an infinite score": ("sts/stsb.test.de.tsv", "1e999\ta\tb\n", "line 1: '1e999' is no finite number"),
-    "a score that is a word": ("sts/stsb.test.de.tsv", "much\ta\tb\n", "line 1: 'much' is no finite number"),
+    "an infinite score": ("sts/stsb.test.de.tsv", "1e999\ta\tb\n", "line 1: '1e999' is not a finite number"),
+    "a score that is a word": ("sts/stsb.test.de.tsv", "much\ta\tb\n", "line 1: 'much' is not a finite number"),
 }
 
 # ------------------------------------------------------------------------------------------ dictionaries, indexes

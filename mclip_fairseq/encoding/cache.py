@@ -1,4 +1,4 @@
-"""Features on disk, found again by the content they were made from."""
+"""Features on disk, recognised by the content they were made from."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from mclip_fairseq.encoding.galleries import Encoder
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import expecting, file_sha256
+from mclip_fairseq.storage.files import file_sha256, first_line
 
 
 class CachedEncoder:
-    """An encoder that computes nothing twice; everything else is the encoder's own.
+    """An encoder that computes nothing twice; what is not defined here is the encoder's own.
 
     Args:
         encoder: what computes.
-        folder: where features are kept, one `.npy` file per call; a file is complete or not there.
+        folder: where features are kept, one `.npy` file per call; a file is complete or missing.
         fingerprint: of the encoder's weights, tokenizer and numeric type: whatever changes its features.
     """
 
@@ -37,23 +37,24 @@ class CachedEncoder:
         return getattr(self.encoder, name)
 
     def encode_text(self, texts: list[str], batch_size: int = 256, normalize: bool = True) -> Tensor:
-        """See ``Encoder``."""
-        parts = (text.encode("utf-8", "surrogatepass") for text in texts)
-        encode = partial(self.encoder.encode_text, texts, batch_size, normalize)
-        return self._cached("text", normalize, len(texts), parts, encode)
+        """(n, D) features of texts, from the cache where the same texts were encoded before."""
+        contents = (text.encode("utf-8", "surrogatepass") for text in texts)
+        encode_texts = partial(self.encoder.encode_text, texts, batch_size, normalize)
+        return self._cached("text", normalize, len(texts), contents, encode_texts)
 
     def encode_image(self, images: list[Path], batch_size: int = 64, normalize: bool = True, **options: Any) -> Tensor:
-        """See ``Encoder``; a picture is known by the hash of its file."""
-        parts = (file_sha256(path).encode() for path in images)
-        encode = partial(self.encoder.encode_image, images, batch_size, normalize, **options)
-        return self._cached("image", normalize, len(images), parts, encode)
+        """(n, D) features of picture files, from the cache where files of the same hashes were encoded before."""
+        contents = (file_sha256(path).encode() for path in images)
+        encode_images = partial(self.encoder.encode_image, images, batch_size, normalize, **options)
+        return self._cached("image", normalize, len(images), contents, encode_images)
 
     def _cached(
-        self, kind: str, normalize: bool, rows: int, parts: Iterable[bytes], compute: Callable[[], Tensor]
+        self, kind: str, normalize: bool, rows: int, contents: Iterable[bytes], compute: Callable[[], Tensor]
     ) -> Tensor:
         digest = hashlib.sha256(f"{self.fingerprint} {kind} {normalize}".encode())
-        for part in parts:
-            digest.update(len(part).to_bytes(8, "little") + part)
+        for content in contents:
+            # With its length in front, so that "ab", "c" and "a", "bc" differ.
+            digest.update(len(content).to_bytes(8, "little") + content)
         file = self.folder / f"{kind}-{digest.hexdigest()[:32]}.npy"
         if file.is_file():
             self.hits += 1
@@ -67,12 +68,16 @@ class CachedEncoder:
         return features
 
     def _read(self, file: Path, rows: int) -> Tensor:
-        with expecting(file, "a file of this cache, so remove it"):
-            found = np.load(file, allow_pickle=False)
-            expected = (rows, getattr(self.encoder, "dim", found.shape[-1]))
-            if found.dtype != np.float32 or found.shape != expected or not np.isfinite(found).all():
-                raise UserError(
-                    f"{file}: holds {found.dtype} of shape {found.shape} and not finite float32 of shape {expected}; "
-                    "remove it"
-                )
-            return torch.from_numpy(found)
+        try:
+            features = np.load(file, allow_pickle=False)
+        except Exception as error:  # numpy raises what damaged bytes lead it to
+            raise UserError(f"{file}: cannot be read: {first_line(error)}; remove it") from error
+        if not isinstance(features, np.ndarray):
+            raise UserError(f"{file}: is an archive, not an array; remove it")
+        shape = (rows, getattr(self.encoder, "dim", features.shape[-1] if features.ndim else 0))
+        if features.dtype != np.float32 or features.shape != shape or not np.isfinite(features).all():
+            raise UserError(
+                f"{file}: holds {features.dtype} of shape {features.shape} and not finite float32 of shape {shape}; "
+                "remove it"
+            )
+        return torch.from_numpy(features)

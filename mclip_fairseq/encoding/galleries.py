@@ -1,4 +1,4 @@
-"""What captions are searched in: pictures in a folder or stored teacher features, and their encoding."""
+"""Galleries, which captions are searched in: pictures in a folder or stored teacher features, and their encoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mclip_fairseq.encoding.captions import Captions
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import file_sha256, shown
+from mclip_fairseq.storage.files import file_sha256
 from mclip_fairseq.storage.images import SUFFIXES, resolve_images
 
 # Batches handed over at once, so that the encoder can sort texts by length and decode pictures ahead.
@@ -23,7 +23,7 @@ CHUNK_BATCHES = 16
 
 
 class Encoder(Protocol):
-    """What evaluation needs of a dual encoder (``MultilingualCLIP`` has it)."""
+    """What evaluation needs of a dual encoder, such as `MultilingualCLIP`."""
 
     def encode_text(self, texts: list[str], batch_size: int = ..., normalize: bool = ...) -> Tensor:
         """(n, D) features of texts."""
@@ -36,7 +36,7 @@ class Encoder(Protocol):
 
 
 class Store(Protocol):
-    """What evaluation needs of an indexed feature directory (``FeatureStore`` has it)."""
+    """What evaluation needs of an indexed feature directory, such as `FeatureStore`."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -44,11 +44,11 @@ class Store(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the features were made by."""
+        """The teacher that made the features."""
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the directory says of itself."""
+        """The manifest of the directory."""
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(n, dim) features of these rows."""
@@ -59,7 +59,10 @@ class IdIndex:
 
     Args:
         names: the names, each once.
-        place: what holds them, for messages.
+        place: the folder or list that holds them, for messages.
+
+    Raises:
+        UserError: a name appears twice.
     """
 
     def __init__(self, names: Sequence[str], place: Path) -> None:
@@ -68,14 +71,14 @@ class IdIndex:
         self._rows = {name: row for row, name in enumerate(self.names)}
         if len(self._rows) != len(self.names):
             twice = next(name for row, name in enumerate(self.names) if self._rows[name] != row)
-            raise UserError(f"{place} names image {twice!r} more than once.")
+            raise UserError(f"{place}: names image {twice!r} more than once; name each image once")
         self._short: dict[str, list[int]] | None = None
 
     def find(self, name: str) -> int | None:
         """Row of an id, or None.
 
         Raises:
-            UserError: when the id fits several names.
+            UserError: the id fits several names.
         """
         row = self._rows.get(name)
         if row is not None:
@@ -83,28 +86,37 @@ class IdIndex:
         rows = self._without_extension().get(name, [])
         if len(rows) > 1:
             fits = ", ".join(self.names[row] for row in rows[:3])
-            raise UserError(f"Image id {name!r} fits several images of {self.place} ({fits}): write its extension.")
+            raise UserError(f"{self.place}: image id {name!r} fits several images ({fits}); write its extension")
         return rows[0] if rows else None
 
     def rows(self, captions: Captions) -> np.ndarray:
         """(T,) int64 row of each caption's image.
 
         Raises:
-            UserError: naming the first id that is not there with its file and line, and how many there are.
+            UserError: naming the first unknown id with its file and line, and how many are unknown.
         """
         return self.rows_of(captions.ids, captions.ids_path, captions.language)
 
     def rows_of(self, ids: Sequence[str], file: Path, language: str = "") -> np.ndarray:
-        """(n,) int64 row of each id, the ids being the lines of a file; see ``rows``."""
-        found = [self.find(name) for name in ids]
-        missing = [row for row, image in enumerate(found) if image is None]
+        """(n,) int64 row of each id.
+
+        Args:
+            ids: one per line of a file.
+            file: that file, for messages.
+            language: of the captions that the ids belong to, if any.
+
+        Raises:
+            UserError: naming the first unknown id with its line, and how many are unknown.
+        """
+        rows = [self.find(name) for name in ids]
+        missing = [line for line, row in enumerate(rows) if row is None]
         if missing:
-            of = f" ({language})" if language else ""
+            of_language, lines = (f" ({language})", "captions") if language else ("", "lines")
             raise UserError(
-                f"{file} line {missing[0] + 1}: image {ids[missing[0]]!r}{of} is not in {self.place}; "
-                f"{len(missing)} of {len(found)} {'captions' if language else 'lines'} name an unknown image."
+                f"{file}, line {missing[0] + 1}: image {ids[missing[0]]!r}{of_language} is not in {self.place}; "
+                f"correct the ids, or add the images ({len(missing)} of {len(rows)} {lines} name an unknown one)"
             )
-        return np.array(found, dtype=np.int64)
+        return np.array(rows, dtype=np.int64)
 
     def _without_extension(self) -> dict[str, list[int]]:
         if self._short is None:
@@ -120,9 +132,9 @@ class ImageGallery:
     """Pictures on disk.
 
     Args:
-        source: a folder (searched recursively; an id is a path relative to it) or a list file with one
-            path per line, or ``id<TAB>path`` lines.
-        root: what the paths of a list are relative to; None stands for the list's own folder.
+        source: a folder (searched recursively; an id is a path relative to it) or a list file with one path, or one
+            `id<TAB>path`, per line.
+        root: folder that the paths of a list are relative to; None for the list's own folder.
     """
 
     has_pictures = True
@@ -137,12 +149,14 @@ class ImageGallery:
         """(n, D) float32 image features of these rows.
 
         Raises:
-            UserError: naming the first file that is not there.
+            UserError: naming the first file that is missing.
         """
         paths = [self.paths[row] for row in rows]
-        for path in paths:
-            if not path.is_file():
-                raise UserError(f"{self.source}: the picture {path} is not there; evaluation skips nothing.")
+        missing = next((path for path in paths if not path.is_file()), None)
+        if missing is not None:
+            raise UserError(
+                f"{self.source}: the picture {missing} is missing; add it, because evaluation skips nothing"
+            )
         return encode_in_chunks(model.encode_image, paths, batch_size, "images")
 
     def picture(self, row: int) -> Path:
@@ -150,7 +164,7 @@ class ImageGallery:
         return self.paths[row]
 
     def stamp(self) -> str:
-        """SHA-256 of every picture's name, size and time of change: another one where a picture was changed."""
+        """SHA-256 over every picture's name, size and modification time; differs when a picture was changed."""
         digest = hashlib.sha256()
         for name, path in zip(self.index.names, self.paths, strict=True):
             status = path.stat() if path.is_file() else None
@@ -164,7 +178,7 @@ class ImageGallery:
 
 
 class FeatureGallery:
-    """Stored teacher features, with their pictures only where a folder of them is given.
+    """Stored teacher features, and optionally the pictures they were made from.
 
     Args:
         store: an open feature directory.
@@ -172,7 +186,7 @@ class FeatureGallery:
         pictures: the folder of the pictures, to show them.
 
     Raises:
-        UserError: features of texts, or an id that is there twice.
+        UserError: the features are of texts, or an id appears twice.
     """
 
     def __init__(self, store: Store, folder: Path, pictures: Path | None = None) -> None:
@@ -187,20 +201,20 @@ class FeatureGallery:
         """(n, D) float32 joint-space features of these rows.
 
         Raises:
-            UserError: when another teacher made the features than the model was trained with.
+            UserError: a different teacher made the features than the model was trained with.
         """
         made, trained = self.store.identity.get("sha256"), _teacher_sha256(model)
         if made and trained and made != trained:
             raise UserError(
-                f"The features of {self.folder} come from a teacher with weights {shown(str(made))}, but the model was "
-                f"trained with {shown(str(trained))}: compute the features with the model's teacher."
+                f"{self.folder}: the features come from a teacher with weights {made}, but the model was trained with "
+                f"{trained}; compute the features with the model's teacher"
             )
 
-        def encode(part: np.ndarray, batch_size: int, normalize: bool) -> Tensor:
-            features = torch.from_numpy(np.ascontiguousarray(self.store.take(part)))
+        def project(chunk: np.ndarray, batch_size: int, normalize: bool) -> Tensor:
+            features = torch.from_numpy(np.ascontiguousarray(self.store.take(chunk)))
             return model.encode_image_features(features, batch_size=batch_size, normalize=normalize)
 
-        return encode_in_chunks(encode, rows, batch_size, "image features")
+        return encode_in_chunks(project, rows, batch_size, "image features")
 
     @property
     def has_pictures(self) -> bool:
@@ -211,24 +225,24 @@ class FeatureGallery:
         """The file of a row.
 
         Raises:
-            UserError: when no folder of pictures is given, or it has none of this id.
+            UserError: no folder of pictures is given, or it lacks this picture.
         """
         if self.pictures is None:
-            raise UserError(f"{self.folder} holds features and no pictures: give --images-root.")
-        found = self.pictures.index.find(self.index.names[row])
-        if found is None:
+            raise UserError(f"{self.folder}: holds features and no pictures; give --images-root")
+        file = self.pictures.index.find(self.index.names[row])
+        if file is None:
             raise UserError(
-                f"The picture of image {self.index.names[row]!r} is not in {self.pictures.source}: "
-                "--images-root must be the folder that the ids are relative to."
+                f"{self.pictures.source}: lacks the picture of image {self.index.names[row]!r}; --images-root must be "
+                "the folder that the ids are relative to"
             )
-        return self.pictures.paths[found]
+        return self.pictures.paths[file]
 
     def stamp(self) -> str:
         """SHA-256 of the manifest, which holds the hashes of all features, and the stamp of the pictures."""
         return file_sha256(self.folder / "manifest.json") + (self.pictures.stamp() if self.pictures else "")
 
     def describe(self) -> dict[str, object]:
-        """Where the features are, how many, the SHA-256 of their manifest, and what they were made by."""
+        """Where the features are, how many, the SHA-256 of their manifest, and the teacher that made them."""
         return {
             "features": str(self.folder),
             "manifest_sha256": file_sha256(self.folder / "manifest.json"),
@@ -241,48 +255,48 @@ Gallery = ImageGallery | FeatureGallery
 
 
 def gallery_for(model: Encoder, galleries: Sequence[Gallery], name: str) -> Gallery:
-    """What a model is tried on: features of its own teacher where there are any, else the pictures.
+    """The gallery for a model: features of its own teacher where they exist, otherwise the pictures.
 
     Args:
         model: the dual encoder.
-        galleries: all that is given for a benchmark.
+        galleries: all those of a benchmark.
         name: of the benchmark, for messages.
 
     Raises:
-        UserError: nothing is given.
+        UserError: the benchmark has no gallery.
     """
     if not galleries:
-        raise UserError(f"{name}: needs images: give --images-root, or --features of the model's teacher.")
+        raise UserError(f"{name}: needs images; give --images-root, or --features of the model's teacher")
     teacher = _teacher_sha256(model)
     for gallery in galleries:
         if isinstance(gallery, FeatureGallery) and teacher and gallery.store.identity.get("sha256") == teacher:
             return gallery
     pictures = [gallery for gallery in galleries if isinstance(gallery, ImageGallery)]
-    return pictures[0] if pictures else galleries[0]  # which then says whose features it holds
+    return pictures[0] if pictures else galleries[0]  # it refuses to encode and names its teacher
 
 
 def encode_in_chunks(encode: Callable[..., Tensor], items: Any, batch_size: int, label: str) -> Tensor:
     """Encode in chunks, with a progress bar; (n, D) float32 on the CPU.
 
     Args:
-        encode: called as ``encode(items, batch_size=..., normalize=True)``.
+        encode: called as `encode(items, batch_size=..., normalize=True)`.
         items: a list or array of what it encodes.
-        batch_size: handed on.
+        batch_size: passed to it.
         label: what the progress bar counts (shown on a terminal only).
 
     Raises:
-        UserError: when the encoder returns another number of rows than it was given.
+        UserError: the encoder returned a different number of rows than it was given.
     """
-    step, parts = CHUNK_BATCHES * batch_size, []
+    step, features = CHUNK_BATCHES * batch_size, []
     with tqdm(total=len(items), desc=label, disable=None, leave=False) as bar:
         for start in range(0, len(items), step):
             chunk = items[start : start + step]
-            part = encode(chunk, batch_size=batch_size, normalize=True).float().cpu()
-            if len(part) != len(chunk):
-                raise UserError(f"The encoder returned {len(part)} rows for {len(chunk)} {label}.")
-            parts.append(part)
+            rows = encode(chunk, batch_size=batch_size, normalize=True).float().cpu()
+            if len(rows) != len(chunk):
+                raise UserError(f"the encoder returned {len(rows)} rows for {len(chunk)} {label}; it must skip nothing")
+            features.append(rows)
             bar.update(len(chunk))
-    return torch.cat(parts)
+    return torch.cat(features)
 
 
 def _teacher_sha256(model: Encoder) -> str | None:

@@ -1,4 +1,4 @@
-"""One model on one benchmark: a report, made now or found where an earlier call left it."""
+"""Models on benchmarks: a report for each, measured now or read from an earlier call, and their comparison."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.evaluation.benchmarks.base import Benchmark, Settings
-from mclip_fairseq.evaluation.benchmarks.retrieval import Encoded, RetrievalBenchmark, examples_of
-from mclip_fairseq.evaluation.reports.comparison import format_comparison, format_csv
-from mclip_fairseq.evaluation.reports.report import format_notes, format_table, write_report
-from mclip_fairseq.storage.files import expecting, read_json
+from mclip_fairseq.evaluation.benchmarks.base import Benchmark
+from mclip_fairseq.evaluation.benchmarks.retrieval import Encoded, RetrievalBenchmark
+from mclip_fairseq.evaluation.benchmarks.settings import Settings
+from mclip_fairseq.evaluation.published import format_published, published_beside
+from mclip_fairseq.evaluation.reports.comparison import format_comparison
+from mclip_fairseq.evaluation.reports.examples import examples_of
+from mclip_fairseq.evaluation.reports.pages import write_comparison
+from mclip_fairseq.evaluation.reports.pictures import draw_examples, draw_recalls
+from mclip_fairseq.evaluation.reports.report import check_comparable, format_notes, format_table, write_report
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
+from mclip_fairseq.storage.files import read_json
 from mclip_fairseq.storage.provenance import provenance
 
 Report = dict[str, Any]
@@ -28,7 +35,7 @@ class Candidate:
     Attributes:
         name: for tables.
         model: its encoder.
-        facts: what a report says of it.
+        facts: what a report says about it.
     """
 
     name: str
@@ -38,7 +45,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is drawn beside a report.
+    """Pictures that go with a report.
 
     Attributes:
         queries: rows of `examples.png`; 0 draws none.
@@ -49,42 +56,91 @@ class Pictures:
     fonts: Sequence[Path] = ()
 
 
-def run(
-    candidate: Candidate,
-    benchmark: Benchmark,
-    settings: Settings,
-    folder: Path | None,
-    pictures: Pictures,
-    command: Sequence[str],
-) -> Report:
-    """Evaluate, print the table and write the files; nothing is done again.
+@dataclass(frozen=True)
+class Output:
+    """Where files go, and which are written.
+
+    Attributes:
+        folder: of the reports, pictures and comparison; None writes nothing.
+        pictures: what to draw.
+        command: the command line, for the reports.
+        compare: also compare the models, each report in a folder of its own.
+        published: include published numbers in the comparison.
+    """
+
+    folder: Path | None
+    pictures: Pictures
+    command: Sequence[str]
+    compare: bool = False
+    published: bool = False
+
+    def folder_of(self, benchmark: Benchmark, candidate: Candidate) -> Path | None:
+        """Where the report of a model on a benchmark goes."""
+        if self.folder is None or not self.compare:
+            return self.folder
+        return self.folder / slug(benchmark.name) / slug(candidate.name)
+
+
+def evaluate(
+    candidates: Iterable[Candidate], benchmarks: Sequence[Benchmark], settings: Settings, output: Output
+) -> list[Report]:
+    """Evaluate every model on every benchmark, print tables and write files.
 
     Args:
-        candidate: the model.
-        benchmark: the data.
-        settings: how.
-        folder: where the files go; None writes none.
-        pictures: what to draw.
-        command: what the user typed, for the report.
+        candidates: the models, loaded one after the other.
+        benchmarks: the data.
+        settings: how they are measured.
+        output: where files go, and which.
+
+    Returns:
+        the reports, by model and then by benchmark.
+
+    Raises:
+        UserError: two models or two benchmarks have one name, a file cannot be used, or matplotlib is missing.
     """
+    if output.folder is not None:
+        import_extra("matplotlib.figure", "evaluate")  # fail now, not after hours of encoding
+    check_different("benchmarks", [benchmark.name for benchmark in benchmarks])
+    reports = [
+        evaluate_one(candidate, benchmark, settings, output)
+        for candidate in _with_different_names(candidates)
+        for benchmark in benchmarks
+    ]
+    if output.compare:
+        published = published_beside(reports) if output.published else []
+        print("\n\n".join(filter(None, ["", format_comparison(reports), format_published(reports, published)])))
+        if output.folder is not None:
+            files = write_comparison(reports, published, output.folder, output.command)
+            print("\nWritten: " + ", ".join(map(str, files)))
+    return reports
+
+
+def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings, output: Output) -> Report:
+    """Evaluate one model on one benchmark, print the table and write the files; nothing is measured twice."""
+    folder = output.folder_of(benchmark, candidate)
     described = benchmark.describe()
-    key = None if folder is None else key_of(candidate, benchmark, described, settings, pictures)
-    if folder is not None and (found := report_there(folder, key)) is not None:
-        print(f"{candidate.name}, {benchmark.name}: {folder / 'report.json'} is there")
-        return found | {"name": candidate.name}
+    key = None
+    if folder is not None:
+        key = key_of(candidate, benchmark, described, settings, output.pictures)
+        earlier = read_earlier_report(folder, key)
+        if earlier is not None:
+            print(f"{candidate.name}, {benchmark.name}: {folder}/report.json is up to date")
+            return earlier | {"name": candidate.name}
     start = time.monotonic()
     encoded, choices = None, {}
     if isinstance(benchmark, RetrievalBenchmark):
-        encoded = benchmark.encode(candidate.model, settings)
+        encoded = benchmark.encode_all(candidate.model, settings)
         measured = benchmark.measure(encoded, settings)
-        described = {"captions": described["captions"]}
-        described["gallery"] = encoded.gallery.describe() | {"searched": len(encoded.used)}
+        described = {
+            "captions": described["captions"],
+            "gallery": encoded.gallery.describe() | {"searched": len(encoded.used)},
+        }
         choices = {name: value for name, value in asdict(settings).items() if name != "batch_size"}
     else:
         measured = benchmark.evaluate(candidate.model, settings)
     report: Report = {
         "name": candidate.name,
-        **provenance(command),
+        **provenance(output.command),
         "benchmark": benchmark.name,
         "kind": benchmark.kind,
         "headline": benchmark.headline,
@@ -98,20 +154,20 @@ def run(
     }
     print(f"{candidate.name}\n\n{format_table(report)}\n\n{format_notes(report)}")
     if folder is not None:
-        print("Written: " + ", ".join(map(str, write_files(report, encoded, folder, pictures))))
+        print("Written: " + ", ".join(map(str, write_files(report, encoded, folder, output.pictures))))
     return report
 
 
 def key_of(
     candidate: Candidate, benchmark: Benchmark, described: dict[str, Any], settings: Settings, pictures: Pictures
 ) -> str:
-    """SHA-256 of everything that numbers and pictures hang on."""
+    """SHA-256 of everything that numbers and pictures depend on."""
     stamps = [gallery.stamp() for gallery in benchmark.galleries]
     facts = [candidate.model.fingerprint, benchmark.kind, described, stamps, asdict(settings), asdict(pictures)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def report_there(folder: Path, key: str | None) -> Report | None:
+def read_earlier_report(folder: Path, key: str) -> Report | None:
     """The report of an earlier call, if it is of the same model, data and settings.
 
     Raises:
@@ -123,9 +179,27 @@ def report_there(folder: Path, key: str | None) -> Report | None:
     report = read_json(file)
     if not isinstance(report, dict) or report.get("key") != key:
         return None
-    with expecting(file, "a report of mclip-evaluate, so remove it"):
-        format_comparison([report]), format_csv([report])
-    return report
+    return check_comparable(file, report, "remove it to evaluate again")
+
+
+def check_different(what: str, names: Sequence[str]) -> None:
+    """Refuse two names whose reports would share a folder, and whose rows in a table would look the same.
+
+    Raises:
+        UserError: naming the second.
+    """
+    for number, name in enumerate(names):
+        if slug(name) in map(slug, names[:number]):
+            raise UserError(f"two {what} are called {name!r}; evaluate them in two calls, or give --name for models")
+
+
+def _with_different_names(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    """The candidates, each checked against those before it: a model may only be named once it is loaded."""
+    names: list[str] = []
+    for candidate in candidates:
+        names.append(candidate.name)
+        check_different("models", names)
+        yield candidate
 
 
 def slug(name: str) -> str:
@@ -134,22 +208,20 @@ def slug(name: str) -> str:
 
 
 def write_files(report: Report, encoded: Encoded | None, folder: Path, pictures: Pictures) -> list[Path]:
-    """Write the pictures, then the report, whose presence says that all is there."""
+    """Write the pictures, then the report: where it exists, everything is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = [] if encoded is None else draw(report, encoded, folder, pictures)
+    drawn = [] if encoded is None else draw_pictures(report, encoded, folder, pictures)
     return [*write_report(report, folder), *drawn]
 
 
-def draw(report: Report, encoded: Encoded, folder: Path, pictures: Pictures) -> list[Path]:
+def draw_pictures(report: Report, encoded: Encoded, folder: Path, pictures: Pictures) -> list[Path]:
     """Draw recalls and examples."""
-    from mclip_fairseq.evaluation.reports.pictures import draw_examples, draw_recalls
-
     averages = {"average": report["average"]["all"]} if len(report["results"]) > 1 else {}
-    drawn = [folder / "recall.png"]
-    draw_recalls(report["results"] | averages, drawn[0], title=report["name"])
+    files = [folder / "recall.png"]
+    draw_recalls(report["results"] | averages, files[0], title=report["name"])
     if not encoded.gallery.has_pictures:
-        print("No examples.png: a feature directory holds no pictures; --images-root says where they are.")
+        print("No examples.png: a feature directory holds no pictures; give --images-root")
     elif pictures.queries:
-        drawn.append(folder / "examples.png")
-        draw_examples(examples_of(encoded, pictures.queries), drawn[-1], title=report["name"], fonts=pictures.fonts)
-    return drawn
+        files.append(folder / "examples.png")
+        draw_examples(examples_of(encoded, pictures.queries), files[-1], title=report["name"], fonts=pictures.fonts)
+    return files

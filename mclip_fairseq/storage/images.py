@@ -25,7 +25,7 @@ MAX_RATIO = 200
 PIXEL_CEILING = 2 * MAX_PIXELS
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """An image that cannot be used.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 from mclip_fairseq.cli.features import read_captions
 from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.data.tokens import load_dictionary
-from mclip_fairseq.encoding.captions import read_captions as read_evaluation_captions
+from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.storage.feature_files import open_shard, read_manifest
 from mclip_fairseq.storage.feature_files import read_ids as read_feature_ids
 from mclip_fairseq.storage.files import parse_json, read_lines
@@ -58,7 +58,7 @@ def captions(folder: Path, data: bytes) -> None:
 
 def evaluation(folder: Path, data: bytes) -> None:
     (folder / "e.tsv").write_bytes(data)
-    found = read_evaluation_captions("en", folder / "e.tsv")
+    found = read_language_captions("en", folder / "e.tsv")
     assert len(found.texts) == len(found.ids)
     assert all(text.strip() for text in [*found.texts, *found.ids])
 

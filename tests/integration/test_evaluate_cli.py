@@ -1,4 +1,4 @@
-"""``mclip-evaluate`` from options to files, with a model whose answers are known."""
+"""`mclip-evaluate` from options to files, with a model whose answers are known."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from mclip_fairseq.cli import evaluate as cli
+from mclip_fairseq.encoding.galleries import FeatureGallery
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
 WORDS = {"rot": "red", "grün": "green", "blau": "blue", "赤": "red", "緑": "green", "青": "blue"}
@@ -153,7 +154,7 @@ def test_feature_directory(
     Path("features").mkdir()
     Path("features/manifest.json").write_text("{}")
     folder = Path("features")
-    monkeypatch.setattr(cli, "open_galleries", lambda options: [cli.FeatureGallery(Store(), folder, root)])
+    monkeypatch.setattr(cli, "open_galleries", lambda options: [FeatureGallery(Store(), folder, root)])
     arguments = ["--model", "m", "--captions", "de=valid.de", "--ids", "valid.ids", "--features", "features"]
     assert cli.main([*arguments, "--output", "out"]) == 0
     report = json.loads(Path("out/report.json").read_text())
@@ -163,10 +164,10 @@ def test_feature_directory(
     assert ("No examples.png" in capsys.readouterr().out) != with_pictures
 
 
-def test_features_of_another_teacher_are_refused(
+def test_features_of_a_different_teacher_are_refused(
     model: ColourModel, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "open_galleries", lambda options: [cli.FeatureGallery(Store("def"), Path("features"))])
+    monkeypatch.setattr(cli, "open_galleries", lambda options: [FeatureGallery(Store("def"), Path("features"))])
     Path("features").mkdir()
     Path("features/manifest.json").write_text("{}")
     arguments = ["--model", "m", "--captions", "de=valid.de", "--ids", "valid.ids", "--features", "features"]
@@ -184,12 +185,12 @@ def test_features_of_another_teacher_are_refused(
         ),
         ([*COMMAND, "--images", "photos", "--images-root", "photos"], "--images-root goes with --features"),
         ([*COMMAND, "--images", "photos", "--queries", "3"], "give --output too"),
-        ([*COMMAND, "--images", "photos", "--features", "f"], "give one of the two"),
-        ([*COMMAND, "--images", "photos", "--languages", "de"], "--languages chooses among those of benchmarks"),
+        ([*COMMAND, "--images", "photos", "--features", "f"], "exclude each other; give one of the two"),
+        ([*COMMAND, "--images", "photos", "--languages", "de"], "--languages chooses from the languages of benchmarks"),
         ([*COMMAND, "--images", "photos", "--name", "a", "b"], "--name: 2 given for 1 models"),
         ([*COMMAND], "--captions need something to search"),
         (["--model", "m"], "nothing to evaluate on"),
-        (["photos", *COMMAND], "leave them out beside benchmarks"),
+        (["photos", *COMMAND], "omit them beside benchmarks"),
     ],
 )
 def test_errors_are_one_sentence_and_status_2(
@@ -201,7 +202,7 @@ def test_errors_are_one_sentence_and_status_2(
     assert captured.err.count("\n") == 1
     assert sentence in captured.err
     assert not captured.out
-    assert not model.seen  # told before anything is encoded
+    assert not model.seen  # refused before anything is encoded
 
 
 @pytest.mark.parametrize("wrong", [["--protocol", "loose"], ["--batch-size", "0"], ["--quiet"]])

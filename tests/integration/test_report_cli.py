@@ -1,4 +1,4 @@
-"""``mclip-report`` on what fairseq-train really logs."""
+"""`mclip-report` on what fairseq-train really logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tiny_data import mte_options
 
 @pytest.fixture(scope="module")
 def run(tiny_corpus: Path, run_train: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four updates by fairseq's own switches: `train.log` in JSON, `tensorboard/`; `shown/` is what one sees."""
+    """Four updates: `train.log` in JSON and `tensorboard/` by fairseq's options; `shown/` is what a terminal shows."""
     folder = tmp_path_factory.mktemp("run")
     logged = ("--log-format", "json", "--log-interval", "1", "--max-update", "4", "--max-tokens", "2000")
     file = ("--log-file", folder / "train.log", "--tensorboard-logdir", folder / "tensorboard")
@@ -69,13 +69,13 @@ def test_a_line_without_a_number_of_updates_is_left_out(
         f'{{"loss": "9", "num_updates": {updates}}}\n{{"loss": "nan", "num_updates": "2"}}\n'
     )
     curves = read_curves([tmp_path / "a.log"])
-    assert list(curves.points["train_inner"]["loss"]) == [2]  # and a loss that is no number is told
+    assert list(curves.points["train_inner"]["loss"]) == [2]  # a loss that is not a number is kept
     (tmp_path / "a.log").write_text(f'{{"loss": "9", "num_updates": {updates}}}\n')
     assert main([str(tmp_path)]) == 2
     assert "holds no logged numbers" in capsys.readouterr().err
 
 
-def test_names_of_metrics_are_shown_without_what_a_terminal_obeys(
+def test_control_characters_in_names_of_metrics_are_not_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.log").write_text(r'{"\ud800a": "9", "\u001b[31mb": 8, "num_updates": "1"}' + "\n")
@@ -91,4 +91,4 @@ def test_nothing_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "holds no logged numbers" in capsys.readouterr().err
     (tmp_path / "train.log").write_text("x | INFO | train | {broken}\n")
     assert main([str(tmp_path)]) == 2
-    assert "train.log line 1: is not JSON" in capsys.readouterr().err
+    assert "train.log, line 1: is not JSON" in capsys.readouterr().err

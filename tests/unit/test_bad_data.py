@@ -23,7 +23,7 @@ from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.data.parallel import shifted_blocks
 from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
-from mclip_fairseq.encoding.captions import read_captions
+from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.inference import MultilingualCLIP, to_pil
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
@@ -149,9 +149,9 @@ def test_captions_for_evaluation_are_never_left_out(name: str, tmp_path: Path) -
     file, message = captions_file(tmp_path, name), hostile.CAPTIONS[name].evaluation
     (tmp_path / "ids").write_text("a\nb\nc\n")
     if message is not None:
-        refused(message, lambda: read_captions("en", file, tmp_path / "ids"))
+        refused(message, lambda: read_language_captions("en", file, tmp_path / "ids"))
         return
-    captions = read_captions("en", file, tmp_path / "ids")
+    captions = read_language_captions("en", file, tmp_path / "ids")
     assert len(captions.texts) == len(captions.ids) == 3
     assert captions.texts[1].encode() == hostile.CAPTIONS[name].line.removesuffix(b"\r")
 

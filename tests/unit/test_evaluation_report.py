@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mclip_fairseq.encoding.captions import read_caption_files, read_captions
+from mclip_fairseq.encoding.captions import read_caption_files, read_language_captions
 from mclip_fairseq.encoding.galleries import IdIndex, ImageGallery, encode_in_chunks
 from mclip_fairseq.evaluation import (
     average_languages,
@@ -95,20 +95,20 @@ def test_plain_gzip_and_tsv_captions(tmp_path: Path) -> None:
     (tmp_path / "valid.en.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfA dog .\nTwo cats"))
     write(tmp_path / "valid.tsv", "7\tUn chien", "5\tDeux\tchats")
     write(tmp_path / "valid.ids", "7.jpg", "5.jpg\tteacher-text-5")
-    parts = read_caption_files(
+    captions = read_caption_files(
         [f"{key}={tmp_path / name}" for key, name in (("de", "valid.de"), ("en", "valid.en.gz"), ("fr", "valid.tsv"))],
         [str(tmp_path / "valid.ids")],
     )
-    assert [part.texts for part in parts] == [
+    assert [each.texts for each in captions] == [
         ["Ein Hund\u2028bellt .", "Zwei\tKatzen"],
         ["A dog .", "Two cats"],
         ["Un chien", "Deux\tchats"],
     ]
-    assert [part.ids for part in parts] == [["7.jpg", "5.jpg"], ["7.jpg", "5.jpg"], ["7", "5"]]
-    described = parts[0].describe()
+    assert [each.ids for each in captions] == [["7.jpg", "5.jpg"], ["7.jpg", "5.jpg"], ["7", "5"]]
+    described = captions[0].describe()
     assert described["sha256"] == hashlib.sha256((tmp_path / "valid.de").read_bytes()).hexdigest()
     assert (described["captions"], described["images"]) == (2, 2)
-    assert "ids_sha256" not in parts[2].describe()
+    assert "ids_sha256" not in captions[2].describe()
 
 
 def test_ids_of_one_language(tmp_path: Path) -> None:
@@ -116,24 +116,24 @@ def test_ids_of_one_language(tmp_path: Path) -> None:
     write(tmp_path / "de", "c")
     write(tmp_path / "en.ids", "1", "2")
     write(tmp_path / "a=b.ids", "3")
-    parts = read_caption_files(
+    captions = read_caption_files(
         [f"en={tmp_path}/en", f"de={tmp_path}/de"], [f"en={tmp_path}/en.ids", f"{tmp_path}/a=b.ids"]
     )
-    assert [part.ids for part in parts] == [["1", "2"], ["3"]]
+    assert [each.ids for each in captions] == [["1", "2"], ["3"]]
 
 
 BAD_CAPTIONS = {
-    "LANGUAGE=FILE": (["valid.de"], []),
+    "is not LANGUAGE=FILE": (["valid.de"], []),
     "give each language once": (["de=two", "de=two"], ["two"]),
     "have no image ids": (["de=two"], []),
     "missing: cannot be read": (["de=missing"], ["two"]),
-    "there are no --captions in 'fr'": (["de=two"], ["fr=two"]),
+    "no --captions are in 'fr'": (["de=two"], ["fr=two"]),
     "already given": (["de=two"], ["two", "one"]),
-    "has 2 captions but .*one has 1 image ids": (["de=two"], ["one"]),
-    "blank line 2 is empty": (["de=blank"], ["two"]),
-    "empty is empty": (["de=empty"], ["two"]),
+    "has 2 captions, but .*one has 1 image ids": (["de=two"], ["one"]),
+    "blank, line 2: is empty": (["de=blank"], ["two"]),
+    "empty: is empty": (["de=empty"], ["two"]),
     "latin1, line 1: is not UTF-8 text .byte 3.": (["de=latin1"], ["one"]),
-    "bad.tsv line 2 is not 'image id, tab, caption'": (["de=bad.tsv"], []),
+    "bad.tsv, line 2: is not 'image id, tab, caption'": (["de=bad.tsv"], []),
     "has image ids of its own": (["de=good.tsv"], ["de=one"]),
     "every caption file has image ids already": (["de=good.tsv"], ["one"]),
 }
@@ -166,7 +166,7 @@ def test_ids_with_and_without_extension(tmp_path: Path) -> None:
         None,
         None,
     ]
-    with pytest.raises(ValueError, match=r"'4' fits several images .*4\.jpg, 4\.png"):
+    with pytest.raises(ValueError, match=r"'4' fits several images .4\.jpg, 4\.png"):
         index.find("4")
     with pytest.raises(ValueError, match="'x' more than once"):
         IdIndex(["x", "y", "x"], tmp_path)
@@ -175,8 +175,8 @@ def test_ids_with_and_without_extension(tmp_path: Path) -> None:
 def test_a_missing_image_names_id_file_and_line(tmp_path: Path) -> None:
     write(tmp_path / "de", "a", "b", "c")
     ids = write(tmp_path / "ids", "1", "9", "8")
-    captions = read_captions("de", tmp_path / "de", ids)
-    with pytest.raises(ValueError, match=r"ids line 2: image '9' \(de\) is not in .*; 2 of 3 captions"):
+    captions = read_language_captions("de", tmp_path / "de", ids)
+    with pytest.raises(ValueError, match=r"ids, line 2: image '9' \(de\) is not in .* \(2 of 3 captions"):
         IdIndex(["1"], tmp_path).rows(captions)
     assert IdIndex(["8", "9", "1"], tmp_path).rows(captions).tolist() == [2, 1, 0]
 
@@ -238,7 +238,7 @@ def test_table_by_hand() -> None:
     assert len({len(row) for row in table}) == 1
 
 
-def test_notes_tell_ties_and_consistency() -> None:
+def test_notes_report_ties_and_consistency() -> None:
     notes = format_notes(sample_report())
     assert "strict protocol" in notes
     assert "counted against them: de 4." in notes
@@ -289,23 +289,23 @@ def test_the_own_image_is_framed_in_green(tmp_path: Path) -> None:
         with Image.open(tmp_path / "one.png") as picture:
             return int((np.asarray(picture.convert("RGB")) == green).all(-1).sum())
 
-    found, lost = examples()[0], examples()[1]
-    assert count(found) > 500
-    assert count(lost) == 0
+    with_own, without_own = examples()[0], examples()[1]
+    assert count(with_own) > 500
+    assert count(without_own) == 0
 
 
-def test_missing_glyphs_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_glyphs_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     nowhere = "\U000f0000"  # private use
     example = Example(nowhere, "xx", [Image.new("RGB", (4, 4))], [1.0], own=0, rank=0)
     assert draw_examples([example], tmp_path / "x.png") == nowhere
-    assert "No installed font has 1 of the characters" in caplog.text
+    assert "no installed font has 1 of the characters" in caplog.text
 
 
 def test_unreadable_pictures_and_fonts_are_refused(tmp_path: Path) -> None:
     broken = write(tmp_path / "broken.png", "no picture")
     with pytest.raises(ValueError, match=r"broken\.png: is not an image"):
         draw_examples([Example("a", "en", [broken], [1.0], own=0, rank=0)], tmp_path / "x.png")
-    with pytest.raises(ValueError, match="is no font file"):
+    with pytest.raises(ValueError, match="is not a font file"):
         add_fonts([broken])
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from mclip_fairseq.cli.features import read_captions
 from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.data.sampling import TemperatureSampledDataset, draw_rows, temperature_sizes
-from mclip_fairseq.encoding.captions import read_captions as read_evaluation_captions
+from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.evaluation import mean_rank_variance, retrieval_metrics
 from mclip_fairseq.evaluation.metrics.retrieval import retrieval_ranks
 from mclip_fairseq.losses import (
@@ -405,9 +405,9 @@ def test_captions_come_back_in_both_readers(folder: Path, pairs: list[tuple[str,
     file = folder / "captions.tsv"
     file.write_text("".join(f"{name}\t{text}\n" for name, text in pairs), encoding="utf-8", newline="")
     assert read_captions(file) == pairs
-    captions = read_evaluation_captions("en", file)
+    captions = read_language_captions("en", file)
     assert list(zip(captions.ids, captions.texts, strict=True)) == pairs
     (folder / "twice.tsv").write_bytes(file.read_bytes() * 2)
     with pytest.raises(ValueError, match=f"line {len(pairs) + 1}: the id .* is already on line 1"):
         read_captions(folder / "twice.tsv")
-    assert len(read_evaluation_captions("en", folder / "twice.tsv").texts) == 2 * len(pairs)  # several of an image
+    assert len(read_language_captions("en", folder / "twice.tsv").texts) == 2 * len(pairs)  # several of an image

@@ -36,8 +36,8 @@ def recalls(metrics: dict[str, float], direction: str) -> list[float]:
 def from_scores(scores: list[list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Unit text and image vectors whose cosines are the given ones (each row of scores shorter than 1)."""
     wanted = torch.tensor(scores, dtype=torch.float64)
-    rest = (1 - wanted.square().sum(1)).sqrt()
-    text = torch.cat([wanted, rest[:, None]], dim=1)
+    remainder = (1 - wanted.square().sum(1)).sqrt()
+    text = torch.cat([wanted, remainder[:, None]], dim=1)
     images = torch.eye(wanted.shape[1], wanted.shape[1] + 1, dtype=torch.float64)
     return text, images
 
@@ -114,7 +114,7 @@ def test_hand_made_one_caption_per_image_with_ties() -> None:
     assert metrics["ties"] == 3
 
 
-def test_ties_among_own_captions_are_no_ties() -> None:
+def test_ties_among_own_captions_do_not_count() -> None:
     text, image = from_scores([[0.5, 0.1], [0.5, 0.1], [0.1, 0.4]])
     ranks = retrieval_ranks(text, image, [0, 0, 1])
     assert ranks.i2t.tolist() == [0, 0]
@@ -340,8 +340,8 @@ def test_mean_rank_variance_by_hand() -> None:
 
 
 @pytest.mark.parametrize("ranks", [np.zeros(3), np.zeros((0, 3)), np.array([[0.0, np.nan]])])
-def test_mean_rank_variance_refuses_what_is_no_matrix(ranks: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="Ranks must be"):
+def test_mean_rank_variance_refuses_bad_matrices(ranks: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="ranks must be"):
         mean_rank_variance(ranks)
 
 

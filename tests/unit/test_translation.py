@@ -9,7 +9,8 @@ import pytest
 import sacrebleu
 
 from mclip_fairseq.cli.evaluate import main
-from mclip_fairseq.evaluation.metrics.translation import read_hypotheses, translation_scores
+from mclip_fairseq.evaluation.benchmarks.translation import read_hypotheses
+from mclip_fairseq.evaluation.metrics.translation import translation_scores
 
 REFERENCES = ["Ein Hund läuft über den Strand .", "Zwei Frauen lachen laut im Park ."]
 HYPOTHESES = ["Ein Hund läuft am Strand .", "Zwei Frauen lachen laut im Park ."]
@@ -21,7 +22,7 @@ def test_scores_are_those_of_sacrebleu() -> None:
     assert scores["chrf"] == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
     assert "tok:13a" in scores["signatures"]["bleu"]
     assert translation_scores(REFERENCES, REFERENCES, "de")["bleu"] == pytest.approx(100)
-    # words are not all that counts where none are written
+    # languages without spaces between words have tokenisers of their own
     assert "tok:zh" in translation_scores(["狗在海滩上跑"], ["狗在海滩上走"], "zh")["signatures"]["bleu"]
     assert "tok:zh" in translation_scores(["狗在海滩上跑"], ["狗在海滩上走"], "en-zh")["signatures"]["bleu"]
     assert translation_scores(["犬が浜辺を走る"], ["犬が浜辺を歩く"], "ja")["bleu"] > 0

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from mclip_fairseq.encoding.captions import Captions
 from mclip_fairseq.encoding.galleries import Encoder, Gallery, encode_in_chunks, gallery_for
-from mclip_fairseq.evaluation.benchmarks.base import Settings
-from mclip_fairseq.evaluation.metrics.languages import evaluate_languages, gallery_of_captions
-from mclip_fairseq.evaluation.metrics.retrieval import retrieval_ranks, top_images
+from mclip_fairseq.evaluation.benchmarks.base import Benchmark
+from mclip_fairseq.evaluation.benchmarks.files import AGAIN
+from mclip_fairseq.evaluation.benchmarks.settings import Settings
+from mclip_fairseq.evaluation.metrics.languages import evaluate_languages
 from mclip_fairseq.storage.errors import UserError
-
-SHOWN_IMAGES = 5
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Encoded:
         used: (I,) int64, the rows of the gallery that are encoded.
         image: (I, D) their features.
         text: language -> (T, D) caption features.
-        own: language -> (T,) int64, index into ``image`` of each caption's own image.
+        own: language -> (T,) int64, index into `image` of each caption's own image.
         captioned_only: whether a language is searched only in the images that its captions name.
     """
 
@@ -43,18 +42,18 @@ class Encoded:
     captioned_only: bool
 
 
-class RetrievalBenchmark:
+class RetrievalBenchmark(Benchmark):
     """Captions of the same or of different images in many languages.
 
     Args:
         name: for tables.
         captions: of each language.
         galleries: the images, or features of them by one or more teachers.
-        folds: image id -> its fold; empty where there are none.
-        notes: see ``Benchmark``.
+        folds: image id -> its fold; empty if the benchmark has no folds.
+        notes: see `Benchmark`.
 
     Raises:
-        UserError: a caption names an image that is not there.
+        UserError: a caption names an image that a gallery lacks.
     """
 
     kind = "retrieval"
@@ -73,94 +72,73 @@ class RetrievalBenchmark:
         self.galleries = galleries
         self.folds = dict(folds or {})
         self.notes = notes
-        for gallery in galleries:  # errors come before a model is loaded
-            for part in captions:
-                gallery.index.rows(part)
+        for gallery in galleries:  # find unknown images now, before a model is loaded
+            for language in captions:
+                gallery.index.rows(language)
 
     def describe(self) -> dict[str, Any]:
-        """See ``Benchmark``."""
+        """Files and hashes of the captions of each language and of the galleries, and the folds."""
         return {
-            "captions": {part.language: part.describe() for part in self.captions},
+            "captions": {language.language: language.describe() for language in self.captions},
             "galleries": [gallery.describe() for gallery in self.galleries],
             "folds": sorted(self.folds.items()),
         }
 
-    def encode(self, model: Encoder, settings: Settings) -> Encoded:
+    def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
+        """Recalls per language over all images and, if the benchmark has folds, their mean over folds."""
+        return self.measure(self.encode_all(model, settings), settings)
+
+    def encode_all(self, model: Encoder, settings: Settings) -> Encoded:
         """Encode every caption, and each image once."""
         gallery = gallery_for(model, self.galleries, self.name)
-        captions = [first_captions(part) for part in self.captions] if settings.captions == "first" else self.captions
-        rows = {part.language: gallery.index.rows(part) for part in captions}
+        captions = self.captions if settings.captions == "all" else [first_captions(each) for each in self.captions]
+        rows = {each.language: gallery.index.rows(each) for each in captions}
         everything = settings.gallery == "all"
         used = np.arange(len(gallery.index.names)) if everything else np.unique(np.concatenate(list(rows.values())))
         image = gallery.encode(model, used, settings.batch_size)
         text = {
-            part.language: encode_in_chunks(
-                model.encode_text, part.texts, settings.batch_size, f"captions ({part.language})"
+            each.language: encode_in_chunks(
+                model.encode_text, each.texts, settings.batch_size, f"captions ({each.language})"
             )
-            for part in captions
+            for each in captions
         }
-        own = {language: torch.from_numpy(np.searchsorted(used, found)) for language, found in rows.items()}
+        own = {language: torch.from_numpy(np.searchsorted(used, images)) for language, images in rows.items()}
         return Encoded(captions, gallery, used, image, text, own, captioned_only=not everything)
 
-    def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
-        """See ``Benchmark``."""
-        return self.measure(self.encode(model, settings), settings)
-
     def measure(self, encoded: Encoded, settings: Settings) -> dict[str, Any]:
-        """The report of what is encoded: over all images and, where there are folds, as their mean."""
-        parts = (encoded.text, encoded.image, encoded.own, settings.protocol, encoded.captioned_only)
-        report = evaluate_languages(*parts)
+        """The metrics of encoded captions and images: over all images and, if the benchmark has folds, their mean."""
+        report = evaluate_languages(encoded.text, encoded.image, encoded.own, settings.protocol, encoded.captioned_only)
         report["gallery_searched"] = len(encoded.used)
         if self.folds:
             report["folds"] = self.measure_folds(encoded, settings)
         return report
 
     def measure_folds(self, encoded: Encoded, settings: Settings) -> dict[str, Any]:
-        """The mean over the folds; images without one are no distractors here."""
+        """The mean over folds; an image without a fold belongs to another split and is not a distractor here.
+
+        Raises:
+            UserError: the image of a caption is in no fold.
+        """
         names = [encoded.gallery.index.names[row] for row in encoded.used]
         inside = torch.tensor([name in self.folds for name in names])
         folds = torch.tensor([self.folds[name] for name in names if name in self.folds])
-        row_inside = inside.cumsum(0) - 1
+        row_inside = inside.cumsum(0) - 1  # row of an image among those inside
         own = {}
         for language, rows in encoded.own.items():
             if not inside[rows].all():
                 missing = names[int(rows[~inside[rows]][0])]
-                raise UserError(
-                    f"{self.name}: image {missing!r} of {language} is in no fold; make the benchmark again."
-                )
+                raise UserError(f"{self.name}: image {missing!r} of {language} is in no fold; {AGAIN}")
             own[language] = row_inside[rows]
-        parts = (encoded.text, encoded.image[inside], own, settings.protocol, encoded.captioned_only)
-        found = {"number": len(folds.unique()), "images": int(folds.bincount().max())}
-        return found | evaluate_languages(*parts, folds=folds)
+        sizes = {"number": len(folds.unique()), "images": int(folds.bincount().max())}
+        return sizes | evaluate_languages(
+            encoded.text, encoded.image[inside], own, settings.protocol, encoded.captioned_only, folds=folds
+        )
 
 
 def first_captions(captions: Captions) -> Captions:
     """The first caption of each image, in the order of the file."""
-    first = list({name: row for row, name in reversed(list(enumerate(captions.ids)))}.values())
-    rows = sorted(first)
+    first_row: dict[str, int] = {}
+    for row, name in enumerate(captions.ids):
+        first_row.setdefault(name, row)
+    rows = list(first_row.values())
     return replace(captions, texts=[captions.texts[row] for row in rows], ids=[captions.ids[row] for row in rows])
-
-
-def examples_of(encoded: Encoded, number: int) -> list[Any]:
-    """The nearest images of a few queries, searched as the numbers were."""
-    from mclip_fairseq.evaluation.reports.pictures import Example, pick_queries
-
-    texts = {part.language: part.texts for part in encoded.captions}
-    everything = torch.arange(len(encoded.image))
-    examples = []
-    for language, row in pick_queries({key: len(value) for key, value in texts.items()}, number):
-        searched, own = gallery_of_captions(everything, encoded.own[language], encoded.captioned_only)
-        query, target, image = encoded.text[language][row, None], own[row, None], encoded.image[searched]
-        scores, found = top_images(query, image, min(SHOWN_IMAGES, len(image)))
-        hits = (found[0] == target).nonzero()
-        examples.append(
-            Example(
-                text=texts[language][row],
-                language=language,
-                images=[encoded.gallery.picture(int(encoded.used[searched[place]])) for place in found[0]],
-                scores=scores[0].tolist(),
-                own=int(hits[0]) if len(hits) else None,
-                rank=int(retrieval_ranks(query, image, target).t2i),
-            )
-        )
-    return examples

@@ -1,4 +1,4 @@
-"""Benchmarks of text alone: translations that find each other, and sentence similarity."""
+"""Benchmarks of text alone: sentences that find their translations, and sentence similarity."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.encoding.galleries import Encoder, Gallery, encode_in_chunks
-from mclip_fairseq.evaluation.benchmarks.base import Settings, chosen, file_below, read_table, real_numbers
+from mclip_fairseq.evaluation.benchmarks.base import Benchmark
+from mclip_fairseq.evaluation.benchmarks.files import AGAIN, choose_languages, file_below, read_table, real_numbers
+from mclip_fairseq.evaluation.benchmarks.settings import Settings
 from mclip_fairseq.evaluation.metrics.bitext import bitext_accuracy
 from mclip_fairseq.evaluation.metrics.languages import average_languages
 from mclip_fairseq.evaluation.metrics.similarity import similarity_correlations
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import file_sha256, read_lines
 
 
-class BitextBenchmark:
+class BitextBenchmark(Benchmark):
     """Sentences of many languages with their translations, as `preprocess/tatoeba.py` writes them.
 
     Args:
         folder: with `test.XXX-eng.XXX` and `test.XXX-eng.eng`.
         name: for tables.
         pairs: the pairs of the manifest.
-        languages: which; None takes all.
-        notes: see ``Benchmark``.
+        languages: which to evaluate; None for all.
+        notes: see `Benchmark`.
 
     Raises:
-        UserError: a file is missing, or its sides differ in length.
+        UserError: a file is missing, or the two sides of a pair differ in length.
     """
 
     kind = "bitext"
@@ -38,28 +41,26 @@ class BitextBenchmark:
     ) -> None:
         self.name = name
         self.notes = notes
-        there = {pair.split("-")[0]: pair for pair in pairs}
+        pair_of = {pair.split("-")[0]: pair for pair in pairs}
         self.files = {
-            language: [file_below(folder, f"test.{there[language]}.{side}") for side in there[language].split("-")]
-            for language in chosen(languages, there, folder)
+            language: [file_below(folder, f"test.{pair_of[language]}.{side}") for side in pair_of[language].split("-")]
+            for language in choose_languages(languages, pair_of, folder)
         }
         self.sides = {language: [read_lines(path) for path in paths] for language, paths in self.files.items()}
         for language, (source, target) in self.sides.items():
             if len(source) != len(target) or not source:
                 first, second = self.files[language]
-                raise UserError(
-                    f"{first}: has {len(source)} lines and {second} {len(target)}: they are no translations."
-                )
+                raise UserError(f"{first}: has {len(source)} lines, {second} {len(target)}; {AGAIN}")
 
     def describe(self) -> dict[str, Any]:
-        """See ``Benchmark``."""
+        """Number of pairs and hashes of both files per language."""
         return {
             language: {"pairs": len(self.sides[language][0]), "sha256": [file_sha256(path) for path in paths]}
             for language, paths in self.files.items()
         }
 
     def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
-        """See ``Benchmark``."""
+        """Accuracy of finding each sentence's translation, per language, with averages and intervals."""
         results, confidence = {}, {}
         for language, sides in self.sides.items():
             features = [encode_in_chunks(model.encode_text, side, settings.batch_size, language) for side in sides]
@@ -68,18 +69,18 @@ class BitextBenchmark:
         return {"results": results, "confidence": confidence, "average": average_languages(results)}
 
 
-class SimilarityBenchmark:
+class SimilarityBenchmark(Benchmark):
     """Pairs of sentences with human scores, as `preprocess/sts.py` writes them.
 
     Args:
         folder: with a file `TABLE.tsv` per table: score, sentence, sentence.
         name: for tables.
         tables: those of the manifest.
-        languages: which tables; None takes all.
-        notes: see ``Benchmark``.
+        languages: which tables to evaluate; None for all.
+        notes: see `Benchmark`.
 
     Raises:
-        UserError: a file is missing, or not of this form.
+        UserError: a file is missing or malformed, or scipy is missing.
     """
 
     kind = "similarity"
@@ -91,19 +92,20 @@ class SimilarityBenchmark:
     ) -> None:
         self.name = name
         self.notes = notes
-        there = {table: file_below(folder, f"{table}.tsv") for table in tables}
-        self.files = {table: there[table] for table in chosen(languages, there, folder)}
+        file_of = {table: file_below(folder, f"{table}.tsv") for table in tables}
+        self.files = {table: file_of[table] for table in choose_languages(languages, file_of, folder)}
         self.rows = {table: read_table(path, 3) for table, path in self.files.items()}
         self.scores = {
             table: real_numbers(path, [row[0] for row in self.rows[table]]) for table, path in self.files.items()
         }
+        import_extra("scipy.stats", "evaluate")  # fail now, before a model is loaded
 
     def describe(self) -> dict[str, Any]:
-        """See ``Benchmark``."""
+        """Number of pairs and hash of the file per table."""
         return {t: {"pairs": len(self.rows[t]), "sha256": file_sha256(path)} for t, path in self.files.items()}
 
     def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
-        """See ``Benchmark``."""
+        """Correlation of cosines with human scores per table, with averages and intervals."""
         results, confidence = {}, {}
         for table, rows in self.rows.items():
             _, *sides = zip(*rows, strict=True)

@@ -8,17 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mclip_fairseq.evaluation.metrics.confidence import Interval, mean_interval
-from mclip_fairseq.evaluation.metrics.retrieval import Features, retrieval_ranks
+from mclip_fairseq.evaluation.metrics.inputs import Features
+from mclip_fairseq.evaluation.metrics.retrieval import retrieval_ranks
 
 TOP = (1, 5)
 
 
 def class_features(names: Sequence[str], prompts: Sequence[str], encode: Callable[[list[str]], Tensor]) -> Tensor:
-    """(classes, D) mean over prompts of the normalised features of each name, normalised.
+    """(classes, D) mean over prompts of the normalised features of each name, normalised (CLIP; Radford et al., 2021).
 
     Args:
-        names: of the classes.
-        prompts: with ``{}`` where the name goes.
+        names: one per class.
+        prompts: with `{}` where the name goes.
         encode: texts -> (n, D).
     """
     texts = [prompt.replace("{}", name) for name in names for prompt in prompts]
@@ -37,11 +38,12 @@ def zero_shot_accuracy(
         labels: (n,) int64 row of each image's class.
 
     Returns:
-        ``top1``, ``top5`` and ``ties``, and 95 per cent intervals.
+        `top1`, `top5` and `ties`; and the 95 per cent intervals of both accuracies.
 
     Raises:
-        UserError: as ``retrieval_ranks``.
+        UserError: as `retrieval_ranks`.
     """
+    # Images are the queries here instead of captions, and they search classes instead of images.
     ranks = retrieval_ranks(image, classes, labels)
     hits = {f"top{k}": ranks.t2i.lt(k) for k in TOP}
     accuracies = {name: 100 * values.double().mean().item() for name, values in hits.items()}

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from mclip_fairseq.evaluation.metrics.confidence import recall_intervals
-from mclip_fairseq.evaluation.metrics.retrieval import Features, RetrievalRanks, metrics_from_ranks, retrieval_ranks
+from mclip_fairseq.evaluation.metrics.inputs import Features
+from mclip_fairseq.evaluation.metrics.retrieval import RetrievalRanks, metrics_from_ranks, retrieval_ranks
 from mclip_fairseq.evaluation.metrics.variance import STATISTICS, mean_rank_variance
 from mclip_fairseq.storage.errors import UserError
 
 Metrics = dict[str, float]
 CURVE_AT = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+# Entries of a result that are counts, not percentages.
 COUNTS = ("ties", "classes", "prompts", "photos")
 
 
@@ -31,24 +33,24 @@ def evaluate_languages(
     Args:
         text: language -> (T, D) caption features; T may differ.
         image: (I, D) image features.
-        text_to_image: language -> (T,) int64 index into ``image``.
-        protocol: see ``retrieval_ranks``.
+        text_to_image: language -> (T,) int64 index into `image`.
+        protocol: see `retrieval_ranks`.
         captioned_only: search only the images that this language's captions name; all I images otherwise.
-        folds: (I,) int64, the fold of each image: each is searched by itself, and recalls are averaged over folds.
+        folds: (I,) int64, the fold of each image. Each fold is searched by itself, and recalls are averaged over folds.
 
     Returns:
-        ``results``: language -> metrics of ``retrieval_metrics``; ``confidence``: language -> metric -> 95 per cent
-        interval; ``average``: see ``average_languages``; without folds ``curve``: language -> ``recall_curve``; and,
-        for two or more languages whose captions name the same images line by line, ``mean_rank_variance``: statistic
-        -> direction -> value.
+        `results`: language -> metrics of `retrieval_metrics`; `confidence`: language -> metric -> 95 per cent interval;
+        `average`: see `average_languages`; without folds `curve`: language -> `recall_curve`; and, for two or more
+        languages whose captions name the same images line by line, `mean_rank_variance`: statistic -> direction ->
+        value.
 
     Raises:
-        UserError: as ``retrieval_ranks``, or when the two mappings name different languages or none.
+        UserError: as `retrieval_ranks`, or the two mappings name different languages or none.
     """
     if not text or text.keys() != text_to_image.keys():
         raise UserError(
-            f"Text features are given for {sorted(text)} and image indices for {sorted(text_to_image)}: "
-            "both must name the same languages, at least one."
+            f"text features are given for {sorted(text)} and image indices for {sorted(text_to_image)}; both must name "
+            "the same languages, at least one"
         )
     ranks: dict[str, list[RetrievalRanks]] = {}
     for language, features in text.items():
@@ -56,27 +58,30 @@ def evaluate_languages(
         if folds is None:
             ranks[language] = [retrieval_ranks(features, images, own, protocol)]
         else:
-            kept, _ = gallery_of_captions(folds, text_to_image[language], captioned_only)
+            fold_of_image, _ = gallery_of_captions(folds, text_to_image[language], captioned_only)
             ranks[language] = [
-                retrieval_ranks(*part, protocol) for part in split_into_folds(features, images, own, kept)
+                retrieval_ranks(*fold, protocol) for fold in split_into_folds(features, images, own, fold_of_image)
             ]
     results = {
-        language: _mean_metrics([metrics_from_ranks(part) for part in parts]) for language, parts in ranks.items()
+        language: _mean_over_folds([metrics_from_ranks(fold) for fold in of_folds])
+        for language, of_folds in ranks.items()
     }
     report: dict[str, Any] = {
         "results": results,
-        "confidence": {language: recall_intervals(parts) for language, parts in ranks.items()},
+        "confidence": {language: recall_intervals(of_folds) for language, of_folds in ranks.items()},
         "average": average_languages(results),
     }
     if folds is None:
-        report["curve"] = {language: recall_curve(parts[0]) for language, parts in ranks.items()}
-    if folds is None and len(ranks) > 1 and _aligned(text_to_image):
-        report["mean_rank_variance"] = _rank_variances({language: parts[0] for language, parts in ranks.items()})
+        whole = {language: of_folds[0] for language, of_folds in ranks.items()}
+        report["curve"] = {language: recall_curve(values) for language, values in whole.items()}
+        # Ranks of the same item can only be compared where line n means the same item in every language.
+        if len(ranks) > 1 and _aligned(text_to_image):
+            report["mean_rank_variance"] = _rank_variances(whole)
     return report
 
 
 def recall_curve(ranks: RetrievalRanks) -> dict[str, list[float]]:
-    """``k``: CURVE_AT; ``t2i`` and ``i2t``: the recalls at them, in percent."""
+    """`k`: CURVE_AT; `t2i` and `i2t`: the recalls at them, in percent."""
     curve: dict[str, list[float]] = {"k": list(CURVE_AT)}
     for direction, values in (("t2i", ranks.t2i), ("i2t", ranks.i2t)):
         curve[direction] = [100 * values.lt(k).double().mean().item() for k in CURVE_AT]
@@ -91,7 +96,7 @@ def split_into_folds(
     Args:
         text: (T, D).
         image: (I, D).
-        own: (T,) int64 index into ``image``.
+        own: (T,) int64 index into `image`.
         folds: (I,) int64 fold of each image.
     """
     text, image = torch.as_tensor(text), torch.as_tensor(image)
@@ -115,11 +120,10 @@ def average_languages(results: Mapping[str, Metrics]) -> dict[str, Metrics]:
     """Plain means over languages, each language with the same weight.
 
     Args:
-        results: language -> metrics; counts, such as ``ties``, are not averaged.
+        results: language -> metrics; counts, such as `ties`, are not averaged.
 
     Returns:
-        ``all``: over all languages; ``without_en``: over all but "en", where there is "en" and another
-        language.
+        `all`: over all languages; `without_en`: over all but "en", where "en" and another language exist.
     """
     averages = {"all": _mean(list(results.values()))}
     others = [metrics for language, metrics in results.items() if language != "en"]
@@ -132,7 +136,7 @@ def _mean(metrics: list[Metrics]) -> Metrics:
     return {key: sum(m[key] for m in metrics) / len(metrics) for key in metrics[0] if key not in COUNTS}
 
 
-def _mean_metrics(folds: list[Metrics]) -> Metrics:
+def _mean_over_folds(folds: list[Metrics]) -> Metrics:
     return _mean(folds) | {"ties": sum(fold["ties"] for fold in folds)}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mclip_fairseq.evaluation.metrics.retrieval import Features, RetrievalRanks
+from mclip_fairseq.evaluation.metrics.inputs import Features
+from mclip_fairseq.evaluation.metrics.retrieval import RetrievalRanks
 from mclip_fairseq.storage.errors import UserError
 
 ORDERS = ("similarity", "released")

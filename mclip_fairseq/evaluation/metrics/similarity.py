@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import stats
 
 from mclip_fairseq.evaluation.metrics.confidence import RESAMPLES, SEED, Interval, interval
-from mclip_fairseq.evaluation.metrics.retrieval import Features
+from mclip_fairseq.evaluation.metrics.inputs import Features
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
 
 
 def similarity_correlations(
@@ -25,24 +25,26 @@ def similarity_correlations(
         scores: (n,) human judgements.
 
     Returns:
-        ``pearson`` and ``spearman`` (ties share their mean rank), and their 95 per cent intervals by bootstrap over
-        pairs.
+        `pearson` and `spearman` (ties share their mean rank); and their 95 per cent intervals by bootstrap over pairs.
 
     Raises:
-        UserError: the lengths differ, or one side is constant, so that there is no correlation.
+        UserError: all scores or all cosines are equal, so the correlation is undefined; or scipy is missing.
     """
-    if not len(first) == len(second) == len(scores):
-        raise UserError(f"{len(first)} and {len(second)} sentences with {len(scores)} scores: there must be as many.")
+    rankdata = import_extra("scipy.stats", "evaluate").rankdata
     cosine = F.cosine_similarity(torch.as_tensor(first).double(), torch.as_tensor(second).double()).cpu().numpy()
     gold = np.asarray(scores, dtype=np.float64)
     if np.ptp(gold) == 0 or np.ptp(cosine) == 0:
-        raise UserError("All scores or all cosines are equal: there is no correlation.")
-    found = {"pearson": _pearson(cosine, gold), "spearman": _pearson(*map(stats.rankdata, (cosine, gold)))}
+        raise UserError(
+            "all scores or all cosines are equal, so there is no correlation; check the scores, then the model"
+        )
+    # Spearman's correlation is Pearson's of the ranks.
+    correlations = {"pearson": _pearson(cosine, gold), "spearman": _pearson(rankdata(cosine), rankdata(gold))}
     rows = np.random.default_rng(SEED).integers(0, len(gold), (RESAMPLES, len(gold)))
-    ranked = [stats.rankdata(values[rows], axis=1) for values in (cosine, gold)]
-    drawn = {"pearson": _pearson(cosine[rows], gold[rows]), "spearman": _pearson(*ranked)}
-    intervals = {name: interval(values[np.isfinite(values)]) for name, values in drawn.items()}
-    return {name: float(value) for name, value in found.items()}, intervals
+    ranks = [rankdata(values[rows], axis=1) for values in (cosine, gold)]
+    resampled = {"pearson": _pearson(cosine[rows], gold[rows]), "spearman": _pearson(*ranks)}
+    # A resample of few pairs may repeat one pair only; its correlation is undefined, and it is ignored.
+    intervals = {name: interval(values[np.isfinite(values)]) for name, values in resampled.items()}
+    return {name: float(value) for name, value in correlations.items()}, intervals
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:

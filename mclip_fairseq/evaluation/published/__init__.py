@@ -1,4 +1,4 @@
-"""Published numbers of the benchmarks, with their protocol and source, to be put beside one's own."""
+"""Published numbers of the benchmarks, with their protocol and source, to compare one's own with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib import resources
 from itertools import chain
 from typing import Any
 
-from mclip_fairseq.evaluation.reports.comparison import Part, parts_of
+from mclip_fairseq.evaluation.reports.comparison import ReportRow, rows_by_table
 from mclip_fairseq.evaluation.reports.report import align_table
 
 TABLES = ("retrieval.tsv", "similarity.tsv")
@@ -24,7 +24,7 @@ class Published:
     Attributes:
         benchmark: as in reports; `*` stands for splits and variants of it.
         system: as in the source.
-        protocol: in the words of ``comparison.protocol_words``, and whatever else sets the numbers apart.
+        protocol: in the words of `comparison.protocol_words`, and whatever else distinguishes the numbers.
         source: where they are printed.
         results: language -> metric -> value in percent.
     """
@@ -36,28 +36,27 @@ class Published:
     results: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def is_of(self, benchmark: str) -> bool:
-        """Whether it was measured on a benchmark of a report."""
+        """Whether it was measured on a benchmark of this name."""
         return fnmatchcase(benchmark, self.benchmark)
 
     def metric(self, headline: str) -> str:
-        """The headline where it is published, and otherwise what is."""
+        """The headline where it is published, otherwise the first metric that is."""
         metrics = next(iter(self.results.values()))
         return headline if headline in metrics else next(iter(metrics))
 
 
 def read_published() -> list[Published]:
     """All published numbers of this package."""
-    here = resources.files(__package__)
-    sources = json.loads((here / "sources.json").read_text(encoding="utf-8"))
-    found: dict[tuple[str, str, str], Published] = {}
+    sources = json.loads((resources.files(__package__) / "sources.json").read_text(encoding="utf-8"))
+    entries: dict[tuple[str, str, str], Published] = {}
     for row in chain.from_iterable(map(_rows, TABLES)):
         benchmark, system, protocol, source, language = (
             row.pop(name) for name in ("benchmark", "system", "protocol", "source", "language")
         )
         key = (benchmark, system, protocol)
-        entry = found.setdefault(key, Published(benchmark, system, protocol, sources[source]))
+        entry = entries.setdefault(key, Published(benchmark, system, protocol, sources[source]))
         entry.results[language] = {name: float(value) for name, value in row.items() if value}
-    return list(found.values())
+    return list(entries.values())
 
 
 def _rows(table: str) -> csv.DictReader[str]:
@@ -74,36 +73,36 @@ def published_beside(reports: Sequence[Mapping[str, Any]]) -> list[Published]:
 def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[Published]) -> str:
     """Markdown tables: own rows, then published ones, each saying whether its protocol is that of the own rows.
 
-    What is published without the headline metric has a table per metric of its own.
+    Entries that lack the headline metric are in tables of their own, one per metric.
     """
     blocks = []
-    for parts in parts_of(reports).values():
-        known = [entry for entry in published if entry.is_of(parts[0].benchmark)]
-        if parts[0].part.startswith("mean of"):
+    for rows in rows_by_table(reports).values():
+        if rows[0].part.startswith("mean of"):  # nobody publishes these
             continue
-        headline = parts[0].headline
-        for metric in dict.fromkeys([headline, *(entry.metric(headline) for entry in known)]):
-            entries = [entry for entry in known if entry.metric(headline) == metric]
+        comparable = [entry for entry in published if entry.is_of(rows[0].benchmark)]
+        headline = rows[0].headline
+        for metric in dict.fromkeys([headline, *(entry.metric(headline) for entry in comparable)]):
+            entries = [entry for entry in comparable if entry.metric(headline) == metric]
             if entries:
-                blocks.append(_beside(metric, parts, entries))
+                blocks.append(_table_beside(metric, rows, entries))
     return "\n\n".join(blocks)
 
 
-def _beside(metric: str, parts: Sequence[Part], known: Sequence[Published]) -> str:
+def _table_beside(metric: str, own: Sequence[ReportRow], published: Sequence[Published]) -> str:
     """One table; averages are over the languages that all rows have."""
-    own = set.intersection(*(set(part.results) for part in parts))
-    languages = [lang for lang in parts[0].results if lang in own and all(lang in e.results for e in known)]
-    rows = [["model", *languages, "average", "same protocol"]]
-    for part in parts:
-        rows.append([part.model, *_cells(part.results, languages, metric), "own"])
-    for entry in known:
-        same = "yes" if entry.protocol == parts[0].protocol else f"no: {entry.protocol}"
-        rows.append([entry.system, *_cells(entry.results, languages, metric), same])
-    sources = "\n".join(f"Source: {source}." for source in dict.fromkeys(entry.source for entry in known))
-    return f"{parts[0].title_of(metric)}, beside published numbers\n\n{align_table(rows)}\n\n{sources}"
+    everywhere = set.intersection(*(set(row.results) for row in own), *(set(entry.results) for entry in published))
+    languages = [language for language in own[0].results if language in everywhere]
+    table = [["model", *languages, "average", "same protocol"]]
+    for row in own:
+        table.append([row.model, *_cells(row.results, languages, metric), "own"])
+    for entry in published:
+        same = "yes" if entry.protocol == own[0].protocol else f"no: {entry.protocol}"
+        table.append([entry.system, *_cells(entry.results, languages, metric), same])
+    sources = "\n".join(f"Source: {source}." for source in dict.fromkeys(entry.source for entry in published))
+    return f"{own[0].title_of(metric)}, beside published numbers\n\n{align_table(table)}\n\n{sources}"
 
 
-def _cells(results: Mapping[str, Mapping[str, float]], languages: Sequence[str], headline: str) -> list[str]:
-    values = [results[language][headline] for language in languages]
-    shown = [f"{value:.1f}" for value in values]
-    return [*shown, f"{sum(values) / len(values):.1f}" if values else ""]
+def _cells(results: Mapping[str, Mapping[str, float]], languages: Sequence[str], metric: str) -> list[str]:
+    values = [results[language][metric] for language in languages]
+    average = f"{sum(values) / len(values):.1f}" if values else ""
+    return [*(f"{value:.1f}" for value in values), average]

@@ -1,4 +1,4 @@
-"""Several reports side by side: tables for people, CSV and JSON for programs."""
+"""Several reports side by side: tables for people, CSV for programs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ CSV_COLUMNS = ("benchmark", "part", "protocol", "model", "language", "metric", "
 
 
 @dataclass(frozen=True)
-class Part:
-    """What of a report is compared: all images of a benchmark, or the mean over its folds.
+class ReportRow:
+    """What a report says of one model on all images of a benchmark, or on the mean over its folds: a row of a table.
 
     Attributes:
         benchmark: its name.
-        part: in words; empty where there is only one.
+        part: "all images" or "mean of ... folds ..."; empty where a benchmark has no folds.
         headline: the metric that stands for a language.
         protocol: how it was measured.
         model: name of the model.
         results: language -> metrics.
         confidence: language -> metric -> interval.
-        average: see ``average_languages``.
+        average: see `average_languages`.
     """
 
     benchmark: str
@@ -49,14 +49,14 @@ class Part:
         return ", ".join(word for word in words if word)
 
 
-def parts_of(reports: Sequence[Report]) -> dict[str, list[Part]]:
-    """Title -> the parts that belong into one table, a row per model."""
-    tables: dict[str, list[Part]] = {}
+def rows_by_table(reports: Sequence[Report]) -> dict[str, list[ReportRow]]:
+    """Title -> the rows that belong in one table, one per model."""
+    tables: dict[str, list[ReportRow]] = {}
     for report in reports:
-        for name, values in _values(report):
-            part = Part(
+        for part, values in _all_images_and_folds(report):
+            row = ReportRow(
                 benchmark=report["benchmark"],
-                part=name,
+                part=part,
                 headline=report["headline"],
                 protocol=protocol_words(report),
                 model=report["name"],
@@ -64,12 +64,17 @@ def parts_of(reports: Sequence[Report]) -> dict[str, list[Part]]:
                 confidence=values["confidence"],
                 average=values["average"],
             )
-            tables.setdefault(part.title, []).append(part)
+            tables.setdefault(row.title, []).append(row)
     return tables
 
 
+def languages_of(rows: Sequence[ReportRow]) -> list[str]:
+    """The languages of all rows, in the order of their first appearance."""
+    return list(dict.fromkeys(language for row in rows for language in row.results))
+
+
 def protocol_words(report: Report) -> str:
-    """The protocol of a report, so that two numbers of the same words may be compared."""
+    """The protocol of a report; numbers may be compared where the words are the same."""
     if report["kind"] != "retrieval":
         return ""
     captions = {"all": "all captions", "first": "one caption an image"}[report["captions"]]
@@ -77,7 +82,7 @@ def protocol_words(report: Report) -> str:
     return f"{report['protocol']}, {captions}{distractors}"
 
 
-def _values(report: Report) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _all_images_and_folds(report: Report) -> Iterator[tuple[str, Mapping[str, Any]]]:
     folds = report.get("folds")
     yield "all images" if folds else "", report
     if folds:
@@ -87,18 +92,17 @@ def _values(report: Report) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def format_comparison(reports: Sequence[Report]) -> str:
     """Markdown tables that read well on a terminal: one per benchmark and part, a row per model."""
     blocks = []
-    for title, parts in parts_of(reports).items():
-        languages = list(dict.fromkeys(language for part in parts for language in part.results))
+    for title, rows in rows_by_table(reports).items():
+        languages = languages_of(rows)
         several = len(languages) > 1
-        without_en = several and all("without_en" in part.average for part in parts)
-        header = ["model", *languages, *(["average"] if several else []), *(["without en"] if without_en else [])]
-        rows = [header]
-        for part in parts:
-            found = [part.results.get(language, {}).get(part.headline) for language in languages]
-            found += [part.average["all"][part.headline]] if several else []
-            found += [part.average["without_en"][part.headline]] if without_en else []
-            rows.append([part.model, *("" if value is None else f"{value:.1f}" for value in found)])
-        blocks.append(f"{title}\n\n{align_table(rows)}")
+        without_en = several and all("without_en" in row.average for row in rows)
+        table = [["model", *languages, *(["average"] if several else []), *(["without en"] if without_en else [])]]
+        for row in rows:
+            values = [row.results.get(language, {}).get(row.headline) for language in languages]
+            values += [row.average["all"][row.headline]] if several else []
+            values += [row.average["without_en"][row.headline]] if without_en else []
+            table.append([row.model, *("" if value is None else f"{value:.1f}" for value in values)])
+        blocks.append(f"{title}\n\n{align_table(table)}")
     return "\n\n".join(blocks)
 
 
@@ -107,11 +111,11 @@ def format_csv(reports: Sequence[Report]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for parts in parts_of(reports).values():
-        for part in parts:
-            for language, metrics in part.results.items():
+    for rows in rows_by_table(reports).values():
+        for row in rows:
+            for language, metrics in row.results.items():
                 for metric, value in metrics.items():
-                    low, high = part.confidence.get(language, {}).get(metric, ("", ""))
-                    words = (part.benchmark, part.part, part.protocol, part.model, language, metric)
+                    low, high = row.confidence.get(language, {}).get(metric, ("", ""))
+                    words = (row.benchmark, row.part, row.protocol, row.model, language, metric)
                     writer.writerow([*words, value, low, high])
     return stream.getvalue()

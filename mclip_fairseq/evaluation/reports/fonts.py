@@ -1,4 +1,4 @@
-"""Fonts that have the script of a text, among those installed or given."""
+"""Fonts that can draw the script of a text, among those installed or given."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import functools
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-
-from matplotlib.font_manager import FontEntry, fontManager
-from matplotlib.ft2font import FT2Font
+from typing import TYPE_CHECKING
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
+
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontEntry
 
 DEFAULT_FAMILY = "DejaVu Sans"  # comes with matplotlib
-# Draws a box with the name of the script for every character there is: no font to read.
+# Draws a box with the name of the script for every character: not a font to read.
 PLACEHOLDER = "Last Resort"
 
 
@@ -21,15 +23,17 @@ def add_fonts(paths: Sequence[Path]) -> list[str]:
     """Make font files known to matplotlib and return their family names.
 
     Raises:
-        UserError: naming the file that is no font.
+        UserError: naming the file that is not a font, or matplotlib is missing.
     """
+    font = import_extra("matplotlib.ft2font", "evaluate").FT2Font
+    manager = import_extra("matplotlib.font_manager", "evaluate").fontManager
     families = []
     for path in paths:
         try:
-            families.append(FT2Font(str(path)).family_name)
-            fontManager.addfont(str(path))
+            families.append(font(str(path)).family_name)
+            manager.addfont(str(path))
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{path} is no font file that can be read ({error}).") from error
+            raise UserError(f"{path}: is not a font file that can be read ({error}); give another file") from error
     return families
 
 
@@ -37,26 +41,27 @@ def families_for(texts: Iterable[str], preferred: Sequence[str] = ()) -> tuple[l
     """Font families that together can draw the texts, for matplotlib's glyph-by-glyph fallback.
 
     Args:
-        texts: what shall be drawn.
-        preferred: families to try first, as ``add_fonts`` returns them.
+        texts: the texts to draw.
+        preferred: families to try first, as `add_fonts` returns them.
 
     Returns:
-        The families, and the characters, sorted, that no installed font has.
+        the families, and the characters, sorted, that no installed font has.
     """
     needed = {char for text in texts for char in text if not _invisible(char)}
     families = []
     for entry in _candidates(preferred):
         if not needed:
             break
-        found = needed & _characters(entry.fname, entry.index)
-        if found:
+        covered = needed & _characters(entry.fname, entry.index)
+        if covered:
             families.append(entry.name)
-            needed -= found
+            needed -= covered
     return families or [DEFAULT_FAMILY], "".join(sorted(needed))
 
 
 def _candidates(preferred: Sequence[str]) -> Iterator[FontEntry]:
     """One upright face per family, the likeliest to read well first."""
+    manager = import_extra("matplotlib.font_manager", "evaluate").fontManager
 
     def order(entry: FontEntry) -> tuple[bool, bool, bool, int, str]:
         return (
@@ -68,7 +73,7 @@ def _candidates(preferred: Sequence[str]) -> Iterator[FontEntry]:
         )
 
     seen = set()
-    for entry in sorted(fontManager.ttflist, key=order):
+    for entry in sorted(manager.ttflist, key=order):
         if entry.name not in seen and entry.style == "normal" and not entry.name.startswith(PLACEHOLDER):
             seen.add(entry.name)
             yield entry
@@ -76,9 +81,10 @@ def _candidates(preferred: Sequence[str]) -> Iterator[FontEntry]:
 
 @functools.cache
 def _characters(path: str, face: int) -> frozenset[str]:
+    font = import_extra("matplotlib.ft2font", "evaluate").FT2Font
     try:
-        return frozenset(map(chr, FT2Font(path, face_index=face).get_charmap()))
-    except (OSError, RuntimeError):  # listed by matplotlib's cache, gone or damaged since
+        return frozenset(map(chr, font(path, face_index=face).get_charmap()))
+    except (OSError, RuntimeError):  # in matplotlib's cache, but deleted or damaged since
         return frozenset()
 
 

@@ -1,7 +1,7 @@
 """Pictures of an evaluation: recall per language, and the nearest images of a few queries.
 
-Drawn by matplotlib (3.11 and later order and join right-to-left and other complex scripts themselves)
-without pyplot: no window, no global state.
+matplotlib draws them, without pyplot: no window, no global state. Version 3.11 and later order and join the letters of
+right-to-left and other complex scripts themselves.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from mclip_fairseq.evaluation.metrics.retrieval import RECALL_AT
 from mclip_fairseq.evaluation.reports.fonts import add_fonts, families_for
+from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.images import PIXEL_CEILING, load_image, upright_rgb
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RECALL_COLOURS = {1: "#08519c", 5: "#4292c6", 10: "#c6dbef"}
 OWN_COLOUR, FOREIGN_COLOUR = "#1a9850", "#cccccc"
@@ -33,15 +35,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """A query and what it found.
+    """A query and its nearest images.
 
     Attributes:
         text: the query.
         language: its language.
         images: the nearest images, best first: files or PIL images.
         scores: the cosine of each.
-        own: which of them is the query's own image, None when it is not among them.
-        rank: 0-based rank of the own image; None for a query that has no own image.
+        own: which of them is the query's own image; None when it is not among them.
+        rank: 0-based rank of the own image; None for a query that has none.
     """
 
     text: str
@@ -56,11 +58,11 @@ def draw_recalls(results: Mapping[str, Mapping[str, float]], path: Path, title: 
     """Bars of recall at 1, 5 and 10 per language, both directions, into an image file.
 
     Args:
-        results: label (language or average) -> metrics of ``retrieval_metrics``.
+        results: label (language or average) -> metrics of `retrieval_metrics`.
         path: where to write; the extension decides the format.
         title: above the picture.
     """
-    figure = Figure(figsize=(max(4.8, 1.6 + 0.55 * len(results)), 6.4), layout="constrained")
+    figure = _new_figure((max(4.8, 1.6 + 0.55 * len(results)), 6.4))
     for axes, (direction, name) in zip(figure.subplots(2, 1, sharex=True), DIRECTIONS.items(), strict=True):
         _draw_recall_bars(axes, results, direction)
         axes.set_ylabel(f"{name}\nrecall (%)")
@@ -82,31 +84,31 @@ def draw_examples(examples: Sequence[Example], path: Path, title: str = "", font
         fonts: font files to try before the installed ones.
 
     Returns:
-        The characters that no font has; they are also logged as a warning.
+        the characters that no font has; they are also logged as a warning.
 
     Raises:
-        UserError: when an image or a font file cannot be read.
+        UserError: an image or a font file cannot be read, or matplotlib is missing.
     """
     families, missing = families_for([e.text + e.language for e in examples] + [title], add_fonts(fonts))
     if missing:
         logger.warning(
-            "No installed font has %d of the characters (%s): install one or give its file.",
+            "no installed font has %d of the characters (%s); install one or give its file with --font",
             len(missing),
             missing[:20],
         )
     columns = max(len(example.images) for example in examples)
     size = (3.0 + 1.5 * columns, 0.5 + 1.8 * len(examples))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _new_figure(size)
     grid = figure.subplots(
         len(examples), columns + 1, squeeze=False, gridspec_kw={"width_ratios": [2.0, *[1.0] * columns]}
     )
     for row, example in zip(grid, examples, strict=True):
         _draw_query(row[0], example, families)
-        _draw_found(row[1:], example)
+        _draw_images(row[1:], example)
     if title:
         figure.suptitle(title, family=families, parse_math=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # told above, once for all of them
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # logged above, once for all of them
         figure.savefig(path, dpi=110)
     return missing
 
@@ -128,7 +130,7 @@ def pick_queries(counts: Mapping[str, int], number: int) -> list[tuple[str, int]
 
 
 def wrap(text: str, width: int, lines: int) -> str:
-    """Break a text into lines by width (wide characters count two), at spaces where there are some."""
+    """Break a text into lines by width (wide characters count two), at spaces where possible."""
     rows, row = [], ""
     for piece in _pieces(text):
         if row.strip() and _width(row + piece.rstrip()) > width:
@@ -140,6 +142,10 @@ def wrap(text: str, width: int, lines: int) -> str:
     if len(rows) > lines:
         rows = [*rows[: lines - 1], rows[lines - 1] + " …"]
     return "\n".join(rows)
+
+
+def _new_figure(size: tuple[float, float]) -> Any:
+    return import_extra("matplotlib.figure", "evaluate").Figure(figsize=size, layout="constrained")
 
 
 def _draw_recall_bars(axes: Axes, results: Mapping[str, Mapping[str, float]], direction: str) -> None:
@@ -178,7 +184,7 @@ def _draw_query(axes: Axes, example: Example, families: Sequence[str]) -> None:
         axes.text(0, 0.0, f"own image: rank {example.rank + 1}", fontsize=7, color="#666666", va="bottom")
 
 
-def _draw_found(row: Sequence[Axes], example: Example) -> None:
+def _draw_images(row: Sequence[Axes], example: Example) -> None:
     for place, axes in enumerate(row):
         axes.set_xticks([])
         axes.set_yticks([])
@@ -195,7 +201,7 @@ def _draw_found(row: Sequence[Axes], example: Example) -> None:
 
 def _thumbnail(image: Path | Image.Image) -> Image.Image:
     """A small square on white, so that every picture of a row has the same frame."""
-    # What was searched had passed the limit that was set for it.
+    # The picture was searched, so it is within the limit that the user set.
     picture = load_image(image, PIXEL_CEILING) if isinstance(image, Path) else upright_rgb(image)
     picture = ImageOps.contain(picture, (THUMBNAIL, THUMBNAIL))
     square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")

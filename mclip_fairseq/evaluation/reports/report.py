@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: where its numbers come from, a table, and files."""
+"""The report of an evaluation: table, notes, files, and reading it again."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.evaluation.metrics.languages import COUNTS
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fields import check_fields, has_type
+
+NAMES = {"name": str, "benchmark": str, "kind": str, "headline": str}
+CHOICES = {"protocol": str, "captions": str, "gallery": str}  # of retrieval
+FOLDS = {"number": int, "images": int}
 
 
 def format_table(evaluation: Mapping[str, Any]) -> str:
     """A Markdown table, aligned so that it reads well on a terminal: a row per language and average.
 
     Args:
-        evaluation: ``results`` and ``average`` as a benchmark returns them.
+        evaluation: `results` and `average` as a benchmark returns them.
     """
     averages = {"all": "average", "without_en": "average without en"}
     first = next(iter(evaluation["results"].values()))
@@ -33,7 +39,7 @@ def align_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def format_notes(report: Mapping[str, Any]) -> str:
-    """The sentences that belong under the table: protocol, gallery, ties, consistency over languages, warnings."""
+    """The sentences under the table: protocol, gallery, ties, consistency over languages, warnings."""
     notes = []
     if "gallery" in report:
         gallery = {"captioned": "the images that the language's captions name", "all": "all images"}[report["gallery"]]
@@ -52,17 +58,55 @@ def format_notes(report: Mapping[str, Any]) -> str:
 
 
 def format_markdown(report: Mapping[str, Any]) -> str:
-    """The table, the sentences under it and the command, as they stand in a Markdown file."""
+    """The table, the sentences under it and the command, as in a Markdown file."""
     return "\n\n".join([format_table(report), format_notes(report), f"```\n{report['command']}\n```"]) + "\n"
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write ``report.json`` and ``report.md`` into a folder, made when needed; returns their paths."""
+    """Write `report.json` and `report.md` into a folder, created if missing; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     json_path, markdown_path = folder / "report.json", folder / "report.md"
     json_path.write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     markdown_path.write_text(f"# {report['name']}\n\n{format_markdown(report)}", encoding="utf-8")
     return [json_path, markdown_path]
+
+
+def check_comparable(file: Path, report: Any, remedy: str) -> dict[str, Any]:
+    """Check every field of a report that a comparison reads.
+
+    Args:
+        file: where it was read, for messages.
+        report: the value of the file.
+        remedy: what to do, for messages.
+
+    Returns:
+        `report`.
+
+    Raises:
+        UserError: a field is missing or has a wrong type.
+    """
+    check_fields(file, report, NAMES, remedy)
+    if report["kind"] == "retrieval":
+        check_fields(file, report, CHOICES, remedy)
+    _check_values(file, report, report["headline"], remedy)
+    if report.get("folds"):
+        _check_values(file, check_fields(file, report["folds"], FOLDS, remedy), report["headline"], remedy)
+    for curve in check_fields(file, report.get("curve", {}), {}, remedy).values():
+        check_fields(file, curve, {"k": list, "t2i": list}, remedy)
+    return report
+
+
+def _check_values(file: Path, values: Mapping[str, Any], headline: str, remedy: str) -> None:
+    """Check the numbers of a report, or of its mean over folds."""
+    check_fields(file, values, {"results": dict, "confidence": dict, "average": dict}, remedy)
+    check_fields(file, values["average"], {"all": dict}, remedy)
+    for metrics in [*values["results"].values(), *values["average"].values()]:
+        check_fields(file, metrics, {headline: float}, remedy)
+        check_fields(file, metrics, dict.fromkeys(metrics, float), remedy)
+    for intervals in values["confidence"].values():
+        for metric, interval in check_fields(file, intervals, {}, remedy).items():
+            if not (isinstance(interval, list) and [has_type(bound, float) for bound in interval] == [True, True]):
+                raise UserError(f"{file}: the interval of {metric} is not [low, high]; {remedy}")
 
 
 def _cells(metrics: Mapping[str, float], columns: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What fairseq logged in JSON while it trained, as curves."""
+"""Curves of a training from the JSON that fairseq logs."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import Any
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import parse_json, printable, read_lines
 
-# `--log-file` holds the JSON alone, among other lines; what a terminal shows has the time and the place before it.
+# `--log-file` holds lines of JSON alone, among others; on a terminal the time and the place come first.
 LINE = re.compile(r"(?:.*?\| (?:train_inner|train|valid\w*|test\w*) \| |(?=\{\"))(\{.*\})\s*")
 STEP = "num_updates"
 INNER = "train_inner"
-# Bookkeeping that no one looks at over time.
+# Bookkeeping that is not worth a plot.
 LEFT_OUT = {"epoch", "update", "num_updates", "train_wall", "wall", "wpb", "bsz", "clip", "loss_scale"}
 
 
 @dataclass
 class Curves:
-    """A metric over updates, in each place where it was logged.
+    """Metrics over updates, in each place where they were logged.
 
     Attributes:
-        points: place ("train_inner", "train", "valid") -> metric -> (update, value) in the order of the updates; what a
-            resumed run logged again replaces what was logged before.
+        points: place ("train_inner", "train", "valid") -> metric -> update -> value; a resumed run replaces the values
+            that it logs again.
     """
 
     points: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
 
     def add(self, values: dict[str, Any]) -> None:
-        """Add one logged line; lines without a number of updates are left out."""
+        """Add one logged line; lines without a number of updates are ignored."""
         place = next((name.removesuffix(f"_{STEP}") for name in values if name.endswith(f"_{STEP}")), INNER)
         prefix = "" if place == INNER else f"{place}_"
         numbers = {
@@ -50,7 +50,7 @@ class Curves:
     @property
     def metrics(self) -> list[str]:
         """All metrics, in the order in which they appeared."""
-        return list(dict.fromkeys(name for found in self.points.values() for name in found))
+        return list(dict.fromkeys(name for metrics in self.points.values() for name in metrics))
 
 
 def read_curves(logs: Sequence[Path]) -> Curves:
@@ -60,7 +60,7 @@ def read_curves(logs: Sequence[Path]) -> Curves:
         logs: written by `--log-file` with `--log-format json`, in the order of the runs.
 
     Raises:
-        UserError: no such line in any of them.
+        UserError: a line is not JSON, or none of the files has a logged number.
     """
     curves = Curves()
     for path in logs:
@@ -69,12 +69,13 @@ def read_curves(logs: Sequence[Path]) -> Curves:
             if match is None:
                 continue
             try:
-                curves.add(parse_json(match[1]))
-            except ValueError as error:
-                raise UserError(f"{path} line {number}: is not JSON: {error}") from error
+                values = parse_json(match[1])
+            except ValueError as error:  # not JSON, nested too deeply, or a number of more than 4,300 digits
+                raise UserError(f"{path}, line {number}: is not JSON: {error}; remove the line") from error
+            curves.add(values)
     if not curves.points:
-        shown = ", ".join(map(str, logs))
-        raise UserError(f"{shown}: holds no logged numbers; train with --log-format json --log-file RUN_DIR/train.log")
+        files = ", ".join(map(str, logs))
+        raise UserError(f"{files}: holds no logged numbers; train with --log-format json --log-file RUN_DIR/train.log")
     return curves
 
 
@@ -82,7 +83,7 @@ def find_logs(folder: Path) -> list[Path]:
     """The log files of a run, oldest first.
 
     Raises:
-        UserError: there are none.
+        UserError: the folder is missing or has none.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a directory; give the folder that --log-file wrote into")
@@ -93,7 +94,7 @@ def find_logs(folder: Path) -> list[Path]:
 
 
 def _number(value: Any) -> float | None:
-    """Fairseq writes most numbers as text, and `None` for those it does not have."""
+    """The number of a logged value, if it is one: fairseq writes most numbers as text, and unknown ones as `None`."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,0 +1,28 @@
+"""Choices of an evaluation and what they mean; needs nothing, so that `--help` can list them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GALLERIES = {
+    "captioned": "search the images that the captions of a language name (default)",
+    "all": "search all images; those without a caption are distractors",
+}
+CAPTIONS = {"all": "evaluate every caption of an image (default)", "first": "only the first caption of each image"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices that hold for every model and benchmark of a call.
+
+    Attributes:
+        batch_size: captions or images at once.
+        protocol: of retrieval, one of `metrics.protocols.PROTOCOLS`.
+        gallery: one of `GALLERIES`.
+        captions: one of `CAPTIONS`.
+    """
+
+    batch_size: int = 256
+    protocol: str = "strict"
+    gallery: str = "captioned"
+    captions: str = "all"
