@@ -18,6 +18,7 @@ from mclip_fairseq.formats.ccrk import build_released
 from mclip_fairseq.losses import MatchingPairs
 from mclip_fairseq.models.ccrk import CCRKModel
 from mclip_fairseq.storage.checkpoints import load_checkpoint
+from tests.tiny_data import LANGS, write
 
 HEAD_DIM = 8  # of the tiny fixtures
 
@@ -95,3 +96,23 @@ def parallel_batch(inputs: dict[str, Tensor]) -> dict[str, Any]:
         "nsentences": images,
         "ntokens": int(inputs["text_atts"].sum()),
     }
+
+
+def parallel_corpus(photos: Path, tiny_corpus: Path, folder: Path) -> Path:
+    """The tiny corpus with the same pictures in the same order in every language; images lie in `photos/images`."""
+    shutil.copytree(tiny_corpus / "captions", folder)
+    for split, start, stop in (("train", 0, 104), ("valid", 104, 120)):
+        for lang in LANGS:
+            write(folder / f"{split}.{lang}.ids", [f"img{number % 40}.png" for number in range(start, stop)])
+    return folder
+
+
+def training_options(corpus: Path, photos: Path, tokenizer: Path, folder: Path, *more: object) -> list[str]:
+    """fairseq-train's command line of a tiny pre-training."""
+    values = [
+        *(corpus, "--task", "ccrk", "--langs", "en,de,fr", "--arch", "ccrk_tiny", "--criterion", "ccrk"),
+        *("--image-root", photos / "images", "--text-tokenizer", tokenizer, "--optimizer", "fused_adamw"),
+        *("--fresh-lr-multiplier", "2", "--lr", "0.001", "--batch-size", "13", "--num-workers", "0"),
+        *("--no-progress-bar", "--log-format", "json", "--no-epoch-checkpoints", "--save-dir", folder, *more),
+    ]
+    return [str(value) for value in values]
