@@ -151,7 +151,8 @@ class CCRKCriterion(TermsCriterion):
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
         """Log all losses in nats, the temperature, and how often the answers are right in percent."""
         for name in ("loss", "contrast_loss", "matching_loss", "masked_words_loss", "temperature"):
-            log_ratio(name, logging_outputs, name, "sample_size")
+            if any(name in output for output in logging_outputs):
+                log_ratio(name, logging_outputs, name, "sample_size")
         log_ratio("i2t_R@1", logging_outputs, HITS[0], "contrast_rows", scale=100)
         log_ratio("t2i_R@1", logging_outputs, HITS[1], "captions", scale=100)
         log_ratio("matching_accuracy", logging_outputs, "matching_right", "matching_pairs", scale=100)

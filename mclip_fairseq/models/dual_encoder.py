@@ -52,6 +52,7 @@ class DualEncoder(BaseFairseqModel):
         text_encoder_prefix: what the names of the text encoder's weights begin with; empty without an XLM-R.
         tokenizer_files: files of its tokenizer, beside the weights in an exported directory.
         citation: the paper, for model cards.
+        can_match: whether it can look at a text and an image together (`match_states`), to re-rank.
         cfg: its options.
         identity: part -> path-free identity of its weights.
     """
@@ -62,6 +63,7 @@ class DualEncoder(BaseFairseqModel):
     text_encoder_prefix: ClassVar[str] = ""
     tokenizer_files: ClassVar[tuple[str, ...]] = ()
     citation: ClassVar[str] = ""
+    can_match: ClassVar[bool] = False
 
     cfg: Any
     identity: dict[str, Any]
@@ -88,6 +90,18 @@ class DualEncoder(BaseFairseqModel):
     @abstractmethod
     def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Pixels from `image_transform`, or features of the image tower -> (batch, dim), L2-normalised."""
+
+    def text_states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Where `can_match`: ids -> (batch, length, text dim) states and (batch, length) bool, True at pads."""
+        raise NotImplementedError(f"{type(self).__name__} cannot match")
+
+    def image_states(self, pixel_values: Tensor) -> Tensor:
+        """Where `can_match`: pixels -> (batch, tokens, image dim) states."""
+        raise NotImplementedError(f"{type(self).__name__} cannot match")
+
+    def match_states(self, text: Tensor, padding: Tensor, image: Tensor) -> Tensor:
+        """Where `can_match`: the states of n texts and n images -> (n, 2) logits of a mismatch and a match."""
+        raise NotImplementedError(f"{type(self).__name__} cannot match")
 
     @property
     def image_transform(self) -> ImageTransform | None:

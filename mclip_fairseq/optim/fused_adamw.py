@@ -98,8 +98,11 @@ class FusedAdamW(MomentumOptimizer):
         return not self.cfg.weight_decay
 
     def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:
-        """Restore the state; whatever the overrides say, vectors and scalars stay without weight decay, and the
-        factors of the learning rate are those of the command line."""
+        """Restore the state.
+
+        Whatever the overrides say, vectors and scalars stay without weight decay, and the factors of the learning rate
+        are those of the command line.
+        """
         super().load_state_dict(state_dict, optimizer_overrides)
         for number, group in enumerate(self.param_groups):
             if number % 2:

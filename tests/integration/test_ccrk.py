@@ -1,12 +1,17 @@
 """CCRK from training to retrieval: pre-training, fine-tuning, resuming, two ranks, and matching in inference."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from mclip_fairseq import MultilingualCLIP
+from mclip_fairseq.cli.export import main as export
+from mclip_fairseq.encoding.matching import PairScorer
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from tests.ccrk_models import parallel_corpus, training_options
 from tests.runs import difference, losses_of, state_of
@@ -43,3 +48,109 @@ def test_pre_training_logs_all_three_losses_and_retrieval(trained: tuple[Path, s
     lines = [line for line in trained[1].splitlines() if "| valid |" in line and "{" in line]
     valid = json.loads(lines[-1][lines[-1].index("{") :])
     assert {"valid_mean_recall_de", "valid_masked_words_loss", "valid_matching_accuracy"} <= valid.keys()
+
+
+def test_inference_encodes_and_matches(trained: tuple[Path, str], photos: Path, tmp_path: Path) -> None:
+    """The checkpoint, and the directory exported from it, give the model's own numbers."""
+    model = MultilingualCLIP.from_pretrained(trained[0], device="cpu")
+    texts = ["the red dog is small", "ein Haus das ist blau", "le chien"]
+    files = [photos / "images" / f"img{number}.png" for number in range(3)]
+    assert model.encode_text(texts).shape == model.encode_image(files).shape == (3, 16)
+    module = model.tower.module
+    pixels = model.transform([Image.open(file).convert("RGB") for file in files])
+    tokens = model.tokenizer(texts)
+    with torch.inference_mode():
+        expected = module.match(tokens, pixels)
+    torch.testing.assert_close(model.match(texts, files), expected)
+    torch.testing.assert_close(model.match(tokens, pixels, batch_size=2), expected)
+    torch.testing.assert_close(model.match(texts[0], files[0]), expected[:1], rtol=1e-4, atol=1e-5)
+    assert export([str(trained[0]), "--output", str(tmp_path / "m"), "--license", "mit"]) == 0
+    exported = MultilingualCLIP.from_pretrained(tmp_path / "m", device="cpu")
+    torch.testing.assert_close(exported.match(texts, files), expected)
+    torch.testing.assert_close(exported.encode_image(files), model.encode_image(files))
+    assert not (tmp_path / "m" / "teacher").exists()
+
+
+def test_pairs_are_scored_in_half_precision_as_in_full(trained: tuple[Path, str], photos: Path) -> None:
+    model = MultilingualCLIP.from_pretrained(trained[0], device="cpu")
+    texts = ["the red dog is small", "ein Haus", "le chien qui est rouge et petit"]
+    files = [photos / "images" / f"img{number}.png" for number in range(5)]
+    scorer = PairScorer(model, texts, files, batch_size=4)
+    rows, columns = torch.arange(15) // 5, torch.arange(15) % 5
+    expected = model.match([texts[row] for row in rows], [files[column] for column in columns])
+    torch.testing.assert_close(scorer(rows, columns), expected, rtol=0, atol=5e-3)
+    assert torch.equal(scorer.transposed(columns, rows), scorer(rows, columns))
+    assert scorer.image.dtype == scorer.text[0].dtype == torch.float16
+
+
+def test_a_model_of_features_only_says_that_it_cannot_match(photos: Path) -> None:
+    model = MultilingualCLIP.from_pretrained(photos / "teacher", device="cpu")
+    assert not model.can_match
+    with pytest.raises(ValueError, match="cannot look at both together"):
+        model.match(["a dog"], [photos / "images" / "img0.png"])
+
+
+def test_as_many_texts_as_images(trained: tuple[Path, str], photos: Path) -> None:
+    model = MultilingualCLIP.from_pretrained(trained[0], device="cpu")
+    with pytest.raises(ValueError, match="2 texts and 1 images; give one image for each text"):
+        model.match(["a", "b"], [photos / "images" / "img0.png"])
+
+
+def test_a_stopped_run_continues_bit_for_bit(
+    options: Callable[..., list[str]], run_train: Train, tmp_path: Path
+) -> None:
+    """With augmentation, masks, drawn languages, dropout and hard negatives on."""
+    common = ("--captions-per-image", 2, "--disable-validation", "--batch-size", 26)
+    run_train(*options(tmp_path / "whole", *common, "--max-update", 7))
+    run_train(*options(tmp_path / "parts", *common, "--max-update", 3))
+    run_train(*options(tmp_path / "parts", *common, "--max-update", 7))
+    assert difference(state_of(tmp_path / "whole"), state_of(tmp_path / "parts")) == ""
+
+
+def test_fine_tuning_from_a_pre_training_at_a_higher_resolution(
+    trained: tuple[Path, str], options: Callable[..., list[str]], run_train: Train, tmp_path: Path
+) -> None:
+    """Pairs of one language, multi-positive contrast; position tables are resized when the checkpoint is loaded."""
+    log = run_train(
+        *options(tmp_path, "--mode", "finetune", "--max-epoch", 1, "--log-interval", 1, "--image-size", 40),
+        *("--image-window", 5, "--finetune-from-model", trained[0], "--crop-area", 0.5),
+    )
+    last = list(losses_of(log).values())[-1]
+    assert float(last["contrast_loss"]) > 0
+    assert float(last["matching_loss"]) > 0
+    assert "masked_words_loss" not in last
+    before, after = (load_checkpoint(file)["model"] for file in (trained[0], tmp_path / "checkpoint_last.pt"))
+    table = next(name for name in after if name.endswith("relative_position_bias_table"))
+    assert (len(before[table]), len(after[table])) == (49, 81)
+    head = "text_encoder.encoder.lm_head.dense.weight"  # nothing asks for masked words, so their head stays
+    assert torch.equal(before[head], after[head])
+
+
+def test_languages_that_are_not_aligned_are_refused(
+    corpus: Path, photos: Path, tiny_corpus: Path, run_train: Train, tmp_path: Path
+) -> None:
+    shutil.copytree(corpus, tmp_path / "captions")
+    file = tmp_path / "captions" / "train.de.ids"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
+    arguments = training_options(tmp_path / "captions", photos, tiny_corpus / "tokenizer", tmp_path, "--max-update", 1)
+    with pytest.raises(ValueError, match=r"train\.de\.ids: does not name the images of train\.en\.ids in the same"):
+        run_train(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--captions-per-image", 4), "--captions-per-image is 4; give 0 for all or up to 3"),
+        (("--contrast-divisor", "none"), "--contrast-divisor is 'none'; give k or a positive number"),
+        (("--mask-share", 0), "--mask-share is within 0 and 1"),
+        (("--crop-area", 2), "--crop-area is from 0 to 1"),
+        (("--image-size", 30), "--image-size is 30; 2 stages need a multiple of 8 pixels"),
+        (("--contrast-weight", 0, "--matching-weight", 0, "--masked-words-weight", 0), "give one above 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    wrong: tuple[object, ...], message: str, options: Callable[..., list[str]], run_train: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_train(*options(tmp_path, "--max-update", 1, *wrong))
