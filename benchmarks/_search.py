@@ -1,23 +1,23 @@
-"""What the benchmarks of search share: features of made-up images, and a model that has nothing to do for them."""
+"""What the benchmarks of search share: features of made-up images, and a model that only normalises them."""
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mclip_fairseq.search.build import build_index
+from mclip_fairseq.search.settings import ImageSettings, IndexSettings, ModelPaths
 from mclip_fairseq.storage.feature_writer import FeatureWriter
-from mclip_fairseq.storage.images import MAX_PIXELS
 
 SHARD_ROWS = 65536
 CLUSTERS = 2000
 
 
 class NoModel:
-    """Takes features as they are."""
+    """Takes features as joint-space vectors."""
 
     name = "made-up"
     fingerprint = "0" * 64
@@ -36,9 +36,9 @@ def made_up(count: int, dim: int, seed: int) -> np.ndarray:
     """(count, dim) vectors in clusters, as those of images are; float32, not normalised."""
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, dim), dtype=np.float32)
     rng = np.random.default_rng(seed)
-    found = rng.standard_normal((count, dim), dtype=np.float32)
-    found += centres[rng.integers(0, CLUSTERS, count)]
-    return found
+    vectors = rng.standard_normal((count, dim), dtype=np.float32)
+    vectors += centres[rng.integers(0, CLUSTERS, count)]
+    return vectors
 
 
 def make_features(folder: Path, count: int, dim: int) -> Path:
@@ -53,11 +53,7 @@ def make_features(folder: Path, count: int, dim: int) -> Path:
     return folder
 
 
-def build_options(features: Path, output: Path, kind: str, **more: Any) -> Namespace:
-    """The options of `mclip-search build`."""
-    options: dict[str, Any] = {
-        **{"source": features, "output": output, "kind": kind, "model": "made-up", "text_encoder": None},
-        **{"teacher": None, "images_root": None, "lists": None, "bytes": None, "effort": None, "recall": None},
-        **{"batch_size": 64, "workers": 0, "skip_budget": None, "max_pixels": MAX_PIXELS},
-    }
-    return Namespace(**options | more)
+def build_made_up(features: Path, output: Path, kind: str, dim: int, images_root: Path | None = None) -> None:
+    """`mclip-search build` over features of `make_features`."""
+    images = ImageSettings(features, images_root)
+    build_index(output, images, IndexSettings(kind), lambda: NoModel(dim), ModelPaths("made-up"), [], ["benchmark"])

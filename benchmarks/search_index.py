@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Build and ask an index of a million vectors of 512 dimensions, beside faiss called directly with the same vectors.
+"""Build and search an index of a million vectors of 512 dimensions, compared with calling faiss directly.
 
-Every line is a process of its own, so that its peak memory is its own. `--vectors 100000` takes seconds instead of
+Each step runs in its own process, so that peak memory is measured per step. `--vectors 100000` takes seconds instead of
 minutes; `--kinds exact ivf hnsw sq8 pq` measures all kinds.
 """
 
@@ -23,10 +23,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._search import NoModel, build_options, made_up, make_features
-from mclip_fairseq.search.build import build
+from benchmarks._search import build_made_up, made_up, make_features
 from mclip_fairseq.search.index import SearchIndex
-from mclip_fairseq.search.kinds import KINDS, Searcher, factory_string, faiss, new_index, training_rows
+from mclip_fairseq.search.kinds import Searcher, factory_string, faiss, new_index, training_rows
+from mclip_fairseq.search.settings import KINDS, IndexSettings
 from mclip_fairseq.storage.features import FeatureStore
 
 DIM, K, SINGLE, BATCH = 512, 10, 50, 256
@@ -46,7 +46,7 @@ def blocks(features: FeatureStore) -> Iterator[np.ndarray]:
 
 def build_ours(folder: Path, kind: str) -> dict[str, Any]:
     """`mclip-search build`."""
-    build(build_options(folder / "features", folder / f"ours-{kind}", kind), lambda: NoModel(DIM), [], ["benchmark"])
+    build_made_up(folder / "features", folder / f"ours-{kind}", kind, DIM)
     manifest = json.loads((folder / f"ours-{kind}" / "index.json").read_text(encoding="utf-8"))
     return {"recall": (manifest["recall"] or {}).get("recall_at_k", 1.0)}
 
@@ -54,7 +54,7 @@ def build_ours(folder: Path, kind: str) -> dict[str, Any]:
 def build_faiss(folder: Path, kind: str) -> dict[str, Any]:
     """The same index without ids, hashes, resuming or recall."""
     features = FeatureStore.open(folder / "features", verify=False)
-    index = new_index(factory_string(kind, DIM, len(features)), DIM)
+    index = new_index(factory_string(IndexSettings(kind), DIM, len(features)), DIM)
     if not index.is_trained:
         rows = features.take(training_rows(index, len(features))).astype(np.float32)
         faiss().normalize_L2(rows)
@@ -101,22 +101,22 @@ STEPS = {"build_ours": build_ours, "build_faiss": build_faiss, "query_ours": que
 
 
 def in_process(step: str, folder: Path, kind: str) -> dict[str, Any]:
-    """Run a step in a process of its own; adds its seconds and its peak memory."""
+    """Run a step in its own process, which also measures its seconds and its peak memory."""
     command = [sys.executable, __file__, "--step", step, "--folder", str(folder), "--kinds", kind]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(result.stderr)
-    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return found
+    measured: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return measured
 
 
 def run_step(options: argparse.Namespace) -> dict[str, Any]:
-    """What a process of `in_process` does."""
+    """Run one step, in the process that `in_process` started."""
     start = time.perf_counter()
-    found = STEPS[options.step](options.folder, options.kinds[0])
-    found["seconds"] = time.perf_counter() - start
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return found
+    measured = STEPS[options.step](options.folder, options.kinds[0])
+    measured["seconds"] = time.perf_counter() - start
+    measured["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return measured
 
 
 def size_of(path: Path) -> float:
@@ -140,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=1_000_000, help="default 1000000")
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=["exact", "ivf"], help="default exact ivf")
-    parser.add_argument("--folder", type=Path, help="where the files go, some 8 GiB for a million (default: temporary)")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write the files, about 8 GiB per million (default: temporary)"
+    )
     parser.add_argument("--step", choices=tuple(STEPS), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.step:

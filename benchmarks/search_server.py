@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How long 20 people wait who search 100,000 images from the page at the same time.
+"""Latency of the page when 20 people search 100,000 images at once.
 
 The text encoder has the layers of XLM-R base (12 of 768, random weights), the index is exact with 512 dimensions, and
-the pictures are JPEGs of 640 x 480. Each of the users types: a question every half second that nobody asked before, and
-after each answer the first eight pictures, as a browser loads them. Server and users share this machine's cores.
+the images are JPEGs of 640 x 480. Each user sends a new question every half second and, after each answer, loads the
+first eight images, as a browser does. Server and users share this machine's cores.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._search import NoModel, build_options, make_features
+from benchmarks._search import build_made_up, make_features
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.inference import MultilingualCLIP
-from mclip_fairseq.search.build import build
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.server import serve
 
@@ -39,7 +38,7 @@ WORDS = "a the dog cat beach house red small ein Hund am Strand une plage rouge 
 
 
 class LikeXLMR:
-    """A tower whose texts cost what XLM-R base costs; its vocabulary, which costs no time, is smaller."""
+    """A tower as slow as XLM-R base; its vocabulary, which costs no time, is smaller."""
 
     def __init__(self) -> None:
         shield_torchaudio()
@@ -51,7 +50,7 @@ class LikeXLMR:
         self.name, self.dim, self.languages = "like XLM-R base", DIM, ["en"]
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """A token for every three bytes or so, as SentencePiece gives."""
+        """About one token per three bytes, as SentencePiece gives."""
         pieces = [[0, *(5 + byte for byte in text.encode()[::3][: MAX_TOKENS - 2]), 2] for text in texts]
         width = max(map(len, pieces))
         return {"tokens": torch.tensor([row + [1] * (width - len(row)) for row in pieces])}
@@ -65,7 +64,7 @@ class LikeXLMR:
 
 
 def prepare(folder: Path, images: int) -> None:
-    """Pictures and an index of as many images; several share a picture."""
+    """Image files and an index of `images` rows, several of which share a file."""
     rng = np.random.default_rng(0)
     for number in range(PICTURES):
         small = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
@@ -74,12 +73,11 @@ def prepare(folder: Path, images: int) -> None:
     ids = (features / "ids.txt").read_text(encoding="utf-8").split()
     lines = "".join(f"{name}\t{row % PICTURES}.jpg\n" for row, name in enumerate(ids))
     (folder / "pictures.tsv").write_text(lines, encoding="utf-8")
-    options = build_options(features, folder / "index", "exact", images_root=folder / "pictures.tsv")
-    build(options, lambda: NoModel(DIM), [], ["benchmark"])
+    build_made_up(features, folder / "index", "exact", DIM, images_root=folder / "pictures.tsv")
 
 
 def user(port: int, number: int, until: float, searches: list[float], pictures: list[float]) -> None:
-    """Type and look until the time is over."""
+    """Search and load images until the time is over."""
     rng = np.random.default_rng(number)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     time.sleep(PAUSE * number / 20)
@@ -99,7 +97,7 @@ def user(port: int, number: int, until: float, searches: list[float], pictures: 
 
 
 def measure(port: int, users: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of every search and of every picture."""
+    """Seconds of every search and of every image."""
     searches: list[float] = []
     pictures: list[float] = []
     until = time.monotonic() + seconds
@@ -114,9 +112,9 @@ def measure(port: int, users: int, seconds: float) -> dict[str, list[float]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; status 1 when the 95th percentile of the searches is a second or more."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=100_000, help="in the index (default 100000)")
-    parser.add_argument("--users", type=int, default=20, help="at the same time (default 20)")
-    parser.add_argument("--seconds", type=float, default=30, help="how long they search (default 30)")
+    parser.add_argument("--images", type=int, default=100_000, help="images in the index (default 100000)")
+    parser.add_argument("--users", type=int, default=20, help="users at once (default 20)")
+    parser.add_argument("--seconds", type=float, default=30, help="length of the measurement (default 30)")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.serve:
@@ -130,18 +128,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             assert server.stdout is not None
             port = int(server.stdout.readline().rsplit(":", 1)[1].split("/")[0])
-            measure(port, options.users, 3)  # warm
-            found = measure(port, options.users, options.seconds)
+            measure(port, options.users, 3)  # warm up
+            measured = measure(port, options.users, options.seconds)
         finally:
             server.terminate()
             server.wait()
     print(f"{options.users} users, {options.images} images, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print("| request | number | per second | median ms | 95 % ms | longest ms |\n| --- | --- | --- | --- | --- | --- |")
-    for name, seconds in found.items():
+    for name, seconds in measured.items():
         middle, late = 1000 * np.quantile(seconds, (0.5, 0.95))
         row = f"{len(seconds)} | {len(seconds) / options.seconds:.1f} | {middle:.0f} | {late:.0f}"
         print(f"| {name} | {row} | {1000 * max(seconds):.0f} |")
-    return int(np.quantile(found["search"], 0.95) >= 1)
+    return int(np.quantile(measured["search"], 0.95) >= 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A running ``mclip-search serve`` inside the test's process, and plain requests to it."""
+"""A running `mclip-search serve` inside the test's process, and plain requests to it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,24 @@ from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.server import make_server
 from tests.colours import ColourModel
 
+SECRET = "not for anyone"
+BAD_NAME = "<img src=x onerror=alert(1)>.png"
+
+
+class SlowModel(ColourModel):
+    """Slow for texts that begin with `slow`, so that queries pile up; fails for those that begin with `fail`."""
+
+    def encode_text(self, texts: Any, batch_size: int = 1, normalize: bool = True) -> Any:
+        if "slow" in texts[0]:
+            time.sleep(0.3)
+        if "fail" in texts[0]:
+            raise RuntimeError("/secret/path is broken")
+        return super().encode_text(texts)
+
 
 def make_index(folder: Path, images: Path, model: ColourModel) -> SearchIndex:
     """An index of a folder of pictures."""
-    load, cli.load_model = cli.load_model, lambda options: model
+    load, cli.load_model = cli.load_model, lambda *arguments: model
     try:
         assert cli.main(["build", str(images), "--model", "m", "--output", str(folder), "--workers", "0"]) == 0
     finally:
@@ -63,3 +77,8 @@ def search(port: int, query: Any, **more: Any) -> tuple[int, Any]:
     body = json.dumps({"query": query} | more).encode()
     status, _, content = ask(port, "POST", "/search", body, {"Content-Type": "application/json"})
     return status, json.loads(content)
+
+
+def picture_of(index: SearchIndex, name: str) -> str:
+    """Address of an image, below `/thumb/` and `/image/`."""
+    return f"{index.stamp}/{index.row_of[name]}"

@@ -1,16 +1,19 @@
-"""``mclip-export``: a trained model as one directory that works offline elsewhere, and as ONNX."""
+"""Write a trained model as one directory that works offline elsewhere, and as ONNX."""
+
+from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from mclip_fairseq.cli.main import run_main
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import shown
 
 PROGRAM = "mclip-export"
 EPILOG = """\
-The directory holds safetensors, configuration, tokenizer, image processor and a model card; no pickle.
+The directory holds safetensors, configuration, tokenizer, image processor and a model card, but no pickle.
 MultilingualCLIP.from_pretrained(DIR) and sentence_transformers.SentenceTransformer(DIR) read it.
 
 examples:
@@ -22,82 +25,71 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns 0, or 2 after one sentence on stderr when something cannot be used."""
+    """Run the command; returns the exit status."""
     options = _parser().parse_args(argv)
-    try:
-        export(options)
-    except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: error: {shown(str(error))}", file=sys.stderr)
-        return 2
-    return 0
+    return run_main(PROGRAM, lambda: run(options))
 
 
-def export(options: argparse.Namespace) -> None:
-    """Write what the options ask for.
-
-    Raises:
-        UserError: in one sentence, when an option or a file cannot be used.
-    """
-    from mclip_fairseq.export.card import model_card, read_report
-    from mclip_fairseq.export.directory import save_directory
-    from mclip_fairseq.formats.towers import TrainedTower
-    from mclip_fairseq.inference import MultilingualCLIP
-
+def run(options: argparse.Namespace) -> None:
+    """Write what the options ask for, and say where it is."""
     if options.int8 and not (options.captions and options.features):
-        raise UserError("--int8 needs --captions and --features, on which its loss of recall is measured")
-    model = MultilingualCLIP.from_pretrained(
-        options.model, device="cpu", text_encoder=options.text_encoder or None, teacher=options.teacher or None
-    )
-    tower = model.tower
-    if not isinstance(tower, TrainedTower):
-        raise UserError(f"{options.model}: is a transformers model already; mclip-export takes what was trained here")
-    card = model_card(
-        tower, options.output.name, options.license, options.data, [read_report(file) for file in options.report]
-    )
-    save_directory(tower, options.output)
-    (options.output / "README.md").write_text(card, encoding="utf-8")
+        raise UserError("--int8 needs --captions and --features, to measure how much recall it loses")
+    from mclip_fairseq.export.card import CardFacts, read_report
+    from mclip_fairseq.export.publish import load_exportable, upload, write_model
+
+    reports = [read_report(file) for file in options.report]
+    tower = load_exportable(options.model, options.text_encoder, options.teacher)
+    write_model(tower, options.output, CardFacts(options.output.name, options.license, options.data, reports))
     print(f"Written: {options.output}")
     if options.onnx or options.int8:
-        from mclip_fairseq.export.onnx import export_onnx
+        from mclip_fairseq.export.onnx import RecallData, export_onnx
 
-        export_onnx(tower, options.output / "onnx", options.int8, options.captions, options.ids, options.features)
+        data = RecallData(options.captions, options.ids, options.features) if options.int8 else None
+        _print_onnx(options.output / "onnx", export_onnx(tower, options.output / "onnx", data))
     if options.push:
-        push(options.output, options.push)
+        print(f"Uploaded: {upload(options.output, options.push)}")
 
 
-def push(folder: Path, repository: str) -> None:
-    """Upload the directory to the Hub as a private repository, made when needed."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api = HfApi()
-    try:
-        api.create_repo(repository, private=True, exist_ok=True)
-        commit = api.upload_folder(folder_path=str(folder), repo_id=repository, commit_message="mclip-export")
-    except HfHubHTTPError as error:
-        raise UserError(f"{repository}: the Hub refuses the upload: {str(error).splitlines()[0]}") from error
-    print(f"Uploaded: {commit.commit_url}")
+def _print_onnx(folder: Path, report: Mapping[str, Any]) -> None:
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in report["largest_difference"].items())
+    print(f"Written: {folder}; largest difference from torch: {differences}")
+    for language, row in report.get("int8", {}).items():
+        print(f"int8 text tower, {language}: mean recall {row['float32']:.1f} -> {row['int8']:.1f}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="training checkpoint, or a directory written before")
+    parser.add_argument("model", help="training checkpoint, or exported directory")
     parser.add_argument("--output", type=Path, required=True, help="directory to make; its name is the model's")
-    parser.add_argument("--text-encoder", default="", help="where the text encoder's archive is now")
-    parser.add_argument("--teacher", default="", help="Hub name or directory of the teacher as it is now")
-    parser.add_argument("--license", default="", help="identifier for the card, such as mit")
-    parser.add_argument("--data", nargs="+", default=[], help="for the card: what it was trained on, a sentence a set")
     parser.add_argument(
-        "--report", type=Path, nargs="+", default=[], help="for the card: report.json of mclip-evaluate"
+        "--text-encoder", default="", help="current path of the text encoder's archive (default: the checkpoint's)"
     )
-    parser.add_argument("--onnx", action="store_true", help="write both towers as ONNX, checked against torch")
-    parser.add_argument("--int8", action="store_true", help="write an int8 text tower, its loss of recall measured")
-    parser.add_argument("--captions", nargs="+", default=[], metavar="LANG=FILE", help="for --int8, as mclip-evaluate")
-    parser.add_argument("--ids", nargs="+", default=[], metavar="[LANG=]FILE", help="for --int8, as mclip-evaluate")
-    parser.add_argument("--features", type=Path, help="for --int8: feature directory of the images")
-    parser.add_argument("--push", default="", metavar="USER/NAME", help="upload to the Hub, as a private repository")
+    parser.add_argument(
+        "--teacher", default="", help="current Hub name or directory of the teacher (default: the checkpoint's)"
+    )
+    parser.add_argument("--license", default="", help="licence identifier for the model card, such as mit")
+    parser.add_argument(
+        "--data", nargs="+", default=[], help="training data for the model card, one sentence per dataset"
+    )
+    parser.add_argument(
+        "--report", type=Path, nargs="+", default=[], help="results for the model card: report.json of mclip-evaluate"
+    )
+    parser.add_argument("--onnx", action="store_true", help="also write both towers as ONNX, checked against torch")
+    parser.add_argument(
+        "--int8", action="store_true", help="also write an int8 text tower and measure how much recall it loses"
+    )
+    parser.add_argument(
+        "--captions", nargs="+", default=[], metavar="LANG=FILE", help="captions for --int8, as in mclip-evaluate"
+    )
+    parser.add_argument(
+        "--ids", nargs="+", default=[], metavar="[LANG=]FILE", help="image ids for --int8, as in mclip-evaluate"
+    )
+    parser.add_argument("--features", type=Path, help="feature directory of the images for --int8")
+    parser.add_argument(
+        "--push", default="", metavar="USER/NAME", help="also upload the directory to the Hub, as a private repository"
+    )
     return parser
 
 

@@ -11,12 +11,13 @@ from mclip_fairseq.storage.files import shown
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
-def run_main(program: str, run: Callable[[], int | None]) -> int:
+def run_main(program: str, run: Callable[[], int | None], when_interrupted: str = "") -> int:
     """Run a command and turn what the user can fix into one sentence on stderr.
 
     Args:
         program: the command's name, before the sentence.
         run: the command; returns its exit status, None for 0.
+        when_interrupted: what to do after Ctrl-C, for the message.
 
     Returns:
         the exit status of `run`, 2 after a `UserError` or an `OSError`, or 130 after Ctrl-C.
@@ -24,12 +25,13 @@ def run_main(program: str, run: Callable[[], int | None]) -> int:
     try:
         return run() or 0
     except UserError as error:
-        print(f"{program}: error: {shown(str(error))}", file=sys.stderr)
+        message = "\n".join(map(shown, str(error).split("\n")))  # some list one unreadable input per line
+        print(f"{program}: error: {message}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
         place = f"{error.filename}: " if error.filename is not None else ""
         print(f"{program}: error: {shown(place + (error.strerror or str(error)))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+        print(f"\n{program}: interrupted{when_interrupted and '; ' + when_interrupted}", file=sys.stderr)
         return INTERRUPTED

@@ -1,5 +1,6 @@
 """XLM-R's tokenizer as fairseq ships it: a SentencePiece model and a dictionary."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
 
-SENTENCEPIECE = "sentencepiece.bpe.model"
-# A model file begins with <unk> <s> </s>; in a dictionary fairseq's four specials take their place.
+DICTIONARY, SENTENCEPIECE = "dict.txt", "sentencepiece.bpe.model"
+TOKENIZER_FILES = (DICTIONARY, SENTENCEPIECE)
+# A model file begins with <unk> <s> </s>; fairseq adds four special entries to a dictionary instead.
 CONTROL_PIECES = 3
-# A dictionary counted from a corpus also has characters that the model does not know; a foreign one shares far less.
+# A dictionary counted from a corpus also has characters that are not pieces of the model. The dictionary of another
+# text encoder shares far fewer entries.
 SHARED_ENTRIES = 0.8
 
 
@@ -24,13 +27,13 @@ def load_sentencepiece(file: Path) -> sentencepiece.SentencePieceProcessor:
     """Read a SentencePiece model.
 
     Raises:
-        UserError: the file is something else.
+        UserError: the file is not a SentencePiece model.
     """
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(file))
     except Exception as error:  # its parser is not written in Python
         raise UserError(
-            f"{file}: is no SentencePiece model ({first_line(error)}); copy the text encoder's to this place"
+            f"{file}: is not a SentencePiece model ({first_line(error)}); copy the text encoder's to this path"
         ) from error
 
 
@@ -45,13 +48,20 @@ def piece_list(processor: sentencepiece.SentencePieceProcessor) -> list[str]:
 
 
 def write_dictionary(directory: Path) -> None:
-    """Write the `dict.txt` that a SentencePiece model implies: its pieces in their order, as XLM-R's."""
+    """Write the `dict.txt` of a SentencePiece model: its pieces in their order, as in XLM-R's."""
     lines = "".join(f"{piece} 1\n" for piece in sentencepiece_pieces(directory))
-    (directory / "dict.txt").write_text(lines, encoding="utf-8")
+    (directory / DICTIONARY).write_text(lines, encoding="utf-8")
+
+
+def copy_tokenizer(source: Path, output: Path) -> None:
+    """Copy dictionary and SentencePiece model into a directory, which may be the same one."""
+    for name in TOKENIZER_FILES:
+        if (source / name).resolve() != (output / name).resolve():
+            shutil.copyfile(source / name, output / name)
 
 
 class XLMRTokenizer:
-    """Text to ids, the way the training data were made (`preprocess/encode.py`, then `fairseq-preprocess`).
+    """Text to ids, as in the training data (`preprocess/encode.py`, then `fairseq-preprocess`).
 
     Args:
         directory: holds `sentencepiece.bpe.model` and `dict.txt`.
@@ -64,14 +74,14 @@ class XLMRTokenizer:
     def __init__(self, directory: str | Path, max_tokens: int = 512) -> None:
         model = Path(directory) / SENTENCEPIECE
         if not model.is_file():
-            raise UserError(f"{model}: not found; copy the text encoder's SentencePiece model to this place")
+            raise UserError(f"{model}: not found; copy the text encoder's SentencePiece model to this path")
         self.directory = Path(directory)
         self.processor = load_sentencepiece(model)
         self.dictionary: Dictionary = load_dictionary(directory)
-        self._refuse_foreign_dictionary()
+        self._check_dictionary()
         self.max_tokens = max_tokens
 
-    def _refuse_foreign_dictionary(self) -> None:
+    def _check_dictionary(self) -> None:
         entries = self.dictionary.symbols[self.dictionary.nspecial :]
         shared = len(set(entries).intersection(piece_list(self.processor)))
         if shared < SHARED_ENTRIES * len(entries):
@@ -84,7 +94,7 @@ class XLMRTokenizer:
         """Tokenise without padding.
 
         Args:
-            texts: any number of texts, empty ones included; line breaks count as spaces.
+            texts: any number of texts, which may be empty; line breaks count as spaces.
         """
         pieces = self.processor.encode([" ".join(text.split()) for text in texts], out_type=str)
         eos, index = self.dictionary.eos(), self.dictionary.index
@@ -94,7 +104,7 @@ class XLMRTokenizer:
         return FlatTokens(values, sizes, self.dictionary, self.max_tokens)
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """Ids `<s> ... </s>`, right-padded, over-long texts cut.
+        """Ids `<s> ... </s>`, right-padded; texts longer than `max_tokens` are cut.
 
         Args:
             texts: one text or several.

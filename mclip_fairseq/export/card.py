@@ -1,59 +1,125 @@
 """The model card of an exported directory: `README.md` with the metadata that the Hub reads."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mclip_fairseq
+from mclip_fairseq.evaluation.metrics.languages import COUNTS
 from mclip_fairseq.evaluation.reports.report import format_markdown
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import expecting, read_json
+from mclip_fairseq.storage.fields import check_fields, has_type
+from mclip_fairseq.storage.files import read_json
 
-CITATION = """@inproceedings{chen-etal-2023-mclip,
-  title = {{mCLIP}: Multilingual {CLIP} via Cross-lingual Transfer},
-  author = {Chen, Guanhua and Hou, Lu and Chen, Yun and Dai, Wenliang and Shang, Lifeng and Jiang, Xin and Liu, Qun
-            and Pan, Jia and Wang, Wenping},
-  booktitle = {Proceedings of ACL},
-  year = {2023},
-}"""
+REMEDY = "give the report.json of mclip-evaluate"
+GALLERIES = ("captioned", "all")
+AVERAGES = ("all", "without_en")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the author of a model says about it.
+
+    Attributes:
+        name: of the model.
+        licence: identifier as the Hub knows it, such as `mit`; empty if nobody has said.
+        data: what the model was trained on, one sentence per dataset.
+        reports: of `mclip-evaluate` on this model, as `read_report` returns them.
+    """
+
+    name: str
+    licence: str = ""
+    data: Sequence[str] = ()
+    reports: Sequence[Mapping[str, Any]] = ()
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """A report of `mclip-evaluate`.
+    """Read a report of `mclip-evaluate`.
 
     Raises:
         UserError: it cannot be read, or is something else.
     """
-    report = read_json(file)
-    if not isinstance(report, dict) or not {"results", "protocol", "command", "model"} <= set(report):
-        raise UserError(f"{file}: is no report.json of mclip-evaluate")
-    with expecting(file, "a report.json of mclip-evaluate"):
-        report["model"].get("identity"), measured(report)
+    report: dict[str, Any] = read_json(file)
+    check_report(file, report)
     return report
 
 
-def measured(report: Mapping[str, Any]) -> list[str]:
-    """The paragraphs of a report in a card."""
-    return [f"### {', '.join(report['results'])}", "", format_markdown(report)]
+def check_report(file: Path, report: Any) -> None:
+    """Check that a report has everything that its table and notes show.
+
+    Raises:
+        UserError: naming the field.
+    """
+    check_fields(
+        file,
+        report,
+        {
+            **{"results": dict, "average": dict, "model": dict, "protocol": object, "command": object},
+            **{"gallery": str | None, "notes": list | None, "mean_rank_variance": dict | None},
+        },
+        REMEDY,
+    )
+    rows = {**report["results"], **{f"average {name}": row for name, row in report["average"].items()}}
+    first = next(iter(report["results"].values()), None)
+    if not isinstance(first, dict):
+        raise UserError(f"{file}: has no results; {REMEDY}")
+    columns = dict.fromkeys((name for name in first if name not in COUNTS), float)
+    for name, metrics in rows.items():
+        check_fields(f"{file}: {name}", metrics, {**columns, "ties": float | None}, REMEDY)
+    spread = report.get("mean_rank_variance") or {}
+    for name in ("variance", "std") if spread else ():
+        check_fields(f"{file}: mean_rank_variance: {name}", spread.get(name), {"t2i": float, "i2t": float}, REMEDY)
+    if (
+        not set(report["average"]) <= set(AVERAGES)
+        or report.get("gallery", GALLERIES[0]) not in GALLERIES
+        or not all(has_type(note, str) for note in report.get("notes") or ())
+    ):
+        raise UserError(f"{file}: has an average, a gallery or a note that mclip-evaluate does not write; {REMEDY}")
 
 
-def model_card(
-    tower: TrainedTower, name: str, licence: str, data: Sequence[str], reports: Sequence[Mapping[str, Any]]
-) -> str:
+def model_card(tower: TrainedTower, facts: CardFacts) -> str:
     """Write the card.
 
     Args:
         tower: the model.
-        name: what it is called.
-        licence: identifier as the Hub knows it, such as `mit`; empty where nobody has said.
-        data: what it was trained on, one sentence a set.
-        reports: of `mclip-evaluate` on this model.
+        facts: what its author says.
 
     Raises:
         UserError: a report is of another model.
     """
+    for report in facts.reports:
+        if report["model"].get("identity") != tower.identity:
+            raise UserError(
+                f"the report of {report['command']!r} is of another model ({report['model'].get('identity')}); "
+                "evaluate the model that is exported"
+            )
+    sections = {
+        "": introduction(tower, facts.name),
+        "Parts": [f"- {part}" for part in model_parts(tower)],
+        "Training data": [f"- {sentence}" for sentence in facts.data] or ["Not stated by the author of this card."],
+        "Measured": [paragraph for report in facts.reports for paragraph in measured(report)]
+        or ["Nothing was measured when this was exported."],
+        "Licence and citation": [
+            f"Licence: {facts.licence or 'not stated'}. The parts keep theirs.",
+            "",
+            "```",
+            tower.module.citation,
+            "```",
+        ],
+    }
+    lines = metadata(tower, facts.licence)
+    for title, section in sections.items():
+        lines += [*([f"## {title}", ""] if title else []), *section, ""]
+    return "\n".join(lines)
+
+
+def metadata(tower: TrainedTower, licence: str) -> list[str]:
+    """The head of the card, in YAML, which the Hub reads."""
     head = {
         "library_name": "mclip_fairseq",
         "language": tower.languages,
@@ -61,19 +127,13 @@ def model_card(
         "pipeline_tag": "zero-shot-image-classification",
         "tags": ["clip", "multilingual", "image-text-retrieval"],
     }
-    for report in reports:
-        if report["model"].get("identity") != tower.identity:
-            raise UserError(
-                f"the report of {report['command']!r} is of another model ({report['model'].get('identity')}); "
-                "evaluate the model that is exported"
-            )
-    teacher = tower.identity["teacher"]
-    text = tower.identity.get("text_encoder") or {}
-    lines = [
-        "---",
-        *(f"{key}: {json.dumps(value)}" for key, value in head.items()),  # JSON is YAML
-        "---",
-        "",
+    # JSON is YAML, and escapes what needs it.
+    return ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
+
+
+def introduction(tower: TrainedTower, name: str) -> list[str]:
+    """Title, one paragraph, and how to use the model."""
+    return [
         f"# {name}",
         "",
         f"Images and texts of {len(tower.languages)} languages ({', '.join(tower.languages)}) in one space of "
@@ -85,23 +145,21 @@ def model_card(
         f'model = MultilingualCLIP.from_pretrained("{name}")',
         'scores = model.encode_text(["ein Hund am Strand"]) @ model.encode_image(["photo.jpg"]).T',
         "```",
-        "",
-        "## Parts",
-        "",
-        f"- images: {teacher.get('name', 'unknown')} ({teacher.get('architecture', 'unknown')}, revision "
-        f"{teacher.get('revision') or 'unknown'}, weights SHA-256 `{teacher.get('sha256', 'unknown')}`)",
-        f"- text: XLM-R of {tower.module.text_encoder.dim} dimensions, weights SHA-256 "
-        f"`{text.get('sha256', 'trained')}`; texts are cut to {tower.tokenizer.max_tokens} tokens",
-        "",
-        "## Training data",
-        "",
-        *([f"- {sentence}" for sentence in data] or ["Not stated by whoever exported it."]),
-        "",
-        "## Measured",
-        "",
     ]
-    for report in reports:
-        lines += measured(report)
-    lines += [] if reports else ["Nothing was measured when this was exported.", ""]
-    lines += ["## Licence and citation", "", f"Licence: {licence or 'not stated'}. The parts keep theirs.", ""]
-    return "\n".join([*lines, "```", CITATION, "```", ""])
+
+
+def measured(report: Mapping[str, Any]) -> list[str]:
+    """The paragraphs of a report in a card."""
+    return [f"### {', '.join(report['results'])}", "", format_markdown(report)]
+
+
+def model_parts(tower: TrainedTower) -> list[str]:
+    """What the model is made of, one line per part."""
+    teacher = tower.identity["teacher"]
+    text = tower.identity.get("text_encoder") or {}
+    return [
+        f"images: {teacher.get('name', 'unknown')} ({teacher.get('architecture', 'unknown')}, revision "
+        f"{teacher.get('revision') or 'unknown'}, weights SHA-256 `{teacher.get('sha256', 'unknown')}`)",
+        f"text: {tower.module.text_description}, weights SHA-256 "
+        f"`{text.get('sha256', 'trained')}`; texts are cut to {tower.tokenizer.max_tokens} tokens",
+    ]

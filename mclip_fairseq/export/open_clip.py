@@ -1,4 +1,4 @@
-"""The `(model, transform, tokenizer)` triple of open_clip, which CLIP_benchmark and clip-retrieval work with."""
+"""The `(model, transform, tokenizer)` triple of open_clip, which CLIP_benchmark and clip-retrieval use."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ class OpenCLIPModel(nn.Module):
     """A `MultilingualCLIP` with open_clip's methods.
 
     Args:
-        model: what is wrapped.
+        model: the model to wrap.
     """
 
     def __init__(self, model: MultilingualCLIP) -> None:
@@ -41,11 +41,11 @@ def open_clip_triple(model: MultilingualCLIP) -> Triple:
     """Model, transform and tokenizer.
 
     Args:
-        model: a loaded model, on the device where it will run.
+        model: a loaded model, on the device it will run on.
 
     Returns:
-        the model; a function of one PIL image that gives (channels, height, width); a function of one or several texts
-        that gives (texts, length) token ids.
+        the model; a function from a PIL image to (channels, height, width) pixels; a function from one or several
+        texts to (texts, length) token ids.
     """
 
     def transform(image: Image.Image) -> Tensor:

@@ -1,7 +1,7 @@
-"""M-CLIP's published text towers (Carlsson et al., LREC 2022): mean pooling and a linear layer on a base model.
+"""M-CLIP's published text encoders (Carlsson et al., LREC 2022): mean pooling and a linear layer on a base model.
 
-`config.json` names the base model and the width of the image tower's space; the weights stand below `transformer.` and
-`LinearTransformation.`. The image tower is published elsewhere: OpenAI's or open_clip's CLIP.
+`config.json` names the base model and the width of the image tower's space; the weights have the prefixes
+`transformer.` and `LinearTransformation.`. The image tower is published elsewhere: OpenAI's or open_clip's CLIP.
 """
 
 from pathlib import Path
@@ -11,20 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.formats.openai_clip import refuse_mismatch
 from mclip_fairseq.formats.towers import PairTower
 from mclip_fairseq.models.pooling import pool_mean
-from mclip_fairseq.models.sizes import model_without_memory
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.teacher_loading import check_text_limit, load_with_transformers, model_without_memory
+from mclip_fairseq.models.weights import check_weights
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.hub import published_file
 
 MAX_TOKENS = 512
+# Recorded in identities, and through them in indexes and features on disk.
+ARCHITECTURE = "MCLIPText"
 
 
-class MCLIPText(nn.Module):
-    """The text tower.
+class DistilledTextEncoder(nn.Module):
+    """A base model distilled from CLIP's text tower (teacher learning): mean pooling and a linear layer.
 
     Args:
         transformer: the base model.
@@ -44,67 +48,83 @@ class MCLIPText(nn.Module):
 
 
 def is_m_clip(config: Any) -> bool:
-    """Whether a `config.json` is that of a text tower of M-CLIP."""
+    """Whether a `config.json` is that of a text encoder of M-CLIP."""
     return isinstance(config, dict) and "modelBase" in config and "imageDimSize" in config
 
 
 def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairTower:
-    """Load a published text tower.
+    """Load a published text encoder.
 
     Args:
         source: Hub name or directory.
         config: its `config.json`.
-        teacher: Hub name or directory of the image tower; empty where images come as its features.
+        teacher: Hub name or directory of the image tower; empty if images come as its features.
 
     Raises:
-        UserError: files are missing, or weights are not those of the configuration, all of them named.
+        UserError: files are missing or damaged, or weights are not those of the configuration (all are named).
     """
     shield_torchaudio()
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    try:
-        safe = {"trust_remote_code": False}
-        base = AutoConfig.from_pretrained(str(config["modelBase"]), **safe)
-        tokenizer = AutoTokenizer.from_pretrained(source, **safe)
-        dim = int(config["imageDimSize"])
-        with torch.device("meta"):
-            own = dict(MCLIPText(model_without_memory(base), dim).named_parameters())
-    except Exception as error:  # its loaders raise whatever broken files lead them to
-        raise UserError(f"{source}: its base model or tokenizer cannot be loaded: {first_line(error)}") from error
-    weights = read_weights(source)
-    # Poolers and position ids of other versions of transformers play no part.
-    weights = {name: tensor.float() for name, tensor in weights.items() if not is_unused(name)}
-    refuse_mismatch(weights, {name: tensor for name, tensor in own.items() if not is_unused(name)}, [], source)
-    text = MCLIPText(AutoModel.from_config(base, **safe), dim)
+    remedy = "restore the published config.json"
+    base_name = check_fields(f"{source}/config.json", config, {"modelBase": str, "imageDimSize": int}, remedy)[
+        "modelBase"
+    ]
+    dim = config["imageDimSize"]
+    base = load_with_transformers(
+        source, "M-CLIP: its base model", lambda: AutoConfig.from_pretrained(base_name, trust_remote_code=False)
+    )
+    tokenizer = load_with_transformers(
+        source, "M-CLIP: its tokenizer", lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    )
+    check_text_limit(tokenizer, source)
+    if dim < 1 or not isinstance(getattr(base, "hidden_size", None), int) or tokenizer.pad_token_id is None:
+        raise UserError(
+            f"{source}: needs a positive imageDimSize, a base model with a hidden_size and a tokenizer with a padding "
+            f"token; {remedy}, or the tokenizer's files"
+        )
+    # The sizes of the base model are anybody's: compare them with the weights before memory is allocated.
+    with torch.device("meta"):
+        expected = dict(DistilledTextEncoder(model_without_memory(base, source), dim).named_parameters())
+    weights = {name: tensor.float() for name, tensor in read_weights(source).items() if not is_unused(name)}
+    check_weights(weights, {name: tensor for name, tensor in expected.items() if not is_unused(name)}, source)
+    text = DistilledTextEncoder(AutoModel.from_config(base, trust_remote_code=False), dim)
     text.load_state_dict(weights, strict=False)
-    limit = min(MAX_TOKENS, int(tokenizer.model_max_length))
+    limit = min(MAX_TOKENS, tokenizer.model_max_length)
 
     def tokenize(texts: list[str]) -> dict[str, Tensor]:
-        found = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        return {name: found[name] for name in ("input_ids", "attention_mask")}
+        encoded = tokenizer(texts, padding=True, truncation=True, max_length=int(limit), return_tensors="pt")
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
     images = DualEncoderTeacher.from_pretrained(teacher) if teacher else None
     text.requires_grad_(False).eval()
-    return PairTower(text, tokenize, int(tokenizer.pad_token_id), Path(source).name, images, dim)
+    tower = PairTower(text, tokenize, int(tokenizer.pad_token_id), Path(source).name, images, dim)
+    tower.identity["text_encoder"]["architecture"] = ARCHITECTURE
+    return tower
 
 
 def is_unused(name: str) -> bool:
-    """Whether a weight plays no part in the embeddings."""
+    """Whether a weight does not affect the embeddings: poolers and position ids of other versions of transformers."""
     return name.startswith("transformer.pooler.") or name.endswith("position_ids")
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
-    """The state dict of a Hub name or directory: safetensors where there is one, never an unsafe pickle."""
+    """The state dict of a Hub name or directory, preferably from safetensors; code in a pickle is never run.
+
+    Raises:
+        UserError: there are no weights, or they cannot be read.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from transformers.utils import cached_file
 
     for name in ("model.safetensors", "pytorch_model.bin"):
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        if found is not None:
+        file = published_file(source, name)
+        if file is not None:
             try:
-                state = load_file(found) if name.endswith("safetensors") else load_checkpoint(found)
+                state = load_file(file) if file.suffix == ".safetensors" else load_checkpoint(file)
             except (OSError, SafetensorError) as error:
-                raise UserError(f"{found}: cannot be read: {first_line(error)}") from error
+                raise UserError(f"{file}: cannot be read: {first_line(error)}") from error
             return {key: tensor for key, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    raise UserError(f"{source}: holds neither model.safetensors nor pytorch_model.bin")
+    raise UserError(
+        f"{source}: has neither model.safetensors nor pytorch_model.bin, or the Hub cannot be reached; download one"
+    )

@@ -1,7 +1,7 @@
-"""CLIP state dicts with OpenAI's names, as OpenAI and open_clip store them, into `transformers`.
+"""CLIP state dicts with OpenAI's names, as OpenAI and open_clip store them, as models of `transformers`.
 
-Sizes are read off the tensors. Only what no tensor tells (the activation, the width of a head, the pixels' mean) comes
-from arguments: OpenAI's own values are the defaults.
+Sizes are read from the tensors. What no tensor shows (activation, width of an attention head, mean and deviation of
+the pixels) comes from arguments, with OpenAI's values as defaults.
 """
 
 import re
@@ -15,17 +15,34 @@ import torch
 from torch import Tensor
 
 from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.models.sizes import check_heads
+from mclip_fairseq.models.weights import check_weights
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import expecting, read_json
+from mclip_fairseq.storage.fields import Kind, check_fields, has_type
+from mclip_fairseq.storage.files import first_line, read_json
 
 HEAD_WIDTH = 64
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-# Bookkeeping in OpenAI's archives and in transformers; the model is whole without it.
+CONFIG_REMEDY = "restore the file that was published with the weights"
+# Bookkeeping in OpenAI's archives and in transformers, which the model does not need.
 IGNORED = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 BOOKKEEPING = ("position_ids", "num_batches_tracked")
 RESNET = "visual.layer1.0.conv1.weight"
 RESNET_STRIDE = 32
+# Tensors that sizes are read from, with their dimensions.
+TEXT_TENSORS = {
+    "positional_embedding": 2,
+    "token_embedding.weight": 2,
+    "text_projection": 2,
+    "transformer.resblocks.0.mlp.c_fc.weight": 2,
+}
+VIT_TENSORS = {
+    "visual.conv1.weight": 4,
+    "visual.positional_embedding": 2,
+    "visual.transformer.resblocks.0.mlp.c_fc.weight": 2,
+}
+RESNET_TENSORS = {"visual.conv1.weight": 4, "visual.attnpool.positional_embedding": 2, "visual.conv3.weight": 4}
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 LAYER_PARTS = {
@@ -58,12 +75,12 @@ BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to an image before the model sees it.
+    """How an image is prepared for the model.
 
     Attributes:
-        resize: pixels of the shorter edge; 0 is the model's own resolution.
-        mean: of the channels, subtracted.
-        std: of the channels, divided by.
+        resize: pixels of the shorter edge before the crop; 0: the model's own resolution.
+        mean: subtracted from the channels.
+        std: the channels are divided by it.
     """
 
     resize: int = 0
@@ -77,7 +94,7 @@ def read_state_dict(file: Path, trust: bool = False) -> dict[str, Tensor]:
     Args:
         file: safetensors, a state dict written by `torch.save` (alone or below `state_dict`), or OpenAI's TorchScript
             archive.
-        trust: allow a TorchScript archive, whose reader can run code that the archive brings.
+        trust: allow a TorchScript archive; reading one can run code from the archive.
 
     Raises:
         UserError: the file cannot be read, or is TorchScript and not trusted.
@@ -96,60 +113,80 @@ def read_state_dict(file: Path, trust: bool = False) -> dict[str, Tensor]:
                 f"{file}: is a TorchScript archive, which can run code when it is read; pass --trust if you know where "
                 "it comes from"
             )
-        with expecting(file, "a TorchScript archive"):
+        try:
             return dict(torch.jit.load(str(file), map_location="cpu").state_dict())
+        except Exception as error:  # its reader raises whatever a damaged archive leads it to
+            raise UserError(f"{file}: is not a TorchScript archive, or is damaged: {first_line(error)}") from error
     state = load_checkpoint(file)
     state = state.get("state_dict", state)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise UserError(f"{file}: holds no state dict; give the weights of a CLIP")
+    # Training checkpoints of open_clip also hold numbers, and a prefix from DistributedDataParallel.
     return {name.removeprefix("module."): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def open_clip_settings(file: Path) -> tuple[dict[str, Any], Preprocessing] | None:
-    """What `open_clip_config.json` beside the weights says that no tensor tells.
+    """What `open_clip_config.json` beside the weights says about facts that no tensor shows.
 
     Args:
         file: the weights.
 
     Returns:
-        arguments of `to_clip_model`, and the preprocessing; None where there is no such file.
+        arguments of `to_clip_model`, and the preprocessing; None if the file does not exist.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or a field has another type.
     """
     config = file.parent / OPEN_CLIP_CONFIG
     if not config.is_file():
         return None
-    stored = read_json(config)
-    with expecting(config, "a configuration of open_clip"):
-        model, pixels = stored["model_cfg"], stored.get("preprocess_cfg", {})
-        settings = {
-            "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
-            "head_width": int(model["vision_cfg"].get("head_width", HEAD_WIDTH)),
-            "text_heads": int(model.get("text_cfg", {}).get("heads", 0)),
-        }
-        mean, std = (tuple(map(float, pixels.get(name, default))) for name, default in (("mean", MEAN), ("std", STD)))
+
+    def fields(value: Any, kinds: dict[str, Kind]) -> dict[str, Any]:
+        return check_fields(config, value, kinds, CONFIG_REMEDY)
+
+    stored = fields(read_json(config), {"model_cfg": dict, "preprocess_cfg": dict | None})
+    model = fields(stored["model_cfg"], {"vision_cfg": dict, "text_cfg": dict | None, "quick_gelu": bool | None})
+    vision = fields(model["vision_cfg"], {"head_width": int | None})
+    text = fields(model.get("text_cfg") or {}, {"heads": int | None})
+    pixels = fields(stored.get("preprocess_cfg") or {}, {"mean": list | None, "std": list | None})
+    for name in ("mean", "std"):
+        if not all(has_type(number, float) for number in pixels.get(name) or ()):
+            raise UserError(f"{config}: {name} is not a list of numbers; {CONFIG_REMEDY}")
+    settings = {
+        "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
+        "head_width": vision.get("head_width") or HEAD_WIDTH,
+        "text_heads": text.get("heads") or 0,
+    }
+    mean, std = (tuple(map(float, pixels.get(name) or default)) for name, default in (("mean", MEAN), ("std", STD)))
     return settings, Preprocessing(mean=mean, std=std)
 
 
 def is_torchscript(file: Path) -> bool:
-    """Whether a file is a TorchScript archive, told by its table of contents alone."""
+    """Whether a file is a TorchScript archive; only its table of contents is read."""
     if not file.is_file() or not zipfile.is_zipfile(file):
         return False
-    with expecting(file, "a zip archive"), zipfile.ZipFile(file) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise UserError(f"{file}: is not a zip archive, or is damaged: {first_line(error)}") from error
 
 
 def clip_sizes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """`CLIPConfig` or, for a ResNet, `CLIPResNetConfig` arguments read off the tensors.
+    """`CLIPConfig` or, for a ResNet, `CLIPResNetConfig` arguments read from the tensors.
 
     Raises:
-        UserError: no CLIP under OpenAI's names.
+        UserError: a tensor that shows a size is missing, empty or has another number of dimensions.
     """
-    visual = (RESNET, "visual.attnpool.positional_embedding") if RESNET in state else ("visual.positional_embedding",)
-    needed = ("visual.conv1.weight", *visual, "positional_embedding", "token_embedding.weight", "text_projection")
+    resnet = RESNET in state
+    needed = (RESNET_TENSORS if resnet else VIT_TENSORS) | TEXT_TENSORS
     if missing := [name for name in needed if name not in state]:
-        raise UserError(f"{source}: is no CLIP under OpenAI's names; it lacks {', '.join(missing)}")
+        raise UserError(f"{source}: is not a CLIP under OpenAI's names; it lacks {', '.join(missing)}")
+    for name, dimensions in needed.items():
+        if state[name].ndim != dimensions or not state[name].numel():
+            raise UserError(
+                f"{source}: is not a CLIP under OpenAI's names; {name} has shape {tuple(state[name].shape)}"
+            )
     text_width, dim = state["text_projection"].shape
     vocabulary = len(state["token_embedding.weight"])
     text = {
@@ -159,12 +196,12 @@ def clip_sizes(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         "max_position_embeddings": len(state["positional_embedding"]),
         "vocab_size": vocabulary,
         "projection_dim": dim,
-        # The pooled token is <|endoftext|>, the last entry.
+        # CLIP pools at <|endoftext|>, the last entry of its vocabulary.
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,
         "pad_token_id": 0,
     }
-    image = resnet_sizes(state) if RESNET in state else {"vision_config": vit_sizes(state) | {"projection_dim": dim}}
+    image = resnet_sizes(state) if resnet else {"vision_config": vit_sizes(state) | {"projection_dim": dim}}
     return {"projection_dim": dim, "text_config": text, **image}
 
 
@@ -181,7 +218,7 @@ def vit_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def resnet_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The image tower's part of `CLIPResNetConfig`."""
+    """The arguments of `CLIPResNetConfig` for the image tower."""
     stages = [{name.split(".")[2] for name in state if name.startswith(f"visual.layer{n}.")} for n in range(1, 5)]
     return {
         "blocks": [len(stage) for stage in stages],
@@ -191,15 +228,14 @@ def resnet_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def edge(positions: Tensor) -> int:
-    """Places along an edge of a position table, whose first row is not a place."""
+    """Grid cells along an edge, from a position table: its first row is the class token or the mean, not a cell."""
     return round((len(positions) - 1) ** 0.5)
 
 
 def count_layers(state: Mapping[str, Tensor], stack: str) -> int:
     """Number of transformer layers below a name."""
-    return 1 + max(
-        int(name.split(".")[stack.count(".") + 2]) for name in state if name.startswith(f"{stack}.resblocks.")
-    )
+    prefix = f"{stack}.resblocks."
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
 
 
 def to_clip_model(
@@ -212,42 +248,45 @@ def to_clip_model(
     """Build a `transformers.CLIPModel`, or a `CLIPResNetModel`, of these weights in float32.
 
     Args:
-        state: OpenAI's names.
+        state: under OpenAI's names.
         source: for messages.
         activation: `quick_gelu` (OpenAI) or `gelu` (most of open_clip).
         head_width: columns of an attention head of a ViT.
-        text_heads: attention heads of the text tower; 0: one for every 64 columns.
+        text_heads: attention heads of the text tower; 0: one per 64 columns.
 
     Raises:
-        UserError: missing, unknown or misshapen tensors, all of them named.
+        UserError: tensors are missing, unknown or misshapen (all are named), or heads do not divide a width.
     """
     shield_torchaudio()
-    with expecting(source, "a CLIP under OpenAI's names"):
-        sizes = clip_sizes(state, source)
-        for tower, given, width in (("vision_config", 0, head_width), ("text_config", text_heads, HEAD_WIDTH)):
-            if tower in sizes:
-                heads = given or sizes[tower]["hidden_size"] // width
-                sizes[tower] |= {"hidden_act": activation, "num_attention_heads": heads}
-        weights, unknown = rename(state)
-        if RESNET in state:
-            from mclip_fairseq.models.vision.clip_resnet import CLIPResNetConfig, CLIPResNetModel
+    sizes = clip_sizes(state, source)
+    for tower, heads, width in (("vision_config", 0, head_width), ("text_config", text_heads, HEAD_WIDTH)):
+        if tower in sizes:
+            columns = sizes[tower]["hidden_size"]
+            heads = heads or (columns // width if width > 0 else 0)
+            check_heads(source, "number of attention heads", heads, columns)
+            sizes[tower] |= {"hidden_act": activation, "num_attention_heads": heads}
+    weights, unknown = rename(state)
+    if RESNET in state:
+        from mclip_fairseq.models.vision.clip_resnet import CLIPResNetConfig, CLIPResNetModel, attention_heads
 
-            model: Any = CLIPResNetModel(CLIPResNetConfig(**sizes))
-            weights = {f"text.{name}" if name.startswith("text_") else name: tensor for name, tensor in weights.items()}
-        else:
-            from transformers import CLIPConfig, CLIPModel
+        config = CLIPResNetConfig(**sizes)
+        check_heads(source, "number of attention heads", attention_heads(config), config.output_width)
+        model: Any = CLIPResNetModel(config)
+        weights = {f"text.{name}" if name.startswith("text_") else name: tensor for name, tensor in weights.items()}
+    else:
+        from transformers import CLIPConfig, CLIPModel
 
-            model = CLIPModel(CLIPConfig(**sizes))
+        model = CLIPModel(CLIPConfig(**sizes))
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(BOOKKEEPING)}
-    refuse_mismatch(weights, own, unknown, source)
+    check_weights(weights | unknown, own, source)
     model.load_state_dict(weights, strict=False)
     return model.eval()
 
 
-def rename(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """OpenAI's names to those of `transformers`, and the names that fit none."""
+def rename(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a state dict into weights under the names of `transformers`, and those under unknown names."""
     weights: dict[str, Tensor] = {}
-    unknown = []
+    unknown: dict[str, Tensor] = {}
     resnet = RESNET in state
     for name, tensor in state.items():
         block = BLOCK.fullmatch(name)
@@ -256,37 +295,26 @@ def rename(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
             weights[f"vision_model.{name.removeprefix('visual.')}"] = tensor
         elif name in SINGLE:
             weights[SINGLE[name]] = tensor
-        elif name in TRANSPOSED:
+        elif name in TRANSPOSED and tensor.ndim == 2:
             weights[TRANSPOSED[name]] = tensor.T.contiguous()
-        elif block and (block[3] in LAYER_PARTS or block[3] == "attn.in_proj"):
-            prefix = f"{'vision' if block[1] else 'text'}_model.encoder.layers.{block[2]}."
-            if block[3] == "attn.in_proj":
-                for letter, third in zip("qkv", tensor.chunk(3), strict=True):
-                    weights[f"{prefix}self_attn.{letter}_proj.{block[4]}"] = third.contiguous()
-            else:
-                weights[f"{prefix}{LAYER_PARTS[block[3]]}.{block[4]}"] = tensor
+        elif block and block[3] == "attn.in_proj" and tensor.ndim and len(tensor) % 3 == 0:
+            # OpenAI stacks the projections of query, key and value in one tensor.
+            for letter, third in zip("qkv", tensor.chunk(3), strict=True):
+                weights[f"{layer_prefix(block)}self_attn.{letter}_proj.{block[4]}"] = third.contiguous()
+        elif block and block[3] in LAYER_PARTS:
+            weights[f"{layer_prefix(block)}{LAYER_PARTS[block[3]]}.{block[4]}"] = tensor
         elif name not in IGNORED and not name.endswith(BOOKKEEPING):
-            unknown.append(name)
+            unknown[name] = tensor
     return weights, unknown
 
 
-def refuse_mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unknown: list[str], source: str) -> None:
-    """Refuse weights that are not exactly those of the model, naming every one that differs."""
-    missing = sorted(set(wanted) - set(given))
-    extra = sorted(set(given) - set(wanted)) + sorted(unknown)
-    shapes = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in sorted(set(given) & set(wanted))
-        if given[name].shape != wanted[name].shape
-    ]
-    found = [("missing", missing), ("unknown", extra), ("of another shape", shapes)]
-    if any(names for _, names in found):
-        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names)
-        raise UserError(f"{source}: its weights are not those of the model; {listed}")
+def layer_prefix(block: re.Match[str]) -> str:
+    """The name in `transformers` of the layer in a match of `BLOCK`."""
+    return f"{'vision' if block[1] else 'text'}_model.encoder.layers.{block[2]}."
 
 
 def pixels_along_an_edge(model: Any) -> int:
-    """What the image tower of `to_clip_model` takes."""
+    """Edge of the images that a model of `to_clip_model` reads."""
     return int(getattr(model.config, "vision_config", model.config).image_size)
 
 

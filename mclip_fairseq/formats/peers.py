@@ -1,4 +1,4 @@
-"""Models of other projects, told by the files they publish, as towers for `MultilingualCLIP`."""
+"""Models of other projects, recognised by the files they publish, as towers for `MultilingualCLIP`."""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import first_line
 from mclip_fairseq.storage.hub import packed_dual_encoder, published_json
 
@@ -20,16 +21,16 @@ def load_peer(source: str, teacher: str = "") -> Tower:
     """Load a model of another project.
 
     Args:
-        source: Hub name or directory: of a dual encoder of `transformers` (CLIP, SigLIP, Chinese-CLIP, AltCLIP ...),
-            also as sentence-transformers packs it, of a text tower of M-CLIP, or of sentence-transformers; or an
-            XLM-R archive of fairseq, whose texts can be compared with each other.
-        teacher: image tower of a text tower; empty where images come as its features.
+        source: Hub name or directory of a dual encoder of `transformers` (CLIP, SigLIP, Chinese-CLIP, AltCLIP ...),
+            which sentence-transformers may have packed, or of a text encoder of M-CLIP or sentence-transformers; or
+            an XLM-R archive of fairseq, whose texts can be compared with each other.
+        teacher: image tower of a text encoder; empty if images come as its features.
 
     Raises:
-        UserError: nothing usable there, or the image tower is not the one of the text tower.
+        UserError: the source holds no such model, or the image tower does not belong to the text encoder.
     """
     if (Path(source) / "model.pt").is_file():
-        return load_encoder(Path(source))
+        return load_archive(Path(source))
     config = published_json(source, "config.json")
     if is_m_clip(config):
         return load_m_clip(source, config, teacher)
@@ -37,12 +38,12 @@ def load_peer(source: str, teacher: str = "") -> Tower:
     if not packed and published_json(source, "modules.json") is not None:
         return load_sentence_transformer(source, teacher)
     if teacher:
-        raise UserError(f"{source}: has an image tower of its own; leave teacher out")
+        raise UserError(f"{source}: has an image tower of its own; omit teacher")
     return TeacherTower(source)
 
 
 class MeanOfStates(nn.Module):
-    """An XLM-R whose sentence embedding is the mean of its states, as MTE contrasts them.
+    """An XLM-R whose sentence embedding is the mean of its states, as in MTE's contrastive loss.
 
     Args:
         encoder: with its weights.
@@ -57,14 +58,14 @@ class MeanOfStates(nn.Module):
         return pool_mean(self.encoder(input_ids), attention_mask.eq(0))
 
 
-def load_encoder(archive: Path) -> PairTower:
-    """Load a text encoder alone: `mclip-extract-mte` writes such an archive.
+def load_archive(archive: Path) -> PairTower:
+    """Load a text encoder without an image tower, such as `mclip-extract-mte` writes.
 
     Args:
         archive: directory with `model.pt`, `dict.txt` and the SentencePiece model.
 
     Raises:
-        UserError: a file is missing or of another kind.
+        UserError: a file is missing or damaged.
     """
     tokenizer = XLMRTokenizer(archive)
     padding = tokenizer.dictionary.pad()
@@ -96,25 +97,22 @@ class SentenceText(nn.Module):
 
 
 def load_sentence_transformer(source: str, teacher: str = "") -> PairTower:
-    """Load a text model of sentence-transformers, whose space is that of an image tower.
+    """Load a text model of sentence-transformers that was trained for the space of an image tower.
 
     Args:
         source: Hub name or directory.
-        teacher: see `load_peer`.
+        teacher: Hub name or directory of the image tower; empty if images come as its features.
 
     Raises:
         UserError: sentence-transformers is not installed, or cannot load it.
     """
+    library = import_extra("sentence_transformers", "export")
     try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise UserError(
-            f"{source}: is a model of sentence-transformers, which is not installed: pip install mclip_fairseq[export]"
-        ) from error
-    try:
-        model = SentenceTransformer(source, device="cpu", trust_remote_code=False).requires_grad_(False).eval()
-    except Exception as error:  # its loaders raise whatever broken files lead them to
+        model = library.SentenceTransformer(source, device="cpu", trust_remote_code=False)
+    except Exception as error:  # its loaders raise whatever damaged files lead them to
         raise UserError(f"{source}: cannot be loaded by sentence-transformers: {first_line(error)}") from error
+
+    model.requires_grad_(False).eval()
 
     def tokenize(texts: list[str]) -> dict[str, Tensor]:
         return {name: value for name, value in model.preprocess(texts).items() if isinstance(value, Tensor)}

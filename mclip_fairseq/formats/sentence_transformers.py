@@ -1,6 +1,6 @@
 """An exported directory as a module of sentence-transformers: `SentenceTransformer(DIR)` encodes texts and images.
 
-`modules.json` in the directory names the class below, so that mclip_fairseq must be installed where it is loaded.
+`modules.json` in the directory names the class below, so mclip_fairseq must be installed where the model is loaded.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class MCLIPModule(InputModule):
     def __init__(self, tower: TrainedTower) -> None:
         super().__init__()
         self.tower = tower
-        self.text_model = tower.module  # registered, so that device and dtype follow
+        self.text_model = tower.module  # registered, so that `to` moves it
         self.image_model = tower.teacher
 
     @property
@@ -52,12 +52,12 @@ class MCLIPModule(InputModule):
 
         Args:
             inputs: all strings or all images.
-            prompt: put before every text.
+            prompt: text put before every text.
             **kwargs: unused; sentence-transformers passes the task.
         """
         images = [item for item in inputs if isinstance(item, Image.Image)]
         if images and len(images) != len(inputs):
-            raise UserError("a batch holds texts and images; encode them in two calls")
+            raise UserError("a batch holds both texts and images; encode them in two calls")
         if images:
             return {"pixel_values": self.tower.transform([upright_rgb(image) for image in images])}
         return dict(self.tower.tokenize([(prompt or "") + text for text in inputs]))
@@ -92,5 +92,5 @@ class MCLIPModule(InputModule):
         """Read an exported directory, local or from the Hub; the arguments are those of sentence-transformers."""
         folder = load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
         if folder is None:
-            raise UserError(f"{model_name_or_path}: holds no directory written by mclip-export")
+            raise UserError(f"{model_name_or_path}: is not a directory written by mclip-export; give one")
         return cls(load_directory(Path(folder)))

@@ -53,7 +53,7 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     module = build_module(kind, options, directory, state["model"], file)
     tokenizer = XLMRTokenizer(directory)
     tokenizer.max_tokens = int(min(module.max_positions(), task.get("max_caption_tokens") or tokenizer.max_tokens))
-    languages = getattr(module.text_encoder.args, "langs", None) or task.get("langs") or ""
+    languages = module.encoder_languages or (task.get("langs") or "").split(",")
 
     def load_teacher() -> DualEncoderTeacher:
         source = teacher or options.teacher
@@ -66,7 +66,7 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
         module,
         tokenizer,
         name=f"{file.parent.name}/{file.stem}",
-        languages=[lang for lang in languages.split(",") if lang],
+        languages=[lang for lang in languages if lang],
         load_teacher=load_teacher,
     )
 

@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, encode_identity, frozen_names
-from mclip_fairseq.models.sizes import Part as SizeGroup
-from mclip_fairseq.models.sizes import refuse_oversized
+from mclip_fairseq.models.sizes import SizeGroup, check_sizes
 
 ImageTransform = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -114,6 +113,16 @@ class DualEncoder(BaseFairseqModel):
         return self.dim
 
     @property
+    def text_description(self) -> str:
+        """The text tower in a few words, for model cards."""
+        return "a text encoder"
+
+    @property
+    def encoder_languages(self) -> list[str]:
+        """Languages the text encoder was strengthened on before this training; empty where nothing says."""
+        return []
+
+    @property
     def frozen_text_encoder(self) -> Any:
         """The text encoder whose token states can be computed once, or None where it is trained."""
         return None
@@ -156,7 +165,7 @@ class DualEncoder(BaseFairseqModel):
         for group, prefix in cls.size_groups:
             in_archive = prefix == cls.text_encoder_prefix and options.text_encoder
             if not in_archive:
-                refuse_oversized(place, options, weights, group, prefix=prefix)
+                check_sizes(place, options, weights, group, prefix=prefix)
 
     def external_parts(self) -> tuple[str, ...]:
         """Prefixes of the frozen weights that a checkpoint leaves out because they are stored elsewhere."""

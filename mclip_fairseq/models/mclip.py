@@ -150,6 +150,13 @@ class MCLIPModel(StudentModel):
             "scale": self.scale,
         }
 
+    def portable_text(self) -> nn.Module:
+        """XLM-R and the X-projector, for other runtimes."""
+        from mclip_fairseq.models.portable import PortableText
+
+        layers = list(self.x_projector.layers)
+        return PortableText(self.text_encoder, str(self.cfg.pooling), layers, nn.Identity())
+
 
 @register_model_architecture("mclip", "mclip_base")
 def mclip_base(args: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Sizes that options claim, against those of the weights: a model takes its memory before the weights are compared."""
+"""Reject configurations larger than their weights, before memory is allocated."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mclip_fairseq.storage.errors import UserError
 
-MOST_LAYERS = 1000
-
 
 @dataclass(frozen=True)
-class Part:
-    """Where the sizes of a part of a model show.
+class SizeGroup:
+    """The options that set the sizes of one stack of layers, and the weights that show them.
 
     Attributes:
-        layers: the option that counts its layers.
-        stack: what the names of their weights begin with, up to the number.
-        widths: option -> names and dimensions of the weights that have this size, one of which is there.
+        layers: the option that counts the layers.
+        stack: prefix of the layers' weights, up to the layer number.
+        widths: option -> (weight, dimension) pairs, one of which the model has, whose size is the option's.
     """
 
     layers: str
@@ -30,7 +27,7 @@ class Part:
     widths: Mapping[str, tuple[tuple[str, int], ...]]
 
 
-ENCODER = Part(
+ENCODER = SizeGroup(
     "encoder_layers",
     "sentence_encoder.layers.",
     {
@@ -40,7 +37,10 @@ ENCODER = Part(
         "max_positions": (("sentence_encoder.embed_positions.weight", 0),),
     },
 )
-PROJECTORS = Part(
+DECODER = SizeGroup(
+    "decoder_layers", "decoder.layers.", {"decoder_ffn_embed_dim": (("decoder.layers.0.fc1.weight", 0),)}
+)
+PROJECTORS = SizeGroup(
     "projector_layers",
     "x_projector.layers.",
     {
@@ -50,68 +50,43 @@ PROJECTORS = Part(
 )
 
 
-def refuse_oversized(where: Path, options: Any, weights: Mapping[str, Tensor], part: Part, prefix: str = "") -> None:
-    """Refuse options that claim more layers, or larger ones, than the weights have.
+def check_sizes(where: Path, options: Any, weights: Mapping[str, Tensor], group: SizeGroup, prefix: str = "") -> None:
+    """Check that options claim no more layers, and no larger ones, than the weights have, and no negative sizes.
 
     Args:
         where: the file with the options.
-        options: those of a model; what they lack is not looked at.
+        options: those of a model, as attributes; options that it lacks are skipped.
         weights: its state dict.
-        part: `ENCODER` or `PROJECTORS`.
-        prefix: of the part's names in `weights`.
+        group: the options to compare.
+        prefix: of the group's weights in `weights`.
 
     Raises:
         UserError: naming the option.
     """
-    stack = prefix + part.stack
+    stack = prefix + group.stack
     layers = {name.removeprefix(stack).split(".")[0] for name in weights if name.startswith(stack)}
-    there = {part.layers: len(layers)}
-    for option, places in part.widths.items():
-        if getattr(options, part.layers, 0) or not places[0][0].startswith(part.stack):  # no layers, no width of theirs
-            there[option] = max(_size(weights, prefix + name, dim) for name, dim in places)
-    for option, size in there.items():
+    stored = {group.layers: len(layers)}
+    for option, places in group.widths.items():
+        # A model without layers has no weight that shows how wide they would be, and its option is never used.
+        if getattr(options, group.layers, 0) or not places[0][0].startswith(group.stack):
+            stored[option] = max(_size(weights, prefix + name, dim) for name, dim in places)
+    for option, size in stored.items():
         claimed = getattr(options, option, None)
-        if claimed is not None and int(claimed) > size:
+        if claimed is not None and not 0 <= int(claimed) <= size:
             raise UserError(
-                f"{where}: says {option} {int(claimed)}, but its weights have {size}; put back the file that belongs "
-                "to them"
+                f"{where}: says {option} {int(claimed)}, but its weights have {size}; restore the file that belongs to "
+                "them"
             )
 
 
-def model_without_memory(config: Any) -> Any:
-    """A `transformers` model on torch's meta device.
-
-    Args:
-        config: of `transformers`; sizes in it may be anything.
+def check_heads(where: str | Path, option: str, heads: int, width: int) -> None:
+    """Check that attention heads share a width evenly.
 
     Raises:
-        UserError: more layers than any model has; each would take its time even here.
+        UserError: naming the option.
     """
-    from transformers import AutoModel
-
-    settings = config.to_dict()
-    for part in (settings, *(value for value in settings.values() if isinstance(value, dict))):
-        for name, value in part.items():
-            if str(name).endswith("layers") and isinstance(value, int) and value > MOST_LAYERS:
-                raise UserError(f"its configuration says {name} {value}")
-    with torch.device("meta"):
-        return AutoModel.from_config(config, trust_remote_code=False)
-
-
-def refuse_oversized_directory(folder: Path, config: Any) -> None:
-    """Refuse a `transformers` directory whose configuration has more parameters than its files have bytes.
-
-    Args:
-        folder: with the weights.
-        config: what its `config.json` says.
-
-    Raises:
-        UserError: with both numbers.
-    """
-    claimed = sum(parameter.numel() for parameter in model_without_memory(config).parameters())
-    held = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
-    if claimed > held:
-        raise UserError(f"its configuration says {claimed} parameters, but its weights are {held} bytes")
+    if heads < 1 or width < 1 or width % heads:
+        raise UserError(f"{where}: {option} {heads} does not divide the width {width}; restore the original file")
 
 
 def _size(weights: Mapping[str, Tensor], name: str, dim: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
 from mclip_fairseq.models.sizes import ENCODER, PROJECTORS
@@ -95,6 +95,17 @@ class StudentModel(DualEncoder):
         return None if self.teacher is None else self.teacher.transform
 
     @property
+    def text_description(self) -> str:
+        """XLM-R and its width."""
+        return f"XLM-R of {self.text_encoder.dim} dimensions"
+
+    @property
+    def encoder_languages(self) -> list[str]:
+        """The languages of MTE, which `mclip-extract-mte` writes into the archive."""
+        languages = getattr(self.text_encoder.args, "langs", None) or ""
+        return [lang for lang in languages.split(",") if lang]
+
+    @property
     def frozen_text_encoder(self) -> XLMREncoder | None:
         """The text encoder, where nothing of it is trained."""
         return self.text_encoder if self.text_encoder.frozen else None
@@ -157,3 +168,9 @@ class StudentModel(DualEncoder):
     def max_positions(self) -> int:
         """Longest caption in tokens."""
         return self.text_encoder.max_positions
+
+    def portable_image(self, image_tower: nn.Module) -> nn.Module:
+        """The teacher and `project_teacher`, for other runtimes."""
+        from mclip_fairseq.models.portable import PortableImage
+
+        return PortableImage(self, image_tower)

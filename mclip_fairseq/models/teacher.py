@@ -11,23 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.models.freezing import state_hash
-from mclip_fairseq.models.sizes import refuse_oversized_directory
+from mclip_fairseq.models.teacher_loading import load_dual_encoder
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import expecting, first_line
-from mclip_fairseq.storage.hub import packed_dual_encoder
+from mclip_fairseq.storage.files import first_line
 
-# SigLIP pools the last position, whatever it holds: it was trained with all texts padded to one length.
+# SigLIP pools the last position even if it is padding: in training, all texts were padded to one length.
 PADDED_TO_MAX_LENGTH = ("siglip", "siglip2")
-# Processors may make images larger than the model's own size (to crop them), but not so many times larger.
-MOST_TIMES, UNKNOWN_SIZE = 4, 1024
-# Tokenizers without a limit of their own claim about 1e30.
+# A tokenizer without a limit reports about 1e30.
 NO_LIMIT = 1_000_000
 
 
 class ImageTransform:
-    """The teacher's image preprocessing without its weights, so that worker processes can hold it.
+    """The teacher's image preprocessing without its weights, so that data loading workers can hold it.
 
     Args:
         processor: a `transformers` image processor.
@@ -41,17 +37,17 @@ class ImageTransform:
         pixels: Tensor = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         if pixels.ndim != 4:
             raise UserError(
-                f"{type(self.processor).__name__} gives images of shape {tuple(pixels.shape[1:])}; a teacher whose "
-                "images are (channels, height, width) is needed"
+                f"{type(self.processor).__name__} gives images of shape {tuple(pixels.shape[1:])}; choose a teacher "
+                "that reads (channels, height, width)"
             )
         return pixels.float()
 
     @property
     def description(self) -> str:
-        """The processor and its settings, in words that say whether two are the same."""
+        """The processor and its settings as text; equal for equal preprocessing."""
         settings = self.processor.to_dict()
-        shown = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
-        return ", ".join([type(self.processor).__name__, *(f"{name}={settings.get(name)}" for name in shown)])
+        names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
+        return ", ".join([type(self.processor).__name__, *(f"{name}={settings.get(name)}" for name in names)])
 
 
 class DualEncoderTeacher(nn.Module):
@@ -60,9 +56,10 @@ class DualEncoderTeacher(nn.Module):
     Args:
         model: with `get_image_features` and `get_text_features`.
         processor: its image processor.
-        tokenizer: its tokenizer; None where there is none, and texts are then refused.
+        tokenizer: its tokenizer; without one (None), `tokenize` raises.
         name: Hub name, or directory name without its parents.
         revision: of a Hub name.
+        source: where its files are, for messages; default: `name`.
 
     Attributes:
         dim: width of the projections.
@@ -71,7 +68,9 @@ class DualEncoderTeacher(nn.Module):
         identity: `name`, `revision`, `architecture` and `sha256` of the weights; no path.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, tokenizer: Any, name: str, revision: str | None) -> None:
+    def __init__(
+        self, model: nn.Module, processor: Any, tokenizer: Any, name: str, revision: str | None, source: str = ""
+    ) -> None:
         super().__init__()
         self.model: Any = model.requires_grad_(False)
         self.tokenizer = tokenizer
@@ -84,56 +83,28 @@ class DualEncoderTeacher(nn.Module):
             "sha256": state_hash({key: torch.atleast_1d(tensor) for key, tensor in model.state_dict().items()}),
         }
         self.eval()
-        pixels = self.transform([Image.new("RGB", (64, 64))])
+        # Configurations state these sizes in different fields, or not at all: a blank image always shows them.
+        try:
+            pixels = self.transform([Image.new("RGB", (64, 64))])
+            features = self.encode_image(pixels)
+        except Exception as error:  # transformers raises whatever odd settings of processor and model lead it to
+            raise UserError(f"{source or name}: cannot encode an image: {first_line(error)}") from error
         self.image_size = int(pixels.shape[-1])
-        self.dim = int(self.encode_image(pixels).shape[1])
+        self.dim = int(features.shape[1])
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None) -> DualEncoderTeacher:
         """Load weights in float32, image processor and tokenizer.
-
-        Weights are read from safetensors where there are any, and otherwise without running code that a file may hold.
 
         Args:
             name_or_path: Hub name or local directory, also of a CLIP that sentence-transformers packed.
             revision: branch, tag or commit of a Hub name.
 
         Raises:
-            UserError: nothing usable there, weights are missing, or it is no dual encoder.
+            UserError: a file is missing or damaged, weights are missing, or the model is not a dual encoder.
         """
-        shield_torchaudio()
-        from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
-
-        import mclip_fairseq.models.vision.clip_resnet  # noqa: F401  (registers it with AutoModel)
-
-        named = str(name_or_path)
-        source = packed_dual_encoder(named) or named
-        options: dict[str, Any] = {"revision": revision} if revision else {}
-        options["trust_remote_code"] = False
-        local = Path(source).is_dir()
-        try:
-            if local:
-                refuse_oversized_directory(Path(source), AutoConfig.from_pretrained(source, trust_remote_code=False))
-            model, info = AutoModel.from_pretrained(
-                source, dtype=torch.float32, weights_only=True, output_loading_info=True, **options
-            )
-            # The same pixels with and without torchvision.
-            processor = AutoImageProcessor.from_pretrained(source, backend="pil", **options)
-            tokenizer = None if _has_no_tokenizer(source) else AutoTokenizer.from_pretrained(source, **options)
-        except Exception as error:  # its loaders raise whatever broken files lead them to
-            raise UserError(
-                f"{source}: cannot be loaded as a transformers dual encoder, image processor and tokenizer: "
-                f"{first_line(error)}"
-            ) from error
-        if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-            raise UserError(f"{source}: holds a {type(model).__name__}, which is no dual encoder of images and texts")
-        if missing := sorted(info["missing_keys"]):
-            raise UserError(f"{source}: lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}")
-        commit = None if local else getattr(model.config, "_commit_hash", None) or revision
-        name = Path(named).resolve().name if Path(named).is_dir() else named
-        with expecting(source, "a transformers dual encoder with an image processor"):
-            _refuse_large_pixels(processor, model, source)
-            return cls(model, processor, tokenizer, name, commit)
+        files = load_dual_encoder(name_or_path, revision)
+        return cls(files.model, files.processor, files.tokenizer, files.name, files.revision, source=files.source)
 
     def save(self, path: Path) -> None:
         """Write a `transformers` directory: weights as safetensors, image processor and tokenizer."""
@@ -143,17 +114,17 @@ class DualEncoderTeacher(nn.Module):
             self.tokenizer.save_pretrained(path)
 
     def train(self, mode: bool = True) -> DualEncoderTeacher:
-        """Stay in eval mode, whatever the parent does."""
+        """Stay in eval mode, whatever mode the parent module is put in."""
         return super().train(False)
 
     @property
     def logit_scale(self) -> float | None:
-        """The learned factor of the cosine (the exponential of the stored value); None where there is none."""
+        """The learned factor of the cosine (the exponential of the stored value); None if it has none."""
         stored = getattr(self.model, "logit_scale", None)
         return None if stored is None else float(stored.detach().float().exp())
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Texts as (n, length) model inputs; over-long ones are cut to what the model can read."""
+        """Texts as (n, length) model inputs; longer ones are cut to what the model can read."""
         if self.tokenizer is None:
             raise UserError(f"{self.identity['name']}: has no tokenizer; add CLIP's to encode English text with it")
         padding = "max_length" if self.model.config.model_type in PADDED_TO_MAX_LENGTH else "longest"
@@ -161,20 +132,22 @@ class DualEncoderTeacher(nn.Module):
             encoded = self.tokenizer(
                 list(texts), padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
             )
-        except Exception as error:  # its library raises whatever a broken vocabulary leads it to
+        except Exception as error:  # its library raises whatever a damaged vocabulary leads it to
             raise UserError(
                 f"{self.identity['name']}: its tokenizer cannot be used: {first_line(error)}; copy the directory again"
             ) from error
-        self._refuse_foreign_ids(encoded["input_ids"])
-        read = inspect.signature(self.model.get_text_features).parameters
-        return {name: tensor for name, tensor in encoded.items() if name in read}
+        self._check_ids(encoded["input_ids"])
+        # Tokenizers also return fields that some models do not take, such as BERT's token types.
+        accepted = inspect.signature(self.model.get_text_features).parameters
+        return {name: tensor for name, tensor in encoded.items() if name in accepted}
 
-    def _refuse_foreign_ids(self, ids: Tensor) -> None:
-        known = getattr(self.model.config.get_text_config(), "vocab_size", None)
-        if known is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:
+    def _check_ids(self, ids: Tensor) -> None:
+        # Behind this, an id beyond the table is an index error on the CPU and a dead CUDA context on a GPU.
+        entries = getattr(self.model.config.get_text_config(), "vocab_size", None)
+        if entries is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < entries:
             raise UserError(
-                f"{self.identity['name']}: its tokenizer gives the id {int(ids.max())}, but the model knows {known}; "
-                "one of the two belongs to another model"
+                f"{self.identity['name']}: its tokenizer gives the id {int(ids.max())}, but the model has {entries} "
+                "token embeddings; one of the two belongs to another model"
             )
 
     @torch.no_grad()
@@ -199,31 +172,9 @@ def _projection(output: Any) -> Tensor:
     return features
 
 
-def _refuse_large_pixels(processor: Any, model: nn.Module, place: str) -> None:
-    """Refuse settings that would make gigabytes of an image before the model can say that it is too large."""
-    config: Any = getattr(model, "config", None)
-    own = getattr(getattr(config, "vision_config", config), "image_size", None)
-    most = MOST_TIMES * (own if isinstance(own, int) else UNKNOWN_SIZE)
-    settings = processor.to_dict()
-    for name, switch in (("size", "do_resize"), ("crop_size", "do_center_crop"), ("pad_size", "do_pad")):
-        edges = settings.get(name) if settings.get(switch) is not False else None
-        for edge in edges.values() if isinstance(edges, dict) else [edges]:
-            if isinstance(edge, int | float) and not edge <= most:
-                raise UserError(
-                    f"{place}: its image processor has a {name} of {edge} pixels, but the model reads "
-                    f"{own or 'far fewer'}; put back the preprocessor_config.json that belongs to it"
-                )
-
-
-def _has_no_tokenizer(source: str) -> bool:
-    """Whether a local directory holds no tokenizer at all; on the Hub that is never presumed."""
-    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-    return Path(source).is_dir() and not any((Path(source) / name).is_file() for name in files)
-
-
 def _longest_text(model: nn.Module, tokenizer: Any) -> int:
-    """Tokens the text tower can read: the least of the tokenizer's limit and the position tables."""
-    limits = [min(int(tokenizer.model_max_length), NO_LIMIT)]
+    """Tokens the text tower can read: the smallest of the tokenizer's limit and the sizes of the position tables."""
+    limits = [int(min(tokenizer.model_max_length, NO_LIMIT))]
     for name, module in model.named_modules():
         table = "text" in name and name.endswith(("position_embedding", "position_embeddings"))
         if table and isinstance(module, nn.Embedding):

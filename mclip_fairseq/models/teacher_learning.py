@@ -129,6 +129,12 @@ class TeacherLearningModel(StudentModel):
             "scale": self.scale,
         }
 
+    def portable_text(self) -> nn.Module:
+        """XLM-R and the linear layer, for other runtimes."""
+        from mclip_fairseq.models.portable import PortableText
+
+        return PortableText(self.text_encoder, "mean", [], self.projection)
+
 
 @register_model_architecture("teacher_learning", "teacher_learning_base")
 def teacher_learning_base(args: Namespace) -> None:

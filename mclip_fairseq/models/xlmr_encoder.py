@@ -11,12 +11,27 @@ from fairseq.models.roberta.model import RobertaEncoder
 from torch import Tensor, nn
 
 from mclip_fairseq.models.freezing import state_hash
-from mclip_fairseq.models.sizes import ENCODER, refuse_oversized
+from mclip_fairseq.models.sizes import ENCODER, check_heads, check_sizes
+from mclip_fairseq.models.weights import check_state_dict, check_weights
 from mclip_fairseq.storage.checkpoints import load_checkpoint, untrained_bookkeeping
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import expecting
+from mclip_fairseq.storage.fields import Kind, check_fields
+from mclip_fairseq.storage.files import first_line
 
 PREFIX = "encoder."
+TOKEN_TABLE = "sentence_encoder.embed_tokens.weight"
+REMEDY = "give a fairseq XLM-R checkpoint (model.pt), or the output of mclip-extract-mte"
+# The options that every encoder has, in an XLM-R checkpoint and in those of our models.
+COMMON_OPTIONS: dict[str, Kind] = {
+    "encoder_layers": int,
+    "encoder_embed_dim": int,
+    "encoder_ffn_embed_dim": int,
+    "encoder_attention_heads": int,
+    "dropout": float,
+    "attention_dropout": float,
+}
+# Those of an XLM-R checkpoint that this project reads. fairseq completes the others.
+OPTIONS: dict[str, Kind] = {**COMMON_OPTIONS, "max_positions": int | None, "activation_fn": str | None}
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -66,14 +81,21 @@ class XLMREncoder(nn.Module):
     Args:
         args: fairseq's RoBERTa options (`xlmr_args`, or those stored in a checkpoint).
         dictionary: one entry per row of the embedding table.
+        source: of the options, for messages.
+
+    Raises:
+        UserError: no encoder can be built from the options.
     """
 
-    def __init__(self, args: Namespace, dictionary: Dictionary) -> None:
+    def __init__(self, args: Namespace, dictionary: Dictionary, source: str | Path = "the model's options") -> None:
         super().__init__()
         # RobertaEncoder completes the options in place; the original stays as stored.
         self.args = copy.deepcopy(args)
-        self.encoder = RobertaEncoder(copy.deepcopy(args), dictionary)
-        # The masked-language-model head is carried for the checkpoint's sake and never trained here.
+        try:
+            self.encoder = RobertaEncoder(copy.deepcopy(args), dictionary)
+        except Exception as error:  # fairseq asserts, divides and looks up as odd options lead it to
+            raise UserError(f"{source}: fairseq cannot build an XLM-R of these options: {first_line(error)}") from error
+        # Checkpoints keep the masked-language-model head so that fairseq can load them; it is never trained here.
         for name, parameter in self.encoder.lm_head.named_parameters():
             if name != "weight":
                 parameter.requires_grad_(False)
@@ -88,29 +110,23 @@ class XLMREncoder(nn.Module):
             **overrides: options that replace stored ones (`dropout=...`).
 
         Raises:
-            UserError: missing file, another kind of checkpoint, or a table of another size than the dictionary.
+            UserError: the file is missing or not an XLM-R checkpoint, or its table and the dictionary differ in size.
         """
         file = checkpoint_file(path)
-        with expecting(file, "an XLM-R checkpoint"):
-            return cls._from_file(file, dictionary, overrides)
-
-    @classmethod
-    def _from_file(cls, file: Path, dictionary: Dictionary, overrides: dict[str, Any]) -> "XLMREncoder":
         state = load_checkpoint(file)
         args, weights = stored_args(state, file), stored_weights(state, file)
-        rows = len(weights["sentence_encoder.embed_tokens.weight"])
+        rows = len(weights[TOKEN_TABLE])
         if rows != len(dictionary):
             raise UserError(
                 f"{file}: the embedding table has {rows} rows but the dictionary has {len(dictionary)} entries; "
                 "use the dict.txt that belongs to this checkpoint"
             )
-        refuse_oversized(file, args, weights, ENCODER)
+        check_sizes(file, args, weights, ENCODER)
         for name, value in overrides.items():
             setattr(args, name, value)
-        encoder = cls(args, dictionary)
-        missing, unexpected = encoder.encoder.load_state_dict(weights, strict=False)
-        if missing or unexpected:
-            raise UserError(f"{file}: not an XLM-R of these sizes; missing {missing}, unexpected {unexpected}")
+        encoder = cls(args, dictionary, file)
+        check_weights(weights, encoder.encoder.state_dict(), file)
+        encoder.encoder.load_state_dict(weights, strict=True)
         return encoder
 
     @classmethod
@@ -136,7 +152,7 @@ class XLMREncoder(nn.Module):
     @property
     def max_positions(self) -> int:
         """Longest input in tokens, `<s>` and `</s>` included."""
-        return int(getattr(self.args, "max_positions", 512))
+        return int(getattr(self.args, "max_positions", None) or 512)
 
     def store_sizes(self, cfg: Any) -> None:
         """Write this encoder's sizes into a model configuration, so that its checkpoint needs no archive to rebuild."""
@@ -146,12 +162,12 @@ class XLMREncoder(nn.Module):
 
     @property
     def embed_tokens(self) -> nn.Embedding:
-        """The token table, (entries, dim)."""
+        """The token embedding table, (entries, dim)."""
         table: nn.Embedding = self.encoder.sentence_encoder.embed_tokens
         return table
 
     def embedding_modules(self) -> list[nn.Module]:
-        """Token table, positions and embedding LayerNorm: what stage 2 keeps frozen."""
+        """Token embeddings, positions and embedding LayerNorm, which stage 2 keeps frozen."""
         stack = self.encoder.sentence_encoder
         return [stack.embed_tokens, stack.embed_positions, stack.layernorm_embedding]
 
@@ -163,7 +179,7 @@ class XLMREncoder(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "XLMREncoder":
-        """Follow the parent's mode, except that a frozen encoder stays in eval mode, without dropout."""
+        """Set the mode; a frozen encoder stays in eval mode, so that its states have no dropout."""
         return super().train(mode and not self.frozen)
 
     @property
@@ -178,14 +194,14 @@ class XLMREncoder(nn.Module):
             tokens: (batch, length) ids, padded on either side.
 
         Returns:
-            (batch, length, dim); pad positions hold no meaning.
+            (batch, length, dim); states of pad positions are meaningless.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             states: Tensor = self.encoder(tokens, features_only=True)[0]
         return states
 
     def identity(self) -> dict[str, str]:
-        """Path-free identity of the weights as they are now."""
+        """Identity of the current weights, without a path."""
         return {"architecture": "xlmr", "sha256": state_hash(self.encoder.state_dict())}
 
     def checkpoint(self) -> dict[str, Any]:
@@ -199,27 +215,54 @@ class XLMREncoder(nn.Module):
         }
 
 
+def stored_options(state: dict[str, Any], file: Path) -> Namespace:
+    """The model options in a fairseq checkpoint, old (`args`) or new (`cfg.model`).
+
+    Raises:
+        UserError: it has none.
+    """
+    cfg = state.get("cfg")
+    options = state.get("args") or (cfg.get("model") if isinstance(cfg, dict) else None)
+    if isinstance(options, Namespace):
+        return copy.deepcopy(options)
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise UserError(f"{file}: has no model options; give a checkpoint written by fairseq")
+    return Namespace(**copy.deepcopy(options))
+
+
 def stored_args(state: dict[str, Any], file: Path) -> Namespace:
-    """The options inside an XLM-R checkpoint, old (`args`) or new (`cfg.model`)."""
-    args: Any = state.get("args")
-    if args is None and isinstance(state.get("cfg"), dict):
-        args = state["cfg"].get("model")
-    if isinstance(args, dict):
-        args = Namespace(**args)
-    if not hasattr(args, "encoder_embed_dim"):
-        raise UserError(f"{file}: has no model options; an XLM-R checkpoint (model.pt) is expected here")
-    return copy.deepcopy(args)
+    """The checked options in an XLM-R checkpoint.
+
+    Raises:
+        UserError: an option is missing, has another type, or is not a size that an encoder can have.
+    """
+    args = stored_options(state, file)
+    check_encoder_options(file, vars(args))
+    return args
+
+
+def check_encoder_options(place: str | Path, options: dict[str, Any]) -> None:
+    """Check the types of an encoder's options, and the sizes that its weights do not show.
+
+    Raises:
+        UserError: naming the option.
+    """
+    check_fields(place, options, OPTIONS, REMEDY)
+    check_heads(place, "encoder_attention_heads", options["encoder_attention_heads"], options["encoder_embed_dim"])
 
 
 def stored_weights(state: dict[str, Any], file: Path) -> dict[str, Tensor]:
-    """The encoder's weights inside an XLM-R checkpoint under today's names."""
+    """The encoder's weights in an XLM-R checkpoint, under the names of this version of fairseq.
+
+    Raises:
+        UserError: it holds no encoder.
+    """
     weights: dict[str, Tensor] = {}
-    for name, tensor in state.get("model", {}).items():
+    for name, tensor in check_state_dict(f"{file}: model", state.get("model"), REMEDY).items():
+        # Before fairseq 0.10, the encoder was called decoder and the LayerNorm of the embeddings emb_layer_norm.
         name = name.replace("decoder.", PREFIX, 1) if name.startswith("decoder.") else name
         if name.startswith(PREFIX):
             weights[name.removeprefix(PREFIX).replace(".emb_layer_norm.", ".layernorm_embedding.")] = tensor
-    if "sentence_encoder.embed_tokens.weight" not in weights:
-        raise UserError(
-            f"{file}: holds no XLM-R encoder; pass a fairseq XLM-R checkpoint or mclip-extract-mte's output"
-        )
+    if TOKEN_TABLE not in weights or weights[TOKEN_TABLE].ndim != 2:
+        raise UserError(f"{file}: holds no XLM-R encoder; {REMEDY}")
     return weights

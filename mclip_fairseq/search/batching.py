@@ -1,4 +1,4 @@
-"""Many requests, one model: what arrives while the model is busy goes through it together."""
+"""Batch requests for one model: those that arrive while it is busy are computed together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_WAITING = 256
 
 
 class Busy(Exception):
-    """More is waiting than will be answered soon."""
+    """Too many items are waiting."""
 
 
 class Batcher:
@@ -20,7 +20,7 @@ class Batcher:
 
     Args:
         function: items -> results, in the same order; runs in the executor.
-        executor: where.
+        executor: runs the function.
     """
 
     def __init__(self, function: Callable[[Sequence[Any]], Sequence[Any]], executor: Executor) -> None:
@@ -45,12 +45,12 @@ class Batcher:
     async def _run(self) -> None:
         while self.waiting:
             batch, self.waiting = self.waiting[:MAX_BATCH], self.waiting[MAX_BATCH:]
-            # Whoever has gone meanwhile is not computed for.
+            # Requests that were cancelled meanwhile need no result.
             batch = [(item, future) for item, future in batch if not future.cancelled()]
             items = [item for item, _ in batch]
             try:
                 results = await asyncio.get_running_loop().run_in_executor(self.executor, self.function, items)
-            except Exception as error:  # one failure must not stop the loop for everyone after it
+            except Exception as error:  # one failure must not stop the loop for later requests
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

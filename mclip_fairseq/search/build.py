@@ -1,8 +1,7 @@
-"""Make an index directory, going on where an earlier build was stopped."""
+"""Build an index directory, continuing where an earlier build was stopped."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -18,7 +17,6 @@ from tqdm import tqdm
 from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, locked, write_manifest
 from mclip_fairseq.search.kinds import (
-    check_effort,
     efforts,
     factory_string,
     new_index,
@@ -26,8 +24,15 @@ from mclip_fairseq.search.kinds import (
     training_rows,
     write_index,
 )
-from mclip_fairseq.search.recall import Yardstick, sentence
-from mclip_fairseq.search.sources import ProjectedFeatures, describe_model, encode_images, open_gallery
+from mclip_fairseq.search.recall import Yardstick, recall_sentence
+from mclip_fairseq.search.settings import (
+    DEFAULT_RECALL,
+    ImageSettings,
+    IndexSettings,
+    ModelPaths,
+    check_settings,
+)
+from mclip_fairseq.search.sources import Gallery, ProjectedFeatures, describe_model, encode_images, open_gallery
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import encode_ids
 from mclip_fairseq.storage.features import FeatureStore
@@ -36,127 +41,141 @@ from mclip_fairseq.storage.images import check_max_pixels
 from mclip_fairseq.storage.provenance import provenance
 
 BLOCK = 16384  # vectors handed to faiss at a time
-RECALL = 0.95  # that is searched for unless another is asked for
-SAVE_SECONDS = 120.0  # how much work an interruption of the second stage costs at most
+SAVE_SECONDS = 120.0  # at most this much of the second stage is repeated after an interruption
 VectorSource = FeatureStore | ProjectedFeatures
 
 
-def build(options: argparse.Namespace, load: Callable[[], Any], queries: Sequence[str], command: Sequence[str]) -> str:
+def build_index(
+    folder: Path,
+    images: ImageSettings,
+    settings: IndexSettings,
+    load_model: Callable[[], Any],
+    model_paths: ModelPaths,
+    queries: Sequence[str],
+    command: Sequence[str],
+) -> str:
     """Build an index; returns what to tell the user.
 
     Args:
-        options: of `mclip-search build`.
-        load: gives the dual encoder; called when the images are known to be there.
-        queries: texts to measure the recall with; none takes images of the index.
-        command: what the user typed.
+        folder: the index directory to create or to continue.
+        images: what goes into it.
+        settings: its kind.
+        load_model: gives the dual encoder; called once the images have been listed.
+        model_paths: where it is loaded from, for the manifest.
+        queries: texts to measure the recall with; if empty, images of the index are used.
+        command: what the user typed, for the manifest.
 
     Raises:
-        UserError: in one sentence, when an option or a file cannot be used; what is done is kept.
+        UserError: an option or a file cannot be used; finished work is kept.
     """
-    folder = options.output
-    check_max_pixels(options.max_pixels)
-    gallery = open_gallery(options.source, options.images_root)
+    check_max_pixels(images.max_pixels)
+    gallery = open_gallery(images.source, images.images_root)
     with locked(folder):
         if (folder / MANIFEST).exists():
-            raise UserError(f"{folder}: holds an index already; use mclip-search add, or name another directory")
-        model = load()
-        identity = describe_model(model, load_options(options))
-        named = len(gallery.index.names)
-        factory = factory_string(options.kind, model.dim, named, options.lists, options.bytes)
-        check_effort(options.kind, factory, named, options.effort, options.recall)
-        contents = gallery.stamp()
-        settle(folder / PARTIAL, contents)
-        vectors = open_vectors(gallery, model, identity, folder / PARTIAL / "images", options)
+            raise UserError(f"{folder}: already holds an index; use mclip-search add, or choose another directory")
+        model = load_model()
+        model_entry = describe_model(model, model_paths)
+        listed = len(gallery.index.names)
+        # Options are checked against the listed images before any of them is encoded.
+        check_settings(settings, model.dim, listed)
+        discard_if_changed(folder / PARTIAL, gallery.stamp())
+        vectors = open_vectors(gallery, model, model_entry, folder / PARTIAL / "images", images)
         count = len(vectors.ids)
         if not count:
-            raise UserError(f"{options.source}: none of its images can be read; there is nothing to search")
-        factory = factory_string(options.kind, model.dim, count, options.lists, options.bytes)
-        plan = {"factory": factory, "model": identity["fingerprint"]}
-        index = fill(options.kind, model.dim, vectors, folder / PARTIAL, plan)
-        recall = None
-        if efforts(options.kind, index):
-            texts = model.encode_text(list(queries)).numpy() if queries else None
-            yardstick = Yardstick(vectors.take, count, texts)
-            recall = yardstick.tune(index, options.kind, options.recall or RECALL, options.effort)
+            raise UserError(f"{images.source}: none of its images can be read, so there is nothing to search")
+        check_settings(settings, model.dim, count)  # unreadable images may have left too few
+        factory = factory_string(settings, model.dim, count)
+        plan = {"factory": factory, "model": model_entry["fingerprint"]}
+        index = fill_index(settings.kind, model.dim, vectors, folder / PARTIAL, plan)
+        texts = model.encode_text(list(queries)).numpy() if queries and efforts(settings.kind, index) else None
+        recall = measure_recall(index, settings, vectors, texts)
         roots, lines = picture_lines(gallery, vectors.ids, [])
-        manifest = {
-            "generation": 1,
-            "model": identity,
-            "dim": model.dim,
-            "kind": options.kind,
-            "factory": factory,
-            "effort": recall and recall["effort"],
-            "recall": recall,
-            "rows": count,
-            "removed": [],
-            "roots": roots,
-            "files": {
-                "vectors": write_index(index, folder / "vectors-00001.faiss"),
-                "rows": Rows(lines, folder).write(folder, 1),
-            },
-            "made_by": [provenance(command)],
-        }
-        write_manifest(folder, manifest)
+        facts = {"model": model_entry, "dim": model.dim, "kind": settings.kind, "factory": factory, "roots": roots}
+        write_first_generation(folder, index, lines, recall, facts | {"made_by": [provenance(command)]})
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    told = [f"{folder}: {count} images of {model.dim} dimensions, {options.kind}"]
-    told[0] += f"; {named - count} that cannot be read are left out" if count < named else ""
-    return "\n".join(told + ([sentence(recall, options.kind)] if recall else []))
+    skipped = f"; {listed - count} unreadable images skipped" if count < listed else ""
+    summary = f"{folder}: {count} images of {model.dim} dimensions, {settings.kind}{skipped}"
+    return f"{summary}\n{recall_sentence(recall, settings.kind)}" if recall else summary
 
 
-def load_options(options: argparse.Namespace) -> dict[str, str | None]:
-    """How the model of the command line is loaded again."""
-    return {"path": options.model, "text_encoder": options.text_encoder, "teacher": options.teacher}
-
-
-def settle(partial: Path, contents: str) -> None:
-    """Keep what an interrupted run has left if it is of the same images; else remove it, and say so.
+def write_first_generation(
+    folder: Path, index: Any, lines: Sequence[str], recall: dict[str, Any] | None, facts: Mapping[str, Any]
+) -> None:
+    """Write the files of a new index and its manifest.
 
     Args:
-        partial: where it is.
-        contents: stamp of the images, which is another one when an image was added, taken out or changed.
+        folder: the index directory.
+        index: of faiss.
+        lines: of the rows file.
+        recall: its measurement; None for exact.
+        facts: the other fields of the manifest.
     """
-    record, wanted = partial / "contents.json", {"contents": contents}
-    if record.is_file() and read_json(record) == wanted:
+    files = {
+        "vectors": write_index(index, folder / "vectors-00001.faiss"),
+        "rows": Rows(lines, folder).write(folder, 1),
+    }
+    counts = {"generation": 1, "rows": len(lines), "removed": [], "files": files}
+    write_manifest(folder, {**facts, **counts, "effort": recall and recall["effort"], "recall": recall})
+
+
+def measure_recall(
+    index: Any, settings: IndexSettings, vectors: VectorSource, texts: np.ndarray | None
+) -> dict[str, Any] | None:
+    """The recall at the settings' effort, or at the least effort that reaches their recall; None for exact."""
+    if not efforts(settings.kind, index):
+        return None
+    yardstick = Yardstick(vectors.take, len(vectors.ids), texts)
+    return yardstick.tune(index, settings.kind, settings.recall or DEFAULT_RECALL, settings.effort)
+
+
+def discard_if_changed(partial: Path, contents: str) -> None:
+    """Keep the files of an interrupted run if its images are the same; otherwise remove them, and say so.
+
+    Args:
+        partial: the directory of those files.
+        contents: stamp of the images; it differs when an image was added, removed or changed.
+    """
+    file, record = partial / "contents.json", {"contents": contents}
+    if file.is_file() and read_json(file) == record:
         return
     if partial.exists():
         shutil.rmtree(partial)
-        told = "images were added, taken out or changed since this was interrupted; it is begun anew"
-        print(f"{partial.parent}: {told}", file=sys.stderr)
+        print(f"{partial.parent}: the images changed after the interruption; starting from scratch", file=sys.stderr)
     partial.mkdir(parents=True)
-    write_json(record, wanted)
+    write_json(file, record)
 
 
 def open_vectors(
-    gallery: ImageGallery | FeatureGallery,
+    gallery: Gallery,
     model: Any,
-    identity: dict[str, Any],
+    model_entry: dict[str, Any],
     staging: Path,
-    options: argparse.Namespace,
+    settings: ImageSettings,
     rows: Sequence[int] | None = None,
 ) -> VectorSource:
-    """The joint-space vectors of a gallery: pictures are encoded, features are projected as they are read."""
+    """The joint-space vectors of a gallery: images are encoded now, features are projected as they are read."""
     if isinstance(gallery, ImageGallery):
-        return encode_images(gallery, model, identity, staging, options, rows)
+        return encode_images(gallery, model, model_entry, staging, settings, rows)
     features = ProjectedFeatures(gallery, model, rows)
     encode_ids(features.ids)
     return features
 
 
-def fill(kind: str, dim: int, vectors: VectorSource, partial: Path, settings: Mapping[str, str]) -> Any:
-    """Train a faiss index and add all vectors, going on from what an interrupted run has saved.
+def fill_index(kind: str, dim: int, vectors: VectorSource, partial: Path, settings: Mapping[str, str]) -> Any:
+    """Train a faiss index and add all vectors, continuing from what an interrupted run has saved.
 
     Args:
         kind: of `KINDS`.
         dim: columns.
         vectors: what to add.
         partial: where intermediate states are saved.
-        settings: faiss's description as `factory`, and whatever else a saved state depends on.
+        settings: faiss's description as `factory`, and anything else that a saved state depends on.
     """
-    # Of the same images there are fewer when more of them could not be read.
+    # The same images give fewer vectors if more of them could not be read.
     plan = {**settings, "ids_sha256": hashlib.sha256(encode_ids(vectors.ids)).hexdigest()}
     file, record = partial / "index.faiss", partial / "saved.json"
-    saved = time.monotonic()
-    index = _saved(file, record, plan, kind, dim)
+    last_save = time.monotonic()
+    index = _saved_index(file, record, plan, kind, dim)
     if index is None:
         index = new_index(settings["factory"], dim)
         if not index.is_trained:
@@ -167,31 +186,29 @@ def fill(kind: str, dim: int, vectors: VectorSource, partial: Path, settings: Ma
             rows = np.arange(start, min(start + BLOCK, len(vectors.ids)))
             index.add(np.ascontiguousarray(vectors.take(rows), dtype=np.float32))
             progress.update(len(rows))
-            if time.monotonic() - saved > SAVE_SECONDS:
+            if time.monotonic() - last_save > SAVE_SECONDS:
                 partial.mkdir(parents=True, exist_ok=True)
                 entry = write_index(index, file)
                 write_json(record, plan | {"rows": index.ntotal, "sha256": entry["sha256"]})
-                saved = time.monotonic()
+                last_save = time.monotonic()
     return index
 
 
-def _saved(file: Path, record: Path, plan: dict[str, Any], kind: str, dim: int) -> Any:
-    """The index an interrupted run has left, if it is of the same plan and unaltered."""
+def _saved_index(file: Path, record: Path, plan: dict[str, Any], kind: str, dim: int) -> Any:
+    """The index that an interrupted run has left, if it has the same plan and is unaltered; otherwise None."""
     if not (file.is_file() and record.is_file()):
         return None
-    found = read_json(record)
-    if not isinstance(found, dict) or found != plan | {"rows": found.get("rows"), "sha256": file_sha256(file)}:
+    saved = read_json(record)
+    if not isinstance(saved, dict) or saved != plan | {"rows": saved.get("rows"), "sha256": file_sha256(file)}:
         return None
-    return read_index(file, kind, dim, found["rows"], writable=True)
+    return read_index(file, kind, dim, saved["rows"], writable=True)
 
 
-def picture_lines(
-    gallery: ImageGallery | FeatureGallery, ids: Sequence[str], roots: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """Lines of the rows file for these ids, and the roots, to which the gallery's is added when it is new.
+def picture_lines(gallery: Gallery, ids: Sequence[str], roots: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Lines of the rows file for these ids, and the root folders, to which the gallery's is added if it is new.
 
     Raises:
-        UserError: a picture of a feature directory is not in its folder.
+        UserError: an image of a feature directory is not in its folder.
     """
     if isinstance(gallery, FeatureGallery) and not gallery.has_pictures:
         return list(roots), list(ids)
@@ -201,6 +218,7 @@ def picture_lines(
     assert pictures is not None
     source = os.path.abspath(pictures.source)
     root = source if os.path.isdir(source) else os.path.commonpath([os.path.dirname(file) for file in files])
-    known = [*roots] if root in roots else [*roots, root]
-    number = known.index(root)
-    return known, [f"{name}\t{number}\t{os.path.relpath(file, root)}" for name, file in zip(ids, files, strict=True)]
+    all_roots = [*roots] if root in roots else [*roots, root]
+    number = all_roots.index(root)
+    lines = [f"{name}\t{number}\t{os.path.relpath(file, root)}" for name, file in zip(ids, files, strict=True)]
+    return all_roots, lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -12,76 +11,87 @@ from typing import Any
 
 import numpy as np
 
-from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
-from mclip_fairseq.search.build import BLOCK, VectorSource, open_vectors, picture_lines, settle
+from mclip_fairseq.search.build import BLOCK, VectorSource, discard_if_changed, open_vectors, picture_lines
 from mclip_fairseq.search.files import PARTIAL, Rows, locked, read_manifest, write_manifest
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import compacted, read_index, write_index
-from mclip_fairseq.search.sources import open_gallery
+from mclip_fairseq.search.settings import ImageSettings
+from mclip_fairseq.search.sources import Gallery, open_gallery
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import check_max_pixels
 from mclip_fairseq.storage.provenance import provenance
 
 
-def add(options: argparse.Namespace, load: Callable[[], Any], command: Sequence[str]) -> str:
+def add_images(
+    folder: Path,
+    images: ImageSettings,
+    load_model: Callable[[], Any],
+    command: Sequence[str],
+    replace: bool = False,
+    moved: Sequence[Path] = (),
+) -> str:
     """Add the images that an index does not have yet; returns what to tell the user.
 
     Args:
-        options: of `mclip-search add`.
-        load: gives the dual encoder of the index; called when there is something to add.
-        command: what the user typed.
+        folder: the index.
+        images: what to add.
+        load_model: gives the dual encoder of the index; called if there is something to add.
+        command: what the user typed, for the manifest.
+        replace: encode images again whose id is already in the index.
+        moved: where the images of the index are now, if they have moved.
 
     Raises:
-        UserError: another model, an id that already names another picture, or what `build` refuses.
+        UserError: a different model, an id that already names a different image, or what `build_index` refuses.
     """
-    check_max_pixels(options.max_pixels)
-    read_manifest(options.index)  # a directory that is none is left as it is
-    with locked(options.index):
-        index = SearchIndex.open(options.index, moved(options.moved))
-        gallery = open_gallery(options.source, options.images_root)
+    check_max_pixels(images.max_pixels)
+    read_manifest(folder)  # before locking: `locked` would create a mistyped directory
+    check_folders(moved)
+    with locked(folder):
+        index = SearchIndex.open(folder, moved)
+        gallery = open_gallery(images.source, images.images_root)
         names = gallery.index.names
-        known = [name for name in names if name in index.row_of]
-        if not options.replace:
-            refuse_other_pictures(index, gallery, known)
-        fresh = [row for row, name in enumerate(names) if options.replace or name not in index.row_of]
-        if not fresh:
-            if options.moved:
-                write_manifest(index.path, index.manifest | {"roots": roots_of(index)})
-            return f"{index.path}: nothing to add, all {len(names)} images are there"
-        model = load()
+        indexed = [name for name in names if name in index.row_of]
+        if not replace:
+            check_same_images(index, gallery, indexed)
+        new_rows = [row for row, name in enumerate(names) if replace or name not in index.row_of]
+        if not new_rows:
+            if moved:
+                write_manifest(index.path, index.manifest | {"roots": absolute_roots(index)})
+            return f"{index.path}: nothing to add, all {len(names)} images are already in the index"
+        model = load_model()
         index.check_model(model)
-        wanted = "\n".join([gallery.stamp(), *(names[row] for row in fresh)])
-        settle(index.path / PARTIAL, hashlib.sha256(wanted.encode()).hexdigest())
-        vectors = open_vectors(gallery, model, index.model, index.path / PARTIAL / "images", options, fresh)
+        contents = "\n".join([gallery.stamp(), *(names[row] for row in new_rows)])
+        discard_if_changed(index.path / PARTIAL, hashlib.sha256(contents.encode()).hexdigest())
+        vectors = open_vectors(gallery, model, index.model, index.path / PARTIAL / "images", images, new_rows)
         replaced = [name for name in vectors.ids if name in index.row_of]
         append(index, gallery, vectors, replaced, command)
         shutil.rmtree(index.path / PARTIAL, ignore_errors=True)
-    left, lost = len(known) - len(replaced), len(fresh) - len(vectors.ids)
-    told = f"{options.index}: {len(vectors.ids) - len(replaced)} images added"
-    told += f", {len(replaced)} replaced" if replaced else ""
-    told += f", {left} were there already" if left else ""
-    return told + (f", {lost} that cannot be read are left out" if lost else "") + recall_note(index)
+    kept, skipped = len(indexed) - len(replaced), len(new_rows) - len(vectors.ids)
+    message = f"{folder}: {len(vectors.ids) - len(replaced)} images added"
+    message += f", {len(replaced)} replaced" if replaced else ""
+    message += f", {kept} already in the index" if kept else ""
+    return message + (f", {skipped} unreadable images skipped" if skipped else "") + recall_note(index)
 
 
 def append(
     index: SearchIndex,
-    gallery: ImageGallery | FeatureGallery,
+    gallery: Gallery,
     vectors: VectorSource,
     replaced: Sequence[str],
     command: Sequence[str],
 ) -> None:
-    """Write the next generation of an index, with these vectors behind its own."""
-    roots, lines = picture_lines(gallery, vectors.ids, roots_of(index))
-    grown = writable(index)
+    """Write the next generation of an index, with these vectors after its own."""
+    roots, lines = picture_lines(gallery, vectors.ids, absolute_roots(index))
+    faiss_index = writable_index(index)
     for start in range(0, len(vectors.ids), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(vectors.ids)))
-        grown.add(np.ascontiguousarray(vectors.take(rows), dtype=np.float32))
+        faiss_index.add(np.ascontiguousarray(vectors.take(rows), dtype=np.float32))
     removed = index.removed | {index.row_of[name] for name in replaced}
-    write_generation(index, grown, [*index.rows.lines, *lines], removed, roots, command)
+    write_generation(index, faiss_index, [*index.rows.lines, *lines], removed, roots, command)
 
 
-def writable(index: SearchIndex) -> Any:
-    """The faiss index of an index, to be changed."""
+def writable_index(index: SearchIndex) -> Any:
+    """The faiss index of an index, read again so that it can be changed."""
     manifest = index.manifest
     file = index.path / manifest["files"]["vectors"]["file"]
     return read_index(file, manifest["kind"], manifest["dim"], manifest["rows"], writable=True)
@@ -89,23 +99,23 @@ def writable(index: SearchIndex) -> Any:
 
 def write_generation(
     index: SearchIndex,
-    vectors: Any,
+    faiss_index: Any,
     lines: Sequence[str],
     removed: Set[int],
     roots: Sequence[str],
     command: Sequence[str],
 ) -> None:
-    """Write new files of an index and put them into use; rows that were removed are dropped when they are the most."""
+    """Write new files of an index and put them into use; removed rows are dropped once they are the majority."""
     manifest, generation = index.manifest, index.manifest["generation"] + 1
-    if outnumbered(len(lines), removed):
+    if mostly_removed(len(lines), removed):
         keep = np.array([row not in removed for row in range(len(lines))])
-        vectors = compacted(vectors, manifest["kind"], manifest["factory"], keep)
+        faiss_index = compacted(faiss_index, manifest["kind"], manifest["factory"], keep)
         lines, removed = [line for line, kept in zip(lines, keep, strict=True) if kept], frozenset()
     files = {
-        "vectors": write_index(vectors, index.path / f"vectors-{generation:05d}.faiss"),
+        "vectors": write_index(faiss_index, index.path / f"vectors-{generation:05d}.faiss"),
         "rows": Rows(lines, index.path).write(index.path, generation),
     }
-    changed = {
+    changes = {
         "generation": generation,
         "rows": len(lines),
         "removed": sorted(removed),
@@ -114,81 +124,81 @@ def write_generation(
         "recall": None,
         "made_by": [*manifest["made_by"], provenance(command)],
     }
-    write_manifest(index.path, manifest | changed)
+    write_manifest(index.path, manifest | changes)
 
 
-def outnumbered(rows: int, removed: Set[int]) -> bool:
-    """Whether the rows that are left, if any, are fewer than those that were removed."""
+def mostly_removed(rows: int, removed: Set[int]) -> bool:
+    """Whether fewer rows remain than were removed, and at least one remains."""
     return 0 < rows - len(removed) < len(removed)
 
 
-def refuse_other_pictures(index: SearchIndex, gallery: ImageGallery | FeatureGallery, names: Iterable[str]) -> None:
-    """Refuse ids that stand for one picture in the index and for another one here.
+def check_same_images(index: SearchIndex, gallery: Gallery, names: Iterable[str]) -> None:
+    """Check that ids stand for the same image files in the index and in a gallery.
 
     Raises:
-        UserError: naming the first.
+        UserError: one does not; names the first.
     """
     if not gallery.has_pictures:
         return
     row_of = {name: row for row, name in enumerate(gallery.index.names)}
     for name in names:
-        there, here = index.picture(index.row_of[name]), gallery.picture(row_of[name])
-        if there is not None and os.path.abspath(there) != os.path.abspath(here):
+        old, new = index.picture(index.row_of[name]), gallery.picture(row_of[name])
+        if old is not None and os.path.abspath(old) != os.path.abspath(new):
             raise UserError(
-                f"{index.path}: the id {name!r} already names another picture, {there}; if the pictures have moved, "
-                "say where they are now with --moved; else give this one another id in a list, or take it instead "
-                "with --replace"
+                f"{index.path}: the id {name!r} already names a different image, {old}; if the images have moved, say "
+                "where they are now with --moved; otherwise give this one another id in a list, or replace the old "
+                "one with --replace"
             )
 
 
-def moved(folders: Sequence[Path]) -> Sequence[Path]:
-    """Folders that pictures have been moved to.
+def check_folders(moved: Sequence[Path]) -> None:
+    """Check the folders that images have been moved to.
 
     Raises:
-        UserError: one is not there.
+        UserError: one does not exist.
     """
-    for folder in folders:
+    for folder in moved:
         if not folder.is_dir():
-            raise UserError(f"--moved {folder}: there is no such folder; name the one that the pictures are in now")
-    return folders
+            raise UserError(f"--moved {folder}: no such folder; give the one that the images are in now")
 
 
-def roots_of(index: SearchIndex) -> list[str]:
-    """The folders of an index's pictures for its manifest: what --moved names is named from everywhere."""
+def absolute_roots(index: SearchIndex) -> list[str]:
+    """The root folders of an index for its manifest; those of --moved may be relative."""
     return [os.path.abspath(root) for root in index.roots]
 
 
-def remove(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
-    """Take images out of an index; returns what to tell the user.
+def remove_images(folder: Path, names: Sequence[str], command: Sequence[str]) -> str:
+    """Remove images from an index; returns what to tell the user.
 
     Args:
         folder: the index.
         names: ids.
-        command: what the user typed.
+        command: what the user typed, for the manifest.
 
     Raises:
         UserError: ids that are not in the index; nothing is removed then.
     """
-    read_manifest(folder)  # a directory that is none is left as it is
+    read_manifest(folder)  # before locking: `locked` would create a mistyped directory
     with locked(folder):
         index = SearchIndex.open(folder)
         unknown = [name for name in names if name not in index.row_of]
         if unknown:
             first = ", ".join(map(repr, unknown[:3]))
             raise UserError(
-                f"{folder}: has no image of {len(unknown)} of the {len(names)} ids, such as {first}; nothing is removed"
+                f"{folder}: {len(unknown)} of the {len(names)} ids are not in the index, such as {first}; nothing was "
+                "removed, so correct them and run the command again"
             )
         rows = {index.row_of[name] for name in names}
         removed = index.removed | rows
-        if outnumbered(len(index.rows), removed):
-            write_generation(index, writable(index), index.rows.lines, removed, index.manifest["roots"], command)
+        if mostly_removed(len(index.rows), removed):
+            write_generation(index, writable_index(index), index.rows.lines, removed, index.manifest["roots"], command)
         else:
             made_by = [*index.manifest["made_by"], provenance(command)]
-            changed = {"removed": sorted(removed), "recall": None, "made_by": made_by}
-            write_manifest(folder, index.manifest | changed)
-    return f"{folder}: {len(rows)} images removed, {len(index) - len(rows)} are left{recall_note(index)}"
+            changes = {"removed": sorted(removed), "recall": None, "made_by": made_by}
+            write_manifest(folder, index.manifest | changes)
+    return f"{folder}: {len(rows)} images removed, {len(index) - len(rows)} left{recall_note(index)}"
 
 
 def recall_note(index: SearchIndex) -> str:
-    """What is to be said of a recall that was measured with other images."""
-    return "; its recall, measured with other images, is no longer claimed" if index.manifest["recall"] else ""
+    """What to add to a message if the index loses its measured recall, which was of other images."""
+    return "; the recall measured at the build no longer applies" if index.manifest["recall"] else ""

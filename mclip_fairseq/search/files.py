@@ -1,10 +1,10 @@
-"""What an index directory holds, and the checks on it.
+"""The files of an index directory, and the checks on them.
 
-`index.json` is written last, in one step: what is in use with hashes, the model, the kind and, until a change, the
-recall measured at the build. `vectors-00001.faiss` is the faiss index; `rows-00001.tsv` has per row the id and, where
-its picture is known, the number of its root and the path below it. An addition writes the next number and then removes
-the old one; so does a removal after which most rows would be dead. `partial/` is what an interrupted build or addition
-goes on from.
+`index.json` is written last, in one step: the files in use with their hashes, the model, the kind and, until a change,
+the recall measured at the build. `vectors-00001.faiss` is the faiss index; `rows-00001.tsv` has the id of each row and,
+where its image is known, the number of its root folder and the path below it. An addition writes the next generation of
+both files and then removes the old ones; so does a removal after which most rows would be dead. `partial/` is where an
+interrupted build or addition continues.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mclip_fairseq.search.settings import KINDS
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fields import check_fields, has_type
 from mclip_fairseq.storage.files import file_sha256, read_json, read_lines, write_bytes
 
 FORMAT = "mclip_fairseq search index"
 VERSION = 1
 MANIFEST, PARTIAL, LOCK = "index.json", "partial", ".lock"
-NO_PERMISSION = "you have no permission to read it; ask its owner for it"
-MOST_EFFORT = 2**31 - 1  # that faiss can be given
+NO_PERMISSION = "permission denied; ask its owner for read access"
+REBUILD = "the index is damaged; build it again"
+MAX_EFFORT = 2**31 - 1  # faiss takes an int
 ROOT_DIGITS = 9
-MANIFEST_KEYS = {
+MANIFEST_FIELDS = {
     "model": dict,
     "factory": str,
     "dim": int,
@@ -36,60 +39,68 @@ MANIFEST_KEYS = {
     "removed": list,
     "roots": list,
     "generation": int,
+    "effort": int | None,
+    "recall": dict | None,
     "files": dict,
     "made_by": list,
 }
+MODEL_FIELDS = {"fingerprint": str, "name": str | None, "load": dict}
+LOAD_FIELDS = {"path": str | None, "text_encoder": str | None, "teacher": str | None}
+FILES_FIELDS = {"vectors": dict, "rows": dict}
+FILE_FIELDS = {"file": str, "sha256": str}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an index directory.
+    """The manifest of an index directory, with all its fields checked.
 
     Raises:
-        UserError: it is missing, unreadable, of another version, or damaged.
+        UserError: it is missing, unreadable, of a different version, or damaged.
     """
     path = folder / MANIFEST
     try:
-        found = path.is_file()
+        exists = path.is_file()
     except PermissionError as error:
         raise UserError(f"{folder}: {NO_PERMISSION}") from error
-    if not found:
-        unfinished = "its index is not finished; repeat the mclip-search build that began it"
-        missing = f"is not a search index, it has no {MANIFEST}; make one with mclip-search build"
+    if not exists:
+        unfinished = "its index is not finished; run the mclip-search build that began it again"
+        missing = f"is not a search index, it has no {MANIFEST}; create one with mclip-search build"
         raise UserError(f"{folder}: {unfinished if (folder / PARTIAL).is_dir() else missing}")
     try:
         manifest = read_json(path)
-    except ValueError as error:
-        if isinstance(error.__cause__, OSError):  # it may be sound
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):  # the file itself may be sound
             raise
         raise UserError(f"{error}; build the index again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path}: is not the manifest of a search index")
+        raise UserError(f"{path}: is not the manifest of a search index; build the index again")
     if manifest.get("version") != VERSION:
         raise UserError(
             f"{path}: has version {manifest.get('version')}, but this program reads version {VERSION}; build the index "
             "again, or use the program that wrote it"
         )
-    wrong = [name for name, kind in MANIFEST_KEYS.items() if not isinstance(manifest.get(name), kind)]
-    if wrong or not _is_sound(manifest):
-        raise UserError(f"{path}: is damaged ({', '.join(wrong) or 'files or rows'}); build the index again")
-    return manifest
+    check_fields(path, manifest, MANIFEST_FIELDS, REBUILD)
+    check_fields(path, manifest["model"], MODEL_FIELDS, REBUILD)
+    check_fields(path, manifest["model"]["load"], LOAD_FIELDS, REBUILD)
+    check_fields(path, manifest["files"], FILES_FIELDS, REBUILD)
+    for entry in manifest["files"].values():
+        check_fields(path, entry, FILE_FIELDS, REBUILD)
+    for name, is_valid in _values(manifest).items():
+        if not is_valid:
+            raise UserError(f"{path}: {name} has an impossible value; {REBUILD}")
+    return {"effort": None, "recall": None} | manifest
 
 
-def _is_sound(manifest: Mapping[str, Any]) -> bool:
-    """Files are names inside the directory, rows exist, roots are paths."""
-    names = [manifest["files"].get(part) for part in ("vectors", "rows")]
-    return (
-        all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in names)
-        and all(isinstance(entry.get("file"), str) and Path(entry["file"]).name == entry["file"] for entry in names)
-        and all(type(row) is int and 0 <= row < manifest["rows"] for row in manifest["removed"])
-        and all(isinstance(root, str) for root in manifest["roots"])
-        and isinstance(manifest["model"].get("fingerprint"), str)
-        and isinstance(manifest["model"].get("load"), dict)
-        and all(isinstance(value, str | None) for value in manifest["model"]["load"].values())
-        and isinstance(manifest.get("effort"), int | None)
-        and 0 <= (manifest.get("effort") or 0) <= MOST_EFFORT
-        and manifest["dim"] > 0
-    )
+def _values(manifest: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether the value of each field is possible, once their types are right."""
+    return {
+        "kind": manifest["kind"] in KINDS,
+        "dim": manifest["dim"] > 0,
+        "effort": 0 <= (manifest.get("effort") or 0) <= MAX_EFFORT,
+        "removed": all(has_type(row, int) and 0 <= row < manifest["rows"] for row in manifest["removed"]),
+        "roots": all(isinstance(root, str) for root in manifest["roots"]),
+        # File names lead nowhere out of the directory.
+        "files": all(Path(entry["file"]).name == entry["file"] for entry in manifest["files"].values()),
+    }
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -103,7 +114,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def state_of(path: Path) -> tuple[int, ...] | None:
-    """What tells cheaply that a file was written again; None where there is none."""
+    """Time, inode and size of a file, which change when it is written again; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -111,26 +122,26 @@ def state_of(path: Path) -> tuple[int, ...] | None:
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-def verified(folder: Path, entry: Mapping[str, Any]) -> Path:
-    """A file of the index, after its hash was compared.
+def check_file(folder: Path, entry: Mapping[str, Any]) -> Path:
+    """A file of the index, after comparing its hash with the manifest's.
 
     Raises:
         UserError: it is missing, unreadable or altered.
     """
     path = folder / entry["file"]
-    if not path.is_file():
-        raise UserError(f"{path}: is missing; copy the index completely, or build it again")
     try:
-        found = file_sha256(path)
+        sha256 = file_sha256(path) if path.is_file() else None
     except PermissionError as error:
         raise UserError(f"{path}: {NO_PERMISSION}") from error
-    if found != entry["sha256"]:
-        raise UserError(f"{path}: is altered or truncated, its hash is not that of {MANIFEST}; build the index again")
+    if sha256 is None:
+        raise UserError(f"{path}: is missing; copy the index completely, or build it again")
+    if sha256 != entry["sha256"]:
+        raise UserError(f"{path}: is altered or truncated, its hash differs from {MANIFEST}; build the index again")
     return path
 
 
 class Rows:
-    """Id and picture of every row, kept as the lines of the file.
+    """Id and image of every row, kept as the lines of the file.
 
     Args:
         lines: `id`, or `id<TAB>root<TAB>path`.
@@ -146,7 +157,7 @@ class Rows:
         """Read the file.
 
         Raises:
-            UserError: it has another number of lines.
+            UserError: it does not have `count` lines.
         """
         rows = cls(read_lines(path), path)
         if len(rows) != count:
@@ -161,7 +172,9 @@ class Rows:
         return self.lines[row].partition("\t")[0]
 
     def picture(self, row: int) -> tuple[int, str] | None:
-        """Number of the root, and the path below it; None where no picture is known.
+        """Number of the root folder, and the path below it; None where no image is known.
+
+        Lines are parsed when they are asked for: an index of millions opens without splitting them all.
 
         Raises:
             UserError: the line is damaged.
@@ -170,7 +183,7 @@ class Rows:
         if len(fields) == 1:
             return None
         if len(fields) != 3 or not fields[1].isdecimal() or len(fields[1]) > ROOT_DIGITS:
-            raise UserError(f"{self.place}, line {row + 1}: is damaged; build the index again")
+            raise UserError(f"{self.place}, line {row + 1}: {REBUILD}")
         return int(fields[1]), fields[2]
 
     def write(self, folder: Path, generation: int) -> dict[str, str]:
@@ -183,23 +196,23 @@ class Rows:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from changing the directory meanwhile.
+    """Keep other processes from changing the directory meanwhile; it is created if it does not exist.
 
     Raises:
-        UserError: another one is changing it now, or it cannot be written to.
+        UserError: another process is changing it, or it cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{folder}: is a file, or below one; name a directory") from error
+        raise UserError(f"{folder}: is a file, or below one; give a directory") from error
     except OSError as error:
-        told = f"cannot be written to: {error.strerror}; ask its owner for permission, or take another directory"
-        raise UserError(f"{folder}: {told}") from error
+        reason = f"cannot be written to: {error.strerror}; ask its owner for write access, or use another directory"
+        raise UserError(f"{folder}: {reason}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise UserError(f"{folder}: another mclip-search is changing this index; wait until it has ended") from error
+        raise UserError(f"{folder}: another mclip-search is changing this index; wait until it has finished") from error
     finally:
         os.close(handle)

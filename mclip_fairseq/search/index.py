@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mclip_fairseq.search.files import MANIFEST, Rows, read_manifest, state_of, verified
-from mclip_fairseq.search.kinds import CLASSES, Searcher, Vectors, read_index
-from mclip_fairseq.search.sources import check_model
+from mclip_fairseq.search.files import MANIFEST, Rows, check_file, read_manifest, state_of
+from mclip_fairseq.search.kinds import Searcher, Vectors, read_index
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import resolve_image
 
@@ -25,10 +24,10 @@ class SearchIndex:
     Args:
         path: the directory.
         manifest: its checked `index.json`.
-        rows: id and picture of each row.
+        rows: id and image of each row.
         searcher: the faiss index.
-        moved: where the pictures are now, if they have moved.
-        state: of the manifest file when it was read.
+        moved: where the images are now, if they have moved.
+        state: `state_of` the manifest file when it was read.
     """
 
     def __init__(
@@ -50,33 +49,31 @@ class SearchIndex:
 
         Args:
             path: the directory.
-            roots: folders of the pictures where they have moved, one for each that the index knows.
+            roots: folders of the images if they have moved, one for each root folder of the index.
 
         Raises:
-            UserError: it is unfinished, altered, damaged, or knows another number of folders.
+            UserError: it is unfinished, altered or damaged, or has a different number of root folders.
         """
         folder = Path(path)
         state = state_of(folder / MANIFEST)
         try:
             return cls._open(folder, roots, state)
-        except (ValueError, OSError):
-            again = state_of(folder / MANIFEST)
-            if again == state:
+        except (UserError, OSError):
+            new_state = state_of(folder / MANIFEST)
+            if new_state == state:
                 raise
-            # A change that ended meanwhile has put other files in the place of those that were being read.
-            return cls._open(folder, roots, again)
+            # A change finished meanwhile and removed the files that were being read.
+            return cls._open(folder, roots, new_state)
 
     @classmethod
     def _open(cls, folder: Path, roots: Sequence[Path], state: tuple[int, ...] | None) -> SearchIndex:
         manifest = read_manifest(folder)
-        if manifest["kind"] not in CLASSES:
-            raise UserError(f"{folder}: is of the kind {manifest['kind']!r}, which this program does not know")
         if roots and len(roots) != len(manifest["roots"]):
             raise UserError(
-                f"{folder}: has pictures in {len(manifest['roots'])} folders; repeat --images-root once for each"
+                f"{folder}: has images in {len(manifest['roots'])} folders; give --images-root once for each"
             )
-        rows = Rows.read(verified(folder, manifest["files"]["rows"]), manifest["rows"])
-        file = verified(folder, manifest["files"]["vectors"])
+        rows = Rows.read(check_file(folder, manifest["files"]["rows"]), manifest["rows"])
+        file = check_file(folder, manifest["files"]["vectors"])
         index = read_index(file, manifest["kind"], manifest["dim"], manifest["rows"])
         searcher = Searcher(index, manifest["kind"], manifest["effort"], manifest["removed"])
         return cls(folder, manifest, rows, searcher, roots, state)
@@ -92,22 +89,22 @@ class SearchIndex:
 
     @cached_property
     def stamp(self) -> str:
-        """A short name of what the rows stand for: another one as soon as a row may be another picture."""
-        files = [entry["sha256"] for entry in self.manifest["files"].values()]
-        return hashlib.sha256("\n".join([*files, *map(os.path.abspath, self.roots)]).encode()).hexdigest()[:12]
+        """A short hash of the files and root folders: it changes as soon as a row may be a different image."""
+        hashes = [entry["sha256"] for entry in self.manifest["files"].values()]
+        return hashlib.sha256("\n".join([*hashes, *map(os.path.abspath, self.roots)]).encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         return self.searcher.alive
 
     @property
     def model(self) -> dict[str, Any]:
-        """Name, hash, identity and origin of the model that made the vectors."""
-        found: dict[str, Any] = self.manifest["model"]
-        return found
+        """Name, fingerprint, identity and origin of the model that made the vectors."""
+        model: dict[str, Any] = self.manifest["model"]
+        return model
 
     @cached_property
     def removed(self) -> frozenset[int]:
-        """Rows that are never found."""
+        """Rows that are never returned."""
         return frozenset(self.manifest["removed"])
 
     @cached_property
@@ -116,25 +113,34 @@ class SearchIndex:
         return {self.rows.id(row): row for row in range(len(self.rows)) if row not in self.removed}
 
     def check_model(self, model: Any) -> None:
-        """Refuse a model whose vectors cannot be compared with those here."""
-        check_model(model, self.model, self.path)
+        """Check that a model's vectors can be compared with those of the index.
+
+        Raises:
+            UserError: it is a different model; names both.
+        """
+        if model.fingerprint != self.model["fingerprint"]:
+            raise UserError(
+                f"{self.path}: was made with the model {self.model.get('name')!r} (fingerprint "
+                f"{self.model['fingerprint'][:12]}), not with {model.name!r} ({model.fingerprint[:12]}), and vectors "
+                "of two models cannot be compared; use the model of the index, or build another index"
+            )
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
         """Cosines and rows of the k nearest, (n, k) each, best first; a row of -1 where fewer were found."""
         return self.searcher(queries, k)
 
     def picture(self, row: int) -> Path | None:
-        """The file of a row's picture; None where the index knows none.
+        """The image file of a row; None where the index does not know it.
 
         Raises:
-            UserError: there is no such row, or its path leaves its root.
+            UserError: the row does not exist, or its path leaves its root folder.
         """
         if not 0 <= row < len(self.rows) or row in self.removed:
             raise UserError(f"{self.path}: has no image {row}")
-        known = self.rows.picture(row)
-        if known is None:
+        place = self.rows.picture(row)
+        if place is None:
             return None
-        root, name = known
+        root, name = place
         if root >= len(self.roots):
-            raise UserError(f"{self.path}: row {row} names folder {root}, but there are {len(self.roots)}")
+            raise UserError(f"{self.path}: row {row} is in folder {root} of {len(self.roots)}; build the index again")
         return resolve_image(self.roots[root], name)

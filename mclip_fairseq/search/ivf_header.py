@@ -1,84 +1,99 @@
-"""How many lists a faiss file of the ivf kinds claims, told before faiss takes memory for them."""
+"""The number of lists that a faiss file of the ivf kinds claims, read before faiss allocates memory for them."""
 
 from __future__ import annotations
 
-import os
+import mmap
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mclip_fairseq.storage.errors import UserError
 
-INDEX = struct.Struct("<4siqqq?i")  # magic, columns, vectors, two of no use, whether it is trained, metric
+# faiss writes these fields in this order, without padding or alignment.
+INDEX = struct.Struct("<4siqqq?i")  # magic, columns, vectors, two unused, whether it is trained, metric
 COUNT = struct.Struct("<Q")
-QUANTIZER, LISTS = b"IxFI", b"ilar"
+BYTE = struct.Struct("<c")
+LISTS = struct.Struct("<4sQ")  # magic, number of lists
 INNER_PRODUCT = 0
-# Magic -> bytes before the list of numbers that was trained, and behind it.
+FLOAT, ID = 4, 8  # bytes of a centre's value and of a row number
+# Magic of an index -> bytes before and after its array of trained numbers.
 TRAINED = {b"IwSq": (28, 9), b"IwPQ": (33, 0)}
 
 
-def check_lists(path: Path) -> None:
-    """Refuse more lists than the file has centres, of which it holds every number.
+class Cursor:
+    """Reads one field after another; at the end of the content, `unpack` raises struct.error.
 
     Args:
-        path: an index of the class IVFFlat, IVFScalarQuantizer or IVFPQ.
+        content: of the file.
+    """
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self.content, self.position = content, 0
+
+    def unpack(self, form: struct.Struct) -> tuple[Any, ...]:
+        """The next values."""
+        values = form.unpack(self.content[self.position : self.position + form.size])
+        self.position += form.size
+        return values
+
+    def skip(self, size: int) -> None:
+        """Skip `size` bytes; the position may then be past the end."""
+        self.position += size
+
+    def skip_array(self, width: int) -> int:
+        """Skip an array of items of `width` bytes; returns its length, which is stored before it."""
+        (length,) = self.unpack(COUNT)
+        self.skip(length * width)
+        return int(length)
+
+
+def check_lists(path: Path) -> None:
+    """Check that a file claims as many lists as it has centres, all of which it must hold.
+
+    A file of a few bytes can claim billions of lists, and faiss would allocate memory for them; centres are real data.
+
+    Args:
+        path: a non-empty index of the class IVFFlat, IVFScalarQuantizer or IVFPQ.
 
     Raises:
-        UserError: the file claims more, or is of another form.
+        UserError: the counts differ, or the file has another layout.
     """
-    with path.open("rb") as stream:
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
-            claimed, centres, stored = read_counts(stream)
-        except (struct.error, ValueError, OverflowError) as error:
-            raise UserError(f"{path}: is not a faiss index that can be read; build the index again") from error
+            counts = read_counts(Cursor(content))
+        except struct.error:  # it ends early
+            counts = None
+    if counts is None:
+        raise UserError(f"{path}: is not a readable faiss index; build the index again")
+    claimed, centres, stored = counts
     if not claimed == centres == stored:
         raise UserError(
             f"{path}: claims {claimed} and {stored} lists, but has {centres} centres; build the index again"
         )
 
 
-def read_counts(stream: BinaryIO) -> tuple[int, int, int]:
-    """Lists by the index, centres, and lists by the part that stores them.
+def read_counts(cursor: Cursor) -> tuple[int, int, int] | None:
+    """Number of lists by the index's header, number of centres, and number of lists by the inverted lists' header.
+
+    None where the file has another layout.
 
     Raises:
-        struct.error, ValueError, OverflowError: the file is of another form.
+        struct.error: the file ends early.
     """
-    magic, dim, *_, metric = unpack(stream, INDEX)
-    (lists,), _ = unpack(stream, COUNT), unpack(stream, COUNT)
-    quantizer, columns, *_, other = unpack(stream, INDEX)
-    values = skip_array(stream, 4)
-    direct = stream.read(1)
-    skip_array(stream, 8)
+    magic, dim, *_, metric = cursor.unpack(INDEX)
+    (claimed,) = cursor.unpack(COUNT)
+    cursor.skip(COUNT.size)  # lists searched by default
+    quantizer, columns, *_, quantizer_metric = cursor.unpack(INDEX)
+    values = cursor.skip_array(FLOAT)
+    (direct_map,) = cursor.unpack(BYTE)
+    cursor.skip_array(ID)
     if magic in TRAINED:
-        before, behind = TRAINED[magic]
-        skip(stream, before)
-        skip_array(stream, 4)
-        skip(stream, behind)
-    if (quantizer, metric, other) != (QUANTIZER, INNER_PRODUCT, INNER_PRODUCT) or direct != b"\0" or dim < 1:
-        raise UserError("another form of index")
-    if stream.read(4) != LISTS or columns != dim or values % dim:
-        raise UserError("another form of lists")
-    return lists, values // dim, unpack(stream, COUNT)[0]
-
-
-def unpack(stream: BinaryIO, form: struct.Struct) -> tuple[Any, ...]:
-    """The next values of a file."""
-    return form.unpack(stream.read(form.size))
-
-
-def skip_array(stream: BinaryIO, width: int) -> int:
-    """Pass an array that begins with its length; returns that."""
-    (length,) = unpack(stream, COUNT)
-    skip(stream, length * width)
-    return length
-
-
-def skip(stream: BinaryIO, size: int) -> None:
-    """Pass so many bytes.
-
-    Raises:
-        UserError: the file has not so many.
-    """
-    if stream.tell() + size > os.fstat(stream.fileno()).st_size:
-        raise UserError("ends early")
-    stream.seek(size, os.SEEK_CUR)
+        before, after = TRAINED[magic]
+        cursor.skip(before)
+        cursor.skip_array(FLOAT)
+        cursor.skip(after)
+    lists_magic, stored = cursor.unpack(LISTS)
+    layout = (quantizer, metric, quantizer_metric, direct_map, lists_magic, columns)
+    if layout != (b"IxFI", INNER_PRODUCT, INNER_PRODUCT, b"\0", b"ilar", dim) or dim < 1 or values % dim:
+        return None
+    return claimed, values // dim, stored

@@ -1,4 +1,4 @@
-"""What a stranger may send to the page, and what every answer says to the browser."""
+"""Request limits and security headers of the page."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mclip_fairseq.storage.images import load_image
 MAX_TEXT_BODY = 32 << 10
 MAX_UPLOAD = 16 << 20
 MAX_JPEG_PIXELS = 40_000_000
-MAX_PIXELS = 16_000_000  # of other formats, which are decoded completely before they are made smaller
-MAX_UPLOADS = 4  # at the same time
+MAX_PIXELS = 16_000_000  # of other formats, which cannot be decoded at a smaller size
+MAX_UPLOADS = 4  # at once
 MAX_CONNECTIONS = 256
 BODY_SECONDS = 30.0
 HEADERS = {
@@ -41,7 +41,7 @@ class SafeHeaders:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Run the application and add the headers to the start of its answer (ASGI)."""
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -78,10 +78,10 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def load_upload(content: bytes, near: int) -> Image.Image:
-    """Decode an image that was sent, with edges of at most `near` pixels.
+    """Decode an uploaded image and shrink it to edges of at most `near` pixels.
 
     Raises:
-        ImageError: it cannot be used.
+        ImageError: it cannot be decoded, or is too large.
     """
     is_jpeg = content.startswith(b"\xff\xd8\xff")
     image = load_image(io.BytesIO(content), MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS, near)
@@ -90,11 +90,11 @@ def load_upload(content: bytes, near: int) -> Image.Image:
 
 
 class Cache(Generic[Value]):
-    """The values used last.
+    """A cache that forgets the values used longest ago.
 
     Args:
-        room: how much is kept.
-        weight: how much of it a value takes; None counts values.
+        room: total weight that is kept.
+        weight: of a value; None counts values.
     """
 
     def __init__(self, room: int, weight: Callable[[Value], int] | None = None) -> None:
@@ -103,13 +103,13 @@ class Cache(Generic[Value]):
         self.used = 0
 
     def get(self, key: Any) -> Value | None:
-        """The value, if it is still there."""
+        """The value, or None if it is not in the cache."""
         if key in self.values:
             self.values.move_to_end(key)
         return self.values.get(key)
 
     def put(self, key: Any, value: Value) -> None:
-        """Keep a value, and forget the oldest ones for it."""
+        """Add a value, and forget the oldest ones to make room."""
         if key in self.values:
             self.used -= self.weight(self.values.pop(key))
         self.values[key] = value

@@ -1,28 +1,30 @@
-"""Ask an index: texts or pictures in, images with scores out, as a table, JSON, or a picture."""
+"""Query an index: texts or images in, images with scores out, as a table, JSON or a drawing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
-from mclip_fairseq.evaluation.metrics.variance import mean_rank_variance
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
+from mclip_fairseq.storage.images import ImageError, load_image
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_QUERY = 2000  # characters; text encoders read a few hundred tokens
-DEPTH = 1000  # ranks that --languages looks at
+DEPTH = 1000  # ranks that --languages searches
 SHOWN_TEXT = 60
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A found image.
+    """An image that a query returned.
 
     Attributes:
         row: of the index.
@@ -37,12 +39,12 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query and what it found, best first.
+    """A query and its hits, best first.
 
     Attributes:
-        query: the text, or the name of the picture.
-        hits: what was found.
-        language: of the query, where one was given.
+        query: the text, or the name of the image file.
+        hits: the images.
+        language: of the query, if one was given.
     """
 
     query: str
@@ -50,11 +52,11 @@ class Answer:
     language: str = ""
 
 
-def checked_query(text: str) -> str:
+def check_query(text: str) -> str:
     """A query without outer spaces.
 
     Raises:
-        UserError: it is empty, too long, or no Unicode text.
+        UserError: it is empty, too long, or not valid Unicode.
     """
     text = text.strip()
     if not text:
@@ -62,28 +64,28 @@ def checked_query(text: str) -> str:
     if len(text) > MAX_QUERY:
         raise UserError(f"the query has {len(text)} characters; give at most {MAX_QUERY}")
     if any("\ud800" <= char <= "\udfff" or char == "\0" for char in text):
-        raise UserError("the query is no Unicode text; type it again")
+        raise UserError("the query is not valid Unicode text; type it again")
     return text
 
 
 def search_texts(
     index: SearchIndex, model: Any, texts: Sequence[str], k: int, batch_size: int = 256
 ) -> list[list[Hit]]:
-    """What checked texts find; texts of like length go through the model `batch_size` at a time."""
+    """Hits of checked texts; texts of similar length are encoded together, `batch_size` at a time."""
     return hits_of(index, model.encode_text(list(texts), batch_size=batch_size), k)
 
 
 def search_images(index: SearchIndex, model: Any, images: Sequence[Path | Image.Image], k: int) -> list[list[Hit]]:
-    """What pictures find."""
+    """Hits of images."""
     return hits_of(index, model.encode_image(list(images)), k)
 
 
 def hits_of(index: SearchIndex, queries: torch.Tensor, k: int) -> list[list[Hit]]:
-    """What (n, dim) normalised vectors find."""
+    """Hits of (n, dim) normalised vectors."""
     scores, rows = index.search(queries.numpy(), k)
     return [
-        [Hit(int(row), index.rows.id(int(row)), float(score)) for row, score in zip(*found, strict=True) if row >= 0]
-        for found in zip(rows, scores, strict=True)
+        [Hit(int(row), index.rows.id(int(row)), float(score)) for row, score in zip(*pair, strict=True) if row >= 0]
+        for pair in zip(rows, scores, strict=True)
     ]
 
 
@@ -98,7 +100,7 @@ def format_answers(answers: Sequence[Answer]) -> str:
     return "\n\n".join(parts)
 
 
-def as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, Any]:
+def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, Any]:
     """The answers for programs: query, and per image its rank, score, id and file."""
     return {
         "index": str(index.path),
@@ -118,25 +120,25 @@ def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
     return {"rank": rank, "score": round(hit.score, 6), "id": hit.id, "file": None if file is None else str(file)}
 
 
-def draw(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Sequence[Path] = ()) -> list[str]:
-    """Draw a row of images per query; returns the ids of images that could not be read and are left white.
+def draw_answers(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Sequence[Path] = ()) -> list[str]:
+    """Draw a row of images per query; returns the ids of images that cannot be read and are left white.
 
     Raises:
-        UserError: the index knows no pictures.
+        UserError: the index does not know where its images are.
     """
+    # matplotlib takes a second to import, which only a drawing is worth.
     from mclip_fairseq.evaluation.reports.pictures import THUMBNAIL, Example, draw_examples
-    from mclip_fairseq.storage.images import ImageError, load_image
 
-    gone: list[str] = []
+    unreadable: list[str] = []
 
     def picture(hit: Hit) -> Image.Image:
         file = index.picture(hit.row)
         if file is None:
-            raise UserError(f"{index.path}: knows no pictures to show; build it with --images-root")
+            raise UserError(f"{index.path}: does not know where its images are; build it with --images-root")
         try:
             return load_image(file, near=THUMBNAIL)
         except ImageError:
-            gone.append(hit.id)
+            unreadable.append(hit.id)
             return Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
 
     examples = [
@@ -151,38 +153,43 @@ def draw(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Seque
         for answer in answers
     ]
     draw_examples(examples, path, fonts=fonts)
-    return gone
+    return unreadable
 
 
 def compare_languages(
     index: SearchIndex, model: Any, queries: Mapping[str, str], k: int, target: str | None = None
 ) -> dict[str, Any]:
-    """How one question, asked in several languages, ranks.
+    """Compare the ranks that one question gets in several languages.
 
     Args:
-        index: what is asked.
+        index: what is searched.
         model: the dual encoder.
-        queries: language -> text; the first is compared with.
+        queries: language -> text; the first language is the reference.
         k: how many of the nearest are compared.
         target: id of the image that is meant; None takes the nearest of the first language.
 
     Returns:
         `target`, `k`, `depth` (ranks beyond it are None), per language `query`, `top`, `score`, `rank` of the target
-        and `shared` of the k nearest with the first language, and `rank_std` over the languages where all have a rank.
+        and how many of the k nearest it has in common with the first language as `shared`, and the standard deviation
+        `rank_std` of the ranks over the languages, None unless all have one.
 
     Raises:
-        UserError: the target is not in the index, or nothing is.
+        UserError: the target is not in the index, or the index is empty.
     """
+    import torch
+
+    from mclip_fairseq.evaluation.metrics.variance import mean_rank_variance
+
     if not len(index):
         raise UserError(f"{index.path}: has no images left; add some with mclip-search add")
     if target is not None and target not in index.row_of:
-        raise UserError(f"{index.path}: has no image {target!r}; --target names an id of the index")
-    found = dict(zip(queries, search_texts(index, model, list(queries.values()), DEPTH), strict=True))
-    first = next(iter(found.values()))
+        raise UserError(f"{index.path}: has no image {target!r}; --target must be an id of the index")
+    hits_by_language = dict(zip(queries, search_texts(index, model, list(queries.values()), DEPTH), strict=True))
+    first = next(iter(hits_by_language.values()))
     target = first[0].id if target is None else target
     reference = {hit.row for hit in first[:k]}
     rows: dict[str, dict[str, Any]] = {}
-    for language, hits in found.items():
+    for language, hits in hits_by_language.items():
         ranks = [rank for rank, hit in enumerate(hits, 1) if hit.id == target]
         rows[language] = {
             "query": queries[language],
@@ -191,8 +198,8 @@ def compare_languages(
             "rank": ranks[0] if ranks else None,
             "shared": len(reference & {hit.row for hit in hits[:k]}),
         }
-    known = [row["rank"] for row in rows.values() if row["rank"] is not None]
-    std = mean_rank_variance(torch.tensor(known)[:, None], "std") if len(known) == len(rows) else None
+    ranks = [row["rank"] for row in rows.values() if row["rank"] is not None]
+    std = mean_rank_variance(torch.tensor(ranks)[:, None], "std") if len(ranks) == len(rows) else None
     depth = min(DEPTH, len(index))
     return {"target": target, "k": min(k, len(index)), "depth": depth, "languages": rows, "rank_std": std}
 
@@ -200,7 +207,9 @@ def compare_languages(
 def format_languages(report: Mapping[str, Any]) -> str:
     """The comparison as a table, for a terminal."""
     beyond = f">{report['depth']}"
-    lines = [f"rank of {shown(report['target'])}, and how many of the {report['k']} nearest are the first's"]
+    lines = [
+        f"rank of {shown(report['target'])}; shared: how many of the {report['k']} nearest the first language has too"
+    ]
     lines.append(f"{'language':<8}  {'rank':>6}  {'shared':>6}  {'score':>6}  nearest | query")
     for language, row in report["languages"].items():
         rank = beyond if row["rank"] is None else str(row["rank"])

@@ -1,4 +1,4 @@
-"""What a faster index costs: its recall against the exact one, and the least effort that reaches a wanted recall."""
+"""Recall of an approximate index against exact search, and the least effort that reaches a target recall."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mclip_fairseq.search.kinds import Searcher, Vectors, efforts, faiss
 K = 10
 QUERIES = 256
 BLOCK = 16384  # rows compared at a time
-TIE = 1e-6  # cosines that differ by less are the same
+TIE = 1e-6  # cosines that differ by less are equal
 Rows = npt.NDArray[np.int64]
 Take = Callable[[Rows], Vectors]
 
@@ -25,8 +25,8 @@ class Yardstick:
     Args:
         take: vectors of rows.
         count: rows.
-        queries: (n, dim) normalised; None takes `QUERIES` of the rows themselves, each of which then does not count as
-            its own neighbour.
+        queries: (n, dim) normalised; None takes `QUERIES` of the rows themselves, and a row is then not its own
+            neighbour.
     """
 
     def __init__(self, take: Take, count: int, queries: Vectors | None = None) -> None:
@@ -37,39 +37,39 @@ class Yardstick:
             queries = take(self.own)
         self.queries = queries
         start = time.perf_counter()
-        truth = self._others(exact_neighbours(take, count, queries, self._wanted))
+        truth = self._others(exact_neighbours(take, count, queries, self._searched))
         self.exact_ms = 1000 * (time.perf_counter() - start) / len(queries)
         self.take = take
         self.truth = self._cosines(truth)
 
     @property
-    def _wanted(self) -> int:
+    def _searched(self) -> int:
         return self.k + (self.own is not None)
 
-    def _others(self, found: Rows) -> Rows:
+    def _others(self, neighbours: Rows) -> Rows:
         """(n, k) neighbours without the query's own row."""
         if self.own is None:
-            return found[:, : self.k]
-        foreign = found != self.own[:, None]
+            return neighbours[:, : self.k]
+        foreign = neighbours != self.own[:, None]
         order = np.argsort(~foreign, axis=1, kind="stable")
-        return np.take_along_axis(found, order, axis=1)[:, : self.k]
+        return np.take_along_axis(neighbours, order, axis=1)[:, : self.k]
 
     def _cosines(self, rows: Rows) -> Vectors:
-        """(n, k) cosines of queries and rows, by the vectors themselves; below all others where no row was found."""
-        known, place = np.unique(rows, return_inverse=True)
-        vectors = self.take(np.maximum(known, 0))[place.reshape(rows.shape)]
+        """(n, k) cosines of queries and rows, by the vectors themselves; -inf where no row was found (-1)."""
+        distinct, position = np.unique(rows, return_inverse=True)
+        vectors = self.take(np.maximum(distinct, 0))[position.reshape(rows.shape)]
         cosines: Vectors = np.where(rows < 0, -np.inf, np.einsum("nd,nkd->nk", self.queries, vectors))
         return cosines
 
     def measure(self, searcher: Searcher) -> dict[str, Any]:
-        """Share of the true nearest, and of the true `K` nearest, that are found."""
+        """Share of the true nearest, and of the true `K` nearest, that a search finds."""
         start = time.perf_counter()
-        _, rows = searcher(self.queries, self._wanted)
+        _, rows = searcher(self.queries, self._searched)
         seconds = time.perf_counter() - start
-        # Cosines are compared, not rows: of images that are alike any one is as near as the other.
-        found = self._cosines(self._others(rows))
-        hits = found >= self.truth.min(axis=1, keepdims=True) - TIE
-        nearest = (found >= self.truth.max(axis=1, keepdims=True) - TIE).any(axis=1)
+        # Cosines are compared, not rows: of equal images any one is as good as another.
+        cosines = self._cosines(self._others(rows))
+        hits = cosines >= self.truth.min(axis=1, keepdims=True) - TIE
+        nearest = (cosines >= self.truth.max(axis=1, keepdims=True) - TIE).any(axis=1)
         return {
             "effort": searcher.effort,
             "k": self.k,
@@ -81,31 +81,31 @@ class Yardstick:
             "exact_ms_per_query": round(self.exact_ms, 3),
         }
 
-    def tune(self, index: Any, kind: str, wanted: float, effort: int | None) -> dict[str, Any]:
-        """The measurement at a given effort, or at the least one that reaches the wanted recall."""
+    def tune(self, index: Any, kind: str, target: float, effort: int | None) -> dict[str, Any]:
+        """The measurement at a given effort, or at the least effort that reaches the target recall."""
         measured: dict[str, Any] = {}
         for attempt in efforts(kind, index) if effort is None else [effort]:
             measured = self.measure(Searcher(index, kind, attempt))
-            if measured["recall_at_k"] >= wanted:
+            if measured["recall_at_k"] >= target:
                 break
         return measured
 
 
 def exact_neighbours(take: Take, count: int, queries: Vectors, k: int) -> Rows:
-    """(n, k) rows with the largest cosines, best first, in memory that does not grow with the rows."""
+    """(n, k) rows with the largest cosines, best first, in memory that does not grow with the number of rows."""
     heap = faiss().ResultHeap(len(queries), min(k, count), keep_max=True)
     for start in range(0, count, BLOCK):
         rows = np.arange(start, min(start + BLOCK, count))
         block = np.ascontiguousarray(take(rows), dtype=np.float32)
-        scores, found = faiss().knn(queries, block, min(k, len(rows)), metric=faiss().METRIC_INNER_PRODUCT)
-        heap.add_result(scores, found + start)
+        scores, neighbours = faiss().knn(queries, block, min(k, len(rows)), metric=faiss().METRIC_INNER_PRODUCT)
+        heap.add_result(scores, neighbours + start)
     heap.finalize()
     return np.asarray(heap.I, dtype=np.int64)
 
 
-def sentence(recall: dict[str, Any], kind: str) -> str:
+def recall_sentence(recall: dict[str, Any], kind: str) -> str:
     """The measurement in words."""
-    effort = {"hnsw": "breadth {}"}.get(kind, "{} lists searched").format(recall["effort"])
+    effort = f"breadth {recall['effort']}" if kind == "hnsw" else f"{recall['effort']} lists searched"
     return (
         f"{kind}: finds {100 * recall['recall_at_k']:.1f} % of the {recall['k']} nearest and "
         f"{100 * recall['nearest_found']:.1f} % of the nearest that exact search finds ({recall['queries']} "

@@ -1,7 +1,7 @@
-"""The page: a small web application over one index and one model, loaded once.
+"""The page: a small web application over one index and one model.
 
-Pictures are named by a stamp of the index and the number of their row, and read through the index alone; no answer
-holds a path of the server.
+An image's address is the index's stamp and its row, and images are read through the index only; no answer contains a
+path of the server.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import importlib.resources
 import io
-import json
 import re
 import socket
 import sys
@@ -40,16 +39,19 @@ from mclip_fairseq.search.limits import (
     load_upload,
     read_body,
 )
-from mclip_fairseq.search.query import Hit, checked_query, search_images, search_texts
+from mclip_fairseq.search.query import Hit, check_query, search_images, search_texts
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fields import check_fields
+from mclip_fairseq.storage.files import parse_json, shown
 from mclip_fairseq.storage.images import ImageError, load_image
 
 MAX_K = 100
-# A tag, bare or with attributes: no one says so what an image shows; "<3" and "a<b and c>d" are none.
+# HTML tags, bare or with attributes, are rejected as queries; "<3" and "a<b and c>d" are not tags.
 MARKUP = re.compile(r"<\s*[/!]?\s*[a-zA-Z][\w:-]*(\s*/>|>|\s[^<>=]*=[^<]*>)")
-ALIKE = 8  # texts of like length encoded together: on few cores padding costs more than small batches
+TEXT_BATCH = 8  # on few cores the padding of large batches costs more than small batches do
 DEFAULT_K = 24
 THUMBNAIL, FULL = 256, 1600  # longest edge in pixels
+QUESTION = {"query": str, "k": int | None}
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -61,7 +63,7 @@ LOCAL = ["localhost", "127.0.0.1", "[::1]"]
 
 
 class Search:
-    """What the page asks for.
+    """Answers the page's requests.
 
     Args:
         index: what is searched.
@@ -70,73 +72,63 @@ class Search:
 
     def __init__(self, index: SearchIndex, model: Any) -> None:
         self.index, self.model = index, model
-        # One thread computes: the model is never entered twice. What is sent does not delay the index's pictures.
+        # One thread computes, because the model is not thread-safe; uploads must not delay the index's own images.
         self.computing, self.decoding, self.uploaded = (ThreadPoolExecutor(threads) for threads in (1, 2, 1))
         self.texts, self.images = (Batcher(find, self.computing) for find in (self.find_texts, self.find_images))
         self.uploads = 0
-        self.reopening, self.refused = asyncio.Lock(), index.state
+        self.reopening, self.unusable_state = asyncio.Lock(), index.state
         self.forget()
 
     def forget(self) -> None:
-        """Empty the caches: what is on its way still goes into the old ones."""
+        """Replace the caches: requests in progress still write to the old ones."""
         self.answers: Cache[list[dict[str, Any]]] = Cache(CACHED_ANSWERS)
         self.pictures: Cache[bytes] = Cache(CACHED_PICTURES, len)
 
     async def refresh(self) -> None:
-        """Open the index again if it was changed on the disk, so that what was removed is not found any more."""
+        """Open the index again if it has changed on the disk, so that removed images are no longer found."""
         async with self.reopening:
             state = self.index.state_now
-            if state in (self.index.state, self.refused):
+            if state in (self.index.state, self.unusable_state):
                 return
             try:
-                fresh = await asyncio.get_running_loop().run_in_executor(self.computing, self.index.reopened)
-                fresh.check_model(self.model)
-            except (ValueError, OSError) as error:
-                self.refused = state
-                told = "the index was changed but cannot be opened again, the page stays as it was"
-                print(f"{told}: {error}", file=sys.stderr, flush=True)
+                changed = await asyncio.get_running_loop().run_in_executor(self.computing, self.index.reopened)
+                changed.check_model(self.model)
+            except (UserError, OSError) as error:
+                self.unusable_state = state
+                message = "the index has changed but cannot be opened again, so the page still serves the old one"
+                print(f"{message}: {shown(str(error))}", file=sys.stderr, flush=True)
                 return
-            self.index = fresh
+            self.index = changed
             self.forget()
 
     def find_texts(self, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
         """Images for each text, as the page shows them."""
         index = self.index
-        return [named(index, hits) for hits in search_texts(index, self.model, texts, MAX_K, ALIKE)]
+        return [hits_as_json(index, hits) for hits in search_texts(index, self.model, texts, MAX_K, TEXT_BATCH)]
 
     def find_images(self, images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
         """Images for each image, as the page shows them."""
         index = self.index
-        return [named(index, hits) for hits in search_images(index, self.model, images, MAX_K)]
+        return [hits_as_json(index, hits) for hits in search_images(index, self.model, images, MAX_K)]
 
     async def about(self, request: Request) -> Response:
-        """What is searched, for the page's head."""
+        """What is searched, for the page's footer."""
         await self.refresh()
-        languages = list(getattr(self.model, "languages", []))
-        found = {"name": self.index.path.resolve().name, "model": self.index.model.get("name")}
-        return JSONResponse(found | {"images": len(self.index), "languages": languages})
+        index = {"name": self.index.path.resolve().name, "model": self.index.model.get("name")}
+        return JSONResponse(index | {"images": len(self.index), "languages": list(self.model.languages)})
 
     async def by_text(self, request: Request) -> Response:
         """`{"query": text, "k": number}` -> the nearest images."""
         if media_type_of(request) != "application/json":
             raise HTTPException(415, "send JSON")
-        try:
-            body = json.loads(await read_body(request, MAX_TEXT_BODY))
-            text, k = checked_query(body["query"]), body.get("k", DEFAULT_K)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            told = str(error) if type(error) is ValueError else 'send {"query": "text"}'
-            raise HTTPException(400, told) from error
-        if MARKUP.search(text):
-            raise HTTPException(400, "the query is markup; say in words what the image shows")
-        if type(k) is not int or not 1 <= k <= MAX_K:
-            raise HTTPException(400, f"k is a whole number from 1 to {MAX_K}")
+        text, k = read_question(await read_body(request, MAX_TEXT_BODY))
         await self.refresh()
         answers = self.answers
-        found = answers.get(text)
-        if found is None:
-            found = await self.texts(text)
-            answers.put(text, found)
-        return JSONResponse({"results": found[:k]})
+        hits = answers.get(text)
+        if hits is None:
+            hits = await self.texts(text)
+            answers.put(text, hits)
+        return JSONResponse({"results": hits[:k]})
 
     async def by_image(self, request: Request) -> Response:
         """An image file -> the nearest images."""
@@ -144,7 +136,7 @@ class Search:
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise HTTPException(415, "send an image")
         if self.uploads >= MAX_UPLOADS:
-            raise HTTPException(503, "too many images are being sent; try again in a moment", {"Retry-After": "5"})
+            raise HTTPException(503, "too many uploads at once; try again in a moment", {"Retry-After": "5"})
         self.uploads += 1
         try:
             body = await read_body(request, MAX_UPLOAD)
@@ -152,16 +144,16 @@ class Search:
                 raise HTTPException(400, "the image is empty")
             image = await self.decoded(self.uploaded, lambda: load_upload(body, FULL))
             await self.refresh()
-            found = await self.images(image)
+            hits = await self.images(image)
         finally:
             self.uploads -= 1
-        return JSONResponse({"results": found[:DEFAULT_K]})
+        return JSONResponse({"results": hits[:DEFAULT_K]})
 
     async def picture(self, request: Request) -> Response:
-        """A picture as JPEG, without its metadata: small as `/thumb/STAMP/ROW`, larger as `/image/STAMP/ROW`."""
+        """An image as JPEG without metadata: small as `/thumb/STAMP/ROW`, larger as `/image/STAMP/ROW`."""
         await self.refresh()
         index, pictures = self.index, self.pictures
-        # The browser keeps what it has seen: another index at this address must not be shown with these pictures.
+        # Browsers cache images by address, so a different index at the same address needs other image addresses.
         if request.path_params["stamp"] != index.stamp:
             raise HTTPException(404, "the index was changed; search again")
         name = request.path_params["row"]
@@ -172,22 +164,42 @@ class Search:
         if content is None:
             try:
                 path = index.picture(row)
-            except ValueError as error:
+            except UserError as error:
                 raise HTTPException(404, "there is no such image") from error
             if path is None:
-                raise HTTPException(404, "the index knows no picture of this image")
+                raise HTTPException(404, "the index does not know where this image is")
             content = await self.decoded(self.decoding, lambda: as_jpeg(load_image(path, near=size), size), 404)
             pictures.put(key, content)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
 
     async def decoded(self, executor: Executor, function: Callable[[], Any], status: int = 400) -> Any:
-        """The result of something that decodes an image, in another thread."""
+        """The result of a function that decodes an image, run in another thread."""
         try:
             return await asyncio.get_running_loop().run_in_executor(executor, function)
         except ImageError as error:
-            # The reason may name a file of the server; only what was sent is explained.
-            reason = f"the image {error.reason}" if status == 400 else "the picture cannot be read any more"
+            # The reason may name a file of the server, so it is given for uploads only.
+            reason = f"the image {error.reason}" if status == 400 else "the image can no longer be read"
             raise HTTPException(status, reason) from error
+
+
+def read_question(body: bytes) -> tuple[str, int]:
+    """Text and number of images of a JSON question.
+
+    Raises:
+        HTTPException: 400, with the reason.
+    """
+    try:
+        question = check_fields("the request", parse_json(body), QUESTION, 'send {"query": "text"}')
+        text = check_query(question["query"])
+    except ValueError as error:
+        reason = str(error) if isinstance(error, UserError) else 'the request is not JSON; send {"query": "text"}'
+        raise HTTPException(400, reason) from error
+    if MARKUP.search(text):
+        raise HTTPException(400, "the query is markup; describe the image in words")
+    k = DEFAULT_K if question.get("k") is None else question["k"]
+    if not 1 <= k <= MAX_K:
+        raise HTTPException(400, f"k must be a whole number from 1 to {MAX_K}")
+    return text, k
 
 
 def media_type_of(request: Request) -> str:
@@ -195,13 +207,13 @@ def media_type_of(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def named(index: SearchIndex, hits: Sequence[Hit]) -> list[dict[str, Any]]:
-    """Images as the page shows them."""
+def hits_as_json(index: SearchIndex, hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """Hits as the page shows them."""
     return [{"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)} for hit in hits]
 
 
 def as_jpeg(image: Image.Image, size: int) -> bytes:
-    """A picture with edges of at most `size` pixels."""
+    """An image as JPEG, with edges of at most `size` pixels."""
     if max(image.size) > size:
         image = ImageOps.contain(image, (size, size))
     stream = io.BytesIO()
@@ -209,23 +221,25 @@ def as_jpeg(image: Image.Image, size: int) -> bytes:
     return stream.getvalue()
 
 
-async def page(request: Request) -> Response:
+async def page_file(request: Request) -> Response:
     """One of the three files of the page."""
     name, media_type = PAGE[request.url.path]
     content = importlib.resources.files("mclip_fairseq.search").joinpath("page", name).read_bytes()
     return Response(content, media_type=media_type)
 
 
-async def refusal(request: Request, error: Exception) -> Response:
-    """One sentence, in JSON."""
-    if isinstance(error, Busy):
-        return JSONResponse({"error": "too many are asking; try again in a moment"}, 503)
-    assert isinstance(error, HTTPException)
+async def http_error(request: Request, error: HTTPException) -> Response:
+    """A refused request: one sentence, in JSON."""
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
+async def busy(request: Request, error: Busy) -> Response:
+    """Too many requests: one sentence, in JSON."""
+    return JSONResponse({"error": "too many requests; try again in a moment"}, 503)
+
+
 async def failure(request: Request, error: Exception) -> Response:
-    """An error that nobody foresaw, without what it says."""
+    """A bug, without its message, which may name files of the server."""
     return JSONResponse({"error": "the search failed"}, 500)
 
 
@@ -235,25 +249,25 @@ def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> Starl
     Args:
         index: what is searched.
         model: of the index.
-        hosts: names it may be called by besides those of this machine; `*` allows all.
+        hosts: host names to accept besides those of this machine; `*` accepts all.
     """
     search = Search(index, model)
     routes = [
-        *(Route(path, page) for path in PAGE),
+        *(Route(path, page_file) for path in PAGE),
         Route("/about", search.about),
         Route("/search", search.by_text, methods=["POST"]),
         Route("/search/image", search.by_image, methods=["POST"]),
         Route("/thumb/{stamp}/{row}", search.picture),
         Route("/image/{stamp}/{row}", search.picture),
     ]
-    # Other names than these are how a foreign page would reach a server on this machine.
+    # Against DNS rebinding: a foreign page can reach a server on this machine only by a host name of its own.
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, *hosts], www_redirect=False)
-    handlers: Any = {HTTPException: refusal, Busy: refusal, Exception: failure}
+    handlers: Any = {HTTPException: http_error, Busy: busy, Exception: failure}
     return Starlette(routes=routes, middleware=[Middleware(SafeHeaders), trusted], exception_handlers=handlers)
 
 
 def make_server(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> uvicorn.Server:
-    """The application in its server, which says nothing of itself and writes no log of who asked what."""
+    """The uvicorn server of the application: no Server header, no access log."""
     app = make_app(index, model, hosts)
     quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
     return uvicorn.Server(uvicorn.Config(app, limit_concurrency=MAX_CONNECTIONS, **quiet))
@@ -269,11 +283,13 @@ def serve(index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: S
     try:
         listening = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise UserError(f"{host}, port {port}: cannot be listened on: {error}") from error
+        raise UserError(
+            f"{host}, port {port}: cannot listen there: {error}; choose another --host or --port"
+        ) from error
     everywhere = host in ("0.0.0.0", "::")
     own = [] if everywhere else [f"[{host}]" if ":" in host else host]
     hosts = [*own, *allowed_hosts] or ["*"]
-    shown = own[0] if own else "localhost"
-    print(f"{len(index)} images at http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
+    name = own[0] if own else "localhost"
+    print(f"{len(index)} images at http://{name}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
     with listening, contextlib.suppress(KeyboardInterrupt):
         make_server(index, model, hosts).run(sockets=[listening])

@@ -1,89 +1,80 @@
-"""Where the vectors of an index come from: pictures that are encoded, or features that are there already."""
+"""Where the vectors of an index come from: images that are encoded, or features that are projected."""
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
 
-from mclip_fairseq.cli.features import Decoded, ImageSource, compute
+from mclip_fairseq.encoding.bulk import BulkSettings, ImageSource, compute
 from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
 from mclip_fairseq.search.files import NO_PERMISSION
 from mclip_fairseq.search.kinds import Vectors
+from mclip_fairseq.search.settings import ImageSettings, ModelPaths
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_writer import FeatureWriter
 from mclip_fairseq.storage.features import FeatureStore
 
-SHARD_ROWS = 1024  # what an interruption costs at most
+SHARD_ROWS = 1024  # at most this many images are encoded again after an interruption
 PROJECTED_AT_ONCE = 4096
+Gallery = ImageGallery | FeatureGallery
 
 
-def describe_model(model: Any, load: Mapping[str, str | None]) -> dict[str, Any]:
-    """What an index remembers of its model: who it is, and how it was loaded.
+def describe_model(model: Any, paths: ModelPaths) -> dict[str, Any]:
+    """The model's entry in the manifest: what it is, and how it was loaded.
 
     Args:
         model: with `name`, `dim`, `fingerprint` and `identity`.
-        load: `path`, `text_encoder` and `teacher` of the command line.
+        paths: where it was loaded from; local ones are made absolute.
     """
-    here = {name: os.path.abspath(value) if value and Path(value).exists() else value for name, value in load.items()}
-    return {"name": model.name, "fingerprint": model.fingerprint, "identity": model.identity, "load": here}
-
-
-def check_model(model: Any, stored: Mapping[str, Any], place: Path) -> None:
-    """Refuse a model whose vectors cannot be compared with those of an index.
-
-    Raises:
-        UserError: naming both models.
-    """
-    if model.fingerprint != stored["fingerprint"]:
-        raise UserError(
-            f"{place}: was made with the model {stored.get('name')!r} (fingerprint {stored['fingerprint'][:12]}), but "
-            f"this is {model.name!r} ({model.fingerprint[:12]}), whose vectors do not compare; use the model of the "
-            "index, or build another index"
-        )
+    load = {
+        name: os.path.abspath(value) if value and Path(value).exists() else value
+        for name, value in asdict(paths).items()
+    }
+    return {"name": model.name, "fingerprint": model.fingerprint, "identity": model.identity, "load": load}
 
 
 def is_feature_directory(path: Path) -> bool:
-    """Whether a path is what `mclip-features` writes, finished or not."""
+    """Whether `mclip-features` writes a directory like this, finished or not."""
     return path.is_dir() and ((path / "manifest.json").is_file() or (path / "partial" / "plan.json").is_file())
 
 
-def open_gallery(path: Path, pictures: Path | None) -> ImageGallery | FeatureGallery:
-    """A folder of pictures, a list of them, or a feature directory with or without its pictures.
+def open_gallery(path: Path, images_root: Path | None) -> Gallery:
+    """A folder of images, a list of them, or a feature directory with or without its images.
 
     Raises:
-        UserError: it is none of these, cannot be read, or its ids are paths of this machine.
+        UserError: it is none of these, cannot be read, or has ids that are absolute paths.
     """
     try:
-        gallery = _open_gallery(path, pictures)
+        gallery = _open_gallery(path, images_root)
     except PermissionError as error:
         raise UserError(f"{path}: {NO_PERMISSION}") from error
     for row, name in enumerate(gallery.index.names):
         if PurePath(name).is_absolute():
             raise UserError(
-                f"{path}: the id {name!r} (number {row + 1}) is a path of this machine, and whoever searches sees the "
+                f"{path}: the id {name!r} (number {row + 1}) is an absolute path, and everyone who searches sees the "
                 "ids; list the images as id<TAB>path"
             )
     return gallery
 
 
-def _open_gallery(path: Path, pictures: Path | None) -> ImageGallery | FeatureGallery:
+def _open_gallery(path: Path, images_root: Path | None) -> Gallery:
     if not path.exists():
-        raise UserError(f"{path}: there is no such folder, list or feature directory")
-    if not is_feature_directory(path):
-        if pictures is not None:
-            raise UserError("--images-root goes with a feature directory: a folder's pictures are known already")
-        return ImageGallery(path)
-    return FeatureGallery(FeatureStore.open(path), path, pictures)
+        raise UserError(f"{path}: no such folder, list or feature directory; check the path")
+    if is_feature_directory(path):
+        return FeatureGallery(FeatureStore.open(path), path, images_root)
+    if images_root is not None:
+        raise UserError("--images-root is for a feature directory; leave it out, the source already names the images")
+    return ImageGallery(path)
 
 
 class ProjectedFeatures:
-    """Rows of a feature directory, brought into the joint space when they are asked for.
+    """Rows of a feature directory, projected into the joint space when they are asked for.
 
     Args:
         gallery: the feature directory.
@@ -100,7 +91,7 @@ class ProjectedFeatures:
         """(n, dim) normalised vectors.
 
         Raises:
-            UserError: features of another teacher, or values that are not finite.
+            UserError: the features come from a different teacher, or are not finite.
         """
         vectors: Vectors = self.gallery.encode(self.model, self.rows[rows], PROJECTED_AT_ONCE).numpy()
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -109,45 +100,40 @@ class ProjectedFeatures:
         return vectors
 
 
-class JointImages(ImageSource):
-    """Pictures for the image tower of a `MultilingualCLIP`, decoded by worker processes."""
-
-    def __init__(self, model: Any, images: list[tuple[str, Path]], workers: int, max_pixels: int) -> None:
-        self.ids = [name for name, _ in images]
-        self.preprocessing = model.transform.description
-        self.encode_image = lambda pixel_values: model.encode_image(pixel_values, normalize=False)
-        self.images = Decoded(images, model.transform, max_pixels)
-        self.workers = workers
-
-
 def encode_images(
     gallery: ImageGallery,
     model: Any,
-    identity: Mapping[str, Any],
+    model_entry: Mapping[str, Any],
     folder: Path,
-    options: argparse.Namespace,
+    settings: ImageSettings,
     rows: Sequence[int] | None = None,
 ) -> FeatureStore:
-    """Encode pictures into a feature directory of joint-space vectors, going on where an earlier run stopped.
+    """Encode images into a feature directory of joint-space vectors, continuing where an earlier run stopped.
 
     Args:
-        gallery: the pictures.
+        gallery: the images.
         model: the dual encoder.
-        identity: what `describe_model` says of it.
+        model_entry: its `describe_model`.
         folder: where the vectors are kept.
-        options: `batch_size`, `workers`, `max_pixels` and `skip_budget` of the command line.
+        settings: how the images are read.
         rows: of the gallery; None takes all.
 
     Raises:
-        UserError: pictures that cannot be read, more than the budget allows; all of them are named.
+        UserError: more images cannot be read than the budget allows; all of them are listed.
     """
     chosen = range(len(gallery.paths)) if rows is None else rows
     images = [(gallery.index.names[row], gallery.paths[row]) for row in chosen]
-    source = JointImages(model, images, options.workers, options.max_pixels)
+    source = ImageSource(
+        images,
+        model.transform,
+        lambda pixels: model.encode_image(pixels, normalize=False),
+        settings.workers,
+        settings.max_pixels,
+    )
     writer = FeatureWriter(
         folder,
         source.ids,
-        teacher={"name": identity["name"], "sha256": identity["fingerprint"]},
+        teacher={"name": model_entry["name"], "sha256": model_entry["fingerprint"]},
         dim=model.dim,
         modality="image",
         normalized=True,
@@ -155,7 +141,7 @@ def encode_images(
         dtype="float32",
         shard_rows=SHARD_ROWS,
     )
-    settings = {"machine": 0, "machines": 1, "dtype": "float32", "normalize": True}
-    compute(source, writer, argparse.Namespace(**vars(options) | settings), torch.device("cpu"))
+    bulk = BulkSettings(settings.batch_size, normalize=True, skip_budget=settings.skip_budget)
+    compute(source, writer, bulk, torch.device("cpu"))  # the model moves the pixels to its own device
     writer.finalize()
     return FeatureStore.open(folder)

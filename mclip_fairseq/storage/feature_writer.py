@@ -1,4 +1,4 @@
-"""Writing an indexed feature directory shard by shard: restartable, and shared by several machines."""
+"""Write a feature directory shard by shard; a run can be restarted, and machines can share the work."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from mclip_fairseq.storage.feature_files import (
     read_manifest,
     shard_name,
 )
+from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import file_sha256, read_json, read_lines, write_bytes, write_json
 
 LABELS = {
@@ -36,23 +37,23 @@ LABELS = {
 class FeatureWriter:
     """Writes a feature directory shard by shard; several processes or machines may share the work.
 
-    Shard `i` holds the inputs `i * shard_rows ...`, less those that are skipped. Every file appears complete or not at
-    all, finished shards survive a kill, and the manifest appears when all shards are there.
+    Shard `i` holds the inputs `i * shard_rows ...` except those that are skipped. Every file is written completely or
+    not at all, finished shards survive a kill, and the manifest is written when all shards are finished.
 
     Args:
-        path: directory to make or to continue.
+        path: directory to create or to continue.
         ids: id of every input, in order.
-        teacher: identity of what makes the features, free of paths, with at least `name`.
+        teacher: identity of the model, free of paths, with at least `name`.
         dim: columns.
         modality: `image` or `text`.
         normalized: whether rows are L2-normalised; `write` checks it.
         preprocessing: what happened to the inputs, in words.
         dtype: `float16` or `float32`.
         shard_rows: inputs per shard.
-        settings: whatever else must not change while the directory is written.
+        settings: anything else that must not change while the directory is written.
 
     Raises:
-        UserError: unusable ids, or the directory was begun with other settings.
+        UserError: unusable ids, or the directory was started with different settings.
     """
 
     def __init__(
@@ -91,28 +92,26 @@ class FeatureWriter:
             "settings": dict(settings or {}),
         }
         self._partial = self.path / "partial"
-        self._settle_plan()
+        self._check_plan()
 
-    def _settle_plan(self) -> None:
-        """Take up the directory where it was left, or begin it; refuse one that was begun otherwise."""
+    def _check_plan(self) -> None:
+        """Start the directory, or check that it was started with this plan."""
         if self.complete:
-            begun = read_manifest(self.path)
+            started = read_manifest(self.path)
         else:
             self._partial.mkdir(parents=True, exist_ok=True)
             plan = self._partial / "plan.json"
             if not plan.exists():
                 if any(self.path.glob("features-*.npy")):
-                    raise UserError(f"{self.path}: holds shards of unknown origin; remove it or name another directory")
+                    raise UserError(f"{self.path}: holds shards of unknown origin; remove it or use another directory")
                 write_json(plan, self.plan)
-            begun = read_json(plan)
-            if not (isinstance(begun, dict) and isinstance(begun.get("settings"), dict)):
-                raise UserError(f"{plan}: is not the plan of a feature directory; remove {self.path}")
-        now, then = self._flat(self.plan), self._flat(begun)
-        differing = [LABELS.get(name, name) for name, value in now.items() if then.get(name) != value]
+            started = check_fields(plan, read_json(plan), {"settings": dict}, f"remove {self.path} and start again")
+        new, old = self._flat(self.plan), self._flat(started)
+        differing = [LABELS.get(name, name) for name, value in new.items() if old.get(name) != value]
         if differing:
             raise UserError(
-                f"{self.path}: was begun with another {' and '.join(differing)}; remove it, name another directory, or "
-                "repeat the settings it was begun with"
+                f"{self.path}: was started with a different {' and '.join(differing)}; remove it, use another "
+                "directory, or use the settings it was started with"
             )
 
     @staticmethod
@@ -121,7 +120,7 @@ class FeatureWriter:
 
     @property
     def complete(self) -> bool:
-        """Whether the manifest is there."""
+        """Whether the manifest exists."""
         return (self.path / "manifest.json").exists()
 
     @property
@@ -141,7 +140,7 @@ class FeatureWriter:
         return [shard for shard in range(machine, self.shards, machines) if self._record(shard) is None]
 
     def write(self, shard: int, features: npt.ArrayLike, skipped: Sequence[tuple[str, str]] = ()) -> None:
-        """Write one shard: complete, on disk and recorded when this returns.
+        """Write one shard; it is on the disk and recorded when this returns.
 
         Args:
             shard: its number.
@@ -149,12 +148,12 @@ class FeatureWriter:
             skipped: (id, reason) of inputs without features.
 
         Raises:
-            UserError: another shape, values that are not finite, or rows that are not normalised as promised.
+            UserError: the wrong shape, values that are not finite, or rows that should be normalised and are not.
         """
         with np.errstate(over="ignore"):  # check_values names what float16 cannot hold
             array = np.ascontiguousarray(features, dtype=self.plan["dtype"])
-        lost = {identifier for identifier, _ in skipped}
-        ids = [self.ids[number] for number in self.inputs(shard) if self.ids[number] not in lost]
+        skipped_ids = {identifier for identifier, _ in skipped}
+        ids = [self.ids[number] for number in self.inputs(shard) if self.ids[number] not in skipped_ids]
         shape = (len(ids), self.plan["dim"])
         if array.shape != shape:
             raise UserError(f"{self.path}: shard {shard} needs values of shape {shape}, got {array.shape}")
@@ -175,7 +174,7 @@ class FeatureWriter:
         write_json(self._partial / f"{shard:05d}.json", record)
 
     def skipped(self) -> list[tuple[str, str]]:
-        """(id, reason) of all inputs that finished shards leave out, of all machines."""
+        """(id, reason) of all inputs that finished shards skip, of all machines."""
         listed = self.path / "skipped.tsv"
         if self.complete:
             lines = read_lines(listed) if listed.exists() else []
@@ -184,7 +183,7 @@ class FeatureWriter:
         return [(name, reason) for record in records if record for name, reason in record["skipped"]]
 
     def finalize(self, made_by: Mapping[str, Any] | None = None) -> bool:
-        """Write ids and manifest if all shards are there.
+        """Write ids and manifest if all shards are finished.
 
         Args:
             made_by: command and versions, kept in the manifest.
@@ -193,17 +192,17 @@ class FeatureWriter:
             Whether the directory is complete; False while shards of other machines are missing.
         """
         records = [self._record(shard) for shard in range(self.shards)]
-        found = [record for record in records if record is not None]
-        if self.complete or len(found) < len(records):  # another machine may have finished meanwhile
+        finished = [record for record in records if record is not None]
+        if self.complete or len(finished) < len(records):  # another machine may have finished meanwhile
             return self.complete
-        skipped = [tuple(pair) for record in found for pair in record.pop("skipped")]
-        lost = {identifier for identifier, _ in skipped}
-        kept = encode_ids([identifier for identifier in self.ids if identifier not in lost])
+        skipped = [tuple(pair) for record in finished for pair in record.pop("skipped")]
+        skipped_ids = {identifier for identifier, _ in skipped}
+        kept = encode_ids([identifier for identifier in self.ids if identifier not in skipped_ids])
         write_bytes(self.path / "ids.txt", kept)
         if skipped:
             write_bytes(self.path / "skipped.tsv", "".join(f"{i}\t{why}\n" for i, why in skipped).encode())
         facts: dict[str, Any] = {"count": len(self.ids) - len(skipped), "skipped": len(skipped)}
-        facts |= {"ids_sha256": hashlib.sha256(kept).hexdigest(), "shards": found, "made_by": dict(made_by or {})}
+        facts |= {"ids_sha256": hashlib.sha256(kept).hexdigest(), "shards": finished, "made_by": dict(made_by or {})}
         write_json(self.path / "manifest.json", self.plan | facts)
         for leftover in self.path.glob("features-*.tmp"):
             leftover.unlink(missing_ok=True)
@@ -211,18 +210,18 @@ class FeatureWriter:
         return True
 
     def _record(self, shard: int) -> dict[str, Any] | None:
-        """What is known of a finished shard; None when it has to be written."""
+        """The record of a finished shard; None if the shard has to be written."""
         file = self._partial / f"{shard:05d}.json"
         if not file.exists():
             return None
         record: dict[str, Any] = read_json(file)
         if not (is_shard_entry(record) and record["file"] == shard_name(shard) and is_skipped(record.get("skipped"))):
-            raise UserError(f"{file}: is not the record of a shard; remove it, and the shard is made again")
+            raise UserError(f"{file}: is not the record of a shard; remove it, and the shard will be written again")
         return record if (self.path / record["file"]).exists() else None
 
 
 def is_skipped(value: Any) -> bool:
-    """Whether a record's list of skipped inputs is one of (id, reason)."""
+    """Whether a record's list of skipped inputs is a list of (id, reason)."""
     return isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in value
     )

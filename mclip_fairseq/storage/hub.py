@@ -1,29 +1,43 @@
 """Files of a published model: a Hub name or a local directory."""
 
+from __future__ import annotations
+
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.storage.files import read_json
 
 
-def published_file(source: str, name: str) -> Path | None:
-    """A file of a Hub name or directory; None where there is none, or no connection to ask."""
-    shield_torchaudio()
-    from transformers.utils import cached_file
+def published_file(source: str, name: str, revision: str | None = None) -> Path | None:
+    """One file of a model.
+
+    Args:
+        source: Hub name, or directory.
+        name: path in the model's folder.
+        revision: branch, tag or commit of a Hub name.
+
+    Returns:
+        a local file, downloaded into the Hub's cache if needed; None if the model does not have it, or if it is not in
+        the cache and the Hub cannot be reached (or `HF_HUB_OFFLINE` is set).
+    """
+    if Path(source).is_dir():
+        file = Path(source) / name
+        return file if file.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError):
-        return None  # whoever loads the model says what is wrong with it
-    return None if found is None else Path(found)
+        return Path(hf_hub_download(source, name, revision=revision))
+    except (HfHubHTTPError, OSError, ValueError):
+        # Missing file or model, invalid name, no access, no connection: the caller that needs the file reports it.
+        return None
 
 
 def published_json(source: str, name: str) -> Any:
-    """A JSON file of a Hub name or directory; None where there is none that can be read."""
-    found = published_file(source, name)
+    """The value of a JSON file of a model; None if the file is missing or cannot be read."""
+    file = published_file(source, name)
     try:
-        return None if found is None else read_json(found)
+        return None if file is None else read_json(file)
     except ValueError:
         return None
 
@@ -35,7 +49,7 @@ def packed_dual_encoder(source: str) -> str | None:
         source: Hub name or directory.
 
     Returns:
-        a local directory, or `source` itself; None where nothing of the kind is packed there.
+        a local directory, or `source` itself; None if it packs no dual encoder.
     """
     modules = published_json(source, "modules.json")
     if not isinstance(modules, list) or not modules or not isinstance(modules[0], dict):
@@ -56,7 +70,7 @@ def packed_dual_encoder(source: str) -> str | None:
 
 
 def stated_languages(source: str) -> list[str]:
-    """The languages that the model card states; none where it states none."""
+    """The languages that a model card states; empty if it states none."""
     card = published_file(source, "README.md")
     if card is None:
         return []

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mclip_fairseq.cli.features import read_captions
 from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.data.tokens import load_dictionary
+from mclip_fairseq.encoding.bulk import read_caption_list
 from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.storage.feature_files import open_shard, read_manifest
 from mclip_fairseq.storage.feature_files import read_ids as read_feature_ids
@@ -50,9 +50,9 @@ def shard(folder: Path, data: bytes) -> None:
 def captions(folder: Path, data: bytes) -> None:
     for name in ("c.txt", "c.tsv"):
         (folder / name).write_bytes(data)
-    texts = read_captions(folder / "c.txt")
+    texts = read_caption_list(folder / "c.txt")
     assert [text for _, text in texts] == read_lines(folder / "c.txt")
-    ids = [name for name, _ in read_captions(folder / "c.tsv")]
+    ids = [name for name, _ in read_caption_list(folder / "c.tsv")]
     assert len(set(ids)) == len(ids)
 
 

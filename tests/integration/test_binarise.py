@@ -179,7 +179,7 @@ def test_encode_with_a_model_that_is_none(model: Path, tmp_path: Path, content: 
     bad = write(tmp_path / "bad.model", model.read_bytes()[:5000] if isinstance(content, str) else content)
     source = write(tmp_path / "train.en", "a dog\n")
     said = refuses("encode", "--model", bad, "--output", tmp_path / "pieces", source)
-    assert f"{bad}: is no SentencePiece model" in said
+    assert f"{bad}: is not a SentencePiece model" in said
 
 
 def test_encode_options_that_cannot_be_meant(model: Path, tmp_path: Path) -> None:

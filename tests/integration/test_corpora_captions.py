@@ -91,8 +91,8 @@ def test_the_split_file_in_its_archive(tmp_path: Path, split_file: Path) -> None
 
 
 def test_the_project_reads_what_is_written(tmp_path: Path, split_file: Path) -> None:
-    from mclip_fairseq.cli.features import list_images, read_captions
     from mclip_fairseq.data.captions import read_caption_ids
+    from mclip_fairseq.encoding.bulk import list_images, read_caption_list
     from mclip_fairseq.encoding.captions import read_caption_files
 
     root = touch(tmp_path / "images", [TRAIN, *[f"COCO_val2014_{number:012d}.jpg" for number in range(42, 48)]])
@@ -100,7 +100,7 @@ def test_the_project_reads_what_is_written(tmp_path: Path, split_file: Path) -> 
     works("coco", "--karpathy", split_file, "--images", root, "--output", out, *FREE)
     images = list_images(out / "images.tsv", root)
     assert all(path.is_file() for _, path in images)
-    texts = dict(read_captions(out / "texts.en.tsv"))
+    texts = dict(read_caption_list(out / "texts.en.tsv"))
     image_ids, text_ids = read_caption_ids(out / "train.en.ids", 3)
     assert image_ids is not None
     assert text_ids is not None

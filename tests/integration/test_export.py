@@ -1,4 +1,4 @@
-"""What is trained here, shipped: the directory, ONNX, sentence-transformers, open_clip's triple, the Hub."""
+"""Exports of trained models: the directory, ONNX, sentence-transformers, open_clip's triple, the Hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli.evaluate import main as evaluate
 from mclip_fairseq.cli.export import main as export
 from mclip_fairseq.export.open_clip import open_clip_triple
-from mclip_fairseq.export.portable import PortableImage, PortableText
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.files import file_sha256
 from tests.tiny_data import pixel_options, sentences
@@ -70,7 +69,7 @@ def images(photos: Path) -> list[Path]:
 def test_the_directory_is_the_model(
     checkpoint: Path, exported: Path, photos: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gives the same numbers after everything it was made from is out of reach."""
+    """It gives the same numbers without the files it was made from."""
     trained = MultilingualCLIP.from_pretrained(checkpoint, device="cpu")
     text, image = trained.encode_text(TEXTS), trained.encode_image(images)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -141,9 +140,10 @@ def test_portable_towers_are_the_towers(checkpoint: Path, images: list[Path]) ->
     left = torch.stack([torch.cat([row[row == 1], row[row != 1]]) for row in tokens])
     with torch.no_grad():
         for side in (tokens, left):
-            found = PortableText(model.tower)(side)
+            found = model.tower.module.portable_text()(side)
             torch.testing.assert_close(found, model.encode_text(TEXTS), rtol=0, atol=1e-6)
-        found = PortableImage(model.tower)(model.transform([Image.open(path).convert("RGB") for path in images]))
+        pixels = model.transform([Image.open(path).convert("RGB") for path in images])
+        found = model.tower.module.portable_image(model.tower.teacher)(pixels)
     torch.testing.assert_close(found, model.encode_image(images), rtol=0, atol=1e-6)
 
 
@@ -185,7 +185,7 @@ def test_sentence_transformers(exported: Path, images: list[Path], tmp_path: Pat
         loaded.encode(opened, convert_to_tensor=True), model.encode_image(images), rtol=0, atol=1e-6
     )
     assert loaded.get_embedding_dimension() == model.dim
-    with pytest.raises(ValueError, match="texts and images"):
+    with pytest.raises(ValueError, match="both texts and images"):
         loaded[0].preprocess([TEXTS[0], opened[0]])
     loaded.save_pretrained(str(tmp_path / "again"))
     again = MultilingualCLIP.from_pretrained(tmp_path / "again", device="cpu")
@@ -214,7 +214,7 @@ def test_push(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     calls: list[tuple[str, Any]] = []
 
     class Hub:
-        """Stands in for the two calls."""
+        """Replaces the two calls."""
 
         def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
             calls.append(("create", (repo_id, private)))

@@ -1,4 +1,4 @@
-"""`mclip-features`: the numbers of `transformers`, restartable, shareable, and nothing lost in silence."""
+"""`mclip-features`: the numbers of `transformers`, restartable, shareable, and nothing silently lost."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(clip: Path, output: Path, *more: object) -> int:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All bytes but those that say when and how the directory was made."""
+    """All bytes except those that say when and how the directory was made."""
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["made_by"]
@@ -65,7 +65,7 @@ def unbroken(clip: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """What a refused run says: status 2, no traceback."""
+    """The error of a refused run: status 2, no traceback."""
     capsys.readouterr()
     assert run(*arguments) == 2
     progress, start, message = capsys.readouterr().err.rpartition("mclip-features: error: ")
@@ -161,7 +161,7 @@ def test_a_killed_run_continues_and_keeps_finished_shards(
     assert not (tmp_path / "features-00001.npy").exists()
     with pytest.raises(ValueError, match="not finished"):
         FeatureStore.open(tmp_path)
-    # What a kill in the middle of a write leaves behind.
+    # What a kill during a write leaves behind.
     (tmp_path / "features-00001.12345.tmp").write_bytes(b"half a shard")
     (tmp_path / "features-00002.npy").write_bytes(b"a shard without its record")
     assert run(clip, tmp_path, "--images", photos) == 0
@@ -192,23 +192,23 @@ def test_two_machines_share_the_work(
     assert content(tmp_path) == content(unbroken)
 
 
-@pytest.mark.parametrize("begun", ["finished", "partial"])
-def test_other_settings_are_refused(
-    clip: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: str
+@pytest.mark.parametrize("state", ["finished", "partial"])
+def test_different_settings_are_refused(
+    clip: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], state: str
 ) -> None:
     output = tmp_path / "out"
-    assert run(clip, output, "--images", photos, *(["--machines", 2] if begun == "partial" else [])) == 0
+    assert run(clip, output, "--images", photos, *(["--machines", 2] if state == "partial" else [])) == 0
     other_model = tiny_clip_directory(tmp_path / "clip", seed=5)
     (tmp_path / "list").write_text(f"x\t{photos}/00.png\n")
     for arguments, named in [
-        ((other_model, output, "--images", photos), "another teacher"),
-        ((clip, output, "--images", tmp_path / "list"), "another number of inputs and list of ids"),
-        ((clip, output, "--images", photos, "--store-dtype", "float32"), "another dtype"),
-        ((clip, output, "--images", photos, "--shard-rows", 4), "another number of rows per shard"),
-        ((clip, output, "--images", photos, "--normalize"), "another normalized"),
+        ((other_model, output, "--images", photos), "a different teacher"),
+        ((clip, output, "--images", tmp_path / "list"), "a different number of inputs and list of ids"),
+        ((clip, output, "--images", photos, "--store-dtype", "float32"), "a different dtype"),
+        ((clip, output, "--images", photos, "--shard-rows", 4), "a different number of rows per shard"),
+        ((clip, output, "--images", photos, "--normalize"), "a different normalized"),
     ]:
         message = refused(capsys, *arguments)
-        assert f"{output}: was begun with {named}" in message
+        assert f"{output}: was started with {named}" in message
 
 
 def test_list_file_with_ids_and_root(clip: Path, photos: Path, unbroken: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_unreadable_images_are_all_listed(
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_the_budget_leaves_out_and_records(clip: Path, damaged: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_skipped_inputs_are_recorded(clip: Path, damaged: Path, unbroken: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert run(clip, output, "--images", damaged, "--skip-budget", 3) == 0
     store, whole = FeatureStore.open(output), FeatureStore.open(unbroken)
@@ -269,7 +269,7 @@ def test_more_than_the_budget_stops(
     message = refused(capsys, clip, output, "--images", damaged, "--skip-budget", 2)
     assert "more than --skip-budget 2" in message
     assert not (output / "manifest.json").exists()
-    # Those left out in finished shards count when the run is repeated.
+    # Inputs skipped in finished shards count when the run is repeated.
     assert "so it needs --skip-budget" in refused(capsys, clip, output, "--images", damaged)
     assert run(clip, output, "--images", damaged, "--skip-budget", 3) == 0
     assert len(FeatureStore.open(output)) == NUMBER - 3
@@ -293,7 +293,7 @@ def test_captions_with_ids(clip: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "odd.tsv, line 2: the id 'a ' has a line break or outer spaces" in message
 
 
-def test_pictures_with_odd_names(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_with_odd_names(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/bad\x1b[31m.png").write_bytes(b"")
     os.mkfifo(tmp_path / "photos/pipe.png")
@@ -305,10 +305,10 @@ def test_pictures_with_odd_names(clip: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--machines", 2, "--machine", 2], "--machine counts from 0 to 1"),
-        (["--root", "."], "--root is what the paths of an image list"),
+        (["--machines", 2, "--machine", 2], "--machine must be 0 to 1"),
+        (["--root", "."], "--root is the folder of a list's relative paths"),
         (["--dtype", "bfloat16"], "needs a GPU"),
-        (["--device", "toaster"], "torch knows no such device"),
+        (["--device", "toaster"], "torch has no such device"),
         (["--model", "no/such/model"], "cannot be loaded"),
     ],
 )

@@ -102,8 +102,8 @@ def test_extraction_explains_bad_input(
     for checkpoint, folder in ((str(broken), tokenizer), (str(trained[0]), str(tmp_path)), (str(trained[0]), str(cut))):
         assert extract_mte([checkpoint, "--tokenizer", folder, "--output", str(tmp_path / "out")]) == 2
         message = capsys.readouterr().err.strip()
-        assert message.startswith("mclip-extract-mte: ")
-        assert folder != str(cut) or f"{SENTENCEPIECE}: is no SentencePiece model" in message
+        assert message.startswith("mclip-extract-mte: error: ")
+        assert folder != str(cut) or f"{SENTENCEPIECE}: is not a SentencePiece model" in message
         assert not (tmp_path / "out").exists()
         assert "\n" not in message
 

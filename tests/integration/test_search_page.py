@@ -1,6 +1,6 @@
-"""The page in a real browser, without a window: typing, dropping a picture, keys alone, a phone, the dark.
+"""The page in a real headless browser: typing, dropping an image, keyboard only, a phone, dark mode.
 
-``MCLIP_SCREENSHOT=docs/search.png MCLIP_SCREENSHOT_INDEX=INDEX`` also draws the picture of the README.
+`MCLIP_SCREENSHOT=docs/search.png MCLIP_SCREENSHOT_INDEX=INDEX` also takes the screenshot of the README.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium without a window; the test is skipped where it is not installed."""
+    """Headless Chromium; the test is skipped if it is not installed."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
@@ -40,11 +40,11 @@ def browser() -> Iterator[Any]:
 
 
 class Failing(ColourModel):
-    """Fails when it is told to."""
+    """Fails for texts that begin with `fail`."""
 
     def encode_text(self, texts: Any, batch_size: int = 1, normalize: bool = True) -> Any:
         if "fail" in texts[0]:
-            raise RuntimeError("told to")
+            raise RuntimeError("as the text asks")
         return super().encode_text(texts)
 
 
@@ -98,14 +98,14 @@ def test_type_and_the_expected_image_comes_first(page: Any, text: str, name: str
     assert float(first.locator(".score").inner_text()) > 0.9
     page.wait_for_function("() => document.querySelector('#results img').naturalWidth > 0")
     assert page.locator("#results li").count() == 9
-    assert "9 pictures" in page.locator("#status").inner_text()
+    assert "9 images" in page.locator("#status").inner_text()
     with page.context.expect_page() as opened:
         first.locator("a").click()
     opened.value.wait_for_load_state()
     assert "/image/" in opened.value.url
 
 
-def test_images_change_while_one_types(page: Any) -> None:
+def test_results_change_while_typing(page: Any) -> None:
     typed(page, "red")
     first_is(page, "red.png")
     typed(page, " blue")
@@ -115,7 +115,7 @@ def test_images_change_while_one_types(page: Any) -> None:
     assert page.locator("#status").inner_text() == ""
 
 
-def test_a_right_to_left_query_is_shown_as_one(page: Any) -> None:
+def test_a_right_to_left_query_is_shown_right_to_left(page: Any) -> None:
     direction = "getComputedStyle(document.querySelector('#query')).direction"
     typed(page, "أصفر")
     first_is(page, "yellow.png")
@@ -144,7 +144,7 @@ def picture(name: str) -> bytes:
     return stream.getvalue()
 
 
-def test_a_dropped_picture_is_searched_with(page: Any) -> None:
+def test_a_dropped_image_is_searched_with(page: Any) -> None:
     typed(page, "red")
     first_is(page, "red.png")
     drop(page, picture("green"))
@@ -161,7 +161,7 @@ def test_a_dropped_picture_is_searched_with(page: Any) -> None:
     assert not page.locator("#asked").is_visible()
 
 
-def test_what_cannot_be_searched_with_is_said(page: Any) -> None:
+def test_an_unusable_file_is_reported(page: Any) -> None:
     drop(page, b"no picture", "text/plain")
     page.wait_for_function("() => document.querySelector('#status').textContent.includes('known format')")
     assert page.locator("#status").get_attribute("class") == "wrong"
@@ -206,7 +206,7 @@ def test_keys_alone_are_enough(page: Any) -> None:
     assert page.locator("#results li").count() == 0
 
 
-def test_a_picture_is_chosen_with_keys(page: Any) -> None:
+def test_an_image_is_chosen_with_keys(page: Any) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "choose"
     # The chooser itself opens outside the page.
@@ -236,11 +236,11 @@ def test_dark_is_dark(page: Any) -> None:
     assert max(page.evaluate(paper)) < 60
 
 
-def test_script_in_a_name_is_text_and_a_deleted_picture_says_so(page: Any) -> None:
+def test_script_in_a_name_is_text_and_a_deleted_image_says_so(page: Any) -> None:
     typed(page, "black")
     page.wait_for_function(f"() => ({IDS}).includes('{BAD_NAME}')")
     assert page.locator("#results script, #results [onerror]").count() == 0
-    page.get_by_text("no picture to show").scroll_into_view_if_needed()
+    page.get_by_text("image not available").scroll_into_view_if_needed()
     page.goto(page.url.split("#")[0] + "#q=%3Cscript%3Ealert(1)%3C%2Fscript%3E")
     page.reload()
     assert page.locator("#query").input_value() == "<script>alert(1)</script>"
@@ -250,7 +250,7 @@ def test_script_in_a_name_is_text_and_a_deleted_picture_says_so(page: Any) -> No
 @pytest.mark.skipif("MCLIP_SCREENSHOT" not in os.environ, reason="MCLIP_SCREENSHOT names no file to draw")
 def test_the_screenshot_of_the_readme(browser: Any) -> None:
     index = SearchIndex.open(os.environ["MCLIP_SCREENSHOT_INDEX"])
-    options = cli._parser().parse_args(["serve", str(index.path)])
+    options = cli.build_parser().parse_args(["serve", str(index.path)])
     with running(index, cli.load_model_of(index, options)) as port:
         context = browser.new_context(viewport={"width": 1040, "height": 585}, color_scheme="light")
         opened = context.new_page()

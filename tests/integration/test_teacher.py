@@ -85,8 +85,8 @@ def test_overlong_and_empty_texts_are_cut_never_a_crash(loaded: tuple[Path, Dual
 def test_padding_does_not_change_a_text(loaded: tuple[Path, DualEncoderTeacher]) -> None:
     _, teacher = loaded
     alone = teacher.encode_text(**teacher.tokenize(TEXTS[-1:]))
-    beside = teacher.encode_text(**teacher.tokenize(TEXTS))[-1:]
-    torch.testing.assert_close(alone, beside, rtol=1e-5, atol=1e-6)
+    in_batch = teacher.encode_text(**teacher.tokenize(TEXTS))[-1:]
+    torch.testing.assert_close(alone, in_batch, rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_and_in_eval_mode_whatever_the_parent_does(loaded: tuple[Path, DualEncoderTeacher]) -> None:
@@ -132,7 +132,7 @@ def test_a_text_model_is_refused(tmp_path: Path, folders: dict[str, Path]) -> No
             (tmp_path / file.name).write_bytes(file.read_bytes())
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="BertModel, which is no dual encoder"):
+    with pytest.raises(ValueError, match="BertModel, which is not a dual encoder"):
         DualEncoderTeacher.from_pretrained(tmp_path)
 
 

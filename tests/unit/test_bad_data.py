@@ -25,6 +25,7 @@ from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
 from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.inference import MultilingualCLIP, to_pil
+from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
 from mclip_fairseq.tasks.captions import check_same_teacher
@@ -125,8 +126,8 @@ def captions_file(folder: Path, name: str) -> Path:
 def test_captions_for_features(
     name: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = features_cli.DualEncoderTeacher.from_pretrained(clip)
-    monkeypatch.setattr(features_cli.DualEncoderTeacher, "from_pretrained", lambda *arguments: teacher)
+    teacher = DualEncoderTeacher.from_pretrained(clip)
+    monkeypatch.setattr(DualEncoderTeacher, "from_pretrained", lambda *arguments: teacher)
     file, message = captions_file(tmp_path, name), hostile.CAPTIONS[name].features
     command = ["--model", str(clip), "--captions", str(file), "--device", "cpu", "--output"]
     status = features_cli.main([*command, str(tmp_path / "out")])

@@ -63,7 +63,7 @@ def state() -> State:
 
 
 def slow_features(state: State, x: Tensor) -> Tensor:
-    """The image tower, an operation a line."""
+    """The image tower, one operation per line."""
 
     def normalised(x: Tensor, convolution: str, norm: str, stride: int = 1) -> Tensor:
         weight = state[f"visual.{convolution}.weight"]
@@ -115,7 +115,7 @@ def test_features_are_those_of_the_architecture(state: State, tmp_path: Path) ->
     assert model.encode_text(torch.tensor([[18, 3, 4, 19]])).shape == (1, DIM)
 
 
-def test_sizes_of_the_published_resnets_are_read_off_the_tensors(state: State) -> None:
+def test_sizes_of_the_published_resnets_are_read_from_the_tensors(state: State) -> None:
     assert clip_sizes(state, "RN") | {"text_config": {}} == {
         "projection_dim": DIM,
         "text_config": {},

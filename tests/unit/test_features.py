@@ -298,9 +298,9 @@ def test_writing_the_same_again_does_nothing_and_other_content_is_refused(tmp_pa
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     make(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-    with pytest.raises(ValueError, match="was begun with another content"):
+    with pytest.raises(ValueError, match="was started with a different content"):
         make(tmp_path, array=ARRAY + 1)
-    with pytest.raises(ValueError, match="another list of ids"):
+    with pytest.raises(ValueError, match="a different list of ids"):
         make(tmp_path, ids=IDS[::-1])
 
 

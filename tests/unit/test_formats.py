@@ -1,4 +1,4 @@
-"""Published formats in and out: equal numbers, equal token ids, and no weight that is lost in silence."""
+"""Published formats in and out: equal numbers, equal token ids, and no weight is lost silently."""
 
 from __future__ import annotations
 
@@ -97,13 +97,13 @@ def test_resize_of_the_released_code_is_an_option(fixtures: Path, tmp_path: Path
     [
         (lambda w: w.pop("encoder.dim_proj.weight"), "missing: c_projector.weight"),
         (lambda w: w.pop("encoder.encoder_adapter.1.fc1.bias"), "missing: x_projector.layers.1.fc1.bias"),
-        (lambda w: w.update({"encoder.novel.weight": torch.zeros(1)}), "no known part: encoder.novel.weight"),
+        (lambda w: w.update({"encoder.novel.weight": torch.zeros(1)}), "holds unknown weights: encoder.novel.weight"),
         (lambda w: w.pop("encoder.clip.visual.proj"), "missing: visual_projection.weight"),
         (
             lambda w: w.update({"encoder.dim_proj.weight": torch.zeros(48, 511)}),
             r"c_projector.weight \(48, 511\) instead of \(48, 512\)",
         ),
-        (lambda w: w.clear(), "no checkpoint of the released mCLIP"),
+        (lambda w: w.clear(), "is not a checkpoint of the released mCLIP"),
     ],
 )
 def test_weights_that_differ_are_named(
@@ -258,7 +258,7 @@ def test_torchscript_is_read_only_when_trusted(
 def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for state, message in (
         ({"visual.layer1.0.conv1.weight": torch.zeros(1)}, "it lacks visual.conv1.weight, visual.attnpool"),
-        ({"weight": torch.zeros(1)}, "is no CLIP under OpenAI's names; it lacks visual.conv1.weight"),
+        ({"weight": torch.zeros(1)}, "is not a CLIP under OpenAI's names; it lacks visual.conv1.weight"),
     ):
         torch.save(state, tmp_path / "clip.pt")
         assert convert(["clip", str(tmp_path / "clip.pt"), "--output", str(tmp_path / "clip")]) == 2
@@ -309,7 +309,7 @@ def test_hidden_states_are_the_same(fixtures: Path, both_ways: tuple[Path, Path]
 
 
 def test_token_type_embeddings_are_kept(fixtures: Path, both_ways: tuple[Path, Path], tmp_path: Path) -> None:
-    """fairseq has none: a token type that is not zero goes into the positions."""
+    """fairseq has none: a token type that is not zero is added to the positions."""
     from transformers import AutoModelForMaskedLM
 
     model = AutoModelForMaskedLM.from_pretrained(both_ways[0]).eval()
@@ -332,11 +332,11 @@ def test_dictionary_in_another_order_is_refused(
     lines = (folder / "dict.txt").read_text().splitlines()
     (folder / "dict.txt").write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")
     assert convert(["xlmr-to-transformers", str(folder), "--output", str(tmp_path / "out")]) == 2
-    assert "dict.txt line 1: is 'e' where sentencepiece.bpe.model has '▁'" in capsys.readouterr().err
+    assert "dict.txt, line 1: is 'e' where sentencepiece.bpe.model has '▁'" in capsys.readouterr().err
 
 
 def test_enhanced_encoder_alone(fixtures: Path, tmp_path: Path) -> None:
-    """Stock fairseq refuses the released file for want of bookkeeping; the archive it takes."""
+    """Stock fairseq refuses the released file, which lacks bookkeeping, but reads the archive."""
     from fairseq.models.roberta import XLMRModel
 
     source, archive = fixtures / "mte_tiny_extracted.pt", tmp_path / "archive"
@@ -351,11 +351,11 @@ def test_enhanced_encoder_alone(fixtures: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(found[tokens.ne(1)], expected[tokens.ne(1)], rtol=1e-5, atol=1e-5)
 
 
-def test_other_checkpoints_are_no_translation_model(
+def test_other_checkpoints_are_not_translation_models(
     fixtures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--xlmr", str(fixtures / "xlmr_tiny"), "--output", str(tmp_path / "out")]
     assert convert(["translation", str(fixtures / "mclip_tiny.pt"), *arguments]) == 2
-    assert "is no translation model of the released mCLIP" in capsys.readouterr().err
+    assert "is not a translation model of the released mCLIP" in capsys.readouterr().err
     assert convert(["encoder", str(fixtures / "clip_tiny.pt"), *arguments]) == 2
     assert "has no model options" in capsys.readouterr().err

@@ -22,15 +22,18 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from mclip_fairseq import MultilingualCLIP
-from mclip_fairseq.cli import convert, extract_mte, features
+from mclip_fairseq.cli import features
 from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
 from mclip_fairseq.export.card import read_report
+from mclip_fairseq.export.conversions import CLIPOptions, convert_clip, convert_released, convert_translation
+from mclip_fairseq.export.xlmr_archive import extract_text_encoder
 from mclip_fairseq.formats.openai_clip import open_clip_settings
 from mclip_fairseq.models.freezing import decode_identity
 from mclip_fairseq.models.teacher import DualEncoderTeacher, ImageTransform
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
 from mclip_fairseq.storage import files
 from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.feature_writer import FeatureWriter
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.files import read_json, read_lines
 from mclip_fairseq.tasks.mte import MTETask
@@ -77,14 +80,11 @@ def evil_checkpoint(file: Path, kind: str) -> Path:
 
 DOORS: dict[str, Callable[[Path], object]] = {
     "inference": lambda file: MultilingualCLIP.from_pretrained(file),
-    "released": lambda file: convert.convert_released(
-        Namespace(checkpoint=file, xlmr=file.parent, resize=0, tokenizer="", output=file.parent / "o")
-    ),
-    "clip": lambda file: convert.convert_clip(
-        Namespace(checkpoint=file, trust=False, output=file.parent / "o", activation="", head_width=0, resize=0)
-    ),
+    "released": lambda file: convert_released(file, file.parent, file.parent / "o"),
+    "translation": lambda file: convert_translation(file, file.parent, file.parent / "o"),
+    "clip": lambda file: convert_clip(file, file.parent / "o", CLIPOptions()),
     "fairseq": lambda file: checkpoint_utils.load_checkpoint_to_cpu(str(file)),
-    "extract": lambda file: extract_mte.extract(file, file.parent, file.parent / "o"),
+    "extract": lambda file: extract_text_encoder(file, file.parent, file.parent / "o"),
     "checkpoint": load_checkpoint,
 }
 
@@ -254,7 +254,7 @@ def test_a_processor_of_huge_pictures_is_refused_before_it_makes_one(
     said = refused(lambda: DualEncoderTeacher.from_pretrained(clip))
     assert f"{clip}: its image processor has a " in said
     assert "size of 1" in said
-    assert "but the model reads 32; put back the preprocessor_config.json" in said
+    assert "but the model reads 32; restore the preprocessor_config.json" in said
 
 
 def test_a_crop_that_is_switched_off_may_have_any_size(clip: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_tokenizer_of_another_model(clip: Path) -> None:
     file.write_text(json.dumps(tokenizer), encoding="utf-8")
     model = MultilingualCLIP.from_pretrained(clip, device="cpu")
     assert model.encode_text("b").isfinite().all()
-    assert "clip: its tokenizer gives the id 1000000000, but the model knows 514" in refused(
+    assert "clip: its tokenizer gives the id 1000000000, but the model has 514" in refused(
         lambda: model.encode_text("a")
     )
 
@@ -378,9 +378,9 @@ def test_reports_for_a_card_that_are_damaged(changes: dict[str, Any], tmp_path: 
     if changes == {"command": None}:
         read_report(tmp_path / "report.json")
     else:
-        assert "report.json: is not a report.json of mclip-evaluate" in refused(
-            lambda: read_report(tmp_path / "report.json")
-        )
+        said = refused(lambda: read_report(tmp_path / "report.json"))
+        assert "report.json: " in said
+        assert said.endswith("; give the report.json of mclip-evaluate")
 
 
 @pytest.mark.parametrize("content", [hostile.DEEP_JSON, b"[]", b"{", b'{"settings": 1}'])
@@ -401,7 +401,7 @@ def test_plans_of_features_that_are_damaged(content: bytes, tmp_path: Path) -> N
 def test_records_of_shards_that_are_damaged(record: str, tmp_path: Path) -> None:
     values = np.ones((2, 2), np.float32)
     settings: dict[str, Any] = {"teacher": {"name": "x"}, "dim": 2, "modality": "image", "normalized": False}
-    writer = features.FeatureWriter(tmp_path / "f", ["a", "b"], **settings, dtype="float32", shard_rows=1)
+    writer = FeatureWriter(tmp_path / "f", ["a", "b"], **settings, dtype="float32", shard_rows=1)
     writer.write(0, values[:1])
     (tmp_path / "f" / "partial" / "00000.json").write_text(record)
     assert "is not the record of a shard" in refused(writer.pending)
@@ -450,7 +450,7 @@ def test_archives_are_never_unpacked(kind: str, tmp_path: Path, capsys: pytest.C
 def test_a_tokenizer_that_is_something_else(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "dict.txt").write_text("a 1\n")
     (tmp_path / SENTENCEPIECE).write_bytes(content)
-    assert "is no SentencePiece model" in refused(lambda: XLMRTokenizer(tmp_path))
+    assert "is not a SentencePiece model" in refused(lambda: XLMRTokenizer(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------ the source itself

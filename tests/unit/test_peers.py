@@ -52,7 +52,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def m_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """M-CLIP's layout: config with the base's name, `transformer.*` and `LinearTransformation.*`."""
+    """M-CLIP's layout: the base model's name in config.json, `transformer.*` and `LinearTransformation.*` weights."""
     folder = tmp_path_factory.mktemp("m-clip")
     base = save_base(folder)
     base.save_pretrained(folder / "base")
@@ -66,7 +66,7 @@ def m_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected_m_clip(folder: Path, text: str) -> torch.Tensor:
-    """The published formula, one sentence at a time: no padding anywhere."""
+    """The published formula, one sentence at a time, so without padding."""
     from transformers import AutoTokenizer, XLMRobertaModel
 
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
@@ -80,6 +80,8 @@ def test_m_clip(m_clip: Path, clip: Path) -> None:
     model = MultilingualCLIP.from_pretrained(m_clip, device="cpu", teacher=clip)
     expected = torch.cat([expected_m_clip(m_clip, text) for text in TEXTS])
     torch.testing.assert_close(model.encode_text(TEXTS, normalize=False), expected, rtol=1e-5, atol=1e-6)
+    # Indexes and features on disk record this name: it outlives the class's.
+    assert model.identity["text_encoder"]["architecture"] == "MCLIPText"
     pixels = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(
         model.encode_image(pixels, normalize=False), DualEncoderTeacher.from_pretrained(clip).encode_image(pixels)
@@ -125,7 +127,7 @@ def test_sentence_transformers_pair(clip: Path, tmp_path: Path) -> None:
 
 
 def test_a_clip_packed_by_sentence_transformers(clip: Path, tmp_path: Path) -> None:
-    """The layout of its clip-ViT-B-32: modules.json in front, the model of `transformers` in a folder."""
+    """The layout of its clip-ViT-B-32: modules.json, and the model of `transformers` in a folder."""
     shutil.copytree(clip, tmp_path / "packed" / "0_CLIPModel")
     module = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
     (tmp_path / "packed" / "modules.json").write_text(json.dumps([module]))
@@ -170,7 +172,7 @@ def test_dual_encoders_of_transformers(make: Any, tmp_path: Path) -> None:
 
 
 def test_an_xlmr_archive_compares_texts(shared_dir: Path) -> None:
-    """The mean of the states of all tokens, whatever else is in the batch; images are refused."""
+    """The mean of the states of all tokens, independent of the rest of the batch; images are refused."""
     archive = shared_dir / "fixtures" / "xlmr_tiny"
     model = MultilingualCLIP.from_pretrained(archive, device="cpu")
     tokenizer = XLMRTokenizer(archive)

@@ -20,9 +20,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mclip_fairseq.cli.features import read_captions
 from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.data.sampling import TemperatureSampledDataset, draw_rows, temperature_sizes
+from mclip_fairseq.encoding.bulk import read_caption_list
 from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.evaluation import mean_rank_variance, retrieval_metrics
 from mclip_fairseq.evaluation.metrics.retrieval import retrieval_ranks
@@ -404,10 +404,10 @@ def test_ids_of_features_come_back_and_refuse_a_repetition(folder: Path, ids: li
 def test_captions_come_back_in_both_readers(folder: Path, pairs: list[tuple[str, str]]) -> None:
     file = folder / "captions.tsv"
     file.write_text("".join(f"{name}\t{text}\n" for name, text in pairs), encoding="utf-8", newline="")
-    assert read_captions(file) == pairs
+    assert read_caption_list(file) == pairs
     captions = read_language_captions("en", file)
     assert list(zip(captions.ids, captions.texts, strict=True)) == pairs
     (folder / "twice.tsv").write_bytes(file.read_bytes() * 2)
     with pytest.raises(ValueError, match=f"line {len(pairs) + 1}: the id .* is already on line 1"):
-        read_captions(folder / "twice.tsv")
+        read_caption_list(folder / "twice.tsv")
     assert len(read_language_captions("en", folder / "twice.tsv").texts) == 2 * len(pairs)  # several of an image

@@ -1,4 +1,4 @@
-"""CLIP with a ResNet image tower (RN50, RN101, RN50x4, RN50x16, RN50x64) as a model of `transformers`, which has none.
+"""CLIP with a ResNet image tower (RN50, RN101, RN50x4, RN50x16, RN50x64), which `transformers` lacks, as its model.
 
 Architecture: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (ICML 2021),
 section 2.4. Importing this file registers the model, so that `AutoModel.from_pretrained` reads its directories.
@@ -24,7 +24,7 @@ from transformers import (  # noqa: E402
 
 HEAD_WIDTH = 64
 EXPANSION = 4
-# The stem halves the edge twice, three of the four stages once.
+# The stem halves the edge twice, and three of the four stages halve it once.
 TOTAL_STRIDE = 32
 
 
@@ -58,9 +58,19 @@ class CLIPResNetConfig(PretrainedConfig):
         self.text_config = dict(text_config or {}) | {"projection_dim": projection_dim}
         super().__init__(**kwargs)
 
+    @property
+    def output_width(self) -> int:
+        """Channels after the last stage: each of the stages after the first doubles them."""
+        return EXPANSION * self.width * 2 ** (len(self.blocks) - 1)
+
+
+def attention_heads(config: CLIPResNetConfig) -> int:
+    """Heads of the attention pool."""
+    return config.output_width // HEAD_WIDTH
+
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolution beside a shortcut; strides are average pools, on both ways.
+    """1x1, 3x3, 1x1 convolution and a shortcut; strides are average pools on both paths.
 
     Args:
         inputs: channels of the input.
@@ -76,6 +86,7 @@ class Bottleneck(nn.Module):
         self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
         self.pool = nn.AvgPool2d(stride)
         self.downsample = None
+        # Every stage of these models begins with a block that changes the width or the resolution.
         if stride > 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
@@ -88,11 +99,11 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attention of the mean over all places to the mean and the places, instead of a global average.
+    """Attention with the mean over all grid cells as query, instead of a global average.
 
     Args:
-        grid: places along an edge.
-        width: channels of a place.
+        grid: cells along an edge.
+        width: channels of a cell.
         dim: width of the output.
     """
 
@@ -105,9 +116,10 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, width, grid, grid) -> (n, dim)."""
-        places = x.flatten(2).transpose(1, 2)
-        places = torch.cat([places.mean(1, keepdim=True), places], dim=1) + self.positional_embedding
-        query, key, value = self.q_proj(places[:, :1]), self.k_proj(places), self.v_proj(places)
+        cells = x.flatten(2).transpose(1, 2)
+        # The mean comes first, and is a key and value too: OpenAI's position table has a row for it.
+        cells = torch.cat([cells.mean(1, keepdim=True), cells], dim=1) + self.positional_embedding
+        query, key, value = self.q_proj(cells[:, :1]), self.k_proj(cells), self.v_proj(cells)
         heads = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
         pooled = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         return self.c_proj(pooled[:, 0])

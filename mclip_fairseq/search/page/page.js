@@ -1,61 +1,61 @@
 "use strict";
-// Everything that comes from the index or the user is put in as text, never as markup.
+// Everything that comes from the index or the user is inserted as text, never as markup.
 
 const SHOWN = 24;
-const PAUSE = 90; // milliseconds between the last key and the question
-const at = (name) => document.getElementById(name);
-const query = at("query"), results = at("results"), status = at("status"), file = at("file");
+const PAUSE = 90; // milliseconds between the last key press and the request
+const byId = (name) => document.getElementById(name);
+const query = byId("query"), results = byId("results"), status = byId("status"), file = byId("file");
 let waiting = null, asking = false, next = null, address = null;
 
-function tell(text, wrong = false) {
+function setStatus(text, wrong = false) {
   status.textContent = text;
   status.classList.toggle("wrong", wrong);
 }
 
-function part(tag, className, text) {
+function textElement(tag, className, text) {
   const element = document.createElement(tag);
   element.className = className;
   element.textContent = text;
   return element;
 }
 
-function card(found) {
+function card(hit) {
   const link = document.createElement("a");
-  link.href = `image/${found.picture}`;
+  link.href = `image/${hit.picture}`;
   link.target = "_blank";
   link.rel = "noopener";
-  link.title = found.id;
+  link.title = hit.id;
   const image = document.createElement("img");
   image.className = "shown";
-  image.alt = found.id;
+  image.alt = hit.id;
   image.loading = "lazy";
   image.decoding = "async";
-  image.src = `thumb/${found.picture}`;
-  image.onerror = () => image.replaceWith(part("div", "shown gone", "no picture to show"));
-  const told = part("span", "told", "");
-  const id = part("span", "id", found.id);
+  image.src = `thumb/${hit.picture}`;
+  image.onerror = () => image.replaceWith(textElement("div", "shown missing", "image not available"));
+  const caption = textElement("span", "caption", "");
+  const id = textElement("span", "id", hit.id);
   id.dir = "auto";
-  told.append(id, part("span", "score", found.score.toFixed(3)));
-  link.append(image, told);
+  caption.append(id, textElement("span", "score", hit.score.toFixed(3)));
+  link.append(image, caption);
   const item = document.createElement("li");
-  item.dataset.picture = found.picture;
+  item.dataset.picture = hit.picture;
   item.append(link);
   return item;
 }
 
-function show(found) {
-  // A picture that stays keeps its element, so that nothing is loaded or flickers twice.
-  const there = new Map([...results.children].map((item) => [item.dataset.picture, item]));
+function show(hits) {
+  // An image that is already shown keeps its element, so that it is not loaded again and does not flicker.
+  const shown = new Map([...results.children].map((item) => [item.dataset.picture, item]));
   results.replaceChildren(
-    ...found.map((hit) => {
-      const kept = there.get(hit.picture);
-      if (kept) kept.querySelector(".score").textContent = hit.score.toFixed(3);
-      return kept || card(hit);
+    ...hits.map((hit) => {
+      const item = shown.get(hit.picture);
+      if (item) item.querySelector(".score").textContent = hit.score.toFixed(3);
+      return item || card(hit);
     }),
   );
 }
 
-// One question is on its way at a time; of those that come meanwhile the last one is asked next.
+// One request at a time; of the questions that arrive meanwhile only the last one is sent.
 async function ask(question) {
   if (asking) {
     next = question;
@@ -65,15 +65,15 @@ async function ask(question) {
   const start = performance.now();
   try {
     const answer = await fetch(question.url, { method: "POST", headers: question.headers, body: question.body });
-    const told = await answer.json();
-    if (!answer.ok) throw new Error(told.error);
+    const content = await answer.json();
+    if (!answer.ok) throw new Error(content.error);
     if (!next && question.valid()) {
-      show(told.results);
+      show(content.results);
       const seconds = ((performance.now() - start) / 1000).toFixed(2);
-      tell(told.results.length ? `${told.results.length} pictures in ${seconds} s` : "no pictures");
+      setStatus(content.results.length ? `${content.results.length} images in ${seconds} s` : "no images");
     }
   } catch (error) {
-    if (!next && question.valid()) tell(error instanceof TypeError ? "the server does not answer" : error.message, true);
+    if (!next && question.valid()) setStatus(error instanceof TypeError ? "the server does not answer" : error.message, true);
   }
   asking = false;
   const following = next;
@@ -84,7 +84,7 @@ async function ask(question) {
 function clear() {
   next = null;
   show([]);
-  tell("");
+  setStatus("");
 }
 
 function askText() {
@@ -102,7 +102,7 @@ function askText() {
 function forget() {
   if (address) URL.revokeObjectURL(address);
   address = null;
-  at("asked").hidden = true;
+  byId("asked").hidden = true;
   file.value = "";
 }
 
@@ -111,13 +111,13 @@ function askImage(image) {
   query.value = "";
   clearTimeout(waiting);
   history.replaceState(null, "", location.pathname);
-  const mine = URL.createObjectURL(image);
-  address = mine;
-  at("asked-image").src = mine;
-  at("asked").hidden = false;
-  tell("looking at the picture …");
+  const ownAddress = URL.createObjectURL(image);
+  address = ownAddress;
+  byId("asked-image").src = ownAddress;
+  byId("asked").hidden = false;
+  setStatus("searching with the image …");
   const kind = image.type.startsWith("image/") ? image.type : "application/octet-stream";
-  ask({ url: "search/image", headers: { "Content-Type": kind }, body: image, valid: () => address === mine });
+  ask({ url: "search/image", headers: { "Content-Type": kind }, body: image, valid: () => address === ownAddress });
 }
 
 query.addEventListener("input", () => {
@@ -125,27 +125,27 @@ query.addEventListener("input", () => {
   clearTimeout(waiting);
   waiting = setTimeout(askText, PAUSE);
 });
-at("forget").addEventListener("click", () => {
+byId("forget").addEventListener("click", () => {
   forget();
   clear();
   query.focus();
 });
 file.addEventListener("change", () => file.files.length && askImage(file.files[0]));
-at("choose").addEventListener("click", () => file.click());
+byId("choose").addEventListener("click", () => file.click());
 
 let depth = 0;
 const carriesFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
 addEventListener("dragenter", (event) => {
-  if (carriesFile(event)) at("drop").hidden = ++depth < 1;
+  if (carriesFile(event)) byId("drop").hidden = ++depth < 1;
 });
 addEventListener("dragleave", (event) => {
-  if (carriesFile(event)) at("drop").hidden = --depth < 1;
+  if (carriesFile(event)) byId("drop").hidden = --depth < 1;
 });
 addEventListener("dragover", (event) => event.preventDefault());
 addEventListener("drop", (event) => {
   event.preventDefault();
   depth = 0;
-  at("drop").hidden = true;
+  byId("drop").hidden = true;
   if (event.dataTransfer.files.length) askImage(event.dataTransfer.files[0]);
 });
 addEventListener("paste", (event) => {
@@ -159,7 +159,7 @@ function columns(links) {
 }
 
 addEventListener("keydown", (event) => {
-  if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return; // an input method is writing
+  if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return; // an input method is composing
   const links = [...results.querySelectorAll("a")], here = links.indexOf(document.activeElement);
   if (event.key === "Escape") {
     query.value = "";
@@ -183,12 +183,12 @@ addEventListener("keydown", (event) => {
   }
 });
 
-fetch("about").then((answer) => answer.json()).then((found) => {
-  const spoken = found.languages.length ? ` · learned ${found.languages.join(", ")}` : "";
-  at("about").textContent = `${found.name} · ${found.images.toLocaleString()} pictures · ${found.model}${spoken}`;
+fetch("about").then((answer) => answer.json()).then((index) => {
+  const languages = index.languages.length ? ` · trained on ${index.languages.join(", ")}` : "";
+  byId("about").textContent = `${index.name} · ${index.images.toLocaleString()} images · ${index.model}${languages}`;
 });
-const asked = new URLSearchParams(location.hash.slice(1)).get("q");
-if (asked) {
-  query.value = asked;
+const linked = new URLSearchParams(location.hash.slice(1)).get("q");
+if (linked) {
+  query.value = linked;
   askText();
 }

@@ -1,32 +1,35 @@
-"""Both towers in plain torch and `transformers` modules, without fairseq: what other runtimes can be given."""
+"""Text and image paths in plain torch and `transformers` modules, without fairseq: what other runtimes can be given."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mclip_fairseq.formats.towers import TrainedTower
-from mclip_fairseq.formats.xlmr import to_transformers
+from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.models.pooling import pool_last, pool_mean
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.models.xlmr_transformers import to_transformers
 
 
 class PortableText(nn.Module):
-    """The text tower: token ids to normalised embeddings, equal to `TrainedTower.encode_text`.
+    """XLM-R, pooling, layers and a projection: token ids to the rows of `DualEncoder.encode_text`.
 
     Args:
-        tower: of a model `mclip` or `teacher_learning`.
+        encoder: the text encoder.
+        pooling: `mean` pools before the layers, `last` takes the state of `</s>` after them.
+        layers: fairseq's post-norm transformer layers after the encoder.
+        projection: of the pooled state.
     """
 
-    def __init__(self, tower: TrainedTower) -> None:
+    def __init__(self, encoder: XLMREncoder, pooling: str, layers: Sequence[nn.Module], projection: nn.Module) -> None:
         super().__init__()
-        module = tower.module
-        self.encoder = to_transformers(module.text_encoder).roberta
-        self.padding_idx = int(module.padding_idx)
-        student = hasattr(module, "projection")
-        self.pooling = "mean" if student else str(module.cfg.pooling)
-        self.layers = nn.ModuleList([] if student else [plain_layer(layer) for layer in module.x_projector.layers])
-        self.projection = module.projection if student else nn.Identity()
+        self.encoder = to_transformers(encoder).roberta
+        self.padding_idx = int(encoder.encoder.dictionary.pad())
+        self.pooling = pooling
+        self.layers = nn.ModuleList([plain_layer(layer) for layer in layers])
+        self.projection = projection
         self.eval()
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -41,6 +44,7 @@ class PortableText(nn.Module):
         padding = input_ids.eq(self.padding_idx)
         states = self.encoder(input_ids, attention_mask=(~padding).long()).last_hidden_state
         if self.pooling == "mean":
+            # "& False" keeps the mask's shape dynamic for ONNX, where a constant would not.
             states, padding = pool_mean(states, padding)[:, None], padding[:, :1] & False
         for layer in self.layers:
             states = layer(states, src_key_padding_mask=padding)
@@ -48,22 +52,22 @@ class PortableText(nn.Module):
 
 
 class PortableImage(nn.Module):
-    """The image tower: pixels to normalised embeddings, equal to `TrainedTower.encode_pixels`.
+    """An image tower and what a model makes of its features: pixels to the rows of `DualEncoder.encode_image`.
 
     Args:
-        tower: its teacher is loaded.
+        module: the model.
+        image_tower: with `encode_image`.
     """
 
-    def __init__(self, tower: TrainedTower) -> None:
+    def __init__(self, module: DualEncoder, image_tower: nn.Module) -> None:
         super().__init__()
-        self.teacher = tower.teacher
-        self.module = tower.module
+        self.image_tower: Any = image_tower
+        self.module = module
         self.eval()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (batch, dim), L2-normalised."""
-        projected: Tensor = self.module.project_teacher(self.teacher.encode_image(pixel_values))
-        return projected
+        return self.module.encode_image(features=self.image_tower.encode_image(pixel_values))
 
 
 def plain_layer(layer: Any) -> nn.TransformerEncoderLayer:

@@ -1,0 +1,142 @@
+"""The options of `mclip-search` and its commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from mclip_fairseq.cli.options import count, positive, share
+from mclip_fairseq.search.settings import DEFAULT_RECALL, KINDS
+from mclip_fairseq.storage.images import MAX_PIXELS
+
+PROGRAM = "mclip-search"
+HOST = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*\.?|\[[0-9a-fA-F:.]+\]")
+DESCRIPTION = "Build an index of images, change it, query it in any language, and serve it as a web page."
+EPILOG = """\
+example:
+  mclip-search build photos --model mclip-base --output photos.index
+  mclip-search query photos.index "ein Hund am Strand" --show found.png
+  mclip-search query photos.index --languages en="a dog on the beach" de="ein Hund am Strand" ja=浜辺の犬
+  mclip-search serve photos.index
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help_text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+
+    _build_options(command("build", "build an index of images or image features, or continue an interrupted build"))
+    _add_options(command("add", "add the images that are not in an index yet"))
+    _remove_options(command("remove", "remove images from an index by their ids"))
+    _query_options(command("query", "find images by texts in any language, or by an image"))
+    _serve_options(command("serve", "search an index on a web page"))
+    return parser
+
+
+def _model_options(parser: argparse.ArgumentParser, required: bool) -> None:
+    add = parser.add_argument
+    default = "" if required else " (default: where it was when the index was built)"
+    add("--model", required=required, metavar="M", help=f"checkpoint, exported directory or model name{default}")
+    add("--text-encoder", metavar="DIR", help="where the model's text encoder is now, if it has moved")
+    add("--teacher", metavar="NAME", help="where the model's teacher is now, if it has moved")
+    add("--device", help="for example cpu or cuda:0 (default: a GPU if there is one)")
+
+
+def _source_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", type=Path, metavar="IMAGES_OR_FEATURES", help="folder or list of images, or a feature directory")
+    add("--images-root", type=Path, metavar="DIR", help="folder of a feature directory's images, to show them")
+    add("--batch-size", type=positive, default=64, metavar="N", help="images per batch (default 64)")
+    workers = min(4, os.cpu_count() or 1)
+    add("--workers", type=count, default=workers, metavar="N", help=f"processes that decode (default {workers})")
+    _pixel_option(parser)
+    add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable images")
+
+
+def _pixel_option(parser: argparse.ArgumentParser) -> None:
+    help_text = f"refuse larger images (default {MAX_PIXELS})"
+    parser.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=help_text)
+
+
+def _build_options(parser: argparse.ArgumentParser) -> None:
+    _source_options(parser)
+    _model_options(parser, required=True)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="INDEX", help="index directory to create or continue")
+    kinds = "; ".join(f"{name}: {text}" for name, text in KINDS.items())
+    add("--kind", choices=tuple(KINDS), default="exact", help=kinds)
+    lists = "number of IVF lists for ivf, sq8, pq (default: about 2*sqrt(number of images))"
+    add("--lists", type=positive, metavar="N", help=lists)
+    add("--bytes", type=positive, metavar="N", help="bytes per vector for pq (default: dim / 8)")
+    add("--recall", type=share, metavar="R", help=f"target recall@10 of the index (default {DEFAULT_RECALL})")
+    effort = "instead of --recall: number of lists to search, or breadth of the walk for hnsw"
+    add("--effort", type=positive, metavar="N", help=effort)
+    queries = "measure recall with these texts, one per line (default: with images of the index)"
+    add("--recall-queries", type=Path, metavar="FILE", help=queries)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
+    _source_options(parser)
+    _model_options(parser, required=False)
+    add = parser.add_argument
+    add("--replace", action="store_true", help="encode images again whose id is already in the index")
+    _moved_option(parser, "--moved")
+
+
+def _remove_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("index", type=Path, metavar="INDEX", help="index directory")
+    add("id", nargs="*", metavar="ID", help="image id")
+    add("--ids", type=Path, metavar="FILE", help="file of ids, one per line")
+
+
+def _index_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
+    _moved_option(parser, "--images-root")
+
+
+def _moved_option(parser: argparse.ArgumentParser, name: str) -> None:
+    help_text = "where the index's images are now, if they have moved; repeat for an index of several folders"
+    parser.add_argument(name, type=Path, action="append", default=[], metavar="DIR", help=help_text)
+
+
+def _query_options(parser: argparse.ArgumentParser) -> None:
+    _index_options(parser)
+    _model_options(parser, required=False)
+    add = parser.add_argument
+    add("text", nargs="*", metavar="TEXT", help="what the image shows, in any language")
+    add("--queries", type=Path, metavar="FILE", help="texts, one per line, searched as one batch")
+    add("--image", type=Path, action="append", default=[], metavar="FILE", help="search with an image; repeatable")
+    _pixel_option(parser)
+    add("--languages", nargs="+", default=[], metavar="LANG=TEXT", help="compare one question in several languages")
+    target = "image whose rank --languages reports (default: the first language's nearest)"
+    add("--target", metavar="ID", help=target)
+    add("-k", "--top", dest="k", type=positive, default=10, metavar="K", help="number of images (default 10)")
+    add("--json", action="store_true", help="print JSON")
+    add("--show", type=Path, metavar="PNG", help="draw the images to a file")
+    add("--font", type=Path, action="append", default=[], metavar="FILE", help="font for --show; repeatable")
+
+
+def _serve_options(parser: argparse.ArgumentParser) -> None:
+    _index_options(parser)
+    _model_options(parser, required=False)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
+    add("--port", type=count, default=8000, metavar="N", help="port (default 8000; 0 picks a free one)")
+    hosts = "accept this host name besides --host; repeatable; *.example.org accepts all below it, * every name"
+    add("--allowed-host", type=_host, action="append", default=[], metavar="NAME", help=hosts)
+
+
+def _host(text: str) -> str:
+    if not HOST.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a host name; write it without a port, or as *.example.org")
+    return text

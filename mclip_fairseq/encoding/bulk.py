@@ -1,0 +1,293 @@
+"""Bulk encoding: many images or captions through a dual encoder into a feature directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_files import is_usable_id
+from mclip_fairseq.storage.feature_writer import FeatureWriter
+from mclip_fairseq.storage.files import read_lines, shown
+from mclip_fairseq.storage.images import ImageError, load_image, resolve_images
+
+
+@dataclass(frozen=True)
+class BulkSettings:
+    """How inputs are encoded.
+
+    Attributes:
+        batch_size: inputs at once.
+        dtype: `float32`, or the type that autocast computes in.
+        normalize: L2-normalise the features.
+        skip_budget: how many unreadable inputs may be skipped; None skips none, and reads all to list all of them.
+        machine: which of the machines that share the work this is, from 0.
+        machines: how many share the work.
+    """
+
+    batch_size: int
+    dtype: str = "float32"
+    normalize: bool = False
+    skip_budget: int | None = None
+    machine: int = 0
+    machines: int = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some inputs of one shard, ready for the model.
+
+    Attributes:
+        count: inputs it was made from.
+        inputs: keyword arguments of the encoder; empty when nothing could be read.
+        unreadable: (id, reason) of inputs without features.
+    """
+
+    count: int
+    inputs: dict[str, Tensor]
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """Inputs of one kind and their encoder.
+
+    Attributes:
+        ids: one per input.
+        modality: `image` or `text`.
+        preprocessing: what happens to the inputs, in words, for the manifest.
+        place: where they come from, as messages append it: " of FILE", or nothing.
+    """
+
+    ids: list[str]
+    modality: str
+    preprocessing: str
+    place: str
+
+    def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
+        """Prepare the inputs with these numbers, batch by batch, in order."""
+
+    def encode(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Inputs of a batch -> (n, dim)."""
+
+
+class Decoded(Dataset[tuple[str, Tensor | str]]):
+    """Decoded and transformed images, or why they cannot be read; made for worker processes.
+
+    Args:
+        images: (id, file).
+        transform: RGB images -> (n, channels, height, width).
+        max_pixels: see `load_image`.
+    """
+
+    def __init__(self, images: Sequence[tuple[str, Path]], transform: Callable[..., Tensor], max_pixels: int) -> None:
+        self.images = images
+        self.transform = transform
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> tuple[str, Tensor | str]:
+        """(id, (channels, height, width) pixels), or (id, reason)."""
+        name, path = self.images[number]
+        try:
+            return name, self.transform([load_image(path, self.max_pixels)])[0]
+        except ImageError as error:
+            return name, error.reason
+
+
+def collate(items: Sequence[tuple[str, Tensor | str]]) -> Batch:
+    """Stack the images of a batch that could be read."""
+    pixels = [item for _, item in items if isinstance(item, Tensor)]
+    unreadable = [(name, item) for name, item in items if isinstance(item, str)]
+    return Batch(len(items), {"pixel_values": torch.stack(pixels)} if pixels else {}, unreadable)
+
+
+class ImageSource:
+    """Image files, decoded by worker processes.
+
+    Args:
+        images: (id, file).
+        transform: the model's preprocessing, with a `description`.
+        encode_image: (n, channels, height, width) pixels -> (n, dim).
+        workers: processes that decode; 0 decodes in this one.
+        max_pixels: see `load_image`.
+    """
+
+    modality = "image"
+    place = ""
+
+    def __init__(
+        self,
+        images: Sequence[tuple[str, Path]],
+        transform: Any,
+        encode_image: Callable[[Tensor], Tensor],
+        workers: int,
+        max_pixels: int,
+    ) -> None:
+        self.ids = [name for name, _ in images]
+        self.preprocessing: str = transform.description
+        self.encode_image = encode_image
+        self.images = Decoded(images, transform, max_pixels)
+        self.workers = workers
+
+    def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
+        """Decode the images with these numbers, batch by batch, in order."""
+        workers = min(self.workers, len(numbers))
+        loader: Any = DataLoader(self.images, batch_sampler=numbers, collate_fn=collate, num_workers=workers)
+        yield from loader
+
+    def encode(self, inputs: dict[str, Tensor]) -> Tensor:
+        """`pixel_values` (n, channels, height, width) -> (n, dim)."""
+        return self.encode_image(inputs["pixel_values"])
+
+
+class CaptionSource:
+    """Captions of a file; an empty one counts as unreadable.
+
+    Args:
+        captions: (id, caption), one per line of the file.
+        file: for messages.
+        tokenize: texts -> keyword arguments of `encode_text`, (n, length) each.
+        encode_text: tokens -> (n, dim).
+        preprocessing: what `tokenize` does, in words.
+    """
+
+    modality = "text"
+
+    def __init__(
+        self,
+        captions: Sequence[tuple[str, str]],
+        file: Path,
+        tokenize: Callable[[Sequence[str]], dict[str, Tensor]],
+        encode_text: Callable[..., Tensor],
+        preprocessing: str,
+    ) -> None:
+        self.place = f" of {shown(file)}"
+        self.ids = [name for name, _ in captions]
+        self.captions = captions
+        self.tokenize, self.encode_text, self.preprocessing = tokenize, encode_text, preprocessing
+
+    def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
+        """Tokenize the captions with these numbers, batch by batch, in order."""
+        for batch in numbers:
+            rows = [(number + 1, *self.captions[number]) for number in batch]
+            texts = [caption for _, _, caption in rows if caption.strip()]
+            empty = [
+                (name, f"line {line}: the caption is empty") for line, name, caption in rows if not caption.strip()
+            ]
+            yield Batch(len(batch), self.tokenize(texts) if texts else {}, empty)
+
+    def encode(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Token ids and mask (n, length) -> (n, dim)."""
+        return self.encode_text(**inputs)
+
+
+def read_caption_list(path: Path) -> list[tuple[str, str]]:
+    """(id, caption) of a text file (the id is the line number, from 0) or a `.tsv` file; either may end in `.gz`.
+
+    Raises:
+        UserError: unreadable, empty, a line without an id, or an id that appears twice, naming both lines.
+    """
+    lines = read_lines(path)
+    if not lines:
+        raise UserError(f"{path}: holds no captions; give a file with one caption per line")
+    if not path.name.endswith((".tsv", ".tsv.gz")):
+        return [(str(number), line) for number, line in enumerate(lines)]
+    captions: list[tuple[str, str]] = []
+    first_line_of: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        name, tab, caption = line.partition("\t")
+        if not (name.strip() and tab):
+            raise UserError(f"{path}, line {number}: write it as 'id, tab, caption'")
+        if not is_usable_id(name):
+            raise UserError(f"{path}, line {number}: the id {name!r} has a line break or outer spaces; remove them")
+        if first_line_of.setdefault(name, number) != number:
+            raise UserError(
+                f"{path}, line {number}: the id {name!r} is already on line {first_line_of[name]}; give every caption "
+                "its own"
+            )
+        captions.append((name, caption))
+    return captions
+
+
+def list_images(images: Path, root: Path | None) -> list[tuple[str, Path]]:
+    """(id, file) of a folder of images, or of a list file whose paths are relative to `root`."""
+    return resolve_images(images) if images.is_dir() else resolve_images(root, images)
+
+
+def compute(source: Source, writer: FeatureWriter, settings: BulkSettings, device: torch.device) -> None:
+    """Encode and write the shards of this machine that are still missing.
+
+    Args:
+        source: the inputs.
+        writer: the feature directory.
+        settings: how they are encoded.
+        device: where they are encoded.
+
+    Raises:
+        UserError: more inputs cannot be read than the budget allows; all of them are listed.
+    """
+    budget, earlier = settings.skip_budget or 0, len(writer.skipped())
+    if earlier > budget:
+        raise UserError(f"{writer.path}: {earlier} inputs were skipped before, so it needs --skip-budget {earlier}")
+    pending = writer.pending(settings.machine, settings.machines)
+    plan = [(shard, split_into_batches(writer.inputs(shard), settings.batch_size)) for shard in pending]
+    # One stream over all shards, so that workers decode the next shard while this one is written.
+    batches = source.batches([batch for _, shard_batches in plan for batch in shard_batches])
+    total = sum(len(writer.inputs(shard)) for shard in pending)
+    unreadable: list[tuple[str, str]] = []
+    with tqdm(total=total, unit=source.modality, disable=None) as progress:
+        for shard, shard_batches in plan:
+            features: list[np.ndarray] = [np.zeros((0, writer.plan["dim"]), dtype=np.float32)]
+            before = len(unreadable)
+            for batch in (next(batches) for _ in shard_batches):
+                unreadable += batch.unreadable
+                # Past the budget nothing will be written: inputs are only read, to list all unreadable ones at once.
+                if batch.inputs and earlier + len(unreadable) <= budget:
+                    features.append(encode_batch(source, batch.inputs, settings, device))
+                progress.update(batch.count)
+            if earlier + len(unreadable) <= budget:
+                writer.write(shard, np.concatenate(features), unreadable[before:])
+            elif settings.skip_budget is not None:
+                break
+    if earlier + len(unreadable) > budget:
+        raise UserError(unreadable_message(source, unreadable, earlier, settings.skip_budget))
+
+
+def encode_batch(source: Source, inputs: dict[str, Tensor], settings: BulkSettings, device: torch.device) -> np.ndarray:
+    """Inputs of one batch -> (n, dim) float32."""
+    dtype = getattr(torch, settings.dtype)
+    on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        features = source.encode(on_device).float()
+    rows: np.ndarray = (F.normalize(features, dim=1) if settings.normalize else features).cpu().numpy()
+    return rows
+
+
+def split_into_batches(numbers: range, size: int) -> list[list[int]]:
+    """Batches of one shard; they never cross shards, so that a restarted run computes the same ones."""
+    return [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+
+
+def unreadable_message(source: Source, unreadable: list[tuple[str, str]], earlier: int, budget: int | None) -> str:
+    """The error that lists every unreadable input, one per line."""
+    lines = "".join(f"\n  {shown(name)}: {reason}" for name, reason in unreadable)
+    if budget is not None:
+        return (
+            f"more than --skip-budget {budget} inputs{source.place} cannot be read ({earlier} were skipped before), "
+            f"stopped at:{lines}"
+        )
+    return (
+        f"{len(unreadable)} of {len(source.ids)} inputs{source.place} cannot be read; fix them, remove them, or skip "
+        f"them with --skip-budget {len(unreadable)}:{lines}"
+    )
