@@ -17,8 +17,7 @@ from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.ccrk_options import CCRKModelConfig, chosen_layers, swin_sizes
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
 from mclip_fairseq.models.fusion import FusionEncoder, MatchingHead, pool_first
-from mclip_fairseq.models.sizes import ENCODER
-from mclip_fairseq.models.sizes import Part as SizeGroup
+from mclip_fairseq.models.sizes import ENCODER, SizeGroup
 from mclip_fairseq.models.vision.swin import TABLE, SwinTower, load_swin, resize_tables, window_of
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.storage.errors import UserError
@@ -140,6 +139,11 @@ class CCRKModel(DualEncoder):
     def scale(self) -> Tensor:
         """1 / temperature, 0-d."""
         return 1 / self.temp.clamp(LEAST_TEMPERATURE, LARGEST_TEMPERATURE)
+
+    @property
+    def text_description(self) -> str:
+        """For model cards."""
+        return f"XLM-R, {self.cfg.encoder_layers} layers, and a fusion encoder of {self.cfg.fusion_layers} to re-rank"
 
     @property
     def image_transform(self) -> ImageTransform | None:
