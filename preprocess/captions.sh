@@ -3,7 +3,7 @@
 #
 #   preprocess/captions.sh --xlmr DIR --output OUT [--images DIR] [--teacher MODEL [OPTION...] --] SCRIPT [ARGUMENT...]
 #
-# SCRIPT is the name of a script of captions, without .py: cc3m, coco, coco_cn, flickr30k, flickr30k_cn, multi30k,
+# SCRIPT is the name of a script of captions, without .py: cc3m, ccrk, coco, coco_cn, flickr30k, flickr30k_cn, multi30k,
 # stair, wit, xflickrco, xm3600, xtd10, yjcaptions; what follows are its arguments (preprocess/SCRIPT.py --help).
 # DIR holds XLM-R's sentencepiece.bpe.model and dict.txt. With --teacher, mclip-features writes the features of the
 # images, and of the English captions that are trained on; its options may follow, up to --.
