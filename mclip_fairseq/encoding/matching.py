@@ -29,6 +29,18 @@ class Matcher(Protocol):
         """(n,) matching logits."""
 
 
+def encode_image_states(model: Matcher, images: Sequence[Any]) -> Tensor:
+    """(I, tokens, dim) float16 states of images on the CPU.
+
+    Args:
+        model: with `can_match`.
+        images: (I,) files, PIL images or arrays.
+    """
+    starts = range(0, len(images), STATE_BATCH)
+    parts = [model.image_states(images[start : start + STATE_BATCH]).half().cpu() for start in starts]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
 class PairScorer:
     """Matching scores of pairs out of T texts and I images.
 
@@ -38,11 +50,11 @@ class PairScorer:
     Args:
         model: with `can_match`.
         texts: (T,) of them.
-        images: (I,) files, PIL images or arrays.
+        image_states: (I, tokens, dim) of `encode_image_states`.
         batch_size: pairs at once.
     """
 
-    def __init__(self, model: Matcher, texts: Sequence[str], images: Sequence[Any], batch_size: int = 64) -> None:
+    def __init__(self, model: Matcher, texts: Sequence[str], image_states: Tensor, batch_size: int = 64) -> None:
         self.model = model
         self.batch_size = batch_size
         self.text: list[Tensor] = []
@@ -51,11 +63,7 @@ class PairScorer:
             # Each text keeps its own length, so that one long text costs nothing to the others.
             rows = zip(states.half().cpu(), padding.cpu(), strict=True)
             self.text += [row[~pads].clone() for row, pads in rows]
-        parts = [
-            model.image_states(images[start : start + STATE_BATCH]).half().cpu()
-            for start in range(0, len(images), STATE_BATCH)
-        ]
-        self.image = torch.cat(parts) if parts else torch.zeros(0)
+        self.image = image_states
 
     def __call__(self, texts: Tensor, images: Tensor) -> Tensor:
         """Scores of pairs.
@@ -75,7 +83,3 @@ class PairScorer:
             padding = torch.arange(text.shape[1])[None] >= lengths[:, None]
             scores.append(self.model.match_states(text, padding, self.image[image_rows.cpu()]).float().cpu())
         return torch.cat(scores) if scores else torch.zeros(0)
-
-    def transposed(self, images: Tensor, texts: Tensor) -> Tensor:
-        """The same with its arguments exchanged, for images as queries."""
-        return self(texts, images)

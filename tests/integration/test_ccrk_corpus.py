@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.ccrk_models import fixture_folder
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from tests.ccrk_models import archive, fixture_folder
 from tests.downloads import lines, manifest, refuses, works
 
 LANGUAGES = ["cs", "de", "en", "es", "fr", "id", "ja", "ru", "tr", "zh"]
@@ -35,6 +36,16 @@ def test_the_published_files_become_aligned_captions(shared_dir: Path, tmp_path:
     for language in LANGUAGES:
         assert [line.split("\t")[0] for line in lines(tmp_path / f"train.{language}.ids")] == images
         assert len(lines(tmp_path / f"train.{language}")) == 6
+
+
+def test_cleaned_captions_become_the_recorded_ids(shared_dir: Path, tmp_path: Path) -> None:
+    source = fixture_folder(shared_dir) / "ccrk_formats"
+    works("ccrk", "--train", source / "pretrain", "--clean", "released", "--output", tmp_path / "text")
+    tokenizer = XLMRTokenizer(archive(shared_dir, tmp_path / "xlmr"), max_tokens=40)
+    expected = json.loads((source / "expected.json").read_text(encoding="utf-8"))["pretrain"]["first_text_ids"]
+    for language, ids in zip(LANGUAGES, expected, strict=True):
+        own = tokenizer(lines(tmp_path / "text" / f"train.{language}")[0])[0].tolist()
+        assert own + [1] * (40 - len(own)) == ids, language
 
 
 def test_pictures_in_base64_are_written_beside_the_captions(shared_dir: Path, tmp_path: Path) -> None:
