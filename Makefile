@@ -27,7 +27,7 @@ endif
 # Inside the environment, so that it is deleted with it; named after the checkout, because several can share one.
 STAMP := $(PREFIX)/.mclip_fairseq$(subst /,_,$(CURDIR))
 CODE := $(wildcard mclip_fairseq preprocess examples benchmarks tests)
-SCRIPTS := .ci/run $(sort $(shell find examples preprocess benchmarks -name '*.sh' 2>/dev/null))
+SCRIPTS := .ci/run $(sort $(shell find examples preprocess benchmarks -name '*.sh' -o -name '*.sbatch' 2>/dev/null))
 BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -1,14 +1,26 @@
-"""What the benchmarks share: seconds and peak memory of a piece of work, and a table."""
+"""Helpers for the benchmarks: time and peak memory of a piece of work, and a table."""
 
 from __future__ import annotations
 
+import multiprocessing as mp
 import resource
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Seconds(NamedTuple):
+    """Time of one piece of work: of all cores together, and on the clock."""
+
+    cpu: float
+    wall: float
 
 
 def seconds_of(work: Callable[[], object], repeat: int = 3) -> float:
-    """The least wall-clock seconds of some runs: what the machine can do when nothing disturbs it."""
+    """The least wall-clock time of several runs, in seconds: the run with the least interference."""
     times = []
     for _ in range(repeat):
         start = time.perf_counter()
@@ -17,13 +29,52 @@ def seconds_of(work: Callable[[], object], repeat: int = 3) -> float:
     return min(times)
 
 
+def medians_of_rounds(ways: Mapping[str, Callable[[], object]], rounds: int = 3) -> dict[str, Seconds]:
+    """Median seconds of each way, taken in turn, so that all of them meet the same disturbances.
+
+    A round that is not counted comes first.
+    """
+    times: dict[str, list[Seconds]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, work in ways.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            work()
+            if number:
+                times[name].append(Seconds(time.process_time() - cpu, time.perf_counter() - wall))
+    return {
+        name: Seconds(statistics.median(one.cpu for one in some), statistics.median(one.wall for one in some))
+        for name, some in times.items()
+    }
+
+
+def growth_in_child(work: Callable[..., object], *arguments: Any) -> float:
+    """How many MiB the peak memory of a fresh process grows while it calls a module's function."""
+    with ProcessPoolExecutor(1, mp_context=mp.get_context("spawn")) as pool:
+        return pool.submit(_growth, work, arguments).result()
+
+
+def _growth(work: Callable[..., object], arguments: tuple[Any, ...]) -> float:
+    before = _peak_since_start()
+    work(*arguments)
+    return _peak_since_start() - before
+
+
+def _peak_since_start() -> float:
+    """`peak_mib` without what the parent held when it started this process, which Linux counts there."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return peak_mib()
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
 def peak_mib() -> float:
-    """The most memory that this process has held, in MiB."""
+    """The peak memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print aligned columns: text to the left, the rest to the right."""
+    """Print aligned columns: the first to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:

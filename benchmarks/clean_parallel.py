@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Speed and memory of `preprocess/parallel.py` on made-up corpora of two sizes; the memory must not follow the size.
+"""Speed and memory of `preprocess/parallel.py` on synthetic corpora of two sizes; memory must not grow with the size.
 
-A third of the pairs come again, a few are damaged as web text is. The peak is that of the largest process, as the
-system counts it.
+A third of the pairs are repetitions, and a few are damaged like text from the web. The peak is that of the largest
+process, as reported by the system.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def make_corpus(folder: Path, pairs: int) -> None:
         (folder / "x.de").open("w", encoding="utf-8") as target,
     ):
         for number in range(pairs):
-            # A sentence is told by its number, so that no list of them is kept.
+            # A sentence is generated from its number, so that no list of sentences is needed.
             sentence = random.Random(chance.randrange(number + 1) if number % 3 == 2 else number)
             words = [sentence.randrange(len(SOURCE)) for _ in range(sentence.randrange(5, 25))]
             form = DAMAGE[number % len(DAMAGE)] if number % 20 == 0 else "{}"
@@ -55,7 +55,7 @@ def make_corpus(folder: Path, pairs: int) -> None:
 
 
 def measure(folder: Path, workers: int) -> tuple[float, float, float]:
-    """Seconds, seconds of all cores together, and MiB of the largest process."""
+    """Wall-clock seconds, CPU seconds, and peak MiB of the largest process."""
     command = [
         sys.executable,
         str(SCRIPT),
@@ -84,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=SIZES, metavar="N", help="sizes of the corpora")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)"
+    )
     options = parser.parse_args(argv)
     rows = []
     for pairs in options.pairs:
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             kept = json.loads((folder / "out" / "train.en-de.json").read_text(encoding="utf-8"))["kept"]
             rows.append((pairs, size, kept, seconds, 2 * pairs / seconds, 2 * pairs / busy, peak))
     print(f"{options.workers} processes, {platform.machine()}, Python {platform.python_version()}\n")
-    print("| pairs | MiB | kept | seconds | lines/s | lines/s of a core | peak MiB of a process |")
+    print("| pairs | MiB | kept | seconds | lines/s | lines/s per core | peak MiB per process |")
     print("|---|---|---|---|---|---|---|")
     for pairs, size, kept, seconds, speed, core, peak in rows:
         print(f"| {pairs} | {size:.0f} | {kept} | {seconds:.1f} | {speed:.0f} | {core:.0f} | {peak:.0f} |")

@@ -1,8 +1,8 @@
-"""A feature directory of three million rows: how long it takes to open, and what memory sampling from it needs.
+"""A feature directory of three million rows: how long opening it takes, and how much memory sampling from it needs.
 
-The shards are sparse files, so that the directory takes no room on the disk. Prints a table; the exit status is 1 if
-opening takes a second or more, verification of what was verified before included, or if memory grows with the number of
-rows that were read.
+The shards are sparse files, so the directory needs almost no disk space. Prints a table; the exit status is 1 if
+opening takes a second or more (including verification of files that were verified before), or if memory grows with the
+number of rows read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mclip_fairseq.storage import verified
+from mclip_fairseq.storage import files
 from mclip_fairseq.storage.feature_files import FORMAT, VERSION, shard_name
 from mclip_fairseq.storage.features import FeatureStore
 from mclip_fairseq.storage.files import file_sha256
@@ -46,7 +46,7 @@ def make_directory(folder: Path, rows: int, dim: int) -> None:
 
 
 def own_memory() -> float:
-    """MB that belong to this process alone; mapped pages of files are the system's, which takes them back at need."""
+    """Anonymous memory of this process in MB; mapped file pages do not count, because the system can reclaim them."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
@@ -57,7 +57,7 @@ def row(what: str, seconds: float) -> None:
 
 
 def measure(folder: Path, batches: int, batch: int) -> bool:
-    """Print the table; whether both promises hold."""
+    """Print the table; returns whether both promises hold."""
     print(f"| {'step':<48} | {'seconds':>9} | {'own MB':>10} |\n|{'-' * 50}|{'-' * 11}|{'-' * 12}|")
     row("start", 0.0)
     opening = {}
@@ -82,15 +82,15 @@ def measure(folder: Path, batches: int, batch: int) -> bool:
 def main() -> int:
     """Make the directory, measure, remove it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=3_000_000)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--batches", type=int, default=400)
-    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--rows", type=int, default=3_000_000, help="rows of the directory")
+    parser.add_argument("--dim", type=int, default=512, help="columns")
+    parser.add_argument("--batches", type=int, default=400, help="batches to sample")
+    parser.add_argument("--batch-size", type=int, default=512, help="rows per batch")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         os.environ["MCLIP_CACHE"] = cache
         make_directory(Path(folder), options.rows, options.dim)
-        time.sleep(verified.SETTLED_NS / 1e9)  # what was written just now is not remembered
+        time.sleep(files.SETTLED_NS / 1e9)  # what was written just now is not remembered
         return 0 if measure(Path(folder), options.batches, options.batch_size) else 1
 
 

@@ -1,8 +1,8 @@
-"""A TriKD step with the frozen encoder's token states read from disk, beside one that computes them.
+"""A TriKD step with token states of the frozen encoder read from disk, compared with one that computes them.
 
     python -m benchmarks.frozen_states [--layers 12] [--dim 768] [--batch 64]
 
-The default is the size of XLM-R base with the projector of the paper, random weights, captions of 8 to 24 tokens.
+Defaults: XLM-R base with the projector of the paper, random weights, captions of 8 to 24 tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PIECES, CAPTIONS, SHORTEST, LONGEST = 1000, 512, 8, 24
 
 
 def encoder_of(layers: int, dim: int) -> XLMREncoder:
-    """A frozen XLM-R of random weights."""
+    """A frozen XLM-R with random weights."""
     dictionary = Dictionary()
     for number in range(PIECES):
         dictionary.add_symbol(f"piece{number}")
@@ -57,9 +57,9 @@ def step(projector: XProjector, states: Tensor, padding: Tensor, image: Tensor) 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=12, help="layers of the encoder")
+    parser.add_argument("--dim", type=int, default=768, help="width of the encoder")
+    parser.add_argument("--batch", type=int, default=64, help="captions per batch")
     options = parser.parse_args()
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

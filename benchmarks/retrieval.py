@@ -1,4 +1,4 @@
-"""Recall of 25,000 captions in each of three languages against 5,000 images, beside one plain matrix product.
+"""Recall of 25,000 captions in each of three languages against 5,000 images, compared with one plain matrix product.
 
 python -m benchmarks.retrieval [--images 5000] [--captions-per-image 5] [--dim 512]
 """
@@ -20,22 +20,22 @@ LANGUAGES = 3
 
 
 def evaluate(texts: list[Tensor], image: Tensor, own: Tensor, protocol: str) -> None:
-    """The recalls of every language."""
+    """Compute the recalls of every language."""
     for text in texts:
         retrieval_metrics(text, image, own, protocol)
 
 
 def products(texts: list[Tensor], image: Tensor) -> list[Tensor]:
-    """The scores alone."""
+    """Compute the scores alone."""
     return [text.double() @ image.double().T for text in texts]
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--captions-per-image", type=int, default=5)
-    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--images", type=int, default=5000, help="size of the gallery")
+    parser.add_argument("--captions-per-image", type=int, default=5, help="captions per image and language")
+    parser.add_argument("--dim", type=int, default=512, help="columns of the features")
     options = parser.parse_args()
     torch.manual_seed(0)
     image = F.normalize(torch.randn(options.images, options.dim), dim=1)
@@ -44,9 +44,9 @@ def main() -> None:
     work: dict[str, Callable[[], object]] = {
         protocol: partial(evaluate, texts, image, own, protocol) for protocol in ("strict", "released")
     }
-    work["float64 products alone, all scores held"] = partial(products, texts, image)
+    work["float64 products alone, all scores in memory"] = partial(products, texts, image)
     measured = []
-    for name, run in work.items():  # what holds most comes last: a peak never falls
+    for name, run in work.items():  # the largest comes last, because a peak never falls
         before = peak_mib()
         measured.append((name, seconds_of(run, repeat=1), peak_mib() - before))
     plain = measured[-1][1]

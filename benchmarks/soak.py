@@ -1,8 +1,8 @@
-"""Thousands of updates of a small run, with data workers, checkpoints and validation: does anything grow?
+"""Thousands of updates of a small run with data workers, checkpoints and validation, to detect leaks.
 
-Prints memory, open files, threads and child processes at intervals; the exit status is 1 if memory or open files of
-the last quarter exceed those of the second quarter (the first warms up) by more than the tolerance. Tensors that loader
-processes have handed over are files too, as many as the buffer of batches holds just then; they are counted apart.
+Prints memory, open files, threads and child processes at intervals. The exit status is 1 if memory or open files in the
+last quarter exceed those in the second quarter (the first is warm-up) by more than the tolerance. Tensors from loader
+processes are open files too, as many as the batch buffer holds; they are counted separately.
 """
 
 from __future__ import annotations
@@ -33,15 +33,13 @@ Sample = tuple[int, float, int, int, int, int, float]
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started."""
-    found = []
-    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(name) for name in thread.read_text().split()]
-    return found
+    """Child processes of a process."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(name) for file in files for name in file.read_text().split()]
 
 
 def resident(pid: int) -> float:
-    """MB that a process holds."""
+    """Resident memory of a process, in MB."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -50,22 +48,22 @@ def resident(pid: int) -> float:
 
 
 def open_files(pid: int) -> list[str]:
-    """What the descriptors of a process lead to."""
-    found = []
+    """Targets of the file descriptors of a process."""
+    targets = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed since
-            found.append(os.readlink(link))
-    return found
+        with contextlib.suppress(OSError):  # closed in the meantime
+            targets.append(os.readlink(link))
+    return targets
 
 
 class Watch:
-    """Looks at this process every so many updates."""
+    """Samples this process every `interval` updates."""
 
     def __init__(self, interval: int) -> None:
         self.interval, self.samples, self.begin = interval, list[Sample](), time.monotonic()
 
     def look(self, update: int) -> None:
-        """One line of the table."""
+        """Take a sample and print it."""
         pid = os.getpid()
         files, workers = open_files(pid), children(pid)
         shared = sum(name.startswith(SHARED) for name in files)
@@ -77,7 +75,7 @@ class Watch:
         print(f"| {line} |", file=sys.stderr, flush=True)
 
     def grew(self) -> str:
-        """What grew from the second quarter to the last; empty if nothing did."""
+        """What grew from the second quarter to the last; "" if nothing did."""
         quarter = max(len(self.samples) // 4, 1)
         early, late = self.samples[quarter : 2 * quarter], self.samples[-quarter:]
         memory = [mean(sample[1] for sample in part) for part in (early, late)]
@@ -89,7 +87,7 @@ class Watch:
 
 
 def options(corpus: Path, folder: Path, updates: int, workers: int) -> list[str]:
-    """A run of TriKD over three languages that does everything often."""
+    """A run of TriKD on three languages that saves and validates often."""
     values = [
         *("fairseq-train", corpus / "captions", "--user-dir", ROOT / "mclip_fairseq", "--task", "trikd", "--cpu"),
         *("--langs", ",".join(tiny_data.LANGS), "--arch", "mclip_tiny", "--criterion", "trikd", "--freeze-text"),
@@ -102,10 +100,10 @@ def options(corpus: Path, folder: Path, updates: int, workers: int) -> list[str]
 
 
 def main() -> int:
-    """Train and watch."""
+    """Train, and sample at intervals."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--updates", type=int, default=5000)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=5000, help="updates to train")
+    parser.add_argument("--workers", type=int, default=2, help="data workers")
     arguments = parser.parse_args()
     watch, step = Watch(max(arguments.updates // 20, 1)), SampledTask.optimizer_step
 

@@ -11,8 +11,10 @@ if __name__ != "mclip_fairseq":
         f"the plugin has to be called mclip_fairseq, not {__name__}: give --user-dir a path that ends in mclip_fairseq"
     )
 
+from mclip_fairseq.compat import keep_fairseq_quiet
 from mclip_fairseq.user_dir import PackagePath
 
+keep_fairseq_quiet()
 __version__ = "0.2.0"
 __all__ = ["MultilingualCLIP", "__version__"]
 __path__ = PackagePath(__path__)

@@ -1,13 +1,17 @@
-"""What fairseq, torchaudio and transformers need before they work together in one process."""
+"""Lets fairseq, torchaudio and transformers work together in one process."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.abc
 import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 logger = logging.getLogger(__name__)
 _problems: dict[str, str] = {}
@@ -17,8 +21,8 @@ def shield_torchaudio() -> None:
     """Make a torchaudio that cannot be loaded look absent, so that `transformers` models can be imported.
 
     fairseq requires torchaudio, whose wheel often does not fit the installed torch; transformers then fails wherever it
-    finds the package. Call this before the first import of transformers. Does nothing where torchaudio works or is not
-    installed; calling it again costs nothing.
+    finds the package. Call this before the first import of transformers. It does nothing if torchaudio works or is not
+    installed, and a second call costs nothing.
     """
     if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
         return
@@ -26,20 +30,20 @@ def shield_torchaudio() -> None:
         importlib.import_module("torchaudio")
     except Exception as error:  # OSError, ImportError, RuntimeError: the loader decides, and all mean "unusable"
         _problems["torchaudio"] = f"{type(error).__name__}: {error}"
-        logger.debug("torchaudio is hidden, for it cannot be loaded: %s", error)
+        logger.debug("torchaudio is hidden because it cannot be loaded: %s", error)
         for name in [name for name in sys.modules if name.startswith("torchaudio.")]:
             del sys.modules[name]
-        sys.modules["torchaudio"] = None  # type: ignore[assignment]  # find_spec and import now say "not there"
+        sys.modules["torchaudio"] = None  # type: ignore[assignment]  # find_spec and import now report it as missing
         _forget_availability()
 
 
 def torchaudio_problem() -> str:
-    """Why `shield_torchaudio` hid torchaudio in this process; empty when it did not."""
+    """Why `shield_torchaudio` hid torchaudio in this process; empty if it did not."""
     return _problems.get("torchaudio", "")
 
 
 def _forget_availability() -> None:
-    """Drop what transformers remembers of torchaudio, if it was asked before."""
+    """Clear what transformers has cached about torchaudio."""
     utils = sys.modules.get("transformers.utils.import_utils")
     for name in ("is_torchaudio_available", "is_speech_available"):
         forget = getattr(getattr(utils, name, None), "cache_clear", None)
@@ -49,7 +53,7 @@ def _forget_availability() -> None:
 
 @contextlib.contextmanager
 def root_logger_kept() -> Iterator[None]:
-    """Restore the root logger's level and handlers afterwards; only warnings and errors are shown meanwhile."""
+    """Restore the root logger's level and handlers at the end; until then, only warnings and errors are shown."""
     root = logging.getLogger()
     level, handlers, disabled = root.level, list(root.handlers), root.manager.disable
     logging.disable(max(disabled, logging.INFO))
@@ -61,12 +65,42 @@ def root_logger_kept() -> Iterator[None]:
         root.handlers[:] = handlers
 
 
-def import_fairseq() -> None:
-    """Import fairseq before any of its modules is used; idempotent.
+class QuietFairseq(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports fairseq, whoever asks for it, so that a user's process stays as it is.
 
-    The root logger keeps its level and handlers, which fairseq would set to DEBUG, and a torchaudio that cannot be
-    loaded is hidden from `transformers`.
+    fairseq sets the root logger to DEBUG and logs as it is imported, and a torchaudio that it requires but that cannot
+    be loaded breaks `transformers`. Modules of this package import fairseq where they need it; this finder stands in
+    front of the import system until the first of them does.
     """
-    shield_torchaudio()
-    with root_logger_kept():
-        importlib.import_module("fairseq.tasks")
+
+    def __init__(self) -> None:
+        self.loader: Any = None
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        """The spec of `fairseq` with this loader, once; None for every other module."""
+        if name != "fairseq":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """As fairseq's own loader."""
+        module: ModuleType | None = self.loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run fairseq's own loader with the root logger kept, and torchaudio hidden where it cannot be loaded."""
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
+        shield_torchaudio()
+        with root_logger_kept():
+            self.loader.exec_module(module)
+
+
+def keep_fairseq_quiet() -> None:
+    """Put `QuietFairseq` in front of the import system, unless fairseq is imported already; idempotent."""
+    if "fairseq" not in sys.modules and not any(isinstance(finder, QuietFairseq) for finder in sys.meta_path):
+        sys.meta_path.insert(0, QuietFairseq())

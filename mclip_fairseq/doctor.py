@@ -1,6 +1,6 @@
-"""``python -m mclip_fairseq.doctor`` (or ``mclip-doctor``): what is here, what is broken, and how to mend it.
+"""`mclip-doctor` (or `python -m mclip_fairseq.doctor`): what is installed, what is broken, and how to fix it.
 
-Every import is tried, not assumed, so that the doctor also speaks where fairseq or torch cannot be loaded.
+Every import is tried here, so that the doctor also works where fairseq or torch cannot be loaded.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
+from mclip_fairseq import compat
+from mclip_fairseq.cli.main import run_main
+
+PROGRAM = "mclip-doctor"
 Status = Literal["ok", "warning", "error"]
 
 MODULES = {
@@ -29,9 +33,8 @@ MODULES = {
     "faiss-cpu": "faiss",
     "pillow": "PIL",
     "protobuf": "google.protobuf",
-}  # where import and package differ
-EXTRAS = ("demo", "evaluate", "prepare", "search")  # of pyproject.toml, looked at beside the core dependencies
-WITHOUT = {  # what does not work without a package of these extras
+}  # packages that are imported by another name
+WITHOUT = {  # what fails without a package that training does not need
     "faiss-cpu": "mclip-search cannot search",
     "ftfy": "captions cannot be cleaned",
     "matplotlib": "mclip-evaluate cannot draw",
@@ -41,6 +44,10 @@ WITHOUT = {  # what does not work without a package of these extras
     "starlette": "mclip-search cannot serve its page",
     "uvicorn": "mclip-search cannot serve its page",
 }
+# Extras for developers only.
+NOT_FOR_USERS = ("dev", "docs", "fuzz")
+# A decorator that registers a component, and its name.
+REGISTERED = re.compile(r"^@register_(task|model|criterion|optimizer)\(\s*\"([^\"]+)\"", flags=re.MULTILINE)
 COMPILED = ("fairseq.data.data_utils_fast", "fairseq.data.token_block_utils_fast")
 BUILD_FAIRSEQ = "pip install torch numpy cython setuptools wheel, then pip install --no-build-isolation fairseq-fixed"
 MIN_DISK_GB = 2.0
@@ -53,9 +60,9 @@ class Check:
 
     Attributes:
         name: what was looked at.
-        status: ``error`` when training cannot work, ``warning`` when something else cannot.
+        status: `error` if training cannot work, `warning` if something else cannot.
         found: a version, or what is wrong.
-        fix: the sentence that mends it; empty when all is well.
+        fix: what to do, in one sentence; empty if the status is `ok`.
     """
 
     name: str
@@ -65,7 +72,7 @@ class Check:
 
 
 def try_import(module: str) -> tuple[ModuleType | None, str]:
-    """Import ``module``; returns it, or None and what the import raised, in one line."""
+    """Import a module; returns it, or None and the error in one line."""
     try:
         return importlib.import_module(module), ""
     except Exception as error:  # whatever a broken installation raises is what the user wants to read
@@ -87,22 +94,22 @@ def requirements() -> list[tuple[str, str, str]]:
     Read from a checkout's pyproject.toml, else from the installed metadata (an editable one may be older).
     """
     pyproject = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    rows: list[tuple[str, str]] = []
     if pyproject.is_file():
         project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-        rows = [(line, "") for line in project["dependencies"]]
-        rows += [(line, extra) for extra in EXTRAS for line in project["optional-dependencies"][extra]]
+        rows += [(line, "") for line in project["dependencies"]]
+        rows += [(line, extra) for extra, lines in project["optional-dependencies"].items() for line in lines]
     else:
-        rows = []
         for line in importlib.metadata.requires("mclip_fairseq") or []:
             requirement, _, marker = line.partition(";")
             extra = re.search(r"extra\s*==\s*['\"](\w+)['\"]", marker)
             rows.append((requirement, extra[1] if extra else ""))
-    found: dict[str, tuple[str, str, str]] = {}  # two extras may list the same package
+    required: dict[str, tuple[str, str, str]] = {}
     for line, section in rows:
-        match = re.match(r"\s*([A-Za-z0-9._-]+)\s*(.*)", line)
-        if match and section in ("", *EXTRAS):
-            found.setdefault(match[1].lower(), (match[1].lower(), match[2].strip(" ()"), section))
-    return list(found.values())
+        match = re.match(r"\s*([A-Za-z0-9._-]+)\s*([^;\[]*)", line)
+        if match and section not in NOT_FOR_USERS and match[1].replace("-", "_") != "mclip_fairseq":
+            required.setdefault(match[1].lower(), (match[1].lower(), match[2].strip(" ()"), section))
+    return list(required.values())
 
 
 def check_python() -> Check:
@@ -111,9 +118,10 @@ def check_python() -> Check:
 
 
 def check_package(distribution: str, bound: str, extra: str = "") -> Check:
-    """A required package: installed, recent enough, and importable."""
+    """Whether a required package is installed, recent enough, and importable."""
     bad: Status = "warning" if extra else "error"
-    cost = f" ({WITHOUT[distribution]})" if distribution in WITHOUT else ""
+    use = WITHOUT.get(distribution, f"needed by the extra {extra}" if extra else "")
+    cost = f" ({use})" if use else ""
     install = f"pip install '{distribution}{bound}'"
     if distribution == "fairseq-fixed":
         install = f"{BUILD_FAIRSEQ}{bound}"
@@ -129,7 +137,7 @@ def check_package(distribution: str, bound: str, extra: str = "") -> Check:
             f"Run {install} --force-reinstall.",
         )
     if version is None:
-        note = f"another build of {module.__name__} is installed in its place"
+        note = f"another build of {module.__name__} is installed instead"
         return Check(distribution, "warning", note, f"If anything fails, uninstall that one and run {install}.")
     if not satisfies(version, bound):
         return Check(distribution, bad, f"{version}, but {bound} is required{cost}", f"Run {install}.")
@@ -137,7 +145,7 @@ def check_package(distribution: str, bound: str, extra: str = "") -> Check:
 
 
 def satisfies(version: str, bound: str) -> bool:
-    """Whether ``version``, without a local part such as ``+cpu``, lies in ``bound``; yes if unknowable."""
+    """Whether a version, without a local part such as `+cpu`, is within a bound; True if `packaging` is missing."""
     specifiers, _ = try_import("packaging.specifiers")
     if specifiers is None:
         return True
@@ -145,7 +153,7 @@ def satisfies(version: str, bound: str) -> bool:
 
 
 def check_torchaudio() -> Check:
-    """The torchaudio that fairseq-fixed drags in: its wheel often does not fit the installed torch."""
+    """The torchaudio that fairseq-fixed requires: its wheel often does not fit the installed torch."""
     version = installed_version("torchaudio")
     if version is None:
         return Check("torchaudio", "ok", "not installed, not needed")
@@ -153,19 +161,17 @@ def check_torchaudio() -> Check:
     if module is not None:
         return Check("torchaudio", "ok", version)
     fix = (
-        "Nothing here uses it (fairseq's speech tasks do), and mclip_fairseq hides it from transformers. "
-        "To be rid of it run pip uninstall torchaudio, or install the build that fits "
-        f"torch {installed_version('torch')}, from the index torch came from."
+        "Everything here works without it: only fairseq's speech tasks use it, and a broken one is hidden "
+        "from transformers. To remove this warning, run pip uninstall torchaudio, or install the build for "
+        f"torch {installed_version('torch')} from the index that torch came from."
     )
-    compat = sys.modules.get("mclip_fairseq.compat")
-    if "halted" in problem and compat is not None:
-        # Importing the package has hidden it already; the shield remembers the true reason.
+    if "halted" in problem:  # it is hidden already, and `compat` keeps the true reason
         problem = compat.torchaudio_problem()
     return Check("torchaudio", "warning", f"{version} cannot be loaded: {problem}", fix)
 
 
 def check_compiler() -> Check:
-    """A C++ compiler, which building fairseq needs."""
+    """The C++ compiler that building fairseq needs."""
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     found = next((path for name in names if name and (path := shutil.which(name.split()[0]))), None)
     if found:
@@ -187,32 +193,52 @@ def check_compiled_extensions() -> Check:
 
 
 def check_plugin() -> Check:
-    """Whether fairseq knows our tasks once this package is imported."""
+    """Whether fairseq knows every component of this package once its tasks are imported."""
     tasks, problem = try_import("fairseq.tasks")
     if tasks is None:
-        return Check(
-            "plugin",
-            "error",
-            f"fairseq.tasks cannot be imported: {problem}",
-            "Mend fairseq first, see above.",
-        )
+        found = f"fairseq.tasks cannot be imported: {problem}"
+        return Check("plugin", "error", found, "Fix fairseq first, see above.")
     package, problem = try_import("mclip_fairseq.tasks")
-    missing = [name for name in ("mte", "trikd") if name not in tasks.TASK_REGISTRY]
-    if package is None or missing:
-        found = problem or f"tasks not registered: {', '.join(missing)}"
-        return Check("plugin", "error", found, "Reinstall mclip_fairseq: run pip install . in its checkout.")
-    return Check("plugin", "ok", f"mte and trikd registered from {Path(str(package.__file__)).parent}")
+    fix = "Reinstall mclip_fairseq: run pip install . in its checkout."
+    if package is None:
+        return Check("plugin", "error", problem, fix)
+    counts, missing = dict.fromkeys(("task", "model", "criterion", "optimizer"), 0), []
+    for kind, name in components():
+        # fairseq ignores a second registration of a name, so the entry may belong to another plugin.
+        entry = registry(kind).get(name)
+        if entry is None or not entry.__module__.startswith("mclip_fairseq."):
+            missing.append(f"{kind} {name}")
+        counts[kind] += 1
+    if missing or not all(counts.values()):
+        missing += [f"any {kind}" for kind, count in counts.items() if not count]
+        return Check("plugin", "error", f"not registered: {', '.join(missing)}", fix)
+    total = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items())
+    return Check("plugin", "ok", f"{total} registered from {Path(__file__).parent}")
+
+
+def components() -> list[tuple[str, str]]:
+    """(kind, name) of every component that a file of this package registers."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return [(kind, name) for file in files for kind, name in REGISTERED.findall(file.read_text(encoding="utf-8"))]
+
+
+def registry(kind: str) -> dict[str, Any]:
+    """Fairseq's registry of tasks, models, criterions or optimizers: name -> class."""
+    if kind in ("task", "model"):
+        module = importlib.import_module(f"fairseq.{kind}s")
+        return dict(vars(module)[f"{kind.upper()}_REGISTRY"])
+    return dict(importlib.import_module("fairseq.registry").REGISTRIES[kind]["registry"])
 
 
 def check_accelerator() -> Iterator[Check]:
-    """CUDA, the precisions it offers, and the back ends of torch.distributed."""
+    """CUDA, the precisions it offers, and the backends of torch.distributed."""
     torch, problem = try_import("torch")
     if torch is None:
-        yield Check("CUDA", "warning", f"unknown, torch cannot be imported: {problem}", "Mend torch first, see above.")
+        yield Check("CUDA", "warning", f"unknown, torch cannot be imported: {problem}", "Fix torch first, see above.")
         return
     if torch.version.cuda is None:
         fix = "Training runs on the CPU (add --cpu). For a GPU, install a torch that fits its driver."
-        yield Check("CUDA", "warning", f"torch {torch.__version__} is built without it", fix)
+        yield Check("CUDA", "warning", f"torch {torch.__version__} is built without CUDA", fix)
     elif not torch.cuda.is_available():
         fix = "Check that nvidia-smi lists it, the driver is recent, and CUDA_VISIBLE_DEVICES is not empty."
         yield Check("CUDA", "warning", f"torch is built for CUDA {torch.version.cuda}, but no GPU can be used", fix)
@@ -220,21 +246,21 @@ def check_accelerator() -> Iterator[Check]:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Check("CUDA", "ok", f"{torch.version.cuda}, {len(names)} x {', '.join(sorted(set(names)))}")
     if not torch.cuda.is_available():
-        yield Check("bf16/fp16", "warning", "not without CUDA", "Train in float32: leave --bf16 and --fp16 out.")
+        yield Check("bf16/fp16", "warning", "not without CUDA", "Train in float32: omit --bf16 and --fp16.")
     elif torch.cuda.is_bf16_supported(including_emulation=False):
         yield Check("bf16/fp16", "ok", "both (--bf16 is the safer one)")
     else:
-        yield Check("bf16/fp16", "warning", "this GPU has no bf16", "Use --fp16 in place of --bf16.")
+        yield Check("bf16/fp16", "warning", "this GPU has no bf16", "Use --fp16 instead of --bf16.")
     distributed = torch.distributed
     backends = [b for b in ("nccl", "gloo") if distributed.is_available() and distributed.is_backend_available(b)]
     fix = "" if backends else "Install a build of torch with torch.distributed to train with several processes."
-    yield Check("distributed", "ok" if backends else "warning", ", ".join(backends) or "no back end", fix)
+    yield Check("distributed", "ok" if backends else "warning", ", ".join(backends) or "no backend", fix)
 
 
 def check_space() -> Iterator[Check]:
-    """Room for checkpoints here, and shared memory for data loading workers."""
+    """Disk space for checkpoints, and shared memory for data workers."""
     free = shutil.disk_usage(".").free / 1e9
-    fix = "" if free >= MIN_DISK_GB else "Free some space, or give --save-dir a place on another disk."
+    fix = "" if free >= MIN_DISK_GB else "Free some space, or give a --save-dir on another disk."
     yield Check("disk", "ok" if not fix else "warning", f"{free:.1f} GB free in {os.getcwd()}", fix)
     if os.path.isdir("/dev/shm"):
         free = shutil.disk_usage("/dev/shm").free / 1e6
@@ -245,7 +271,8 @@ def check_space() -> Iterator[Check]:
 
 
 def examine() -> list[Check]:
-    """All checks, in the order in which a broken installation is best mended."""
+    """All checks, in the order in which a broken installation is best fixed."""
+    compat.shield_torchaudio()  # as everything else here does before it imports transformers
     return [
         check_python(),
         check_compiler(),
@@ -259,7 +286,7 @@ def examine() -> list[Check]:
 
 
 def report(checks: Sequence[Check]) -> str:
-    """The findings as aligned lines, each fix below what it mends, and a verdict."""
+    """The findings as aligned lines, each with its fix below, and a verdict."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -273,19 +300,28 @@ def report(checks: Sequence[Check]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the findings; returns 0 when training can work, 1 otherwise."""
+    """Print the findings.
+
+    Returns:
+        0 if training can work, else 1; see `run_main` for the rest.
+    """
     parser = argparse.ArgumentParser(
-        prog="mclip-doctor", description="Say what is installed, what is broken, and how to mend it."
+        prog=PROGRAM, description="Show what is installed, what is broken, and how to fix it."
     )
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     arguments = parser.parse_args(argv)
-    logging.disable(logging.WARNING)  # fairseq, faiss and matplotlib talk while they are imported
+    return run_main(PROGRAM, lambda: diagnose(arguments.json))
+
+
+def diagnose(as_json: bool) -> int:
+    """Examine and print; returns the exit status."""
+    logging.disable(logging.WARNING)  # fairseq, faiss and matplotlib log while they are imported
     try:
         checks = examine()
     finally:
         logging.disable(logging.NOTSET)
     healthy = all(check.status != "error" for check in checks)
-    if arguments.json:
+    if as_json:
         print(json.dumps({"ok": healthy, "checks": [asdict(check) for check in checks]}, indent=2))
     else:
         print(report(checks))

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.formats.directory import is_saved_directory, load_directory
-from mclip_fairseq.formats.peers import load_peer
-from mclip_fairseq.formats.towers import Tower
-from mclip_fairseq.formats.training import load_training_checkpoint
+from mclip_fairseq.formats.saved import is_saved_directory
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import MAX_PIXELS, load_image, upright_rgb
+
+if TYPE_CHECKING:
+    from mclip_fairseq.formats.towers import Tower
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 ImageInput = str | Path | Image.Image | np.ndarray
@@ -37,7 +37,7 @@ class MultilingualCLIP:
 
     def __init__(
         self,
-        tower: Tower,
+        tower: "Tower",
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -70,12 +70,19 @@ class MultilingualCLIP:
         Raises:
             UserError: a file is missing or of another kind, or the frozen parts are not those of the training.
         """
-        path = Path(path_or_name)
+        # Each loader imports what its models need; one of `transformers` alone needs no fairseq.
+        path, tower = Path(path_or_name), None  # type: Path, Any
         if path.suffix == ".pt" or path.is_file():
-            tower: Tower = load_training_checkpoint(path, str(text_encoder or ""), str(teacher or ""))
+            from mclip_fairseq.formats.training import load_training_checkpoint
+
+            tower = load_training_checkpoint(path, str(text_encoder or ""), str(teacher or ""))
         elif is_saved_directory(path):
+            from mclip_fairseq.formats.directory import load_directory
+
             tower = load_directory(path)
         else:
+            from mclip_fairseq.formats.peers import load_peer
+
             tower = load_peer(str(path_or_name), str(teacher or ""))
         return cls(tower, device, dtype)
 

@@ -1,10 +1,9 @@
-"""Lets ``fairseq --user-dir`` accept every path that leads to this package, and registers it when fairseq asks.
+"""Lets `fairseq --user-dir` accept every path to this package, and registers the plugin when fairseq asks.
 
-When a package of this name is already imported, ``fairseq.utils.import_user_module`` does not import its ``tasks/`` and
-``models/``: it only checks that the absolute path of ``--user-dir`` is in the package's ``__path__``, compared as
-strings. The same directory reached through a link, or through ``..`` as fairseq itself writes it for an installed
-package, would be refused as "not globally unique", and a package that was imported for its losses alone would register
-nothing.
+If a package of this name is already imported, `fairseq.utils.import_user_module` does not import its `tasks/` and
+`models/`: it only checks that the absolute path of `--user-dir` is in the package's `__path__`, compared as strings. It
+would refuse the same directory reached through a link, or through `..` (which fairseq itself writes for an installed
+package), as "not globally unique"; and a package that was imported only for its losses would register nothing.
 """
 
 from __future__ import annotations
@@ -14,20 +13,18 @@ import os
 
 
 class PackagePath(list[str]):
-    """A package's ``__path__`` in which ``path in __path__`` asks whether both are the same directory.
+    """A package's `__path__` in which `path in __path__` compares directories instead of strings.
 
-    A positive answer registers the plugin: the question is fairseq's ``--user-dir``. Iteration, length and order are a
-    list's, so the import system sees nothing new::
-
-        __path__ = PackagePath(__path__)
+    On a match the plugin is registered, because only fairseq's `--user-dir` asks. Iteration, length and order
+    are those of a list, so the import system works as before.
     """
 
     def __contains__(self, path: object) -> bool:
-        """Whether ``path`` leads to one of the directories; a path that does not exist leads to none."""
+        """Whether a path leads to one of the directories; registers the plugin if so."""
         if not isinstance(path, str | os.PathLike):
             return False
         real = os.path.realpath(path)
-        found = super().__contains__(path) or any(os.path.realpath(entry) == real for entry in self)
-        if found:
+        same = super().__contains__(path) or any(os.path.realpath(entry) == real for entry in self)
+        if same:
             importlib.import_module("mclip_fairseq.tasks")
-        return found
+        return same

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Run `fairseq-preprocess` with one dictionary for many language pairs, or many caption languages, in one process.
 
-Pairs are read from `SPLIT.SRC-TGT.SRC` and `SPLIT.SRC-TGT.TGT` below --pieces, or from `SPLIT.SRC` and `SPLIT.TGT`
-where all pairs share their files; captions from `SPLIT.LANG`. Splits that are not there are left out.
+Reads pairs from `SPLIT.SRC-TGT.SRC` and `SPLIT.SRC-TGT.TGT` in --pieces, or from `SPLIT.SRC` and `SPLIT.TGT` if all
+pairs share their files, and captions from `SPLIT.LANG`. Missing splits are skipped.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from corpora.command import guarded
 from corpora.files import numbered_lines
 from corpora.output import make_folder
 from tqdm import tqdm
 
+from mclip_fairseq.cli.main import run_main
 from mclip_fairseq.storage.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -27,26 +27,28 @@ def pair_options(pieces: Path, splits: Sequence[str], source: str, target: str) 
     """Languages and prefixes of one pair.
 
     Raises:
-        UserError: a file is missing, or two that belong together have another number of lines.
+        UserError: a file is missing, or the two sides differ in their number of lines.
     """
     options = ["--source-lang", source, "--target-lang", target, "--joined-dictionary"]
     for split in splits:
         for prefix in (pieces / f"{split}.{source}-{target}", pieces / split):
             files = [Path(f"{prefix}.{lang}") for lang in (source, target)]
-            there = [file.is_file() for file in files]
-            if any(there) and not all(there):
-                raise UserError(f"{files[there.index(False)]}: not found beside {files[there.index(True)].name}")
-            if all(there):
+            exist = [file.is_file() for file in files]
+            if any(exist) and not all(exist):
+                raise UserError(f"{files[exist.index(False)]}: not found beside {files[exist.index(True)].name}")
+            if all(exist):
                 check_lines(*files)
                 options += [f"--{split}pref", str(prefix)]
                 break
     if len(options) == 5:
-        raise UserError(f"{pieces}: has no {source}-{target} in any of the splits {', '.join(splits)}")
+        raise UserError(
+            f"{pieces}: has no {source}-{target} in any of the splits {', '.join(splits)}; run encode.py on them"
+        )
     return options
 
 
 def check_lines(source: Path, target: Path) -> None:
-    """Refuse two files whose lines cannot be translations of each other.
+    """Check that two files have as many lines.
 
     Raises:
         UserError: naming both numbers, or the line that is not UTF-8.
@@ -54,15 +56,16 @@ def check_lines(source: Path, target: Path) -> None:
     lines = [count_lines(file) for file in (source, target)]
     if lines[0] != lines[1]:
         raise UserError(
-            f"{target} has {lines[1]} lines but {source} has {lines[0]}; look for one that is missing or broken in two"
+            f"{target}: has {lines[1]} lines, but {source} has {lines[0]}; look for a line that is missing or broken "
+            "in two"
         )
 
 
 def count_lines(file: Path) -> int:
-    """Lines of a UTF-8 file, a last one without line feed included.
+    """Number of lines of a UTF-8 file; the last need not end in a line feed.
 
     Raises:
-        UserError: a line is not UTF-8, which fairseq would notice with the output half written.
+        UserError: a line is not UTF-8; fairseq would stop there with the output half written.
     """
     return sum(1 for _ in numbered_lines(file))
 
@@ -79,13 +82,15 @@ def caption_options(pieces: Path, splits: Sequence[str], lang: str) -> list[str]
             count_lines(pieces / f"{split}.{lang}")
             options += [f"--{split}pref", str(pieces / split)]
     if len(options) == 3:
-        raise UserError(f"{pieces}: has none of {', '.join(f'{split}.{lang}' for split in splits)}")
+        raise UserError(
+            f"{pieces}: has none of {', '.join(f'{split}.{lang}' for split in splits)}; run encode.py on them"
+        )
     return options
 
 
 @contextmanager
 def log_of_one_run() -> Iterator[None]:
-    """Let fairseq-preprocess write its log file and nothing else; it never closes the file itself."""
+    """Keep fairseq-preprocess quiet, and close its log file, which it leaves open."""
     logger = logging.getLogger("fairseq_cli.preprocess")
     logger.propagate = False
     try:
@@ -98,7 +103,7 @@ def log_of_one_run() -> Iterator[None]:
 
 
 def binarise(jobs: dict[str, list[str]], dictionary: Path, output: Path, workers: int) -> None:
-    """Run fairseq-preprocess for every job; files get their names when all jobs are done."""
+    """Run fairseq-preprocess for every job; files are moved into place when all jobs are done."""
     from fairseq import options
     from fairseq_cli import preprocess
 
@@ -116,10 +121,10 @@ def binarise(jobs: dict[str, list[str]], dictionary: Path, output: Path, workers
 
 
 def check_dictionary(path: Path) -> None:
-    """Refuse what fairseq cannot read, or would read as nothing.
+    """Check that fairseq can read the dictionary.
 
     Raises:
-        UserError: the file is missing, is no dictionary, or is an empty one.
+        UserError: the file is missing, is not a dictionary, or is empty.
     """
     from mclip_fairseq.data.tokens import load_dictionary
 
@@ -128,11 +133,11 @@ def check_dictionary(path: Path) -> None:
     dictionary = load_dictionary(path)
     # load_dictionary adds <mask>.
     if len(dictionary) <= dictionary.nspecial + 1:
-        raise UserError(f"{path}: has no entry; give the text encoder's dict.txt")
+        raise UserError(f"{path}: has no entries; give the text encoder's dict.txt")
 
 
 def make(options: argparse.Namespace) -> str:
-    """Check everything, then run all jobs; returns what to tell the user.
+    """Check everything, then run all jobs; returns a summary for the user.
 
     Raises:
         UserError: an option or a file cannot be used.
@@ -152,16 +157,16 @@ def make(options: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pieces", type=Path, required=True, help="directory with the files that encode.py wrote")
+    parser.add_argument("--pieces", type=Path, required=True, help="directory that encode.py wrote")
     parser.add_argument("--dictionary", type=Path, required=True, help="the text encoder's dict.txt")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--workers", type=int, default=1, help="processes per file (1)")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="which to take (all)")
+    parser.add_argument("--workers", type=int, default=1, help="processes per file (default: 1)")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to write (default: all)")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--pairs", nargs="+", metavar="SRC-TGT", help="language pairs")
-    what.add_argument("--captions", nargs="+", metavar="LANG", help="languages of captions")
+    what.add_argument("--pairs", nargs="+", metavar="SRC-TGT", help="language pairs to write")
+    what.add_argument("--captions", nargs="+", metavar="LANG", help="caption languages to write")
     options = parser.parse_args(argv)
-    return guarded("binarise.py", lambda: make(options))
+    return run_main("binarise.py", lambda: print(make(options)))
 
 
 if __name__ == "__main__":

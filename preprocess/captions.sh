@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# A set of captions, from the download to what fairseq-train and mclip-evaluate read.
+# A set of captions, from the download to the files that fairseq-train and mclip-evaluate read.
 #
 #   preprocess/captions.sh --xlmr DIR --output OUT [--images DIR] [--teacher MODEL [OPTION...] --] SCRIPT [ARGUMENT...]
 #
-# SCRIPT is the name of a script of captions, without .py: cc3m, ccrk, coco, coco_cn, flickr30k, flickr30k_cn, multi30k,
-# stair, wit, xflickrco, xm3600, xtd10, yjcaptions; what follows are its arguments (preprocess/SCRIPT.py --help).
-# DIR holds XLM-R's sentencepiece.bpe.model and dict.txt. With --teacher, mclip-features writes the features of the
-# images, and of the English captions that are trained on; its options may follow, up to --.
+# SCRIPT is a caption script without .py: cc3m, ccrk, coco, coco_cn, flickr30k, flickr30k_cn, multi30k, stair, wit,
+# xflickrco, xm3600, xtd10 or yjcaptions; its arguments follow (preprocess/SCRIPT.py --help). DIR holds XLM-R's
+# sentencepiece.bpe.model and dict.txt. With --teacher, mclip-features writes the features of the images and of the
+# English training captions; its options may follow, up to --.
 #
 #   preprocess/captions.sh --xlmr xlmr.base --output coco --images coco2014 \
 #     --teacher openai/clip-vit-base-patch32 --dtype bfloat16 -- coco --karpathy dataset_coco.json
 #
-# One call makes all splits of a set, of CC3M too: cc3m --tar train/*.tar --valid-tar valid/*.tar. Training needs valid.
-# Every set has an OUT of its own: trikd reads several, joined by colons (docs/data.md).
+# One call makes all splits of a set; for CC3M: cc3m --tar train/*.tar --valid-tar valid/*.tar. Training needs valid.
+# Every set needs its own OUT; trikd reads several, joined by colons (docs/data.md).
 #
-# OUT/text has the captions, their ids and manifest.json, OUT/bin what fairseq-train reads (train and valid, with
-# their ids), OUT/features/image and OUT/features/text the teacher's features.
+# Writes OUT/text (captions, their ids, manifest.json), OUT/bin (train and valid for fairseq-train, with their ids), and
+# OUT/features/image and OUT/features/text (the teacher's features).
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=recipe.sh
-source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
+# shellcheck source-path=SCRIPTDIR source=../examples/recipe.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../examples/recipe.sh"
 
 [[ ${1:-} != --help && $# -gt 0 ]] || { usage "$0"; exit "$(($# < 1 ? 2 : 0))"; }
 XLMR='' OUT='' IMAGES='' TEACHER=''
@@ -33,15 +33,15 @@ while [[ ${1:-} == --* ]]; do
       TEACHER=$2
       shift 2
       while [[ $# -gt 0 && $1 != -- ]]; do OPTIONS+=("$1"); shift; done
-      [[ ${1:-} == -- ]] || fail "--teacher MODEL [OPTION...] ends with --; --help shows it"
+      [[ ${1:-} == -- ]] || fail "end the options of --teacher MODEL [OPTION...] with --; --help shows an example"
       shift
       continue
       ;;
-    *) fail "$1 is not known here; --help says what is" ;;
+    *) fail "unknown option $1; --help lists the options" ;;
   esac
   shift 2
 done
-(($# > 0)) || fail "name a script; --help lists them"
+(($# > 0)) || fail "no script given; --help lists them"
 [[ -n $OUT ]] || fail "--output is missing"
 [[ $1 =~ ^[a-z0-9_]+$ && -f $PREPROCESS/$1.py ]] || fail "$1: no such script; --help lists them"
 check_xlmr "$XLMR"
@@ -64,11 +64,12 @@ if ((${#FILES[@]})); then
 fi
 
 [[ -n $TEACHER ]] || exit 0
-# cc3m.py unpacks the images of tars beside the captions.
+# cc3m.py extracts the images of tars next to the captions.
 [[ -z $IMAGES && -d $OUT/text/images ]] && IMAGES=$OUT/text/images
-[[ -n $IMAGES ]] || fail "--images is missing: the teacher needs the images"
+[[ -n $IMAGES ]] || fail "--images is missing; the teacher needs the images"
 run mclip-features --model "$TEACHER" --images "$OUT/text/images.tsv" --root "$IMAGES" --output "$OUT/features/image" \
   "${OPTIONS[@]}"
 if [[ -f $OUT/text/texts.en.tsv ]]; then
-  run mclip-features --model "$TEACHER" --captions "$OUT/text/texts.en.tsv" --output "$OUT/features/text" "${OPTIONS[@]}"
+  run mclip-features --model "$TEACHER" --captions "$OUT/text/texts.en.tsv" --output "$OUT/features/text" \
+    "${OPTIONS[@]}"
 fi

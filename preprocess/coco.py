@@ -2,10 +2,10 @@
 """MSCOCO captions in English with the split of Karpathy and Fei-Fei.
 
 From the download page of "Deep Visual-Semantic Alignments for Generating Image Descriptions": `dataset_coco.json` (in
-`caption_datasets.zip`). Images: `train2014` and `val2014` of the COCO web site, below one folder.
+`caption_datasets.zip`). Images: `train2014` and `val2014` from the COCO web site, in one folder.
 
-Writes train (with restval, 113,287 images), valid and test (5,000 each); `test.folds.tsv` and `valid.folds.tsv` are the
-runs of 1,000 images over which "COCO 1K" is averaged, all of the split is "COCO 5K".
+Writes train (with restval, 113,287 images), valid and test (5,000 each). `test.folds.tsv` and `valid.folds.tsv` list
+the folds of 1,000 images over which "COCO 1K" is averaged; "COCO 5K" is the whole split.
 """
 
 import argparse
@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from corpora.captions import Caption
-from corpora.command import Corpus, Options, run
+from corpora.command import Corpus, Options, run_corpus
 from corpora.karpathy import ARCHIVE, COCO, read_karpathy
 from corpora.sources import Sources
 
 NOTES = (
     "COCO 1K: the mean over the folds; COCO 5K: all images of the split.",
-    "train holds Karpathy's train and restval.",
+    "train is Karpathy's train and restval.",
 )
 
 
@@ -46,7 +46,7 @@ CORPUS = Corpus(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run(CORPUS, __doc__, "coco.py", argv)
+    return run_corpus(CORPUS, __doc__, "coco.py", argv)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """COCO-CN: Chinese captions of 20,341 images of COCO 2014, with its own split.
 
-Upon request from its authors (Li et al., 2019), version 201805: a folder `coco-cn-version1805v1.1` with
-`coco-cn_{train,val,test}.txt` (names of images) and `imageid.human-written-caption.txt` (lines of `NAME#N`, tab, text);
-the 5,000 translated captions of the test images are `imageid.manually-translated-caption.txt`. Images: see coco.py.
+Available from its authors upon request (Li et al., 2019), version 201805: a folder `coco-cn-version1805v1.1` with
+`coco-cn_{train,val,test}.txt` (image names) and `imageid.human-written-caption.txt` (lines of `NAME#N`, tab, text);
+`imageid.manually-translated-caption.txt` has 5,000 translated captions of the test images. Images: see coco.py.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from corpora.captions import Caption
 from corpora.coco import image_paths
-from corpora.command import Corpus, Options, run
+from corpora.command import Corpus, Options, run_corpus
 from corpora.files import numbered_lines, unique
 from corpora.sources import Sources
 
@@ -28,7 +28,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Name the source files."""
     parser.add_argument("--folder", type=Path, required=True, metavar="DIR", help="coco-cn-version1805v1.1")
     choices = tuple(FILES)
-    parser.add_argument("--captions", choices=choices, default=choices[0], help="which captions (written)")
+    parser.add_argument(
+        "--captions", choices=choices, default=choices[0], help="which captions to use (default: written)"
+    )
 
 
 def read_splits(folder: Path, sources: Sources) -> dict[str, str]:
@@ -41,7 +43,7 @@ def read_splits(folder: Path, sources: Sources) -> dict[str, str]:
 
 
 def read(options: Options, sources: Sources) -> Iterator[Caption]:
-    """All captions of images that have a split, in the order of the file."""
+    """All captions, in the order of the file."""
     splits = read_splits(options.folder, sources)
     lines = (
         (place, line.partition("\t"))
@@ -51,9 +53,15 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     for place, (key, tab, text) in unique(lines, lambda parts: parts[0], "caption"):
         name, mark, number = key.strip().rpartition("#")
         if not (tab and mark and number.isdecimal()):
-            raise UserError(f"{place}: write it as 'COCO_val2014_000000000042#0, tab, caption'")
+            raise UserError(
+                f"{place}: is not of the form 'COCO_val2014_000000000042#0, tab, caption'; check that this is the "
+                "file --help names"
+            )
         if name not in splits:
-            raise UserError(f"{place}: the image {name} is in none of coco-cn_train.txt, _val.txt and _test.txt")
+            raise UserError(
+                f"{place}: the image {name} is in none of coco-cn_train.txt, _val.txt and _test.txt; download the "
+                "folder again"
+            )
         image = f"{name}.jpg"
         yield Caption(splits[name], "zh", image, text, place, image_paths(image))
 
@@ -63,13 +71,13 @@ CORPUS = Corpus(
     add_options,
     read,
     expected={("valid", "zh"): (None, 1000), ("test", "zh"): (None, 1000)},
-    notes=("COCO-zh of the literature is the 1,000 test images with the captions that people wrote.",),
+    notes=("In the literature, COCO-zh means the 1,000 test images with the captions that people wrote.",),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run(CORPUS, __doc__, "coco_cn.py", argv)
+    return run_corpus(CORPUS, __doc__, "coco_cn.py", argv)
 
 
 if __name__ == "__main__":

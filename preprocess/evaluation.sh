@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# All evaluation sets whose downloads are there, from one folder of downloads into one folder of sets.
+# All evaluation sets that have been downloaded, from one folder of downloads to one folder of sets.
 #
 #   preprocess/evaluation.sh --downloads DIR --output OUT [--expect-counts no]
 #
-# DIR has a folder per download; sets whose files are not there are passed over and named at the end. So are sets that
-# cannot be made, of which each has said why; the exit status is then 2:
+# DIR has one folder per download. Sets without a download are skipped and listed at the end. So are sets that failed,
+# each with its error above; the exit status is then 2.
 #
 #   coco/             dataset_coco.json, train2014/, val2014/        COCO en, and the images of other sets
 #   stair/            stair_captions_v1.2_{train,val}.json           COCO ja (with coco/)
@@ -23,11 +23,11 @@
 #   babel-imagenet/   data/ of the repository                        Babel-ImageNet
 #   imagenet/         val/, one folder per class                     images of Babel-ImageNet
 #
-# Where a folder of images is there, every image of the set must be. Each script says in its --help where its data are
-# from. mclip-features --images OUT/SET/images.tsv --root DIR/IMAGES then makes the features.
+# If an image folder exists, it must hold every image of the set. Each script's --help says where to get its data.
+# Afterwards, mclip-features --images OUT/SET/images.tsv --root DIR/IMAGES makes the features.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=recipe.sh
-source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
+# shellcheck source-path=SCRIPTDIR source=../examples/recipe.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../examples/recipe.sh"
 
 [[ ${1:-} != --help && $# -gt 0 ]] || { usage "$0"; exit "$(($# < 1 ? 2 : 0))"; }
 DIR='' OUT=''
@@ -38,19 +38,19 @@ while (($# > 0)); do
     --downloads) DIR=$2 ;;
     --output) OUT=$2 ;;
     --expect-counts) COUNTS=(--expect-counts "$2") ;;
-    *) fail "$1 is not known here; --help says what is" ;;
+    *) fail "unknown option $1; --help lists the options" ;;
   esac
   shift 2
 done
-[[ -n $DIR && -n $OUT ]] || fail "--downloads and --output are needed"
+[[ -n $DIR && -n $OUT ]] || fail "--downloads or --output is missing; give both"
 [[ -d $DIR ]] || fail "$DIR: no such folder"
 ABSENT=()
 FAILED=()
 
-# images FOLDER: the option that names a folder of images, if that is there.
+# images FOLDER: the option that names an image folder, if it exists.
 images() { if [[ -d $DIR/$1 ]]; then printf -- '--images\n%s\n' "$DIR/$1"; fi; }
 
-# make SET NEEDED IMAGES SCRIPT ARGUMENT...: one set, if what it needs most is there; the others do not wait for it.
+# make SET NEEDED IMAGES SCRIPT ARGUMENT...: one set, if the download NEEDED exists; a failure does not stop the others.
 make() {
   local set=$1 needed=$2 folder=$3 script=$4 options
   shift 4
@@ -59,10 +59,10 @@ make() {
   run "$PYTHON" "$PREPROCESS/$script.py" --output "$OUT/$set" "${COUNTS[@]}" "${options[@]}" "$@" || FAILED+=("$set")
 }
 
-# Flickr30k-CN is passed on in two forms.
+# Flickr30k-CN is distributed in two formats.
 CN=flickr30k-cn/test_texts.jsonl
 [[ -e $DIR/$CN ]] || CN=flickr30k-cn/flickr30k_cn_test.txt
-# xFlickr&CO's images are of both: a folder of links.
+# xFlickr&CO has images of both Flickr30k and COCO: make a folder of links.
 if [[ -d $DIR/flickr30k && -d $DIR/coco/val2014 ]]; then
   mkdir -p "$OUT"
   BOTH=$(cd "$OUT" && pwd)/.images
@@ -76,7 +76,8 @@ fi
 make coco-en coco/dataset_coco.json coco coco --karpathy "$DIR/coco/dataset_coco.json"
 make coco-ja stair coco stair --karpathy "$DIR/coco/dataset_coco.json" --captions "$DIR"/stair/stair_captions_*.json
 make coco-zh coco-cn coco coco_cn --folder "$DIR/coco-cn/coco-cn-version1805v1.1"
-make multi30k-task1 multi30k/data/task1 flickr30k multi30k --task 1 --splits val test_2016_flickr --data "$DIR/multi30k/data"
+make multi30k-task1 multi30k/data/task1 flickr30k multi30k --task 1 --splits val test_2016_flickr \
+  --data "$DIR/multi30k/data"
 make multi30k-task2 multi30k/data/task2 flickr30k multi30k --task 2 --splits val test_2016 --data "$DIR/multi30k/data"
 make flickr30k-cn "$CN" flickr30k flickr30k_cn --test "$DIR/$CN"
 make xtd10 xtd10 coco xtd10 --folder "$DIR/xtd10"
@@ -92,5 +93,5 @@ IMAGENET=()
 [[ ! -d $DIR/imagenet/val ]] || IMAGENET=(--imagenet "$DIR/imagenet/val")
 make babel-imagenet babel-imagenet "" babel_imagenet --labels "$DIR/babel-imagenet/data/babel_imagenet.json" \
   --prompts "$DIR/babel-imagenet/data/nllb_dist13b_prompts.json" "${IMAGENET[@]}"
-((${#ABSENT[@]} == 0)) || printf 'not there: %s\n' "${ABSENT[@]}"
-((${#FAILED[@]} == 0)) || fail "not made, for the reasons above: ${FAILED[*]}"
+((${#ABSENT[@]} == 0)) || printf 'not downloaded: %s\n' "${ABSENT[@]}"
+((${#FAILED[@]} == 0)) || fail "these sets failed, for the reasons above: ${FAILED[*]}"

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Parallel text of one language pair, from the download to what fairseq-train reads.
+# Parallel text of one language pair, from the download to the files that fairseq-train reads.
 #
 #   preprocess/parallel.sh --xlmr DIR --output OUT [--jobs N] SRC TGT \
 #     --train INPUT... [--valid INPUT...] [--test INPUT...]
 #
-# DIR holds XLM-R's sentencepiece.bpe.model and dict.txt. An INPUT is what parallel.py takes, and so may be its other
-# options: --moses FILE FILE, --zip FILE, --tsv FILE --columns 1 2, --sgm FILE FILE, --max-ratio 3, ...
-# Run it once per pair with the same OUT; fairseq-train then reads OUT/bin:
+# DIR holds XLM-R's sentencepiece.bpe.model and dict.txt. INPUT is any option of parallel.py: --moses FILE FILE,
+# --zip FILE, --tsv FILE --columns 1 2, --sgm FILE FILE, --max-ratio 3, ...
+# Run it once per pair with the same OUT; then train on OUT/bin:
 #
 #   preprocess/parallel.sh --xlmr xlmr.base --output mt en de --train --zip de-en.txt.zip \
 #     --exclude newstest2014-deen-ref.de --valid --sgm newstest2013-src.en.sgm newstest2013-ref.de.sgm
 #
-# OUT/raw has the cleaned text and, in SPLIT.SRC-TGT.json, what was dropped and why; OUT/pieces its pieces.
+# Writes OUT/raw (the cleaned text and, in SPLIT.SRC-TGT.json, what was dropped and why), OUT/pieces and OUT/bin.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=recipe.sh
-source "$(dirname "${BASH_SOURCE[0]}")/recipe.sh"
+# shellcheck source-path=SCRIPTDIR source=../examples/recipe.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../examples/recipe.sh"
 
 [[ ${1:-} != --help && $# -gt 0 ]] || { usage "$0"; exit "$(($# < 1 ? 2 : 0))"; }
 XLMR='' OUT='' JOBS=''
@@ -23,11 +23,11 @@ while [[ ${1:-} == --* ]]; do
     --xlmr) value "$@"; XLMR=$2 ;;
     --output) value "$@"; OUT=$2 ;;
     --jobs) value "$@"; JOBS=$2 ;;
-    *) fail "$1 is not known here; --help says what is" ;;
+    *) fail "unknown option $1; --help lists the options" ;;
   esac
   shift 2
 done
-(($# > 2)) || fail "name both languages, then --train and its input; --help says more"
+(($# > 2)) || fail "name both languages, then --train and its input; --help shows an example"
 [[ -n $OUT ]] || fail "--output is missing"
 check_xlmr "$XLMR"
 PAIR=$1-$2
@@ -36,7 +36,7 @@ shift 2
 SPLIT=''
 INPUT=()
 
-# What was collected for a split goes through parallel.py.
+# Run parallel.py on the input collected for a split.
 finish() {
   [[ -n $SPLIT ]] || return 0
   run "$PYTHON" "$PREPROCESS/parallel.py" --languages "${LANGUAGES[@]}" --split "$SPLIT" --output "$OUT/raw" \
@@ -50,7 +50,7 @@ for argument in "$@"; do
       SPLIT=${argument#--} INPUT=()
       ;;
     *)
-      [[ -n $SPLIT ]] || fail "$argument: say first which split it is, --train, --valid or --test"
+      [[ -n $SPLIT ]] || fail "$argument: belongs to no split; put --train, --valid or --test before it"
       INPUT+=("$argument")
       ;;
   esac
@@ -65,4 +65,5 @@ for split in train valid test; do
   for lang in "${LANGUAGES[@]}"; do FILES+=("$OUT/raw/$split.$PAIR.$lang"); done
 done
 pieces "$XLMR" "$OUT/pieces" "${FILES[@]}"
-binarise "$XLMR" --pieces "$OUT/pieces" --pairs "$PAIR" --splits "${SPLITS[@]}" --output "$OUT/bin" ${JOBS:+--workers "$JOBS"}
+binarise "$XLMR" --pieces "$OUT/pieces" --pairs "$PAIR" --splits "${SPLITS[@]}" --output "$OUT/bin" \
+  ${JOBS:+--workers "$JOBS"}

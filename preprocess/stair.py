@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""STAIR Captions: five Japanese captions of every image of COCO 2014, with the split of Karpathy and Fei-Fei.
+"""STAIR Captions: five Japanese captions per image of COCO 2014, with the split of Karpathy and Fei-Fei.
 
 From the STAIR Captions web site (Yoshikawa et al., 2017), version 1.2: `stair_captions_v1.2_train.json` and
-`stair_captions_v1.2_val.json`; it has no file of test captions, the test split is a part of these. The split is that of
-`dataset_coco.json` (see coco.py), so that images and folds are those of the English set. Images: see coco.py.
+`stair_captions_v1.2_val.json`, which include the test captions. The split is that of `dataset_coco.json` (see coco.py),
+so images and folds are the same as in the English set. Images: see coco.py.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from corpora.captions import Caption
 from corpora.coco import Annotation, image_number, image_paths, read_annotations
-from corpora.command import Corpus, Options, run
-from corpora.karpathy import ARCHIVE, COCO, read_split
+from corpora.command import Corpus, Options, run_corpus
+from corpora.karpathy import ARCHIVE, COCO, read_split_images
 from corpora.sources import Sources
 
 from mclip_fairseq.storage.errors import UserError
@@ -32,15 +32,17 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     annotations: dict[int, list[Annotation]] = {}
     for annotation in chain.from_iterable(read_annotations(sources.file(path)) for path in options.captions):
         annotations.setdefault(annotation.image, []).append(annotation)
-    for image in read_split(sources.file(options.karpathy)):
-        found = annotations.pop(image_number(image.name, image.place), [])
-        if not found:
-            raise UserError(f"{image.place}: {image.name} has no Japanese caption in the files of --captions")
-        for annotation in found:
+    for image in read_split_images(sources.file(options.karpathy)):
+        captions = annotations.pop(image_number(image.name, image.place), [])
+        if not captions:
+            raise UserError(f"{image.place}: {image.name} has no Japanese caption in --captions; give both JSON files")
+        for annotation in captions:
             yield Caption(image.split, "ja", image.name, annotation.text, annotation.place, image_paths(image.name))
     if annotations:
-        left = next(iter(annotations.values()))[0]
-        raise UserError(f"{left.place}: the image {left.image} is not in {options.karpathy}")
+        extra = next(iter(annotations.values()))[0]
+        raise UserError(
+            f"{extra.place}: the image {extra.image} is not in {options.karpathy}; give the whole split file"
+        )
 
 
 CORPUS = Corpus(
@@ -48,14 +50,14 @@ CORPUS = Corpus(
     add_options,
     read,
     expected={("train", "ja"): (566435, 113287), ("valid", "ja"): (25000, 5000), ("test", "ja"): (25000, 5000)},
-    notes=("COCO-ja of the literature is STAIR Captions or YJ Captions; this is STAIR.",),
+    notes=("In the literature, COCO-ja means STAIR Captions or YJ Captions; this is STAIR.",),
     folds={"valid": 1000, "test": 1000},
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run(CORPUS, __doc__, "stair.py", argv)
+    return run_corpus(CORPUS, __doc__, "stair.py", argv)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Crossmodal-3600 (XM3600): captions in 36 languages of 3,600 images.
+"""Crossmodal-3600 (XM3600): captions in 36 languages for 3,600 images.
 
 From the web site of "Crossmodal-3600: A Massively Multilingual Multimodal Evaluation Dataset" (Thapliyal et al., 2022):
 `captions.jsonl` (in `captions.zip`), and the images as `KEY.jpg` (`images.tgz`).
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from corpora.captions import Caption
-from corpora.command import Corpus, Options, run
-from corpora.files import json_lines, member, unique
+from corpora.command import Corpus, Options, run_corpus
+from corpora.files import json_lines, require, unique
 from corpora.sources import Sources
 
 KEY = "image/key"
@@ -25,17 +25,19 @@ LANGUAGES = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Name the source files."""
     parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="captions.jsonl")
-    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES, help="which to take (all)")
-    parser.add_argument("--first-only", action="store_true", help="one caption per image, as CLIP_benchmark evaluates")
+    parser.add_argument(
+        "--languages", nargs="+", choices=LANGUAGES, default=LANGUAGES, help="languages to write (default: all)"
+    )
+    parser.add_argument("--first-only", action="store_true", help="write one caption per image, as in CLIP_benchmark")
 
 
 def read(options: Options, sources: Sources) -> Iterator[Caption]:
     """All captions, image by image."""
     records = json_lines(sources.file(options.captions))
-    for place, record in unique(records, lambda record: member(record, KEY, str, str(options.captions)), "image"):
-        key = member(record, KEY, str, place)
+    for place, record in unique(records, lambda record: require(record, KEY, str, str(options.captions)), "image"):
+        key = require(record, KEY, str, place)
         for lang in options.languages:
-            texts = member(member(record, lang, dict, place), "caption", list, f"{place}, {lang}")
+            texts = require(require(record, lang, dict, place), "caption", list, f"{place}, {lang}")
             for text in texts[:1] if options.first_only else texts:
                 yield Caption("test", lang, f"{key}.jpg", str(text), f"{place}, {lang}", (f"{key}.jpg",))
 
@@ -48,8 +50,9 @@ CORPUS = Corpus(
         ("test", lang): (3600 if options.first_only else None, 3600) for lang in options.languages
     },
     notes=(
-        "Babel-ImageNet, SigLIP 2 and Meta CLIP 2 use all captions; CLIP_benchmark, OpenCLIP and NLLB-CLIP the first.",
-        "quz and mi are near zero for most models: say over which languages a mean is.",
+        "Babel-ImageNet, SigLIP 2 and Meta CLIP 2 use all captions; CLIP_benchmark, OpenCLIP and NLLB-CLIP use the "
+        "first.",
+        "Most models are near zero in quz and mi: say over which languages a mean is.",
     ),
     skippable=frozenset(),
 )
@@ -57,7 +60,7 @@ CORPUS = Corpus(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run(CORPUS, __doc__, "xm3600.py", argv)
+    return run_corpus(CORPUS, __doc__, "xm3600.py", argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small files of exactly the forms in which public data sets come, and a way to run the scripts that read them."""
+"""Small files in exactly the formats of public datasets, and helpers to run the scripts that read them."""
 
 import contextlib
 import gzip
@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+FREE = ["--expect-counts", "no"]
+COCO_TRAIN = "COCO_train2014_000000000009.jpg"
+COCO_VAL = "COCO_val2014_000000000042.jpg"
+
 
 @dataclass(frozen=True)
 class Done:
-    """A script that ended."""
+    """The result of a script."""
 
     status: int
     out: str
@@ -33,14 +37,14 @@ def run(script: str, *arguments: object) -> Done:
 
 
 def works(script: str, *arguments: object) -> str:
-    """What a script prints that must end well."""
+    """What a script prints; it must succeed."""
     done = run(script, *arguments)
     assert done.status == 0, done.err
     return done.out
 
 
 def refuses(script: str, *arguments: object) -> str:
-    """The sentence of a script that must refuse."""
+    """The error of a script that must exit with status 2."""
     done = run(script, *arguments)
     assert done.status == 2, done.out
     assert "Traceback" not in done.err
@@ -58,7 +62,7 @@ def manifest(folder: Path, name: str = "manifest.json") -> Any:
 
 
 def write(path: Path, text: str | bytes) -> Path:
-    """A file, gzipped if it is named so, in a folder that is made."""
+    """Write a file, gzipped if its name says so, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = text if isinstance(text, bytes) else text.encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
@@ -66,7 +70,7 @@ def write(path: Path, text: str | bytes) -> Path:
 
 
 def write_json(path: Path, value: object) -> Path:
-    """A JSON file as its authors write it, not escaped."""
+    """A JSON file without escapes, as its authors write it."""
     return write(path, json.dumps(value, ensure_ascii=False))
 
 
@@ -104,7 +108,7 @@ def karpathy(path: Path, images: list[dict[str, object]]) -> Path:
 
 
 def annotations(path: Path, captions: Mapping[int, list[str]], first: int = 1) -> Path:
-    """A file of COCO's own form."""
+    """A file in COCO's own format."""
     items = [(image, text) for image, texts in captions.items() for text in texts]
     return write_json(
         path,
@@ -131,7 +135,7 @@ def webdataset(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
 
 
 def tokenizer(folder: Path) -> Path:
-    """A folder with the two files of XLM-R's release that a text is prepared with."""
+    """A folder with the two files of XLM-R's release that prepare text."""
     import sentencepiece
 
     folder.mkdir(parents=True)
@@ -143,3 +147,49 @@ def tokenizer(folder: Path) -> Path:
     pieces = [line.split("\t")[0] for line in lines(folder / "sentencepiece.bpe.vocab")[3:]]
     write(folder / "dict.txt", "".join(f"{piece} 1\n" for piece in pieces))
     return folder
+
+
+def coco_cn(folder: Path, captions: str) -> Path:
+    """COCO-CN's folder."""
+    write(folder / "coco-cn_train.txt", "COCO_train2014_000000000009\n")
+    write(folder / "coco-cn_val.txt", "COCO_val2014_000000000044\r\n")
+    write(folder / "coco-cn_test.txt", "COCO_val2014_000000000042\n\n")
+    write(folder / "imageid.human-written-caption.txt", captions)
+    return folder
+
+
+def sample(key: str, caption: str, image: bytes = b"\xff\xd8") -> list[tuple[str, bytes]]:
+    """A sample as img2dataset writes it."""
+    record = {"url": "http://x", "caption": caption, "key": key, "status": "success", "error_message": None}
+    members = [(f"{key}.jpg", image)] if image else []
+    return [*members, (f"{key}.json", json.dumps(record).encode()), (f"{key}.txt", caption.encode())]
+
+
+def coco_split_file(folder: Path) -> Path:
+    """`dataset_coco.json` of seven images, with captions as odd as people type them."""
+    images = [
+        karpathy_image(9, "train", ["A dog.\n", "Two\tdogs\u2028run "], "train2014"),
+        karpathy_image(42, "test", ["a cat", "Cafe\u0301 ＣＡＦÉ！"]),
+        karpathy_image(43, "restval", ["a car"]),
+        karpathy_image(44, "val", ["a hat", "<b>a hat</b>"]),
+        *[karpathy_image(number, "test", ["a bus"]) for number in (45, 46, 47)],
+    ]
+    return karpathy(folder / "dataset_coco.json", images)
+
+
+def multi30k_data(folder: Path) -> Path:
+    """The folder `data` of Multi30K's repository."""
+    data = folder / "data"
+    texts = {"en": "A dog.\nA cat.\n", "de": "Ein Hund.\r\nEine Katze.\r\n", "fr": "Un chien.\nUn\u00a0chat.\n"}
+    for split in ("train", "val", "test_2016_flickr", "test_2017_mscoco"):
+        for lang, text in texts.items():
+            write(data / "task1" / "raw" / f"{split}.{lang}.gz", text)
+        names = "1000092795.jpg\n10002456.jpg\n"
+        if split == "test_2017_mscoco":
+            names = f"{COCO_TRAIN}#367178\n{COCO_VAL}#657409\n"
+        write(data / "task1" / "image_splits" / f"{split}.txt", names)
+    for lang in ("en", "de"):
+        for number in range(1, 6):
+            write(data / "task2" / "raw" / f"test_2016.{number}.{lang}.gz", f"{lang} {number} a\n{lang} {number} b\n")
+    write(data / "task2" / "image_splits" / "test_2016_images.txt", "36979.jpg\n65567.jpg\n")
+    return data

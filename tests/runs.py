@@ -10,10 +10,12 @@ import runpy
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 
@@ -22,6 +24,16 @@ ROOT = Path(__file__).resolve().parents[1]
 CLOCK = {"wps", "ups", "wall", "train_wall", "previous_training_time", "save_dir", "restore_file", "metrics"}
 GLOO = ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp")
 RANK = "__rank__"
+
+
+def caption_options(corpus: Path, folder: Path, *more: object) -> list[object]:
+    """Options of a small training on captions and image features."""
+    return [
+        *(corpus / "captions", "--task", "trikd", "--langs", "en,de", "--arch", "mclip_tiny", "--criterion", "trikd"),
+        *("--image-features", corpus / "features" / "image", "--text-text-weight", "0", "--freeze-text", "none"),
+        *("--optimizer", "fused_adamw", "--lr", "0.003", "--batch-size", "8", "--no-epoch-checkpoints"),
+        *("--save-dir", folder, "--log-interval", "1", "--log-format", "json", *more),
+    ]
 
 
 def difference(one: Any, two: Any, where: str = "") -> str:
@@ -105,6 +117,18 @@ def start_ranks(
         process.join(timeout=timeout)
         process.kill()  # nothing to a rank that has ended
     assert [process.exitcode for process in ranks] == [0] * world
+
+
+@contextlib.contextmanager
+def gloo_group(rank: int, world: int, store: str) -> Iterator[None]:
+    """A process group of ranks that meet in a file."""
+    torch.set_num_threads(1)
+    patience = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: str, unchecked: bool = False) -> None:

@@ -3,16 +3,17 @@
 #
 #   examples/ablations/run.sh [--dry-run] [--tiny] [--gpus N]
 #
-# Needs the encoder of examples/mclip (its stages mte1, mte2 and extract). Variants: itc (image-text term alone), ttc
+# Needs the encoder from examples/mclip (its stages mte1, mte2 and extract). Variants: itc (image-text term alone), ttc
 # (text-text term alone), xlmr (no MTE: vanilla XLM-R), depth0, depth1, depth4 (layers of the X-projector; 2 is
-# published); VARIANTS="itc ttc" chooses some. The variables of examples/mclip/run.sh hold here too.
+# published). VARIANTS="itc ttc" selects some. The variables of examples/mclip/run.sh work here too.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=../recipe.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-[[ " $* " != *" --help "* ]] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0; }
+[[ " $* " != *" --help "* ]] || { usage "$0"; exit 0; }
 BASE=${OUT:-runs/mclip}
 export ENCODER=${ENCODER:-$BASE/encoder}
-GIVEN=${TRIKD_OPTIONS:-}
+COMMON_OPTIONS=${TRIKD_OPTIONS:-}
 for variant in ${VARIANTS:-itc ttc xlmr depth0 depth1 depth4}; do
   encoder=$ENCODER
   case $variant in
@@ -20,8 +21,9 @@ for variant in ${VARIANTS:-itc ttc xlmr depth0 depth1 depth4}; do
     ttc) options="--image-text-weight 0 --text-text-weight 1" ;;
     xlmr) options="" encoder=${XLMR:-xlmr.base} ;;
     depth[0-9]) options="--projector-layers ${variant#depth}" ;;
-    *) echo "run.sh: $variant is no variant; --help lists them" >&2; exit 2 ;;
+    *) fail "$variant is not a variant; --help lists them" ;;
   esac
-  printf '\n\033[1m== %s\033[0m\n' "$variant"
-  OUT=$BASE-$variant ENCODER=$encoder TRIKD_OPTIONS="$GIVEN $options" bash "$HERE/../mclip/run.sh" "$@" trikd evaluate
+  say "== $variant"
+  OUT=$BASE-$variant ENCODER=$encoder TRIKD_OPTIONS="$COMMON_OPTIONS $options" \
+    bash "$ROOT/examples/mclip/run.sh" "$@" trikd evaluate
 done

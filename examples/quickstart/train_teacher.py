@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Train the quickstart's English teacher from scratch: a small CLIP that `transformers` loads as any other.
+"""Train the quickstart's English teacher from scratch: a small CLIP that `transformers` loads like any other.
 
 Image tower: a small residual network. Text tower: one causal transformer layer over WordPieces, as in CLIP.
-Loss: `mclip_fairseq.losses.symmetric_info_nce`, where all drawings of a concept are positives of its name. Reads
-CORPUS/captions/train.en and its .ids file and the drawings they name, and nothing else to train on; what is
-printed at the end is retrieval among CORPUS/captions/valid.en.
+Loss: `mclip_fairseq.losses.symmetric_info_nce`, where all drawings of a concept are positives of its name. Trains on
+CORPUS/captions/train.en, its .ids file and the drawings they name, and prints retrieval among CORPUS/captions/valid.en
+at the end.
 
 The output directory holds weights, image processor and tokenizer for `AutoModel`, `AutoImageProcessor` and
 `AutoTokenizer`.
@@ -25,14 +25,15 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mclip_fairseq.cli.main import run_main
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.data.captions import read_caption_ids
 from mclip_fairseq.evaluation import retrieval_metrics
 from mclip_fairseq.losses import symmetric_info_nce
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import read_lines
 
-SIZE = 48  # pixels along an edge that the image tower sees
-CHANNELS = (24, 48, 96, 192)  # of the residual network's stages, each of one block
+SIZE = 48  # pixels along an edge of the input
+CHANNELS = (24, 48, 96, 192)  # of the stages of the residual network, each of one block
 DIM = 128  # of the text tower and of the joint space
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
 LONGEST = 32  # tokens
@@ -45,10 +46,10 @@ ROTATION, ZOOM, SHIFT, COLOUR = 0.2, 0.2, 0.1, 0.3
 
 @dataclass(frozen=True)
 class Captions:
-    """Drawings with their names.
+    """Drawings and their names.
 
     Attributes:
-        images: image ids, paths below the corpus' image folder.
+        images: image ids, which are paths below the image folder of the corpus.
         concepts: what they show.
         names: English names.
     """
@@ -58,20 +59,26 @@ class Captions:
     names: list[str]
 
 
-def read_captions(corpus: Path, split: str) -> Captions:
-    """Read `captions/SPLIT.en` and its ids."""
+def load_split(corpus: Path, split: str) -> Captions:
+    """Read `captions/SPLIT.en` and its ids.
+
+    Raises:
+        UserError: a file is missing or not as build_corpus.py writes it.
+    """
     path = corpus / "captions" / f"{split}.en"
-    names = path.read_text(encoding="utf-8").splitlines()
-    images, concepts = read_caption_ids(f"{path}.ids", len(names))
-    if images is None or concepts is None:
-        raise UserError(f"{path}.ids: needs an image id, a tab and a concept in every line; run build_corpus.py")
-    return Captions(images, concepts, names)
+    names = read_lines(path)
+    ids = [line.split("\t") for line in read_lines(f"{path}.ids")]
+    if len(ids) != len(names) or any(len(columns) != 2 for columns in ids):
+        raise UserError(
+            f"{path}.ids: needs an image id, a tab and a concept for every line of {path}; run build_corpus.py"
+        )
+    return Captions([image for image, _ in ids], [concept for _, concept in ids], names)
 
 
 def build_tokenizer(names: Sequence[str]) -> Any:
-    """A WordPiece tokenizer whose pieces are the words of the names, and letters for all others.
+    """A WordPiece tokenizer whose pieces are the words of the names, and letters for all other words.
 
-    The trainers of `tokenizers` give other pieces in every process, and with them another teacher.
+    The trainers in `tokenizers` produce different pieces in every process, hence a different teacher.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -103,8 +110,9 @@ def build_processor() -> Any:
 def build_model(tokenizer: Any) -> Any:
     """The dual encoder, with random weights.
 
-    The residual network stands in `DPTModel`, the one image model of `transformers` that has it inside and one flat
-    vector as its output: the pooled output of `ResNetModel` has two dimensions more than a dual encoder can project.
+    The residual network is the backbone of `DPTModel`, the one image model in `transformers` that wraps one and returns
+    a flat vector. `ResNetModel` itself has a pooled output of shape (n, channels, 1, 1), which a dual encoder cannot
+    project.
     """
     from transformers import CLIPTextConfig, DPTConfig, VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 
@@ -142,7 +150,7 @@ def build_model(tokenizer: Any) -> Any:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    # exp(2.3) = 10: a scale that a network without knowledge can use.
+    # exp(2.3) = 10: a scale that an untrained network can use.
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
         vision, text, projection_dim=DIM, logit_scale_init_value=2.3
     )
@@ -153,9 +161,10 @@ def build_model(tokenizer: Any) -> Any:
 
 @torch.no_grad()
 def pool_by_averaging(vision: Any) -> None:
-    """Set the transformer layer behind the residual network to average over positions, and freeze it.
+    """Set the transformer layer after the residual network to average over positions, and freeze it.
 
-    The first token starts at zero, attends to all positions alike and takes over their normalised features.
+    The first token starts at zero, attends equally to all positions, and so becomes the mean of their normalised
+    features.
     """
     layer = vision.encoder.layer[0]
     for linear in (layer.attention.attention.value, layer.attention.output.dense, vision.pooler.dense):
@@ -184,7 +193,14 @@ def load_pixels(corpus: Path, images: Sequence[str], processor: Any) -> Tensor:
 
 
 def augment(pixels: Tensor) -> Tensor:
-    """Turn, zoom, stretch and shift each drawing, and change its saturation, contrast and colour balance a little."""
+    """Rotate, zoom, stretch and shift each drawing, and jitter its saturation, contrast and colour balance.
+
+    Args:
+        pixels: (n, 3, SIZE, SIZE) float32.
+
+    Returns:
+        the same shape.
+    """
     count = len(pixels)
 
     def around(width: float, *shape: int) -> Tensor:
@@ -195,7 +211,7 @@ def augment(pixels: Tensor) -> Tensor:
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     rows = [torch.stack([cos * stretch, -sin, shift[:, 0]], 1), torch.stack([sin, cos / stretch, shift[:, 1]], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
-    # Distance from white, so that what comes in from outside is white.
+    # grid_sample pads with 0, so work on the distance from white: the padding is then white.
     ink = F.grid_sample(WHITE - pixels, grid, align_corners=False)
     grey = ink.mean(1, keepdim=True)
     ink = grey + (ink - grey) * (1 + around(1.5 * COLOUR, 1, 1, 1))
@@ -203,7 +219,7 @@ def augment(pixels: Tensor) -> Tensor:
 
 
 def batches(concepts: Sequence[str], size: int, epochs: int) -> Iterator[list[int]]:
-    """Rows of all drawings of `size` concepts at a time, in an order drawn anew for each epoch."""
+    """Rows of all drawings of `size` concepts at a time, in a new random order each epoch."""
     rows: dict[str, list[int]] = {}
     for row, concept in enumerate(concepts):
         rows.setdefault(concept, []).append(row)
@@ -214,7 +230,7 @@ def batches(concepts: Sequence[str], size: int, epochs: int) -> Iterator[list[in
 
 
 def embed(model: Any, tokenizer: Any, pixels: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """(n, DIM) normalised features of drawings, and of names, each distinct one encoded once."""
+    """(n, DIM) normalised features of drawings and of names; each distinct name is encoded once."""
     distinct = sorted(set(names))
     place = {name: number for number, name in enumerate(distinct)}
     tokens = tokenizer(distinct, padding=True, truncation=True, return_tensors="pt")
@@ -265,24 +281,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--corpus", type=Path, required=True, help="what build_corpus.py made")
+    parser.add_argument("--corpus", type=Path, required=True, help="output of build_corpus.py")
     parser.add_argument("--output", type=Path, required=True, help="directory for the teacher")
-    parser.add_argument("--epochs", type=int, default=48, help="passes over the concepts (48)")
-    parser.add_argument("--batch-size", type=int, default=128, help="concepts in a step (128)")
-    parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate (0.003)")
-    parser.add_argument("--seed", type=int, default=1, help="of weights, order and augmentation (1)")
+    parser.add_argument("--epochs", type=int, default=48, help="passes over the concepts (default: 48)")
+    parser.add_argument("--batch-size", type=int, default=128, help="concepts per step (default: 128)")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of weights, order and augmentation (default: 1)")
     options = parser.parse_args(argv)
+    return run_main("train_teacher.py", lambda: make_teacher(options))
+
+
+def make_teacher(options: argparse.Namespace) -> None:
+    """Train the teacher, save it, and print its retrieval on the validation drawings."""
     shield_torchaudio()
     random.seed(options.seed)
     torch.manual_seed(options.seed)
     start = time.monotonic()
-    try:
-        data, valid = read_captions(options.corpus, "train"), read_captions(options.corpus, "valid")
-        processor = build_processor()
-        pixels, valid_pixels = (load_pixels(options.corpus, part.images, processor) for part in (data, valid))
-    except (ValueError, OSError) as error:
-        print(f"train_teacher.py: {error}", file=sys.stderr)
-        return 2
+    data, valid = load_split(options.corpus, "train"), load_split(options.corpus, "valid")
+    processor = build_processor()
+    pixels, valid_pixels = (load_pixels(options.corpus, part.images, processor) for part in (data, valid))
     tokenizer = build_tokenizer(data.names)
     model = build_model(tokenizer)
     train(model, tokenizer, data, pixels, options)
@@ -290,13 +307,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         part.save_pretrained(options.output)
     with torch.no_grad():
         image, text = embed(model, tokenizer, valid_pixels, valid.names)
-    found = retrieval_metrics(text, image, torch.arange(len(text)))
+    metrics = retrieval_metrics(text, image, torch.arange(len(text)))
     print(
         f"{options.output}: {sum(weight.numel() for weight in model.parameters()):,} parameters, "
-        f"{time.monotonic() - start:.0f} s; of {len(text)} drawings never seen, by artists who drew others: "
-        f"R@1 {found['t2i_R@1']:.1f}, R@10 {found['t2i_R@10']:.1f}"
+        f"{time.monotonic() - start:.0f} s; on {len(text)} unseen drawings by the same artists: "
+        f"R@1 {metrics['t2i_R@1']:.1f}, R@10 {metrics['t2i_R@10']:.1f}"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,63 +1,20 @@
 """XLM-R's tokenizer as fairseq ships it: a SentencePiece model and a dictionary."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.pieces import SENTENCEPIECE, load_sentencepiece, piece_list
 
-DICTIONARY, SENTENCEPIECE = "dict.txt", "sentencepiece.bpe.model"
-TOKENIZER_FILES = (DICTIONARY, SENTENCEPIECE)
-# A model file begins with <unk> <s> </s>; fairseq adds four special entries to a dictionary instead.
-CONTROL_PIECES = 3
 # A dictionary counted from a corpus also has characters that are not pieces of the model. The dictionary of another
 # text encoder shares far fewer entries.
 SHARED_ENTRIES = 0.8
-
-
-def load_sentencepiece(file: Path) -> sentencepiece.SentencePieceProcessor:
-    """Read a SentencePiece model.
-
-    Raises:
-        UserError: the file is not a SentencePiece model.
-    """
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(file))
-    except Exception as error:  # its parser is not written in Python
-        raise UserError(
-            f"{file}: is not a SentencePiece model ({first_line(error)}); copy the text encoder's to this path"
-        ) from error
-
-
-def sentencepiece_pieces(directory: Path) -> list[str]:
-    """The pieces of `sentencepiece.bpe.model` in its order, without the control pieces."""
-    return piece_list(load_sentencepiece(directory / SENTENCEPIECE))
-
-
-def piece_list(processor: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """The pieces in the model's order, without the control pieces."""
-    return [processor.id_to_piece(i) for i in range(CONTROL_PIECES, processor.get_piece_size())]
-
-
-def write_dictionary(directory: Path) -> None:
-    """Write the `dict.txt` of a SentencePiece model: its pieces in their order, as in XLM-R's."""
-    lines = "".join(f"{piece} 1\n" for piece in sentencepiece_pieces(directory))
-    (directory / DICTIONARY).write_text(lines, encoding="utf-8")
-
-
-def copy_tokenizer(source: Path, output: Path) -> None:
-    """Copy dictionary and SentencePiece model into a directory, which may be the same one."""
-    for name in TOKENIZER_FILES:
-        if (source / name).resolve() != (output / name).resolve():
-            shutil.copyfile(source / name, output / name)
 
 
 class XLMRTokenizer:

@@ -44,6 +44,8 @@ _MODULE_OF = {
     "ranks_of_own": f"{_METRICS}.rerank",
     "rerank": f"{_METRICS}.rerank",
     "provenance": "mclip_fairseq.storage.provenance",
+    "ranks_of_own": f"{_METRICS}.rerank",
+    "rerank": f"{_METRICS}.rerank",
     "retrieval_metrics": f"{_METRICS}.retrieval",
     "retrieval_ranks": f"{_METRICS}.retrieval",
     "top_images": f"{_METRICS}.retrieval",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mclip_fairseq.data.tokenizer import XLMRTokenizer, copy_tokenizer
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.export.directory import save_directory
 from mclip_fairseq.formats.openai_clip import (
     Preprocessing,
@@ -22,6 +22,7 @@ from mclip_fairseq.formats.xlmr import write_archive
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.teacher_loading import load_tokenizer
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.storage.pieces import copy_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

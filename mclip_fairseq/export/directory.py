@@ -10,7 +10,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mclip_fairseq.formats.directory import CONFIG, FORMAT, TEACHER, VERSION, WEIGHTS
+from mclip_fairseq.formats.directory import TEACHER, VERSION, WEIGHTS
+from mclip_fairseq.formats.saved import CONFIG, FORMAT
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mclip_fairseq.data.tokenizer import TOKENIZER_FILES, load_sentencepiece
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.formats.xlmr import write_archive
 from mclip_fairseq.models.sizes import ENCODER, check_heads, check_sizes
@@ -18,6 +17,7 @@ from mclip_fairseq.registration import import_components
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import Kind, check_fields
+from mclip_fairseq.storage.pieces import TOKENIZER_FILES, load_sentencepiece
 
 REMEDY = "give a checkpoint that trained its text encoder, such as one of --arch mte_base"
 # The options that name a model and describe its text encoder, as `xlmr_args` reads them.

@@ -17,17 +17,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from mclip_fairseq.formats.saved import CONFIG, REMEDY, read_config
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.formats.training import build_module, dual_encoder_class, stored_options
 from mclip_fairseq.models.freezing import IDENTITY, encode_identity
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
-from mclip_fairseq.storage.files import file_sha256, read_json
+from mclip_fairseq.storage.files import file_sha256
 
-FORMAT = "mclip_fairseq model"
 VERSION = 1
-CONFIG, WEIGHTS, TEACHER = "config.json", "model.safetensors", "teacher"
+WEIGHTS, TEACHER = "model.safetensors", "teacher"
 CONFIG_FIELDS = {
     "architecture": str,
     "model": dict,
@@ -37,15 +37,7 @@ CONFIG_FIELDS = {
     "languages": list,
     "identity": dict,
 }
-REMEDY = "put back the file that belongs to the model"
 LEAST_TOKENS = 3
-
-
-def is_saved_directory(path: Path) -> bool:
-    """Whether a directory was written by `save_directory`."""
-    if not (path / CONFIG).is_file():
-        return False
-    return _read_config(path).get("format") == FORMAT
 
 
 def load_directory(path: Path) -> TrainedTower:
@@ -54,7 +46,7 @@ def load_directory(path: Path) -> TrainedTower:
     Raises:
         UserError: a file is missing or damaged, or parts do not belong together.
     """
-    config = _read_config(path)
+    config = read_config(path)
     place = path / CONFIG
     if config.get("version") != VERSION:
         raise UserError(f"{place}: version {config.get('version')} is not read here; update mclip_fairseq")
@@ -103,10 +95,6 @@ def check_files(path: Path, hashes: dict[str, Any]) -> None:
         file = path / name
         if Path(name).name != name or not file.is_file() or file_sha256(file) != written:
             raise UserError(f"{file}: is not the file that was written with the model; put that back")
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    return check_fields(path / CONFIG, read_json(path / CONFIG), {}, REMEDY)
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:

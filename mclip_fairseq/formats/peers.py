@@ -5,12 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.m_clip import is_m_clip, load_m_clip
 from mclip_fairseq.formats.towers import PairTower, TeacherTower, Tower
-from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import first_line
@@ -30,6 +27,8 @@ def load_peer(source: str, teacher: str = "") -> Tower:
         UserError: the source holds no such model, or the image tower does not belong to the text encoder.
     """
     if (Path(source) / "model.pt").is_file():
+        from mclip_fairseq.formats.xlmr_archive import load_archive  # needs fairseq, as no other model here does
+
         return load_archive(Path(source))
     config = published_json(source, "config.json")
     if is_m_clip(config):
@@ -40,43 +39,6 @@ def load_peer(source: str, teacher: str = "") -> Tower:
     if teacher:
         raise UserError(f"{source}: has an image tower of its own; omit teacher")
     return TeacherTower(source)
-
-
-class MeanOfStates(nn.Module):
-    """An XLM-R whose sentence embedding is the mean of its states, as in MTE's contrastive loss.
-
-    Args:
-        encoder: with its weights.
-    """
-
-    def __init__(self, encoder: XLMREncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(texts, length) ids -> (texts, dim)."""
-        return pool_mean(self.encoder(input_ids), attention_mask.eq(0))
-
-
-def load_archive(archive: Path) -> PairTower:
-    """Load a text encoder without an image tower, such as `mclip-extract-mte` writes.
-
-    Args:
-        archive: directory with `model.pt`, `dict.txt` and the SentencePiece model.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
-    tokenizer = XLMRTokenizer(archive)
-    padding = tokenizer.dictionary.pad()
-    encoder = XLMREncoder.from_checkpoint(archive, tokenizer.dictionary)
-    encoder.freeze("all")
-
-    def tokenize(texts: list[str]) -> dict[str, Tensor]:
-        tokens = tokenizer(texts)
-        return {"input_ids": tokens, "attention_mask": tokens.ne(padding).long()}
-
-    return PairTower(MeanOfStates(encoder), tokenize, padding, archive.resolve().name, None, encoder.dim)
 
 
 class SentenceText(nn.Module):

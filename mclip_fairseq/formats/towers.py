@@ -1,19 +1,23 @@
 """The kinds of model behind `MultilingualCLIP`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mclip_fairseq.data.tokenizer import XLMRTokenizer
-from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.hub import stated_languages
+
+if TYPE_CHECKING:  # these need fairseq, which a model of `transformers` does not
+    from mclip_fairseq.data.tokenizer import XLMRTokenizer
+    from mclip_fairseq.models.dual_encoder import DualEncoder
 
 
 class Tower(Protocol):

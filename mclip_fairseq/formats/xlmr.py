@@ -11,19 +11,14 @@ from pathlib import Path
 import torch
 
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.data.tokenizer import (
-    SENTENCEPIECE,
-    XLMRTokenizer,
-    copy_tokenizer,
-    piece_list,
-    write_dictionary,
-)
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.teacher_loading import load_with_transformers
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.models.xlmr_transformers import from_transformers, to_transformers
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.hub import published_file
+from mclip_fairseq.storage.pieces import SENTENCEPIECE, copy_tokenizer, piece_list, write_dictionary
 
 SPECIALS = 4
 

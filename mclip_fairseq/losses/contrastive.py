@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ DIRECTIONS = ("both", "xy")
 
 
 class ContrastiveOutput(NamedTuple):
-    """What `global_info_nce` finds for the rows of one rank.
+    """Result of `global_info_nce` for the rows of one rank.
 
     Attributes:
         loss: 0-d, this rank's share; the shares of all ranks add up to the loss of the union.
@@ -48,17 +49,17 @@ def symmetric_info_nce(
         x: (B, D), L2-normalised, any floating dtype. Logits are computed in at least float32, also under autocast.
         y: (B, D), L2-normalised.
         scale: number, or tensor with one element, that multiplies the cosine (1 / temperature).
-        positives: (B, B) bool, ``positives[i, j]`` where ``y[j]`` is a positive of ``x[i]``; None is the diagonal.
-        reduction: over the positives of a row: ``mean``, or ``sum`` as the released mCLIP fine-tuning does.
-        direction: ``both``, or ``xy`` for x -> y alone, as the released AltCLIP trains.
+        positives: (B, B) bool, `positives[i, j]` where `y[j]` is a positive of `x[i]`; None is the diagonal.
+        reduction: over the positives of a row: `mean`, or `sum` as the released mCLIP fine-tuning does.
+        direction: `both`, or `xy` for x -> y alone, as the released AltCLIP trains.
 
     Returns:
         0-d, float32 or float64. Zero for B = 0, with a graph.
 
     Raises:
         ValueError: shapes do not fit, the reduction or direction is unknown, or (on CPU only, elsewhere asking would
-            stall the device) a row or a column has no positive. On other devices such a row gives nan with ``mean``
-            and adds nothing with ``sum``.
+            stall the device) a row or a column has no positive. On other devices such a row gives nan with `mean`
+            and adds nothing with `sum`.
     """
     _check(x, y, reduction, direction)
     if positives is not None:
@@ -89,8 +90,8 @@ def global_info_nce(
 
     The sum of the shares over ranks is the loss of the union, and the sum over ranks of the gradients of x, y, the
     scale and whatever lies before them is its gradient. No rank holds more than (b, B) logits for each direction, and
-    large batches are worked on in blocks of rows (`tiled_sums`), with memory linear in the batch. Every rank must call
-    this and run backward through it, even with zero rows.
+    large batches are computed in blocks of rows (`tiled_sums`), so that memory is linear in the batch. Every rank must
+    call this and run backward through it, even with zero rows.
 
     Args:
         x: (b, D), L2-normalised rows of this rank; b may differ over ranks.
@@ -98,8 +99,8 @@ def global_info_nce(
         scale: number, or tensor with one element, that multiplies the cosine; the same on all ranks.
         ids: (b,) integers: pairs of equal id, also of different ranks, are positives of each other. None: each pair
             is its own.
-        reduction: over the positives of a row, ``mean`` or ``sum``.
-        direction: of the loss, ``both`` or ``xy``; the hits are counted both ways.
+        reduction: over the positives of a row, `mean` or `sum`.
+        direction: of the loss, `both` or `xy`; the hits are counted both ways.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
         block_rows: rows of logits that exist at once; 0 for all of them. None lets the size decide: all up to 4,096
@@ -139,9 +140,9 @@ def global_info_nce(
 
 
 def sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reduction: str) -> tuple[Tensor, Tensor]:
-    """Summed losses of (b, B) logits, and how many rows score a positive best.
+    """Summed losses of (b, B) logits, and how many rows score a positive above every negative.
 
-    ``positives`` is a (b, B) mask, or None where row i has the one positive ``offset + i``.
+    `positives` is a (b, B) mask, or None where row i has the one positive `offset + i`.
     """
     if not logits.numel():
         return logits.sum(), logits.new_zeros((), dtype=torch.long)
@@ -165,13 +166,22 @@ def widen(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, 
     return x.to(dtype), y.to(dtype), torch.as_tensor(scale, dtype=dtype, device=x.device)
 
 
-def _check(x: Tensor, y: Tensor, reduction: str, direction: str) -> None:
+def check_same_shape(x: Tensor, y: Tensor, names: str) -> None:
+    """Refuse anything but two matrices (B, D); `names` is what the caller calls them."""
     if x.dim() != 2 or x.shape != y.shape:
-        raise ValueError(f"x and y are {tuple(x.shape)} and {tuple(y.shape)}; give two matrices of one shape (B, D)")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+        raise ValueError(f"{names} are {tuple(x.shape)} and {tuple(y.shape)}; give two matrices of one shape (B, D)")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is not one of the choices of an argument."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _check(x: Tensor, y: Tensor, reduction: str, direction: str) -> None:
+    check_same_shape(x, y, "x and y")
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("direction", direction, DIRECTIONS)
 
 
 def _check_positives(positives: Tensor, rows: int) -> None:

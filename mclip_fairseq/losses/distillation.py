@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from mclip_fairseq.losses.contrastive import global_info_nce
+from mclip_fairseq.losses.contrastive import check_choice, check_same_shape, global_info_nce
 from mclip_fairseq.losses.gather import share_of_mean
 
 KINDS = ("mse", "cosine", "contrastive")
@@ -25,25 +25,25 @@ def distillation_loss(
 
     With n(v) = v / |v|, for rows i = 1..B of D dimensions:
 
-    - ``mse``: mean over i and d of (s_id - t_id)^2, not normalised (Multilingual-CLIP, Carlsson et al. 2022; NLT of
+    - `mse`: mean over i and d of (s_id - t_id)^2, not normalised (Multilingual-CLIP, Carlsson et al. 2022; NLT of
       MLA, Zhang et al. 2022). With unit vectors it is |s - t|^2 / D.
-    - ``cosine``: mean over i of 1 - n(s_i).n(t_i).
-    - ``contrastive``: InfoNCE of scale * n(t) n(s)^T with the diagonal as positives (AltCLIP, Chen et al. 2023).
+    - `cosine`: mean over i of 1 - n(s_i).n(t_i).
+    - `contrastive`: InfoNCE of scale * n(t) n(s)^T with the diagonal as positives (AltCLIP, Chen et al. 2023).
 
     Args:
         student: (B, D), any floating dtype; computed in at least float32, also under autocast.
         teacher: (B, D). Gradients flow into it if it requires them.
-        kind: ``mse``, ``cosine`` or ``contrastive``.
-        scale: multiplies the cosine of ``contrastive``, which needs it (AltCLIP learns exp(theta), theta = 1.5 at the
+        kind: `mse`, `cosine` or `contrastive`.
+        scale: multiplies the cosine of `contrastive`, which needs it (AltCLIP learns exp(theta), theta = 1.5 at the
             start); the other kinds do not use it.
-        direction: of ``contrastive``: ``both`` is the mean of teacher -> student and student -> teacher; ``released``
+        direction: of `contrastive`: `both` is the mean of teacher -> student and student -> teacher; `released`
             is teacher -> student alone, the one cross entropy that AltCLIP's released code computes.
 
     Returns:
         0-d, float32 or float64. Zero for B = 0, with a graph.
 
     Raises:
-        ValueError: shapes do not fit, the kind or direction is unknown, or ``contrastive`` has no scale.
+        ValueError: shapes do not fit, the kind or direction is unknown, or `contrastive` has no scale.
     """
     return global_distillation_loss(student, teacher, kind, scale, direction, gather=False)
 
@@ -61,7 +61,7 @@ def global_distillation_loss(
     """This rank's share of `distillation_loss` over the rows of all ranks.
 
     The shares of all ranks add up to the loss of the union, and the gradients of all ranks to its gradient. Every
-    rank must call it and run backward through it, also with zero rows.
+    rank must call it and run backward through it, even with zero rows.
 
     Args:
         student: (b, D), rows of this rank; b may differ over ranks.
@@ -78,12 +78,15 @@ def global_distillation_loss(
     Raises:
         ValueError: as `distillation_loss`.
     """
-    _check(student, teacher, kind, scale, direction)
+    check_same_shape(student, teacher, "student and teacher")
+    check_choice("kind", kind, KINDS)
+    check_choice("direction", direction, DIRECTIONS)
     with torch.autocast(student.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
         student, teacher = student.to(dtype), teacher.to(dtype)
         if kind == "contrastive":
-            assert scale is not None
+            if scale is None:
+                raise ValueError("the contrastive kind has no scale; give the number that multiplies the cosine")
             # Teachers are the rows: the released code softmaxes over students.
             x, y = F.normalize(teacher, dim=1), F.normalize(student, dim=1)
             way = "both" if direction == "both" else "xy"
@@ -93,15 +96,3 @@ def global_distillation_loss(
         else:
             total = (1 - F.cosine_similarity(student, teacher, dim=1)).sum()
         return share_of_mean(total, len(student), gather, group)
-
-
-def _check(student: Tensor, teacher: Tensor, kind: str, scale: Tensor | float | None, direction: str) -> None:
-    if student.dim() != 2 or student.shape != teacher.shape:
-        shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-        raise ValueError(f"student and teacher are {shapes}; give two matrices of one shape (B, D)")
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
-    if kind == "contrastive" and scale is None:
-        raise ValueError("the contrastive kind has no scale; give the number that multiplies the cosine")

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _GatherRows(torch.autograd.Function):
-    """All ranks' rows in rank order. Backward: the gradients of all ranks summed, the own rows of it."""
+    """All ranks' rows in rank order. Backward sums the gradients of all ranks and keeps the own rows."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, sizes: list[int], own: slice, group: dist.ProcessGroup | None) -> Tensor:
@@ -42,7 +42,7 @@ def gather_sizes(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[i
         group: process group; None is the default one.
 
     Returns:
-        one number for each rank; ``[b]`` without an initialised process group.
+        one number for each rank; `[b]` without an initialised process group.
     """
     if not _several_ranks(group):
         return [len(rows)]
@@ -53,7 +53,7 @@ def gather_sizes(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[i
 
 
 def gather_offset(sizes: list[int], group: dist.ProcessGroup | None = None) -> int:
-    """Position of this rank's first row among those of all ranks; ``sizes`` as `gather_sizes` returns it."""
+    """Position of this rank's first row among those of all ranks; `sizes` as `gather_sizes` returns it."""
     # The rank in the group: device indices repeat over machines.
     return sum(sizes[: dist.get_rank(group)]) if _several_ranks(group) else 0
 
@@ -64,7 +64,7 @@ def gather_rows(
     """Concatenate the rows of all ranks.
 
     Every rank of the group must call it, and every rank must run backward through it if one does. Ranks may hold
-    different numbers of rows, also none.
+    different numbers of rows, or none.
 
     Args:
         tensor: (rows, ...), on the device that the process group's backend serves; all but the first size, and the
@@ -73,8 +73,8 @@ def gather_rows(
         sizes: what `gather_sizes` returned for these rows; None asks for it.
 
     Returns:
-        (all rows, ...) in rank order, and the position of this rank's first row in it. The gradient of ``tensor`` is
-        the sum of what all ranks' losses say about it. Without an initialised process group: ``(tensor, 0)``.
+        (all rows, ...) in rank order, and the position of this rank's first row in it. The gradient of `tensor` is
+        the sum of what all ranks' losses say about it. Without an initialised process group: `(tensor, 0)`.
     """
     if not _several_ranks(group):
         return tensor, 0
@@ -110,12 +110,12 @@ def share_of_mean(
 
     Args:
         total: 0-d, the sum over the rows of this rank; carries the gradient.
-        rows: number of rows of this rank, also 0.
+        rows: number of rows of this rank, which may be 0.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
 
     Returns:
-        0-d, ``total`` over the number of rows of all ranks; zero with a graph where no rank has a row.
+        0-d, `total` over the number of rows of all ranks; zero with a graph where no rank has a row.
     """
     # In float64, because a float32 counts to 2^24 only.
     count = torch.as_tensor(rows, dtype=torch.float64, device=total.device)

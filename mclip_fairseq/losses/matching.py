@@ -140,7 +140,7 @@ def masked_word_loss(
 
     Args:
         logits: (n, V) or (B, slots, V), any floating dtype; computed in at least float32.
-        labels: (n,) or (B, slots) int64, the word, or ``ignore_index`` in slots that are not used.
+        labels: (n,) or (B, slots) int64, the word, or `ignore_index` in slots that are not used.
         ignore_index: label that does not count.
         gather: True returns this rank's share of the mean over the words of all ranks; every rank must then call it.
         group: process group; None is the default one.

@@ -52,7 +52,7 @@ def global_one_to_k_info_nce(
     """This rank's share of `one_to_k_info_nce` over the images of all ranks.
 
     The shares add up to the loss of the union, the gradients of all ranks to its gradient (the released code gives
-    the towers 1 / ranks of it). Every rank must call it and run backward through it, also with zero rows.
+    the towers 1 / ranks of it). Every rank must call it and run backward through it, even with zero rows.
 
     Args:
         image: (b, D), images of this rank; b may differ over ranks.
@@ -65,8 +65,8 @@ def global_one_to_k_info_nce(
             `global_info_nce`. The same on all ranks.
 
     Returns:
-        the loss, the number of own images, the images whose best text is one of their own (``hits_xy``), and the
-        captions whose best image is their own (``hits_yx``, of b K).
+        the loss, the number of own images, the images whose best text is one of their own (`hits_xy`), and the
+        captions whose best image is their own (`hits_yx`, of b K).
 
     Raises:
         ValueError: shapes do not fit.

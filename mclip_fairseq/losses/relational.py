@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from mclip_fairseq.losses.contrastive import widen
+from mclip_fairseq.losses.contrastive import check_choice, check_same_shape, widen
 from mclip_fairseq.losses.gather import every_nth, gather_rows, gather_sizes, share_of_mean
 
 DIRECTIONS = ("both", "rows", "columns")
@@ -20,16 +20,16 @@ def soft_label_loss(
 
     With P = scale * t V^T and Q = scale * s V^T, (B, M):
 
-    - ``rows``: mean over texts of KL(softmax(P) || softmax(Q)), the softmax over images,
-    - ``columns``: mean over images of KL(softmax(P^T) || softmax(Q^T)), the softmax over texts,
-    - ``both``: the sum of the two.
+    - `rows`: mean over texts of KL(softmax(P) || softmax(Q)), the softmax over images,
+    - `columns`: mean over images of KL(softmax(P^T) || softmax(Q^T)), the softmax over texts,
+    - `both`: the sum of the two.
 
     Args:
         student: (B, D), L2-normalised, any floating dtype; computed in at least float32, also under autocast.
         teacher: (B, D), L2-normalised, of the same texts; gets no gradient.
         bank: (M, D), L2-normalised image features; gets no gradient.
         scale: multiplies the cosine (1 / temperature; C2KD has 10).
-        direction: ``both``, ``rows`` or ``columns``.
+        direction: `both`, `rows` or `columns`.
 
     Returns:
         0-d, float32 or float64. Zero for B = 0 or M = 0, with a graph.
@@ -53,7 +53,7 @@ def global_soft_label_loss(
     """This rank's share of `soft_label_loss` over the texts of all ranks.
 
     The shares add up to the loss of the union, the gradients of all ranks to its gradient. Every rank must call it
-    and run backward through it, also with zero rows.
+    and run backward through it, even with zero rows.
 
     Args:
         student: (b, D), texts of this rank; b may differ over ranks.
@@ -70,13 +70,10 @@ def global_soft_label_loss(
     Raises:
         ValueError: as `soft_label_loss`.
     """
-    if student.dim() != 2 or student.shape != teacher.shape:
-        shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-        raise ValueError(f"student and teacher are {shapes}; give two matrices of one shape (B, D)")
+    check_same_shape(student, teacher, "student and teacher")
     if bank.dim() != 2 or bank.shape[1] != student.shape[1]:
         raise ValueError(f"bank is {tuple(bank.shape)}; give (images, {student.shape[1]})")
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; choose one of {', '.join(DIRECTIONS)}")
+    check_choice("direction", direction, DIRECTIONS)
     with torch.autocast(student.device.type, enabled=False):
         student, teacher, scale = widen(student, teacher.detach(), scale)
         bank = bank.detach().to(student.dtype)

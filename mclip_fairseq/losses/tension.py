@@ -1,4 +1,4 @@
-"""Contrastive Tension: two encoders that shall agree on the same sentence and disagree on different ones."""
+"""Contrastive Tension: two encoders learn to agree on the same sentence and to disagree on different ones."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from mclip_fairseq.losses.contrastive import REDUCTIONS, check_choice
 from mclip_fairseq.losses.gather import share_of_mean
-
-REDUCTIONS = ("mean", "sum")
 
 
 def contrastive_tension_loss(first: Tensor, second: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -23,7 +22,7 @@ def contrastive_tension_loss(first: Tensor, second: Tensor, labels: Tensor, redu
         first: (B, D), pooled vectors of the first encoder, any floating dtype; computed in at least float32.
         second: (B, D), of the second encoder.
         labels: (B,), 1 or True where both encoders read the same sentence, else 0 or False.
-        reduction: over pairs: ``mean`` as the authors have it, or ``sum`` as sentence-transformers has it.
+        reduction: over pairs: `mean` as the authors have it, or `sum` as sentence-transformers has it.
 
     Returns:
         0-d, float32 or float64. Zero for B = 0, with a graph.
@@ -46,10 +45,10 @@ def global_contrastive_tension_loss(
     """This rank's share of `contrastive_tension_loss` over the pairs of all ranks; every rank must call it.
 
     Args:
-        first: (b, D), pairs of this rank, also none.
+        first: (b, D), pairs of this rank, possibly none.
         second: (b, D).
         labels: (b,).
-        reduction: ``mean`` or ``sum``, over the pairs of all ranks.
+        reduction: `mean` or `sum`, over the pairs of all ranks.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
 
@@ -62,8 +61,7 @@ def global_contrastive_tension_loss(
     if first.dim() != 2 or first.shape != second.shape or labels.shape != first.shape[:1]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (first, second, labels))
         raise ValueError(f"first, second and labels are {shapes}; give (B, D), (B, D) and (B,)")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+    check_choice("reduction", reduction, REDUCTIONS)
     with torch.autocast(first.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
         logits = (first.to(dtype) * second.to(dtype)).sum(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ TILE_ABOVE = 2**24
 
 
 class DirectionSums(NamedTuple):
-    """What this rank's rows of x and of y lose, and how many of them score a positive best.
+    """Summed losses of this rank's rows of x and of y, and how many of them score a positive above every negative.
 
     Attributes:
         xy: 0-d, sum over own rows of x.
@@ -34,13 +35,13 @@ class DirectionSums(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the rows of all ranks are worked on.
+    """How the rows of all ranks are computed.
 
     Attributes:
         y_sizes: rows of y of each rank.
         block_rows: rows of x whose logits exist at once.
-        reduction: over the positives of a row, ``mean`` or ``sum``.
-        gather: whether other ranks are asked.
+        reduction: over the positives of a row, `mean` or `sum`.
+        gather: whether other ranks take part.
         group: process group; None is the default one.
     """
 
@@ -55,12 +56,12 @@ def choose_block_rows(block_rows: int | None, x_sizes: list[int], all_y: int) ->
     """How many rows of logits exist at once, 0 for all of them; the same answer on all ranks.
 
     Args:
-        block_rows: what the caller wants; None lets the size decide.
+        block_rows: the caller's choice; None lets the size decide.
         x_sizes: rows of x of each rank.
         all_y: rows of y of all ranks.
 
     Returns:
-        ``block_rows`` if it is given; else 0 up to `TILE_ABOVE` logits of the rank with most rows, and beyond it as
+        `block_rows` if it is given; else 0 up to `TILE_ABOVE` logits of the rank with most rows, and beyond it as
         many rows as `BLOCK_ELEMENTS` logits allow.
     """
     if block_rows is not None:
@@ -91,23 +92,29 @@ def tiled_sums(x: Tensor, y: Tensor, scale: Tensor, x_ids: Tensor, y_ids: Tensor
 
 
 class _Positives:
-    """Index pairs (row, column) of equal id, for a block of rows at a time: no mask of all pairs exists."""
+    """Index pairs (row, column) of equal id, block by block of the rows: no mask of all pairs exists."""
 
-    def __init__(self, row_ids: Tensor, column_ids: Tensor) -> None:
+    def __init__(self, row_ids: Tensor, column_ids: Tensor, block_rows: int) -> None:
         ids, self.order = column_ids.sort()
-        # All columns of one id lie next to one another in this order.
+        # In this order, all columns of one id are neighbours.
         self.start = torch.searchsorted(ids, row_ids)
         self.count = torch.searchsorted(ids, row_ids, right=True) - self.start
+        self.blocks = [slice(i, min(i + block_rows, len(row_ids))) for i in range(0, len(row_ids), block_rows)]
+        # Read at once: a GPU would otherwise be waited for in every block.
+        sizes = [self.count[block].sum() for block in self.blocks]
+        self.sizes = torch.stack(sizes).tolist() if sizes else []
 
-    def pairs(self, rows: slice) -> tuple[Tensor, Tensor]:
-        start, count = self.start[rows], self.count[rows]
-        row = torch.arange(len(count), device=count.device).repeat_interleave(count)
-        place = torch.arange(len(row), device=count.device) - (count.cumsum(0) - count)[row]
-        return row, self.order[start[row] + place]
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Each block, and the rows (from its start) and columns of its positive pairs."""
+        for block, size in zip(self.blocks, self.sizes, strict=True):
+            count = self.count[block]
+            row = torch.arange(len(count), device=count.device).repeat_interleave(count, output_size=size)
+            place = torch.arange(size, device=count.device) - (count.cumsum(0) - count)[row]
+            yield block, row, self.order[self.start[block][row] + place]
 
 
-class _Seen:
-    """What is known of some rows or columns after the blocks so far, in float64.
+class _RunningStatistics:
+    """Statistics of some rows or columns over the blocks so far, in float64.
 
     The partition function is kept as a largest logit and a sum relative to it: as one float32 of, say, 80, its
     rounding would be 4e-6 of the loss.
@@ -122,8 +129,8 @@ class _Seen:
 
         Args:
             negatives: logits, -inf at the positive pairs.
-            dim: 1 where the block holds whole rows, ``part`` of them; 0 where it holds a piece of every column.
-            index: row or column of each positive pair, counted from the start of ``part``.
+            dim: 1 where the block holds whole rows, `part` of them; 0 where it holds a piece of every column.
+            index: row or column of each positive pair, counted from the start of `part`.
             scores: logits of the positive pairs.
             part: which entries the block belongs to.
         """
@@ -140,7 +147,7 @@ class _Seen:
         self.count[part] = self.count[part].index_add(0, index, torch.ones_like(scores))
 
     def over_ranks(self, group: dist.ProcessGroup | None) -> None:
-        """Put together what the ranks have seen of the same columns, each in its own rows."""
+        """Combine the statistics of the same columns over ranks, each of which covers its own rows."""
         top, self.best, self.rival = max_over_ranks(torch.stack([self.top, self.best, self.rival]), group)
         # On a rank without rows the largest logit is -inf: its sum, 0, must not become 0 * nan.
         shift = (self.top - top).masked_fill(self.top == -torch.inf, -torch.inf).exp()
@@ -178,11 +185,10 @@ class _TiledSums(torch.autograd.Function):
             # Backward sums y's gradient over ranks: all of them take part if one needs it.
             flag = torch.tensor([float(ctx.y_needs_grad)], device=x.device)
             ctx.y_needs_grad = bool(max_over_ranks(flag, layout.group))
-        ctx.positives = _Positives(x_ids, y_ids)
-        ctx.rows, ctx.columns = _Seen(len(x), x.device), _Seen(len(y), x.device)
-        for block in _blocks(len(x), layout.block_rows):
+        ctx.positives = _Positives(x_ids, y_ids, layout.block_rows)
+        ctx.rows, ctx.columns = _RunningStatistics(len(x), x.device), _RunningStatistics(len(y), x.device)
+        for block, row, column in ctx.positives:
             logits = (x[block] * scale) @ y.T
-            row, column = ctx.positives.pairs(block)
             scores = logits[row, column]
             logits[row, column] = -torch.inf
             ctx.rows.add(logits, 1, row, scores, block)
@@ -212,12 +218,11 @@ class _TiledSums(torch.autograd.Function):
         grad_x, grad_scale = torch.empty_like(x), torch.zeros_like(scale)
         grad_y = torch.zeros_like(y) if ctx.y_needs_grad else None
         with torch.autocast(x.device.type, enabled=False):
-            for block in _blocks(len(x), layout.block_rows):
+            for block, row, column in ctx.positives:
                 scaled = x[block] * scale
                 logits = scaled @ y.T
                 slope = (logits - row_top[block]).exp_().mul_(row_soft[block])
                 slope += logits.sub_(column_top).exp_().mul_(column_soft)
-                row, column = ctx.positives.pairs(block)
                 slope[row, column] -= (row_target[block][row] + column_target[column]).to(dtype)
                 by_cosine = slope @ y
                 grad_scale += (x[block] * by_cosine).sum()
@@ -227,7 +232,3 @@ class _TiledSums(torch.autograd.Function):
         if grad_y is not None:
             grad_y = (sum_over_ranks(grad_y, layout.group) if layout.gather else grad_y)[ctx.own]
         return grad_x, grad_y if ctx.needs_input_grad[1] else None, grad_scale, None, None, None
-
-
-def _blocks(rows: int, block_rows: int) -> list[slice]:
-    return [slice(start, min(start + block_rows, rows)) for start in range(0, rows, block_rows)]

@@ -1,5 +1,1 @@
 """fairseq optimizers."""
-
-from mclip_fairseq.compat import import_fairseq
-
-import_fairseq()

@@ -9,7 +9,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.optim import register_optimizer
 from omegaconf import II
 
-from mclip_fairseq.optim.momentum import MomentumOptimizer, first_lr, parse_betas, refuse_flat
+from mclip_fairseq.optim.momentum import MomentumOptimizer, check_shapes_kept, first_lr, parse_betas
 from mclip_fairseq.storage.errors import UserError
 
 
@@ -38,7 +38,7 @@ class FusedAdamWConfig(FairseqDataclass):
 
 @register_optimizer("fused_adamw", dataclass=FusedAdamWConfig)
 class FusedAdamW(MomentumOptimizer):
-    """AdamW whose weight decay leaves out biases, norms and the logit scale, as open_clip's does.
+    """AdamW whose weight decay skips biases, norms and the logit scale, as in open_clip.
 
     Args:
         cfg: the settings.
@@ -53,7 +53,7 @@ class FusedAdamW(MomentumOptimizer):
         super().__init__(cfg)
         params = list(params)
         if cfg.weight_decay:
-            refuse_flat(params, "--optimizer fused_adamw with --weight-decay")
+            check_shapes_kept(params, "--optimizer fused_adamw with --weight-decay")
         # Always two groups of ordinary parameters, so that a checkpoint fits whatever the weight decay is.
         groups = decay_groups([param for param in params if cfg.fresh_lr_multiplier == 1 or not is_fresh(param)])
         if cfg.fresh_lr_multiplier != 1:
@@ -94,7 +94,7 @@ class FusedAdamW(MomentumOptimizer):
 
     @property
     def supports_flat_params(self) -> bool:
-        """Whether shapes do not matter, which is so without weight decay."""
+        """Whether fairseq may flatten the parameters: without weight decay, their shapes do not matter."""
         return not self.cfg.weight_decay
 
     def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:

@@ -10,7 +10,7 @@ from fairseq.optim import register_optimizer
 from omegaconf import II
 from torch import Tensor
 
-from mclip_fairseq.optim.momentum import MomentumOptimizer, first_lr, parse_betas, refuse_flat
+from mclip_fairseq.optim.momentum import MomentumOptimizer, check_shapes_kept, first_lr, parse_betas
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Lamb(torch.optim.Optimizer):
         """Take one step; parameters without a gradient keep their values and moments.
 
         Args:
-            closure: computes the loss and its gradients once more; what it returns is returned.
+            closure: computes the loss and its gradients again; its result is returned.
         """
         loss = None
         if closure is not None:
@@ -77,7 +77,7 @@ class Lamb(torch.optim.Optimizer):
         return loss
 
     def _gradient_divisor(self) -> Tensor | None:
-        """0-d number that brings all gradients together down to the allowed norm; None where there is no limit."""
+        """What to divide all gradients by so that their common norm is allowed, () shape; None without a limit."""
         if self.defaults["max_grad_norm"] <= 0:
             return None
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -86,6 +86,7 @@ class Lamb(torch.optim.Optimizer):
     def _step_group(
         self, params: list[Tensor], grads: list[Tensor] | tuple[Tensor, ...], group: dict[str, Any]
     ) -> None:
+        # The `_foreach_` functions update all tensors of the group in a few kernels.
         beta1, beta2 = group["betas"]
         states = [self._state_of(param) for param in params]
         means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
@@ -101,8 +102,9 @@ class Lamb(torch.optim.Optimizer):
         if group["weight_decay"]:
             torch._foreach_add_(updates, params, alpha=group["weight_decay"])
         lengths, update_lengths = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, updates))
-        both = (lengths > 0) & (update_lengths > 0)
-        ratios = torch.where(both, lengths / update_lengths, 1.0)
+        # The trust ratio |w| / |u|; a tensor that is still zero, such as a new bias, takes Adam's plain step.
+        nonzero = (lengths > 0) & (update_lengths > 0)
+        ratios = torch.where(nonzero, lengths / update_lengths, 1.0)
         torch._foreach_mul_(updates, list(ratios.unbind()))
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
@@ -117,7 +119,7 @@ class Lamb(torch.optim.Optimizer):
 
 @register_optimizer("mclip_lamb", dataclass=LambConfig)
 class MCLIPLamb(MomentumOptimizer):
-    """LAMB for fairseq. As with fairseq's own ``lamb``, weight decay and rescaling concern every parameter.
+    """LAMB for fairseq. As in fairseq's own `lamb`, weight decay and rescaling apply to every parameter.
 
     Args:
         cfg: the settings.
@@ -130,7 +132,7 @@ class MCLIPLamb(MomentumOptimizer):
     def __init__(self, cfg: LambConfig, params: Iterable[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
         params = list(params)
-        refuse_flat(params, "--optimizer mclip_lamb")
+        check_shapes_kept(params, "--optimizer mclip_lamb")
         self._optimizer = Lamb(params, **self.optimizer_config)
 
     @property

@@ -1,4 +1,4 @@
-"""What the optimizers share."""
+"""Base class and option parsing of the optimizers."""
 
 import ast
 from collections.abc import Iterable
@@ -12,24 +12,24 @@ from mclip_fairseq.storage.errors import UserError
 
 
 class MomentumOptimizer(FairseqOptimizer):
-    """A fairseq optimizer with first and second moments, for parameters that keep their shapes."""
+    """A fairseq optimizer with first and second moments, whose steps depend on the shapes of parameters."""
 
     @property
     def supports_flat_params(self) -> bool:
-        """False: what is done depends on the shapes of the parameters."""
+        """Whether fairseq may flatten all parameters into one vector: no, because steps depend on their shapes."""
         return False
 
     def load_state_dict(self, state_dict: dict[str, Any], optimizer_overrides: dict[str, Any] | None = None) -> None:
         """Restore the moments and the learning rate.
 
-        Other settings are those of the command line (`optimizer_config`), not the saved ones, unless
-        ``--optimizer-overrides`` names them.
+        Other settings come from the command line (`optimizer_config`) instead of the checkpoint, unless
+        `--optimizer-overrides` names them.
         """
         settings = {name: value for name, value in self.optimizer_config.items() if name != "lr"}
         super().load_state_dict(state_dict, {**settings, **(optimizer_overrides or {})})
 
     def average_params(self) -> None:
-        """Average the moments over ranks; fairseq asks for it in BMUF training only."""
+        """Average the moments over ranks; fairseq calls this only in BMUF training."""
         for state in self.optimizer.state.values():
             for moment in (state["exp_avg"], state["exp_avg_sq"]):
                 dist.all_reduce(moment)
@@ -37,7 +37,7 @@ class MomentumOptimizer(FairseqOptimizer):
 
 
 def first_lr(lr: float | Iterable[float]) -> float:
-    """The rate to start with; fairseq's ``--lr`` holds one for each epoch."""
+    """The learning rate to start with; fairseq's `--lr` has one for each epoch."""
     return float(next(iter(lr))) if isinstance(lr, Iterable) else float(lr)
 
 
@@ -45,7 +45,7 @@ def parse_betas(text: str, option: str) -> tuple[float, float]:
     """Read the decay rates of the moments.
 
     Args:
-        text: such as ``(0.9, 0.98)``.
+        text: such as `(0.9, 0.98)`.
         option: where it comes from, for the message.
 
     Raises:
@@ -60,10 +60,14 @@ def parse_betas(text: str, option: str) -> tuple[float, float]:
     return first, second
 
 
-def refuse_flat(params: list[torch.nn.Parameter], name: str) -> None:
-    """Refuse the one vector into which fairseq's --fp16 puts all parameters.
+def check_shapes_kept(params: list[torch.nn.Parameter], name: str) -> None:
+    """Refuse the one vector into which fairseq's --fp16 flattens all parameters.
 
-    Such a master copy comes with its gradient allocated, which the parameters of a model do not have yet.
+    It is recognised by its gradient: fairseq allocates that at once, while a model's parameters have none yet.
+
+    Args:
+        params: parameters to train.
+        name: what needs the shapes, for the message.
 
     Raises:
         UserError: all parameters are vectors with gradients.

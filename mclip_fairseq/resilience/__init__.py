@@ -1,5 +1,1 @@
-"""What a run of days needs: exact resumption, signals, and faults that end a run well."""
-
-from mclip_fairseq.compat import import_fairseq
-
-import_fairseq()
+"""What a run of several days needs: exact resume, clean stops on signals, and faults that end a run cleanly."""

@@ -1,7 +1,10 @@
-"""How ranks are started: under torchrun also without CUDA, by fairseq itself with the signals passed on."""
+"""How ranks are started: under torchrun also without CUDA, and by fairseq itself with signals forwarded to them."""
+
+from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,14 +12,16 @@ from fairseq.distributed import utils as distributed_utils
 
 from mclip_fairseq.resilience import signals
 
-_with_cuda = distributed_utils._infer_torch_distributed_launch_init
-_call_main_of_fairseq = distributed_utils.call_main
 
+def infer_torchrun(original: Callable[..., None], cfg: Any) -> None:
+    """Take rank and world size from torchrun's environment where there is no GPU to divide by.
 
-def _infer_torchrun(cfg: Any) -> None:
-    """Take rank and world size from torchrun's environment, on CPUs too: fairseq divides by the number of GPUs."""
+    Args:
+        original: fairseq's function, which serves machines with GPUs.
+        cfg: options of distributed training, which are filled in.
+    """
     if torch.cuda.device_count():
-        _with_cuda(cfg)
+        original(cfg)
         return
     cfg.distributed_init_method = "env://"
     cfg.distributed_world_size = int(os.environ["WORLD_SIZE"])
@@ -25,17 +30,18 @@ def _infer_torchrun(cfg: Any) -> None:
     cfg.distributed_no_spawn = True
 
 
-def _call_main(cfg: Any, main: Any, **kwargs: Any) -> None:
-    """Fairseq's `call_main`; where it starts the ranks itself, SIGTERM and SIGUSR1 would end it, and them with it."""
+def call_main(original: Callable[..., None], cfg: Any, main: Any, **kwargs: Any) -> None:
+    """Forward SIGTERM and SIGUSR1 to the ranks that this process starts; fairseq alone would die and take them along.
+
+    Args:
+        original: fairseq's `call_main`.
+        cfg: all options.
+        main: what every rank runs.
+        **kwargs: for `main`.
+    """
     ranks = cfg.distributed_training
     if ranks.distributed_init_method is None:
         distributed_utils.infer_init_method(ranks)
     starts_ranks = ranks.distributed_init_method is not None and not ranks.distributed_no_spawn
-    with signals.passed_on() if starts_ranks else contextlib.nullcontext():
-        _call_main_of_fairseq(cfg, main, **kwargs)
-
-
-def support_every_launcher() -> None:
-    """Let fairseq's commands start under torchrun with the gloo backend, and end well on signals; idempotent."""
-    distributed_utils._infer_torch_distributed_launch_init = _infer_torchrun
-    distributed_utils.call_main = _call_main
+    with signals.forwarded() if starts_ranks else contextlib.nullcontext():
+        original(cfg, main, **kwargs)

@@ -1,4 +1,4 @@
-"""Where fairseq's training program is, whose functions look one another up in it."""
+"""Finds the running fairseq_cli.train module, whose functions call each other through its globals."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import sys
 from types import ModuleType
 from typing import Any
 
+TRAINING_PROGRAM = "fairseq_cli.train"
+
 
 def training_programs() -> list[ModuleType]:
-    """The modules that may be it: `__main__` under `torchrun -m fairseq_cli.train`, and the installed one."""
-    found = (sys.modules.get(name) for name in ("__main__", "fairseq_cli.train"))
-    return [module for module in found if hasattr(module, "validate_and_save")]  # type: ignore[misc]
+    """The modules that may be the program: `__main__` under `torchrun -m fairseq_cli.train`, and the imported one."""
+    modules = [sys.modules.get(name) for name in ("__main__", TRAINING_PROGRAM)]
+    return [module for module in modules if module is not None and hasattr(module, "validate_and_save")]
 
 
 def early_stopping() -> dict[str, Any]:
-    """What fairseq counts for --patience, as attributes of a function; its checkpoints leave it out."""
+    """The counters of --patience, which fairseq keeps as attributes of a function and leaves out of checkpoints."""
     return next((vars(module.should_stop_early) for module in training_programs()), {})

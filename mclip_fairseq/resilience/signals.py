@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 ask a run to finish its step, save and end well, as SLURM does before it takes a machine away."""
+"""SIGTERM and SIGUSR1 ask a run to finish its step, save and end; SLURM sends them before it takes a machine away."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _listeners: list[int] = []
 
 
 def listen() -> None:
-    """Note the signals from now on; only the main thread may ask, elsewhere nothing changes."""
+    """Note signals from now on; nothing changes outside the main thread, the only one that may set handlers."""
     if threading.current_thread() is not threading.main_thread():
         return
     _listeners.append(1)
@@ -35,7 +35,7 @@ def listen() -> None:
 
 
 def listen_no_more() -> None:
-    """Give the signals back to whom they belonged before `listen`, when nobody listens any more."""
+    """Restore the previous handlers once the last listener is gone."""
     if threading.current_thread() is not threading.main_thread() or not _listeners:
         return
     _listeners.pop()
@@ -48,17 +48,17 @@ def listen_no_more() -> None:
 
 
 def listening() -> bool:
-    """Whether a run of this process, or of the one it was forked from, notes the signals."""
+    """Whether a run of this process, or of the one it was forked from, notes signals."""
     return bool(_listeners)
 
 
 @contextlib.contextmanager
-def passed_on() -> Iterator[None]:
-    """Pass the signals on to the processes that this one starts, and leave it to them how to end."""
+def forwarded() -> Iterator[None]:
+    """Forward signals to the processes that this one starts, and wait for them to end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _pass_on) for number in SIGNALS}
+    before = {number: signal.signal(number, _forward) for number in SIGNALS}
     try:
         yield
     finally:
@@ -66,12 +66,12 @@ def passed_on() -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    started = multiprocessing.active_children()
-    if not started:  # nobody would hear of it
+def _forward(number: int, frame: FrameType | None) -> None:
+    children = multiprocessing.active_children()
+    if not children:  # nobody would notice the signal
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    for process in started:
+    for process in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid or 0, number)
 
@@ -82,7 +82,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def asked_to_stop(device: torch.device | str = "cpu") -> str:
-    """Name of the signal that some rank has received; empty if none has. Every rank must call it, and all agree.
+    """Name of the signal that some rank has received, else empty. Every rank must call this, and all get one answer.
 
     Args:
         device: of a tensor that the process group can sum.

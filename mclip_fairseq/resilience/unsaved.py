@@ -1,4 +1,4 @@
-"""What fairseq's checkpoints leave out, although the next step depends on it: kept in their extra state."""
+"""What fairseq leaves out of checkpoints although the next step depends on it; it is kept in their extra state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEY = "mclip_unsaved"
 
 
 def unsaved(trainer: Any) -> dict[str, Any]:
-    """The parameters in full precision of --fp16 and its loss scaler; empty without --fp16.
+    """With --fp16, the parameters in full precision and the loss scaler; empty without.
 
     Args:
         trainer: fairseq's trainer.
@@ -26,11 +26,11 @@ def unsaved(trainer: Any) -> dict[str, Any]:
 
 
 def restore(trainer: Any, state: Mapping[str, Any]) -> None:
-    """Bring back what `unsaved` has kept; nothing where there is nothing, or --fp16 is no longer on.
+    """Bring back what `unsaved` kept; does nothing if that is empty or --fp16 is now off.
 
     Args:
         trainer: fairseq's trainer, which has loaded the checkpoint with its optimizer.
-        state: of `unsaved`.
+        state: what `unsaved` returned.
     """
     if not (state and isinstance(trainer.optimizer, FP16Optimizer)):
         return
@@ -42,11 +42,11 @@ def restore(trainer: Any, state: Mapping[str, Any]) -> None:
 
 
 def full_precision(optimizer: FP16Optimizer) -> list[Tensor]:
-    """What an optimizer of --fp16 really updates: a tensor per device, or per parameter (--fp16-no-flatten-grads)."""
+    """The tensors that --fp16 updates: one per device, or one per parameter with --fp16-no-flatten-grads."""
     parameters = optimizer.fp32_params
     return list(parameters.values()) if isinstance(parameters, dict) else list(parameters)
 
 
 def counters(scaler: Any) -> dict[str, float]:
-    """Numbers of a loss scaler; none where there is none (--bf16)."""
+    """Numbers of a loss scaler; empty without a scaler (--bf16)."""
     return {name: value for name, value in getattr(scaler, "__dict__", {}).items() if isinstance(value, int | float)}

@@ -1,4 +1,4 @@
-"""Data loading workers that neither take a run down nor stay behind when it ends."""
+"""Data workers that neither take a run down with them nor outlive it."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ _counted: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def shield_worker() -> None:
-    """`shield` where data are loaded by a worker, and nothing in the trainer itself."""
+    """`shield` a data worker; does nothing in the trainer itself."""
     if torch.utils.data.get_worker_info() is not None:
-        wanted_by = multiprocessing.parent_process()  # where a server forks, it is not the parent
-        shield(os.getppid() if wanted_by is None or wanted_by.pid is None else wanted_by.pid)
+        owner = multiprocessing.parent_process()  # with a fork server, this is not the parent process
+        shield(os.getppid() if owner is None or owner.pid is None else owner.pid)
 
 
 def shield_forked() -> None:
-    """`shield` a child of a run at its very fork: the noting of signals that it inherits would swallow SIGTERM."""
+    """`shield` a child right after its fork: it inherits our handler, which would swallow SIGTERM."""
     if signals.listening():
         _shielded.clear()
         shield(os.getppid())  # multiprocessing still names the parent of the process that forked
 
 
 def shield(trainer: int) -> None:
-    """Let this process obey only the SIGTERM of the process that wanted it.
+    """Let this process obey only the SIGTERM of its trainer.
 
-    A scheduler signals every process of a job. A worker that died of it would take the trainer's last step along.
+    A scheduler signals every process of a job. If a worker died of that, the trainer could not finish its last step.
 
     Args:
-        trainer: number of that process.
+        trainer: process id of the trainer.
     """
     if _shielded:
         return
     _shielded.append(1)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # A handler is not told who sent a signal; whoever waits for a blocked one is.
+    # A handler does not learn who sent a signal, but a thread that waits for a blocked one does.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_obey, args=(trainer,), daemon=True).start()
 
@@ -65,19 +65,19 @@ def close_workers_at_exit(trainer: Any, iterator: Any) -> None:
 
     Args:
         trainer: fairseq's trainer.
-        iterator: the one it trains on; called again with the same one, nothing happens.
+        iterator: the one it trains on; a second call with the same one does nothing.
     """
     if iterator is None or iterator in _counted:
         return
     _counted.add(iterator)
     _closing[:] = [weakref.ref(trainer), weakref.ref(iterator)]
-    # Torch registers its own clean-up whenever workers start, and the last to register is the first to run.
+    # torch registers its own clean-up whenever workers start, and the function registered last runs first.
     atexit.unregister(close_remaining)
     atexit.register(close_remaining)
 
 
 def close_remaining() -> None:
-    """End the workers of the last run, as the end of the process does."""
+    """End the workers of the last run, as happens at the end of the process."""
     trainer, iterator = (reference() for reference in _closing) if _closing else (None, None)
     cached = list(getattr(getattr(trainer, "task", None), "dataset_to_epoch_iter", {}).values())
     for source in [iterator, *cached]:
@@ -87,7 +87,7 @@ def close_remaining() -> None:
 def discard(iterator: Any) -> None:
     """End the loader processes of an epoch iterator that is not used again, and close their pipes.
 
-    Its parts refer to one another, so that this would wait for the garbage collector.
+    Its parts refer to each other, so without this they would stay until the garbage collector runs.
 
     Args:
         iterator: fairseq's, or None.

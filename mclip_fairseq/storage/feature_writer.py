@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_checks import check_values
 from mclip_fairseq.storage.feature_files import (
     DTYPES,
     FORMAT,
     MODALITIES,
     VERSION,
-    check_values,
+    check_shard,
     encode_ids,
-    is_shard_entry,
     read_manifest,
     shard_name,
 )
@@ -47,7 +47,7 @@ class FeatureWriter:
         dim: columns.
         modality: `image` or `text`.
         normalized: whether rows are L2-normalised; `write` checks it.
-        preprocessing: what happened to the inputs, in words.
+        preprocessing: description of what was done to the inputs.
         dtype: `float16` or `float32`.
         shard_rows: inputs per shard.
         settings: anything else that must not change while the directory is written.
@@ -126,7 +126,7 @@ class FeatureWriter:
     @property
     def shards(self) -> int:
         """Number of shards."""
-        return -(-len(self.ids) // self.plan["shard_rows"])
+        return -(-len(self.ids) // int(self.plan["shard_rows"]))
 
     def inputs(self, shard: int) -> range:
         """Numbers of the inputs of a shard."""
@@ -134,7 +134,7 @@ class FeatureWriter:
         return range(shard * size, min((shard + 1) * size, len(self.ids)))
 
     def pending(self, machine: int = 0, machines: int = 1) -> list[int]:
-        """Shards this machine (0-based, of `machines`) still has to write."""
+        """Shards that this machine (0-based, of `machines`) has yet to write."""
         if self.complete:
             return []
         return [shard for shard in range(machine, self.shards, machines) if self._record(shard) is None]
@@ -214,9 +214,10 @@ class FeatureWriter:
         file = self._partial / f"{shard:05d}.json"
         if not file.exists():
             return None
-        record: dict[str, Any] = read_json(file)
-        if not (is_shard_entry(record) and record["file"] == shard_name(shard) and is_skipped(record.get("skipped"))):
-            raise UserError(f"{file}: is not the record of a shard; remove it, and the shard will be written again")
+        remedy = "remove it, and the shard will be written again"
+        record = check_shard(str(file), read_json(file), remedy)
+        if record["file"] != shard_name(shard) or not is_skipped(record.get("skipped")):
+            raise UserError(f"{file}: is not the record of shard {shard}; {remedy}")
         return record if (self.path / record["file"]).exists() else None
 
 

@@ -1,6 +1,6 @@
-"""Indexed feature directories as one table: open them, look ids up, take rows; and the one call that writes an array.
+"""Indexed feature directories as one table: open them, look up ids, take rows; and write an array in one call.
 
-`mclip_fairseq.storage.feature_files` says what a directory holds, `FeatureWriter` writes one shard by shard.
+`mclip_fairseq.storage.feature_files` describes a directory; `FeatureWriter` writes one shard by shard.
 """
 
 from __future__ import annotations
@@ -16,16 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.feature_files import (
-    check_alike,
-    check_finite,
-    expected_hashes,
-    first_duplicate,
-    open_shard,
-    read_ids,
-    read_manifest,
-    verify_hashes,
-)
+from mclip_fairseq.storage.feature_checks import check_alike, check_finite, check_hashes
+from mclip_fairseq.storage.feature_files import expected_hashes, first_duplicate, open_shard, read_ids, read_manifest
 from mclip_fairseq.storage.feature_writer import FeatureWriter
 from mclip_fairseq.storage.verified import Verification
 
@@ -38,7 +30,7 @@ class FeatureStore:
     Args:
         paths: the directories.
         manifests: their manifests.
-        ids: id of each row, over all directories; None reads them when they are first asked for.
+        ids: id of each row, over all directories; None reads them when they are first used.
         shards: (rows, dim) arrays, memory-mapped, over all directories.
     """
 
@@ -67,9 +59,9 @@ class FeatureStore:
 
         Args:
             paths: the directories.
-            verify: compare hashes, look for repeated ids and for values that are not finite, in what has changed since
-                that was last done (`mclip_fairseq.storage.verified`); without it, only sizes and types are checked. Ids
-                that need no check are not read before they are asked for.
+            verify: check hashes, repeated ids and non-finite values in the files that have changed since this was last
+                done (`mclip_fairseq.storage.verified`); if False, only sizes and types are checked. Ids that need no
+                check are read when they are first used.
 
         Raises:
             UserError: a directory is unfinished, a file is missing, altered or does not fit its manifest, an id
@@ -85,13 +77,13 @@ class FeatureStore:
             Verification(folder, expected_hashes(manifest) if verify else {})
             for folder, manifest in zip(folders, manifests, strict=True)
         ]
-        verify_hashes({check.folder / name: check.expected[name] for check in checks for name in sorted(check.due)})
+        check_hashes({check.folder / name: check.expected[name] for check in checks for name in sorted(check.due)})
         ids = None
         if any(check.due for check in checks) or (verify and len(folders) > 1):
             ids = list(chain.from_iterable(map(read_ids, folders, manifests)))
             if len(set(ids)) != len(ids):
-                twice = first_duplicate(ids)
-                raise UserError(f"{', '.join(map(str, folders))}: the id {twice!r} appears twice; ids must be unique")
+                place, twice = ", ".join(map(str, folders)), first_duplicate(ids)
+                raise UserError(f"{place}: the id {twice!r} appears twice; ids must be unique")
         shards = [
             open_shard(folder, manifest, entry)
             for folder, manifest in zip(folders, manifests, strict=True)
@@ -132,7 +124,7 @@ class FeatureStore:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The teacher that made the features, free of paths: `name`, `revision` and, if known, `sha256` of weights."""
+        """The teacher that made the features, without paths: `name`, `revision` and, if known, `sha256` of weights."""
         return dict(self.manifest["teacher"])
 
     @property
@@ -154,25 +146,25 @@ class FeatureStore:
         return {identifier: row for row, identifier in enumerate(self.ids)}
 
     def has(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """(n,) whether there are features of each id."""
+        """(n,) whether each id has features."""
         return np.fromiter((name in self._index for name in ids), dtype=bool, count=len(ids))
 
     def rows(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
         """(n,) row of each id.
 
         Raises:
-            UserError: naming the first unknown ids and how many there are.
+            UserError: naming the first unknown ids, and their number.
         """
         wanted = list(ids)
-        found = np.fromiter((self._index.get(name, -1) for name in wanted), dtype=np.int64, count=len(wanted))
-        missing = np.flatnonzero(found < 0)
+        rows = np.fromiter((self._index.get(name, -1) for name in wanted), dtype=np.int64, count=len(wanted))
+        missing = np.flatnonzero(rows < 0)
         if len(missing):
             first = ", ".join(repr(wanted[place]) for place in missing[:3])
             raise UserError(
                 f"{', '.join(map(str, self.paths))}: has no features for {len(missing)} of {len(wanted)} ids, the "
                 f"first are {first}; make features for them or remove them"
             )
-        return found
+        return rows
 
     def take(self, rows: npt.ArrayLike) -> npt.NDArray[np.floating]:
         """(n, dim) features of these rows, in their order, as stored (`dtype`).
@@ -203,16 +195,16 @@ def write_features(
     modality: str = "image",
     shard_rows: int = 65536,
 ) -> FeatureStore:
-    """Turn an array into a feature directory; does nothing where the same one is there already.
+    """Turn an array into a feature directory; does nothing if the same one exists already.
 
     Args:
         path: directory to make.
         ids: id of each row.
-        array: (rows, dim); float16 stays, everything else is stored as float32.
-        model: name of what made the features, or its whole identity (`DualEncoderTeacher.identity`).
+        array: (rows, dim); float16 is kept, everything else is stored as float32.
+        model: name of the model that made the features, or its whole identity (`DualEncoderTeacher.identity`).
         revision: of a model given by name.
         normalized: whether rows are L2-normalised.
-        preprocessing: what happened to the inputs, in words.
+        preprocessing: description of what was done to the inputs.
         modality: `image` or `text`.
         shard_rows: rows per shard.
 

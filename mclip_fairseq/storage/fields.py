@@ -13,7 +13,7 @@ Kind = type | UnionType
 
 
 def check_fields(place: str | Path, value: Any, fields: Mapping[str, Kind], remedy: str) -> dict[str, Any]:
-    """Refuse what is not an object with fields of these types.
+    """Check that a value is an object with fields of these types.
 
     Args:
         place: the file, for the message.
@@ -26,7 +26,7 @@ def check_fields(place: str | Path, value: Any, fields: Mapping[str, Kind], reme
         `value`.
 
     Raises:
-        UserError: naming the first field that is missing or of another type.
+        UserError: naming the first field that is missing or has a different type.
     """
     if not isinstance(value, dict):
         raise UserError(f"{place}: holds a {type(value).__name__} instead of an object; {remedy}")

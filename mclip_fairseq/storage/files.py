@@ -1,26 +1,19 @@
-"""Plain files: reading and hashing those of a user, whoever wrote them, and writing files of our own."""
+"""Plain files: reading and hashing files from any source, and writing files of our own."""
 
-import dis
 import hashlib
 import json
 import os
-import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mclip_fairseq.storage.errors import UserError
 
-# Text packs 3 to 20 times; what is larger than this and packs better than that is a decompression bomb.
+# Text packs 3 to 20 times; a file that is larger than this and packs better than that is a decompression bomb.
 BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 200
 BLOCK = 2**20
-# What code raises that walks through data of an unexpected shape; RuntimeError is torch's and RecursionError's.
-BAD_SHAPE = (
-    *(LookupError, TypeError, AttributeError, ValueError, AssertionError, RuntimeError),
-    *(ArithmeticError, MemoryError, OSError, EOFError, StopIteration, zipfile.BadZipFile),
-)
+SETTLED_NS = 2_000_000_000
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -57,7 +50,7 @@ def unpack(path: Path) -> bytes:
             size, rest = size + len(parts[-1]), member.unconsumed_tail
             if size > limit:
                 raise UserError(
-                    f"{path}: unpacks to more than {limit} bytes from {len(packed)}, as no text does; unpack it "
+                    f"{path}: unpacks to more than {limit} bytes from {len(packed)}, which no text does; unpack it "
                     "yourself if you trust it"
                 )
             if not (rest or member.eof or parts[-1]):
@@ -91,51 +84,54 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its kind where it says nothing."""
-    # A first line that ends in a colon only announces the next.
+    """The message of an exception in one line; its class where it has no message."""
+    # A first line that ends in a colon only introduces the next.
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     return printable(" ".join([first, *others[: first.endswith(":")]]))
 
 
 def printable(text: str) -> str:
-    """A text of one line without what a terminal would obey."""
+    """A text in one line, without control characters."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def shown(path: str | Path) -> str:
-    """A path for a message; what a terminal would obey is written out."""
+    """A path for a message, with control characters escaped."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))
 
 
-@contextmanager
-def expecting(path: str | Path, what: str) -> Iterator[None]:
-    """Turn what code raises over data of an unexpected shape into one sentence.
+class FileIdentity(NamedTuple):
+    """What the file system says of a file: any change to it, including a copy, changes one of these.
 
-    Args:
-        path: the file that the data come from.
-        what: what it should have been.
-
-    Raises:
-        UserError: in place of anything that such data can cause; a ValueError that this package raises is left alone.
+    Attributes:
+        size: in bytes.
+        modified: time of the last change of the content, in ns.
+        changed: time of the last change of the content or of the entry, in ns.
+        inode: its number.
+        device: of the file system.
     """
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+    device: int
+
+    def is_settled(self, began: int) -> bool:
+        """Whether a later change would show, for a reading that began at a time in ns.
+
+        File-system clocks are coarse: a file that was written just before could change without a new time.
+        """
+        return max(self.modified, self.changed) < began - SETTLED_NS
+
+
+def file_identity(path: Path) -> FileIdentity | None:
+    """What the file system says of a file; None if it is missing."""
     try:
-        yield
-    except BAD_SHAPE as error:
-        if isinstance(error, ValueError) and is_ours(error):
-            raise
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{path}: is not {what}, or is damaged ({reason})") from error
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether an exception comes from a `raise` in this package, and so says what is wrong and what to do."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or trace.tb_frame.f_globals["__name__"].split(".")[0] != __name__.split(".")[0]:
-        return False
-    # What is not raised by name, such as int("x"), leaves its call as the last instruction.
-    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+        stat = path.stat()
+    except OSError:
+        return None
+    return FileIdentity(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
 
 
 def file_sha256(path: Path) -> str:
@@ -145,7 +141,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is there completely or not at all."""
+    """Write a file so that it is complete or absent."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -155,9 +151,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say which file
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the error of a full disk names no file
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object that is there completely or not at all."""
+    """Write an object so that its file is complete or absent."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

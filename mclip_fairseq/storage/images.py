@@ -1,4 +1,4 @@
-"""Image files: finding them, naming them by ids, and decoding them to RGB without surprises."""
+"""Image files: finding them, naming them by ids, and decoding them to RGB as a viewer shows them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import printable, read_lines, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-# Others are never tried, whatever the name says: Pillow would start Ghostscript for PostScript.
+# Other formats are never tried, whatever the file name: Pillow would start Ghostscript for PostScript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Checked against the header, before any pixel is decoded; a quarter of a gigabyte as RGB.
 MAX_PIXELS = 89_478_485
-# The shorter side is enlarged to what the model reads: a line of 1 x 60000 pixels would become gigabytes.
+# The shorter side is enlarged to the model's input size: a line of 1 x 60000 pixels would become gigabytes.
 MAX_RATIO = 200
-# Pillow itself opens nothing larger.
+# Pillow's own limit.
 PIXEL_CEILING = 2 * MAX_PIXELS
 
 
@@ -45,23 +45,23 @@ def load_image(
 ) -> Image.Image:
     """Decode an image file completely.
 
-    Orientation (EXIF) is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, CMYK becomes RGB, and
-    of an animation the first frame is taken. A truncated file is an error.
+    Orientation (EXIF) is applied, transparency is composed over white, 16-bit grey is scaled to 8 bits, CMYK becomes
+    RGB, and the first frame of an animation is used. A truncated file is an error.
 
     Args:
         path: the file, or an open one.
         max_pixels: more pixels than this, according to the header, are refused.
-        near: an edge in pixels that is enough, which a JPEG then decodes to faster.
+        near: a side length in pixels that is enough; a JPEG is then decoded faster.
 
     Returns:
         An image of mode RGB.
 
     Raises:
-        ImageError: a ValueError that names the file and what is wrong with it.
+        ImageError: naming the file and what is wrong with it.
     """
     try:
         if isinstance(path, str | Path) and os.path.exists(path) and not os.path.isfile(path):
-            raise ImageError(path, "is no ordinary file")  # whoever opens a pipe waits for ever
+            raise ImageError(path, "is not an ordinary file")  # opening a pipe would wait forever
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(path, too_large(path, f"{image.width} x {image.height}", max_pixels))
@@ -75,8 +75,8 @@ def load_image(
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(path, "there is no such file") from error
-    except Image.UnidentifiedImageError as error:
+        raise ImageError(path, "does not exist") from error
+    except UnidentifiedImageError as error:
         raise ImageError(path, "is not an image in a known format") from error
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
@@ -87,24 +87,24 @@ def load_image(
 
 
 def too_large(path: str | Path | BinaryIO, pixels: str, limit: int) -> str:
-    """What is wrong with an image of too many pixels; who sends one instead of naming a file has no option."""
+    """Message for an oversized image. Uploads get no hint about --max-pixels."""
     more = ", or allow more with --max-pixels" if isinstance(path, str | Path) else ""
     return f"has {pixels} pixels, more than {limit}; make it smaller{more}"
 
 
 def check_max_pixels(limit: int) -> int:
-    """A limit that can be kept.
+    """Check --max-pixels; returns it.
 
     Raises:
-        UserError: not positive, or more than Pillow opens.
+        UserError: not positive, or above Pillow's limit.
     """
     if not 1 <= limit <= PIXEL_CEILING:
-        raise UserError(f"--max-pixels is {limit}; give a number from 1 to {PIXEL_CEILING}, more Pillow does not open")
+        raise UserError(f"--max-pixels is {limit}; give a number from 1 to {PIXEL_CEILING} (Pillow's limit)")
     return limit
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """What a viewer would show: EXIF orientation applied, then `to_rgb`.
+    """The image as a viewer shows it: EXIF orientation applied, then `to_rgb`.
 
     Raises:
         UserError: pixels without a known range, such as floats.
@@ -113,7 +113,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB, with transparency laid on white.
+    """Convert any mode to RGB, with transparency composed over white.
 
     Raises:
         UserError: pixels without a known range, such as floats.
@@ -131,7 +131,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resolve_image(root: str | Path, image_id: str) -> Path:
-    """The file of an image id, a path relative to `root` that does not leave it.
+    """The file of an image id, which is a path below `root`.
 
     Raises:
         UserError: an absolute id, or one with `..`.
@@ -146,12 +146,12 @@ def resolve_images(root: str | Path | None, list_file: str | Path | None = None)
     """The images of a folder or of a list file, with their ids.
 
     Args:
-        root: without `list_file`, the folder that is searched, recursively: ids are paths relative to it, sorted. With
-            `list_file`, what relative paths in it are relative to; None stands for the list's own folder.
-        list_file: UTF-8; per line `id<TAB>path`, or a path, which is then the id as well. The order is kept.
+        root: without `list_file`, the folder to search recursively; ids are paths relative to it, sorted. With
+            `list_file`, the folder that its relative paths start from; None is the list's own folder.
+        list_file: UTF-8; each line is `id<TAB>path`, or a path that is also the id. The order is kept.
 
     Returns:
-        (id, file) pairs. Whether the files exist is found out when they are decoded.
+        (id, file) pairs. Missing files are noticed when they are decoded.
 
     Raises:
         UserError: no images, an empty line, or an id that appears twice, naming both lines.
@@ -159,17 +159,17 @@ def resolve_images(root: str | Path | None, list_file: str | Path | None = None)
     if list_file is not None:
         return _images_of_list(Path(list_file), root)
     if root is None or not Path(root).is_dir():
-        raise UserError(f"{root}: is not a folder of images, nor a list file")
-    found = sorted((path.relative_to(root).as_posix(), path) for path in _walk(Path(root)))
-    if not found:
+        raise UserError(f"{root}: is neither a folder of images nor a list file")
+    images = sorted((path.relative_to(root).as_posix(), path) for path in _walk(Path(root)))
+    if not images:
         raise UserError(f"{root}: holds no images ({' '.join(SUFFIXES)})")
-    return found
+    return images
 
 
 def _walk(root: Path) -> Iterable[Path]:
     """All image files below a folder; linked folders are followed, each folder once."""
     seen: set[str] = set()
-    for parent, folders, names in os.walk(root, onerror=_refuse, followlinks=True):
+    for parent, folders, names in os.walk(root, onerror=_raise_unlistable, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # a link that leads back
             folders.clear()
@@ -178,14 +178,14 @@ def _walk(root: Path) -> Iterable[Path]:
         yield from (Path(parent, name) for name in names if name.lower().endswith(SUFFIXES))
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that cannot be listed is not taken for an empty one."""
+def _raise_unlistable(error: OSError) -> None:
+    """Report a folder that cannot be listed, instead of treating it as empty."""
     raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
 def _images_of_list(list_file: Path, root: str | Path | None) -> list[tuple[str, Path]]:
     base = Path(list_file.parent if root is None else root)
-    found: list[tuple[str, Path]] = []
+    images: list[tuple[str, Path]] = []
     first: dict[str, int] = {}
     for number, line in enumerate(read_lines(list_file), 1):
         name, tab, path = line.partition("\t")
@@ -193,7 +193,7 @@ def _images_of_list(list_file: Path, root: str | Path | None) -> list[tuple[str,
             raise UserError(f"{list_file}, line {number}: names no image; write a path, or an id, a tab and a path")
         if first.setdefault(name, number) != number:
             raise UserError(f"{list_file}, line {number}: the id {name!r} is already on line {first[name]}")
-        found.append((name, base / (path if tab else name)))
-    if not found:
+        images.append((name, base / (path if tab else name)))
+    if not images:
         raise UserError(f"{list_file}: lists no images")
-    return found
+    return images

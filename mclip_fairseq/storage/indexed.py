@@ -1,4 +1,4 @@
-"""The `.bin/.idx` pairs of `fairseq-preprocess`, checked before a token is used: nothing in them is taken on trust."""
+"""The `.bin/.idx` pairs of `fairseq-preprocess`, checked completely before a token is used."""
 
 import mmap
 import struct
@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fairseq.data.indexed_dataset import IndexedDataset
 
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import expecting
 
 MMAP_MAGIC, LEGACY_MAGIC = b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQ")
-# fairseq's codes of integer types; its others are no token ids.
+# Magic, version, code of the type, bytes of an element, rows, and number of sizes.
+LEGACY_HEADER = struct.Struct("<8s5Q")
+# fairseq's codes of integer types; its other types cannot hold token ids.
 DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16, 9: np.uint32, 10: np.uint64}
 REMAKE = "make it again with fairseq-preprocess"
 Flat = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]
 
 
 class MappedValues:
-    """What other processes get without its `values`, where these are a mapped file: they map it themselves.
+    """Pickles without its `values` where these are a mapped file: the receiving process maps it again.
 
     Loader processes of a spawned rank receive the data by pickling.
     """
@@ -29,7 +29,7 @@ class MappedValues:
     values: npt.NDArray[Any]
 
     def __getstate__(self) -> dict[str, Any]:
-        """All attributes, with the place of mapped values in place of them."""
+        """All attributes, with the place of mapped values instead of the values."""
         state, values = self.__dict__.copy(), self.values
         base: Any = values.base
         if isinstance(values, np.memmap) and isinstance(base, mmap.mmap):
@@ -51,7 +51,7 @@ def read_indexed(prefix: str | Path) -> Flat:
         prefix: path without the suffix. Both formats of fairseq-preprocess are read, `mmap` without copying.
 
     Raises:
-        UserError: a file is missing, damaged, or of another format.
+        UserError: a file is missing, damaged, or has a different format.
     """
     index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     if not (index.is_file() and data.is_file()):
@@ -61,8 +61,8 @@ def read_indexed(prefix: str | Path) -> Flat:
     if magic == MMAP_MAGIC:
         return _read_mmap(index, data)
     if magic.startswith(LEGACY_MAGIC):
-        return _read_legacy(prefix, index)
-    raise UserError(f"{index}: is no index of fairseq-preprocess; {REMAKE}")
+        return _read_legacy(index, data)
+    raise UserError(f"{index}: is not an index of fairseq-preprocess; {REMAKE}")
 
 
 def _read_mmap(index: Path, data: Path) -> Flat:
@@ -86,25 +86,25 @@ def _read_mmap(index: Path, data: Path) -> Flat:
     return np.memmap(data, dtype=dtype, mode="r", shape=(total // dtype.itemsize,)), sizes
 
 
-def _read_legacy(prefix: str | Path, index: Path) -> Flat:
-    """`--dataset-impl cached` or `lazy`: read as a whole, by fairseq."""
-    with index.open("rb") as stream:
-        stream.seek(32)  # two counts, and three tables of as many numbers follow
-        rows, sizes_count = struct.unpack("<QQ", stream.read(16).ljust(16, b"\0"))
-    if index.stat().st_size != 48 + 8 * (2 * (rows + 1) + sizes_count):
+def _read_legacy(index: Path, data: Path) -> Flat:
+    """The formats of `--dataset-impl cached` and `lazy`, read completely; they store each token id plus 1."""
+    content = index.read_bytes()
+    if len(content) < LEGACY_HEADER.size:
         raise UserError(f"{index}: is truncated or damaged; {REMAKE}")
-    with expecting(index, "an index of fairseq-preprocess"):
-        dataset = IndexedDataset(str(prefix), fix_lua_indexing=True)
-        sizes = np.asarray(dataset.sizes)
-        places = np.concatenate([[0], np.cumsum(sizes)])
-        stored = Path(f"{prefix}.bin").stat().st_size
-        if not (
-            np.array_equal(dataset.dim_offsets, np.arange(len(sizes) + 1))
-            and np.array_equal(dataset.data_offsets, places)
-            and (len(sizes) == 0 or 1 <= sizes.min() <= sizes.max() <= stored)
-            and int(places[-1]) * int(dataset.element_size) == stored
-            and np.dtype(dataset.dtype).itemsize == dataset.element_size
-        ):
-            raise UserError(f"{index}: does not describe the sentences of its .bin file; {REMAKE}")
-        rows = [dataset[number].numpy() for number in range(len(dataset))]
-    return np.concatenate(rows) if rows else np.zeros(0, np.int64), sizes
+    _, version, code, element_size, rows, sizes_count = LEGACY_HEADER.unpack_from(content)
+    if len(content) != LEGACY_HEADER.size + 8 * (2 * (rows + 1) + sizes_count):
+        raise UserError(f"{index}: is truncated or damaged; {REMAKE}")
+    if version != 1 or code not in DTYPES or np.dtype(DTYPES[code]).itemsize != element_size:
+        raise UserError(f"{index}: is not an index of fairseq-preprocess, or is damaged; {REMAKE}")
+    table = np.frombuffer(content, dtype="<i8", offset=LEGACY_HEADER.size)
+    # A row may have several sizes, one per dimension; sentences have one.
+    dim_offsets, data_offsets, sizes = np.split(table, [rows + 1, 2 * (rows + 1)])
+    stored = data.stat().st_size
+    if not (
+        np.array_equal(dim_offsets, np.arange(len(sizes) + 1))
+        and (len(sizes) == 0 or 1 <= sizes.min() <= sizes.max() <= stored)
+        and np.array_equal(data_offsets, np.concatenate([[0], np.cumsum(sizes)]))
+        and int(data_offsets[-1]) * element_size == stored
+    ):
+        raise UserError(f"{index}: does not describe the sentences of its .bin file; {REMAKE}")
+    return np.fromfile(data, dtype=DTYPES[code]).astype(np.int64) - 1, sizes

@@ -22,18 +22,18 @@ DISTRIBUTIONS = {
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:
-    """What any report should say about the run that made it.
+    """What a report says about the run that made it.
 
     Args:
         command: program and arguments, one string each.
 
     Returns:
-        ``command`` (as one would type it), ``time`` (UTC, ISO 8601), ``platform``, and ``versions`` of
-        python, torch, numpy, transformers, fairseq and mclip_fairseq (None where one is not installed).
+        `command` (as typed in a shell), `time` (UTC, ISO 8601), `platform`, and `versions` of python, torch, numpy,
+        transformers, fairseq and mclip_fairseq (None if not installed).
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     versions |= {name: _version(distribution) for name, distribution in DISTRIBUTIONS.items()}
-    versions["mclip_fairseq"] = mclip_fairseq.__version__  # the checkout's
+    versions["mclip_fairseq"] = mclip_fairseq.__version__  # of the checkout, if this is one
     return {
         "command": shlex.join(command),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

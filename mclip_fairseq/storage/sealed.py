@@ -1,8 +1,8 @@
-"""Checkpoint files that are there completely or not at all, and that prove it.
+"""Checkpoint files that are complete or absent, and prove it by a seal.
 
-`torch.save` writes a zip archive, and torch does not look at its checksums when it reads one. A sealed file ends with
-an archive comment that holds the number of updates and the SHA-256 of everything before it: one file, one rename, and
-every program that reads checkpoints still reads it.
+`torch.save` writes a zip archive, and torch ignores its checksums when it reads one. A sealed file ends with an archive
+comment that holds the number of updates and the SHA-256 of everything before it: one file, one rename, and every
+program that reads checkpoints still reads it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import FileIdentity, file_identity
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +36,15 @@ ZIP_END = 22  # bytes of a zip archive's last record, whose last two are the len
 TEMPORARY = ".tmp"
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 ATTEMPTS = 3
+# Files that this process has read completely and found sound.
+_sound: set[FileIdentity] = set()
 
 
 class _SealingStream:
-    """A stream for `torch.save` that hashes what passes and keeps the end of the archive back for the seal."""
+    """A stream for `torch.save` that hashes what passes.
+
+    It holds back the last bytes, the archive's final record: `seal` puts the length of the comment into it.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.digest = stream, hashlib.sha256()
@@ -49,9 +55,9 @@ class _SealingStream:
         view = memoryview(data).cast("B")
         try:
             if len(view) < ZIP_END:
-                held = self.end + bytes(view)
-                self._pass(memoryview(held[:-ZIP_END]))
-                self.end = held[-ZIP_END:]
+                pending = self.end + bytes(view)
+                self._pass(memoryview(pending[:-ZIP_END]))
+                self.end = pending[-ZIP_END:]
             else:
                 self._pass(memoryview(self.end))
                 self._pass(view[:-ZIP_END])
@@ -62,7 +68,7 @@ class _SealingStream:
         return len(view)
 
     def flush(self) -> None:
-        """Nothing: the file is flushed once, at its end."""
+        """Do nothing: the file is flushed once, at its end."""
 
     def seal(self, updates: int) -> None:
         """Write the end of the archive with the seal as its comment."""
@@ -80,11 +86,11 @@ def save_sealed(state: Any, path: str | Path, updates: int = 0) -> None:
 
     Args:
         state: what `torch.save` takes.
-        path: the checkpoint; an older one of this name stays until the new one is complete.
+        path: the checkpoint; an older one of this name remains until the new one is complete.
         updates: parameter updates it holds, which `sealed_updates` reads without loading it.
 
     Raises:
-        UserError: it cannot be written, such as on a full disk; what was there before is untouched.
+        UserError: it cannot be written, such as on a full disk; an older file is untouched.
     """
 
     def write(stream: BinaryIO) -> None:
@@ -101,18 +107,18 @@ def save_sealed(state: Any, path: str | Path, updates: int = 0) -> None:
 
 
 def copy_sealed(source: str | Path, target: str | Path) -> None:
-    """Copy a checkpoint so that the target is there completely or not at all; see `save_sealed`."""
+    """Copy a checkpoint so that the target is complete or absent; see `save_sealed`."""
 
     def write(stream: BinaryIO) -> None:
         with Path(source).open("rb") as original:
             shutil.copyfileobj(original, stream, 1 << 22)
 
-    # A hard link would be cheaper, but whoever overwrites one file in place would then change both.
+    # A hard link would be cheaper, but overwriting one file in place would then change both.
     _place(Path(target), write)
 
 
 def _place(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Fill a temporary file beside ``path``, bring it to the disk and rename it; try again after a passing fault."""
+    """Fill a temporary file beside `path`, flush it to the disk and rename it; retry after a transient fault."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with _temporary(path) as stream:
@@ -130,7 +136,7 @@ def _place(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` at the end, and disappears after an error."""
+    """A new file that replaces `path` at the end, and is removed after an error."""
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with temporary.open("wb") as stream:
@@ -146,7 +152,7 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_directory(folder: Path) -> None:
-    """Bring the names of a directory to the disk, where the system can."""
+    """Flush the names in a directory to the disk, on systems that can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -156,24 +162,35 @@ def _sync_directory(folder: Path) -> None:
 
 
 def sealed_updates(path: str | Path) -> int | None:
-    """Updates that the seal of a file states; None where there is no seal. Only the end of the file is read."""
-    found = _read_seal(Path(path))
-    return None if found is None else found[0]
+    """Updates that the seal of a file states; None without a seal. Only the end of the file is read."""
+    seal = _read_seal(Path(path))
+    return None if seal is None else seal[0]
 
 
 def damage(path: str | Path) -> str:
     """Why a checkpoint file cannot be trusted, in a few words; empty where it can.
 
-    A sealed file is hashed. Of another zip archive (one that fairseq or an older version wrote) the checksums of the
-    members are compared; a file in torch's format before zip archives shows its damage only when it is loaded.
+    A sealed file is hashed. In another zip archive (of fairseq or an older version) the checksums of its members
+    are compared; a file in torch's format before zip archives shows its damage only when it is loaded. A file that this
+    process has found sound is not read again while its size, times and inode stay the same.
     """
     path = Path(path)
+    began, identity = time.time_ns(), file_identity(path)
+    if identity is not None and identity in _sound:
+        return ""
+    reason = _find_damage(path)
+    if not reason and identity is not None and identity.is_settled(began):
+        _sound.add(identity)
+    return reason
+
+
+def _find_damage(path: Path) -> str:
     try:
         if path.stat().st_size == 0:
             return "it is empty"
-        found = _read_seal(path)
-        if found is not None:
-            return "" if found[1] == _hash_before_seal(path) else "its bytes are not those that were written"
+        seal = _read_seal(path)
+        if seal is not None:
+            return "" if seal[1] == _hash_before_seal(path) else "its bytes are not those that were written"
         with path.open("rb") as stream:
             if not zipfile.is_zipfile(stream):
                 return "it is truncated or not a checkpoint" if _starts_like_zip(path) else ""
@@ -196,8 +213,8 @@ def _read_seal(path: Path) -> tuple[int, str] | None:
     with path.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(size - SEAL_LENGTH, 0))
-        found = SEAL.match(stream.read())
-    return None if found is None else (int(found[1]), found[2].decode())
+        seal = SEAL.match(stream.read())
+    return None if seal is None else (int(seal[1]), seal[2].decode())
 
 
 def _hash_before_seal(path: Path) -> str:

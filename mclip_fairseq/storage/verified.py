@@ -1,7 +1,7 @@
-"""Which files of a feature directory have been verified and not been touched since, so that no run reads them twice.
+"""Which files of a feature directory have been verified and not changed since, so that no run reads them twice.
 
-The record lies in the user's cache and holds what the file system says of each file. Whoever changes a file changes
-that, and so does a copy: the file is verified anew.
+The record is in the user's cache and holds what the file system says of each file. Any change to a file, including a
+copy, changes its size, times or inode, and it is checked again.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.storage.files import read_json, write_bytes
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import FileIdentity, file_identity, read_json, write_bytes
 
-# A file that was written this shortly before could be written again without a sign: clocks of file systems are coarse.
-SETTLED_NS = 2_000_000_000
 Hashes = Mapping[str, str]
 
 
 class Verification:
-    """One verification of a directory; made before the files are read.
+    """One verification of a directory; create it before the files are read.
 
     Args:
         folder: the directory.
-        expected: file name -> SHA-256 that the manifest says; empty where nothing is to be verified.
+        expected: file name -> SHA-256 in the manifest; empty if nothing is to be verified.
 
     Attributes:
         due: names of the files that must be read.
@@ -37,16 +36,26 @@ class Verification:
         self.folder = folder
         self.expected = expected
         self.began = time.time_ns()
-        self.entries: dict[str, list[Any]] = {
-            name: [sha256, *_signs(folder / name)] for name, sha256 in expected.items()
-        }
+        self.identities = {name: file_identity(folder / name) for name in expected}
         self.record = record_of(folder)
         known = _read_record(self.record)
-        self.due = {name for name, entry in self.entries.items() if len(entry) == 1 or known.get(name) != entry}
+        self.due = {
+            name
+            for name, identity in self.identities.items()
+            if identity is None or known.get(name) != self._entry(name, identity)
+        }
+
+    def _entry(self, name: str, identity: FileIdentity) -> list[Any]:
+        """What the record says of a file; devices are left out, because a restart may number them differently."""
+        return [self.expected[name], *identity[:4]]
 
     def remember(self) -> None:
-        """Note that all files are what they should be; without a cache that can be written to, nothing is noted."""
-        settled = {name: entry for name, entry in self.entries.items() if max(entry[2:4]) < self.began - SETTLED_NS}
+        """Record all files as verified; if the cache cannot be written to, nothing is recorded."""
+        settled = {
+            name: self._entry(name, identity)
+            for name, identity in self.identities.items()
+            if identity is not None and identity.is_settled(self.began)
+        }
         if not (self.due & settled.keys()):
             return
         with contextlib.suppress(OSError):
@@ -55,24 +64,15 @@ class Verification:
 
 
 def record_of(folder: Path) -> Path:
-    """Where the record of a directory lies: below `MCLIP_CACHE`, by default `~/.cache/mclip_fairseq`."""
+    """The record of a directory: below `MCLIP_CACHE`, by default `~/.cache/mclip_fairseq`."""
     cache = os.environ.get("MCLIP_CACHE") or os.path.expanduser("~/.cache/mclip_fairseq")
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
     return Path(cache) / "verified" / f"{name}.json"
 
 
-def _signs(path: Path) -> list[int]:
-    """Size, times of the last change of the content and of the entry, and number of a file; empty without a file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return []
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-
-
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = read_json(path)
-    except (OSError, ValueError):  # there is none, or it is damaged: then everything is due
+    except UserError:  # it is missing or damaged: then everything is due
         return {}
     return record if isinstance(record, dict) else {}

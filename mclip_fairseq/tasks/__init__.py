@@ -1,9 +1,5 @@
 """fairseq tasks: what a training step sees. Importing this package registers the plugin, because fairseq does."""
 
-from mclip_fairseq.compat import import_fairseq
-
-import_fairseq()
-
-from mclip_fairseq.registration import register  # noqa: E402
+from mclip_fairseq.registration import register
 
 register()

@@ -4,21 +4,23 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from corpora.images import ImageFolder
 from corpora.output import Output
 from corpora.text import one_line
 from mclip_fairseq.storage.errors import UserError
 
 TRAIN = "train"
-# No white space, nothing that a terminal obeys, and no half of a character, which JSON may hold and UTF-8 may not.
+# No white space, no control characters, and no lone surrogates, which JSON may hold and UTF-8 cannot encode.
 SAFE_NAME = re.compile(r"(?!/)[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 TEXTS = "texts.en.tsv"
-# Splits whose English captions the teacher reads.
-TAUGHT = (TRAIN, "valid")
+# Splits whose English captions the teacher encodes.
+TEACHER_SPLITS = (TRAIN, "valid")
 IMAGES = "images.tsv"
-Counts = Mapping[tuple[str, str], tuple[int | None, int | None]]
+PUBLISHED_EMPTY = "empty in the published file"
+Group = tuple[str, str]
+Counts = Mapping[Group, tuple[int | None, int | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +30,10 @@ class Caption:
     Attributes:
         split: for example "train" or "test_2016_flickr".
         language: its code.
-        image: id of the image, unique in the data set: the name of its file.
-        text: as the source has it.
-        place: where that is, for messages.
-        paths: where the image may lie below the folder of images, the usual place first; none if it is known to be
-            missing.
+        image: id of the image, unique in the dataset: the name of its file.
+        text: as in the source.
+        place: where it is in the source, for messages.
+        paths: where the image may be below the image folder, the usual place first; none if it is known to be missing.
     """
 
     split: str
@@ -43,81 +44,68 @@ class Caption:
     paths: tuple[str, ...]
 
 
-class ImageFolder:
-    """Where the images are.
+@dataclass(frozen=True)
+class Skipping:
+    """Which captions may be left out.
 
-    Args:
-        root: the folder, or None: then nothing is looked for.
-        remember: look for an image only once; not needed where every caption has an image of its own.
+    Attributes:
+        budget: how many may be empty or lack their image, in the splits below.
+        splits: where the budget applies; elsewhere a caption is never left out.
+        known_empty: (language, image) of captions that the published set itself has empty, in any split; they do not
+            count against the budget.
     """
 
-    def __init__(self, root: Path | None, remember: bool = True) -> None:
-        self.root = root
-        self.remember = remember
-        self.known: dict[str, str | None] = {}
-
-    def path(self, caption: Caption) -> str | None:
-        """The image's path below the folder, or None when it is not there."""
-        if not self.remember:
-            return self._find(caption.paths)
-        if caption.image not in self.known:
-            self.known[caption.image] = self._find(caption.paths)
-        return self.known[caption.image]
-
-    def _find(self, paths: tuple[str, ...]) -> str | None:
-        root = self.root
-        if root is None or not paths:
-            return paths[0] if paths else None
-        return next((path for path in paths if (root / path).is_file()), None)
+    budget: int = 0
+    splits: frozenset[str] = frozenset()
+    known_empty: frozenset[tuple[str, str]] = frozenset()
 
 
 class CaptionWriter:
-    """Writes `SPLIT.LANG`, `SPLIT.LANG.ids`, `images.tsv` and, of English, `texts.en.tsv`.
+    """Writes `SPLIT.LANG`, `SPLIT.LANG.ids`, `images.tsv` and, for English, `texts.en.tsv`.
 
-    An `.ids` line is the image id; of English captions of the splits that are trained and validated on, followed by a
-    tab and the caption's id in `texts.en.tsv`, from which the teacher's text features are made.
+    A line of `.ids` is the image id. English captions of train and valid also have, after a tab, their id in
+    `texts.en.tsv`, from which the teacher's text features are made.
 
     Args:
         output: where they go.
         images: where the images are.
-        budget: captions that may be left out because they are empty or their image is missing.
-        skippable: splits in which the budget counts; in others a caption is never left out.
+        skipping: which captions may be left out.
     """
 
-    def __init__(
-        self, output: Output, images: ImageFolder, budget: int = 0, skippable: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, output: Output, images: ImageFolder, skipping: Skipping) -> None:
         self.output = output
         self.images = images
-        self.budget = budget
-        self.skippable = skippable
-        self.lines: Counter[tuple[str, str]] = Counter()
-        # Image ids in the order in which they came, per split and language.
-        self.order: dict[tuple[str, str], dict[str, None]] = {}
+        self.skipping = skipping
+        self.lines: Counter[Group] = Counter()
+        # Image ids in the order in which they came, per split and language; a dict is an ordered set.
+        self.order: dict[Group, dict[str, None]] = {}
         self.listed: set[str] = set()
         self.image_count = 0
         self.left_out: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
+        self.published_empty: Counter[Group] = Counter()
+        self.published_empty_names: list[str] = []
 
     def write(self, captions: Iterable[Caption]) -> None:
         """Write all captions.
 
         Raises:
-            UserError: an empty caption or a missing image that the budget does not allow for, a name that no image
-                can have, or no caption at all.
+            UserError: an empty caption or a missing image beyond what may be left out, an invalid image name, or no
+                caption at all.
         """
         for caption in captions:
             if not SAFE_NAME.fullmatch(caption.image) or ".." in caption.image:
-                raise UserError(f"{caption.place}: {caption.image!r} is no name that an image can have")
+                raise UserError(f"{caption.place}: {caption.image!r} is not a valid image name")
             text = one_line(caption.text)
-            path = self.images.path(caption)
-            if path is None:
-                where = f" at {caption.paths[0]} below {self.images.root}" if caption.paths else ""
-                self._leave_out(caption, "missing image", f"the image {caption.image} is not there{where}")
-            elif not text:
-                self._leave_out(caption, "empty", f"the caption of {caption.image} is empty")
-            else:
+            path = self.images.path(caption.image, caption.paths)
+            if not text and (caption.language, caption.image) in self.skipping.known_empty:
+                self._leave_out_published_empty(caption)
+            elif path is None:
+                self._leave_out(caption, "missing image", self.images.why_missing(caption.image, caption.paths))
+            elif text:
                 self._write(caption, text, path)
+            else:
+                self._leave_out(caption, "empty", f"the caption of {caption.image} is empty")
         if not self.lines:
             raise UserError("the source files hold no caption of the chosen splits and languages")
 
@@ -125,10 +113,10 @@ class CaptionWriter:
         group = (caption.split, caption.language)
         name = f"{caption.split}.{caption.language}"
         identifier = caption.image
-        if caption.language == "en" and caption.split in TAUGHT:
+        if caption.language == "en" and caption.split in TEACHER_SPLITS:
             identifier = f"{caption.image}\t{caption.split}/{self.lines[group]}"
-            self.output.write(TEXTS, f"{caption.split}/{self.lines[group]}\t{text}")
-        self.output.write(name, text)
+            self.output.write(TEXTS, f"{caption.split}/{self.lines[group]}\t{text}", caption.place)
+        self.output.write(name, text, caption.place)
         self.output.write(f"{name}.ids", identifier)
         self.lines[group] += 1
         if self.images.remember:
@@ -139,15 +127,25 @@ class CaptionWriter:
         self.image_count += 1
         self.output.write(IMAGES, f"{caption.image}\t{path}")
 
+    def _leave_out_published_empty(self, caption: Caption) -> None:
+        self.published_empty[caption.split, caption.language] += 1
+        self.published_empty_names.append(f"{caption.split}.{caption.language} {caption.image}")
+        self.left_out[PUBLISHED_EMPTY] += 1
+        self.examples.setdefault(PUBLISHED_EMPTY, f"{caption.place}: the caption of {caption.image}")
+
     def _leave_out(self, caption: Caption, reason: str, message: str) -> None:
         self.left_out[reason] += 1
         self.examples.setdefault(reason, f"{caption.place}: {message}")
-        if caption.split not in self.skippable or self.left_out.total() > self.budget:
-            allowed = "" if caption.split not in self.skippable else f" (--skip-budget {self.budget} is used up)"
-            raise UserError(f"{caption.place}: {message}{allowed}")
+        if caption.split not in self.skipping.splits:
+            remedy = "; fix the source"
+            if reason == "empty":
+                remedy = f"; if the published file has it empty, give --known-empty {caption.language}:{caption.image}"
+            raise UserError(f"{caption.place}: {message}{remedy}")
+        if self.left_out.total() - self.left_out[PUBLISHED_EMPTY] > self.skipping.budget:
+            raise UserError(f"{caption.place}: {message} (--skip-budget {self.skipping.budget} is used up)")
 
     def write_folds(self, split: str, size: int) -> dict[str, int] | None:
-        """Write `SPLIT.folds.tsv`, runs of consecutive images, where the split divides into several of that size."""
+        """Write `SPLIT.folds.tsv`, runs of `size` consecutive images, if the split divides into several."""
         images = next((list(order) for (name, _), order in self.order.items() if name == split), [])
         if len(images) < 2 * size or len(images) % size:
             return None
@@ -168,22 +166,47 @@ class CaptionWriter:
             }
         return described
 
-    def _images_of(self, group: tuple[str, str]) -> int:
+    def _images_of(self, group: Group) -> int:
         return len(self.order.get(group, ())) if self.images.remember else self.lines[group]
 
-    def check(self, expected: Counts) -> None:
-        """Compare with the published counts.
+    def check_counts(self, expected: Counts) -> None:
+        """Compare with the published counts, less the captions that the published files have empty.
 
         Raises:
-            UserError: another number of captions or images.
+            UserError: the numbers of captions or images differ.
         """
-        for group, (lines, images) in expected.items():
-            for what, wanted, found in (
-                ("captions", lines, self.lines[group]),
-                ("images", images, self._images_of(group)),
-            ):
-                if self.lines[group] and wanted is not None and found != wanted:
+        for group, published in expected.items():
+            counts = self.lines[group], self._images_of(group)
+            for what, wanted, count in zip(("captions", "images"), published, counts, strict=True):
+                # A caption left out takes its image along only if the image has no other caption.
+                least = (wanted or 0) - self.published_empty[group]
+                fits = count == least if what == "captions" else least <= count <= (wanted or 0)
+                if self.lines[group] and wanted is not None and not fits:
                     raise UserError(
-                        f"{'.'.join(group)}: {found} {what} where {wanted} were published; look for what is missing "
+                        f"{'.'.join(group)}: has {count} {what}, but {wanted} were published; look for what is missing "
                         "or, if you use a part on purpose, give --expect-counts no"
                     )
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says about images, splits and what was left out."""
+        facts: dict[str, Any] = {
+            "images": {"list": IMAGES, "count": self.image_count, "checked": self.images.root is not None},
+            "splits": self.splits(),
+            "left_out": {reason: [count, self.examples[reason]] for reason, count in self.left_out.items()},
+        }
+        if self.published_empty_names:
+            facts["published_empty"] = self.published_empty_names
+        return facts
+
+    def summary(self) -> str:
+        """Counts, one line per split and language, and what was left out."""
+        lines = [f"{self.output.folder}: {self.image_count} images"]
+        for split, languages in self.splits().items():
+            lines += [
+                f"  {split}.{lang}: {it['lines']} captions of {it['images']} images" for lang, it in languages.items()
+            ]
+        lines += [
+            f"  left out, {reason}: {count}; first {self.examples[reason]}" for reason, count in self.left_out.items()
+        ]
+        lines += [f"  left out, {PUBLISHED_EMPTY}: {name}" for name in self.published_empty_names[1:]]
+        return "\n".join(lines)

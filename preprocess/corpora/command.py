@@ -1,34 +1,35 @@
-"""The command line that all scripts of captions have, from the options to the manifest."""
+"""The command line that all caption scripts share, from the options to the manifest."""
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from corpora.captions import IMAGES, TRAIN, Caption, CaptionWriter, Counts, ImageFolder
+from corpora.captions import TRAIN, Caption, CaptionWriter, Counts, Skipping
+from corpora.images import ImageFolder
 from corpora.output import Output
-from corpora.sources import Sources, existing
+from corpora.sources import Sources, check_folder
+from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.storage.errors import UserError
 
 Options = argparse.Namespace
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A data set of captions.
+    """A dataset of captions.
 
     Attributes:
-        name: as its paper calls it; or a function of the options that returns it, where they choose between variants
-            that give other numbers.
-        add_options: adds what names the source files.
-        read: yields the captions; it registers every file it reads.
-        expected: (split, language) -> published numbers of captions and images, None where not sure; or a function of
-            the options that returns them.
-        notes: what an evaluation on it must know.
+        name: as in its paper, or a function of the options if they choose between variants with different numbers.
+        add_options: adds the options that name the source files.
+        read: yields the captions, and registers every file it reads.
+        expected: (split, language) -> published numbers of captions and images, None if unsure; or a function of the
+            options that returns them.
+        notes: what an evaluation on the set must know.
         folds: split -> images per fold.
         skippable: splits in which captions may be left out (--skip-budget).
-        own_images: every caption has an image of its own, of which none need be remembered.
+        known_empty: (language, image) of captions that the published files have empty.
+        own_images: every caption has its own image, so images need not be remembered.
     """
 
     name: str | Callable[[Options], str]
@@ -38,38 +39,39 @@ class Corpus:
     notes: tuple[str, ...] = ()
     folds: Mapping[str, int] = field(default_factory=dict)
     skippable: frozenset[str] = frozenset({TRAIN})
+    known_empty: frozenset[tuple[str, str]] = frozenset()
     own_images: bool = False
 
 
 def start_parser(doc: str | None, script: str) -> argparse.ArgumentParser:
-    """A parser with the options of all scripts."""
+    """A parser with the options of all dataset scripts."""
     parser = argparse.ArgumentParser(
         prog=script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write")
     parser.add_argument(
-        "--expect-counts", choices=("yes", "no"), default="yes", help="refuse other counts than the published (yes)"
+        "--expect-counts",
+        choices=("yes", "no"),
+        default="yes",
+        help="stop if the numbers of captions and images differ from the published ones (default: yes)",
     )
     parser.add_argument(
-        "--checksums", type=Path, metavar="FILE", help="hashes of the sources, as sha256sum writes them"
+        "--checksums", type=Path, metavar="FILE", help="expected hashes of the sources, in the format of sha256sum"
     )
     return parser
 
 
-def guarded(script: str, work: Callable[[], str]) -> int:
-    """Do the work and print its last word; 0, or 2 after one sentence when something cannot be used."""
-    try:
-        print(work())
-    except (ValueError, OSError) as error:
-        print(f"{script}: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def run(corpus: Corpus, doc: str | None, script: str, argv: Sequence[str] | None = None) -> int:
-    """Run the script of a corpus of captions; returns the exit status."""
+def run_corpus(corpus: Corpus, doc: str | None, script: str, argv: Sequence[str] | None = None) -> int:
+    """Run the script of a dataset of captions; returns the exit status."""
     parser = start_parser(doc, script)
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of the images: then each must be there")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="image folder; then every image must exist")
+    parser.add_argument(
+        "--known-empty",
+        nargs="+",
+        default=[],
+        metavar="LANG:IMAGE",
+        help="captions that the published file has empty: leave them out and list them in the manifest",
+    )
     if corpus.skippable:
         splits = ", ".join(sorted(corpus.skippable))
         parser.add_argument(
@@ -77,53 +79,42 @@ def run(corpus: Corpus, doc: str | None, script: str, argv: Sequence[str] | None
             type=int,
             default=0,
             metavar="N",
-            help=f"captions of {splits} that may be left out, being empty or without image (0)",
+            help=(
+                f"how many captions of {splits} may be left out because they are empty or lack their image (default: 0)"
+            ),
         )
     corpus.add_options(parser)
     options = parser.parse_args(argv)
-    return guarded(script, lambda: write_corpus(corpus, options, script))
+    return run_main(script, lambda: print(write_corpus(corpus, options, script)))
 
 
 def write_corpus(corpus: Corpus, options: Options, script: str) -> str:
-    """Read and write everything; returns what to tell the user."""
+    """Read and write everything; returns a summary for the user."""
     sources = Sources(options.checksums)
-    root = None if options.images is None else existing(options.images)
+    root = None if options.images is None else check_folder(options.images)
     name = corpus.name(options) if callable(corpus.name) else corpus.name
+    known_empty = corpus.known_empty | parse_known_empty(options.known_empty)
+    skipping = Skipping(getattr(options, "skip_budget", 0), corpus.skippable, known_empty)
     with Output(options.output, name) as output:
-        images = ImageFolder(root, remember=not corpus.own_images)
-        writer = CaptionWriter(output, images, getattr(options, "skip_budget", 0), corpus.skippable)
+        writer = CaptionWriter(output, ImageFolder(root, remember=not corpus.own_images), skipping)
         writer.write(corpus.read(options, sources))
         if options.expect_counts == "yes":
-            writer.check(corpus.expected(options) if callable(corpus.expected) else corpus.expected)
+            writer.check_counts(corpus.expected(options) if callable(corpus.expected) else corpus.expected)
         folds = {split: writer.write_folds(split, size) for split, size in corpus.folds.items()}
-        folds = {split: fold for split, fold in folds.items() if fold}
-        output.finish(facts(corpus, writer, sources, folds, script), sources.paths)
-    return summary(options.output, writer)
+        facts = {"script": f"preprocess/{script}", "sources": sources.described(), **writer.facts()}
+        facts |= {"folds": {split: fold for split, fold in folds.items() if fold}, "notes": list(corpus.notes)}
+        output.finish(facts, sources.paths)
+    return writer.summary()
 
 
-def facts(
-    corpus: Corpus, writer: CaptionWriter, sources: Sources, folds: Mapping[str, Any], script: str
-) -> dict[str, Any]:
-    """The manifest, but for the name."""
-    return {
-        "script": f"preprocess/{script}",
-        "sources": sources.described(),
-        "images": {"list": IMAGES, "count": writer.image_count, "checked": writer.images.root is not None},
-        "splits": writer.splits(),
-        "folds": folds,
-        "left_out": {reason: [count, writer.examples[reason]] for reason, count in writer.left_out.items()},
-        "notes": list(corpus.notes),
-    }
+def parse_known_empty(names: Sequence[str]) -> frozenset[tuple[str, str]]:
+    """(language, image) of `LANG:IMAGE`.
 
-
-def summary(folder: Path, writer: CaptionWriter) -> str:
-    """Counts, one line per split and language."""
-    lines = [f"{folder}: {writer.image_count} images"]
-    for split, languages in writer.splits().items():
-        lines += [
-            f"  {split}.{lang}: {it['lines']} captions of {it['images']} images" for lang, it in languages.items()
-        ]
-    lines += [
-        f"  left out, {reason}: {count}; first {writer.examples[reason]}" for reason, count in writer.left_out.items()
-    ]
-    return "\n".join(lines)
+    Raises:
+        UserError: a name has a different form.
+    """
+    pairs = {name: name.partition(":") for name in names}
+    for name, (language, _, image) in pairs.items():
+        if not (language and image):
+            raise UserError(f"--known-empty {name}: write it as LANG:IMAGE, such as el:wit-test_6139")
+    return frozenset((language, image) for language, _, image in pairs.values())

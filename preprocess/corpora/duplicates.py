@@ -16,8 +16,8 @@ Mask = npt.NDArray[np.bool_]
 class Duplicates:
     """Finds which keys came before, on disk.
 
-    Keys are written as they come. `masks` sorts them into parts by their value, each of at most about `window` keys,
-    finds the repeated ones of a part in memory, and sorts their rows into windows again.
+    Keys are appended to a file. `masks` scatters them by value into parts of at most about `window` keys, finds the
+    repeated keys of a part in memory, and scatters their rows back into windows.
 
     Args:
         folder: an empty directory for temporary files, 40 bytes per key at most.
@@ -36,11 +36,11 @@ class Duplicates:
         self.count += len(keys)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the file of keys."""
         self.keys.close()
 
     def masks(self) -> Iterator[Mask]:
-        """Per window of keys, in order: which of them came before."""
+        """For each window of keys, in order: which of them came before."""
         self.keys.close()
         windows = -(-self.count // self.window)
         parts = self._scatter_keys(windows)
@@ -54,7 +54,7 @@ class Duplicates:
             yield mask
 
     def _scatter_keys(self, parts: int) -> list[Path]:
-        """Sort keys with their rows into parts by value; equal keys come into the same part, in order."""
+        """Scatter keys and their rows into parts by value: equal keys reach the same part, in order."""
         start = 0
         with (self.folder / "keys").open("rb") as stream:
             while len(keys := np.fromfile(stream, dtype=KEY, count=self.window)):
@@ -66,10 +66,11 @@ class Duplicates:
         return [path for number in range(parts) if (path := self.folder / f"keys.{number}").is_file()]
 
     def _scatter_repeated(self, parts: list[Path]) -> None:
-        """Find the repeated keys of every part, and sort their rows into windows."""
+        """Find the repeated keys of every part, and scatter their rows into windows."""
         for path in parts:
             rows = np.fromfile(path, dtype=ROW)
             path.unlink()
+            # The stable sort keeps the first occurrence first, so every later equal key is a repetition.
             rows = rows[np.argsort(rows["key"], kind="stable")]
             repeated = rows["row"][1:][rows["key"][1:] == rows["key"][:-1]]
             self._append("rows", repeated, repeated // self.window)

@@ -1,9 +1,8 @@
-"""Reading files of others as streams: lines, JSON and tables; every error names the file and the line."""
+"""Streaming readers for downloads: lines, JSON and tables of bounded memory; every error names the file and line."""
 
 import bz2
 import csv
 import gzip
-import hashlib
 import json
 import lzma
 import zipfile
@@ -13,43 +12,45 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fields import has_type
+from mclip_fairseq.storage.files import BOMB_BYTES, BOMB_RATIO
 
 MAX_LINE = 16 << 20
 MAX_JSON = 256 << 20
-# Lists and objects take a hundred bytes each where the file may have three; the largest data set has 1.6 million.
+# A list or object takes a hundred bytes of memory but as few as three in the file; the largest data set has 1.6
+# million.
 MAX_CONTAINERS = 4_000_000
-MAX_HELD = 256 << 20
-# Text packs 3 to 20 times, images hardly; what is larger than this and packs better than that is a decompression bomb.
-BOMB_BYTES, BOMB_RATIO = 64 << 20, 200
+MAX_LOADED = 256 << 20
 BOM = b"\xef\xbb\xbf"
+UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-# RuntimeError is an archive's password, and NotImplementedError, which it includes, a method that is not known.
+# zipfile raises RuntimeError for encrypted archives and its subclass NotImplementedError for unknown methods.
 UNREADABLE = (OSError, EOFError, MemoryError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 T = TypeVar("T")
 
 
 def open_bytes(path: Path) -> Any:
-    """A plain, `.gz`, `.bz2` or `.xz` file as a binary stream."""
+    """Open a plain, `.gz`, `.bz2` or `.xz` file as a binary stream."""
     return OPENERS.get(path.suffix, open)(path, "rb")
 
 
-def unreadable(path: Path, error: BaseException) -> ValueError:
-    """What to say of a file that the system or its compression refuses."""
-    return ValueError(
+def unreadable(path: Path, error: BaseException) -> UserError:
+    """The error for a file that the system or its compression cannot read."""
+    return UserError(
         f"{path}: cannot be read: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
     )
 
 
-def most_unpacked(path: Path) -> int:
-    """Bytes that a compressed file, or an archive, may honestly unpack to."""
+def unpacked_limit(path: Path) -> int:
+    """Bytes that a compressed file or an archive may unpack to before it counts as a decompression bomb."""
     return max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size)
 
 
-def plain_files(paths: Iterable[Path]) -> None:
-    """Refuse what a program that reads plain text cannot read.
+def check_plain_files(paths: Iterable[Path]) -> None:
+    """Check the input of a program that reads plain text.
 
     Raises:
-        UserError: a file is not there, or is compressed.
+        UserError: a file is missing or compressed.
     """
     for path in paths:
         if not path.is_file():
@@ -59,17 +60,23 @@ def plain_files(paths: Iterable[Path]) -> None:
 
 
 def split_lines(stream: Any, name: object) -> Iterator[bytes]:
-    """Lines of a binary stream without their ends, split at line feeds only; a byte order mark is no text.
+    """Lines of a binary stream without line ends or byte order mark, split at line feeds only.
 
     Raises:
-        UserError: a line so long that the file cannot be text.
+        UserError: a line is too long for a text file, or the file has old Macintosh line ends.
     """
     number = 0
     while raw := cast(bytes, stream.readline(MAX_LINE + 1)):
         number += 1
         if len(raw) > MAX_LINE:
-            raise UserError(f"{name}, line {number}: is longer than {MAX_LINE} bytes; this is no text file")
-        yield (raw.removeprefix(BOM) if number == 1 else raw).removesuffix(b"\n").removesuffix(b"\r")
+            raise UserError(f"{name}, line {number}: is longer than {MAX_LINE} bytes; check that it is a text file")
+        line = (raw.removeprefix(BOM) if number == 1 else raw).removesuffix(b"\n").removesuffix(b"\r")
+        # A file without a single line feed would otherwise count as one line, one long caption.
+        if number == 1 and b"\r" in line and not raw.endswith(b"\n"):
+            raise UserError(
+                f"{name}, line 1: has carriage returns but no line feeds; convert the line ends to Unix ones"
+            )
+        yield line
 
 
 def raw_lines(path: Path) -> Iterator[bytes]:
@@ -86,10 +93,16 @@ def raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def decode(raw: bytes, place: str) -> str:
-    """UTF-8 or an error that names the place."""
+    """Decode UTF-8.
+
+    Raises:
+        UserError: naming the place.
+    """
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
+        if raw.startswith(UTF16_BOMS):
+            raise UserError(f"{place}: is not UTF-8 but UTF-16; convert the file") from error
         raise UserError(f"{place}: is not UTF-8 (byte {error.start + 1} of the line); convert the file") from error
 
 
@@ -100,69 +113,76 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
         yield place, decode(raw, place)
 
 
-def held_lines(path: Path) -> list[tuple[str, str]]:
-    """All `numbered_lines` of a file of moderate size, compressed or not.
+def load_lines(path: Path) -> list[tuple[str, str]]:
+    """All `numbered_lines` of a file, compressed or not.
 
     Raises:
-        UserError: it is so long that it would fill the memory.
+        UserError: they would fill the memory.
     """
-    held, size = [], 0
+    lines, size = [], 0
     for place, line in numbered_lines(path):
-        # Of empty lines too, place and object take memory.
+        # An empty line costs memory too: its place and its objects.
         size += len(line) + 100
-        if size > MAX_HELD:
-            raise UserError(f"{place}: no file of this data set has as many lines; download it again")
-        held.append((place, line))
-    return held
+        if size > MAX_LOADED:
+            raise UserError(f"{place}: no file of this dataset has this many lines; download it again")
+        lines.append((place, line))
+    return lines
 
 
 def open_member(path: Path, name: str) -> Any:
-    """A file of a zip archive, in whichever folder of it, as a binary stream.
+    """Open a file of a zip archive as a binary stream, in whichever folder of the archive it is.
 
     Raises:
-        UserError: it is not there, or there twice.
+        UserError: the archive does not hold exactly one such file.
     """
     try:
         archive = zipfile.ZipFile(path)
     except (ValueError, *UNREADABLE) as error:
         raise unreadable(path, error) from error
-    found = [member for member in archive.namelist() if PurePosixPath(member).name == name]
-    if len(found) != 1:
-        raise UserError(f"{path}: holds {len(found)} files {name}; give that file itself")
-    return archive.open(found[0])
+    members = [member for member in archive.namelist() if PurePosixPath(member).name == name]
+    if len(members) != 1:
+        raise UserError(f"{path}: holds {len(members)} files {name}; give that file itself")
+    return archive.open(members[0])
 
 
 def read_bounded(path: Path, name: str) -> bytes:
-    """The content of a file, compressed or not, or of a file in a zip archive, as far as its size is credible.
+    """Read a file, compressed or not, or a file of a zip archive.
 
     Raises:
-        UserError: it is not, or the file cannot be read.
+        UserError: the file cannot be read, or is larger than any file of these datasets.
     """
     try:
-        limit = min(MAX_JSON, most_unpacked(path))
+        limit = min(MAX_JSON, unpacked_limit(path))
         with open_member(path, name) if path.suffix == ".zip" else open_bytes(path) as stream:
             data = cast(bytes, stream.read(limit + 1))
     except UNREADABLE as error:
         raise unreadable(path, error) from error
     if len(data) > limit:
-        raise UserError(f"{path}: is larger than {limit} bytes, which no file of this data set is; download it again")
+        raise UserError(
+            f"{path}: is larger than {limit} bytes; no file of this dataset is that large; download it again"
+        )
     return data
 
 
-def read_json(path: Path, drop: frozenset[str] = frozenset(), name: str = "") -> Any:
-    """A JSON file of bounded size.
+def read_large_json(path: Path, drop: frozenset[str] = frozenset(), name: str = "") -> Any:
+    """Read a JSON file of bounded size.
+
+    `mclip_fairseq.storage.files.read_json` is for small files that this project wrote itself.
 
     Args:
         path: the file, compressed or not, or a zip archive.
+        drop: keys to forget wherever they occur, to save memory.
         name: of the file in the archive.
-        drop: keys that are forgotten wherever they occur, to save memory.
 
     Raises:
-        UserError: unreadable, too large, or not JSON.
+        UserError: the file cannot be read, is too large, or is not JSON.
     """
     data = read_bounded(path, name)
     if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
-        raise UserError(f"{path}: has more than {MAX_CONTAINERS} lists and objects, as no file of this data set")
+        raise UserError(
+            f"{path}: has more than {MAX_CONTAINERS:,} lists and objects; no file of this dataset is that large; "
+            "download it again"
+        )
 
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return {key: value for key, value in pairs if key not in drop}
@@ -171,12 +191,12 @@ def read_json(path: Path, drop: frozenset[str] = frozenset(), name: str = "") ->
         return json.loads(data.removeprefix(BOM), object_pairs_hook=keep)
     except MemoryError as error:
         raise unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
         raise UserError(f"{path}: is not JSON: {error}") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of a file with one JSON object per line; empty lines are passed over."""
+    """(place, object) of a file with one JSON object per line; empty lines are skipped."""
     for place, line in numbered_lines(path):
         if not line.strip():
             continue
@@ -185,53 +205,57 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: is not JSON: {error}") from error
         if not isinstance(record, dict):
-            raise UserError(f"{place}: is no JSON object")
+            raise UserError(f"{place}: is not a JSON object")
         yield place, record
 
 
-def member(record: Any, key: str, kind: type[T], place: str) -> T:
-    """A value of a JSON object, of the type it must have.
+def require(record: Any, key: str, kind: type[T], place: str) -> T:
+    """A value of a JSON object.
 
     Raises:
-        UserError: there is none, or it is of another type.
+        UserError: the object lacks it, or it has a different type.
     """
     value = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{place}: has no {key!r} of type {kind.__name__}; is this the file that --help names?")
-    return value
+    if not has_type(value, kind):
+        raise UserError(f"{place}: has no {key!r} of type {kind.__name__}; check that this is the file --help names")
+    return cast(T, value)
 
 
-def fields(path: Path, least: int, delimiter: str = "\t") -> Iterator[tuple[str, list[str]]]:
+def table_rows(path: Path, columns: int, delimiter: str = "\t") -> Iterator[tuple[str, list[str]]]:
     """(place, columns) of a table without quotes.
 
     Raises:
-        UserError: a row of fewer columns.
+        UserError: a row has too few columns.
     """
     for place, line in numbered_lines(path):
         row = line.split(delimiter)
-        if len(row) < least:
-            raise UserError(f"{place}: has {len(row)} columns where {least} are expected")
+        if len(row) < columns:
+            raise UserError(f"{place}: has {len(row)} columns; at least {columns} are expected")
         yield place, row
 
 
-def quoted_fields(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
-    """(place, columns) of a comma separated table with quotes, in which a field may hold line breaks."""
+def csv_rows(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
+    """(place, columns) of a comma-separated table with quotes, in which a field may hold line breaks.
+
+    Raises:
+        UserError: a row has a different number of columns, or its quotes are wrong.
+    """
     reader = csv.reader((line + "\n" for _, line in numbered_lines(path)), strict=True)
     try:
         for row in reader:
             place = f"{path}, line {reader.line_num}"
             if len(row) != columns:
-                raise UserError(f"{place}: has {len(row)} columns where {columns} are expected")
+                raise UserError(f"{place}: has {len(row)} columns; {columns} are expected")
             yield place, row
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def unique(items: Iterable[tuple[str, T]], key: Callable[[T], object], what: str) -> Iterator[tuple[str, T]]:
-    """(place, item) pairs as they come.
+    """Pass (place, item) pairs through.
 
     Raises:
-        UserError: a key that was there before, naming both places.
+        UserError: a key occurs twice; the message names both places.
     """
     first: dict[object, str] = {}
     for place, item in items:
@@ -241,8 +265,8 @@ def unique(items: Iterable[tuple[str, T]], key: Callable[[T], object], what: str
         yield place, item
 
 
-def same_length(sides: Mapping[Path, Sized]) -> int:
-    """The length that all lists have.
+def check_same_length(sides: Mapping[Path, Sized]) -> int:
+    """The length that all lists share.
 
     Raises:
         UserError: they differ.
@@ -252,13 +276,3 @@ def same_length(sides: Mapping[Path, Sized]) -> int:
         if len(side) != len(first):
             raise UserError(f"{other}: has {len(side)} lines, but {path} has {len(first)}")
     return len(first)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    # mclip_fairseq.storage.files has this too, but importing the plugin imports fairseq: five seconds, 400 MB.
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from error

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from corpora.files import decode
 from corpora.scripts import measure, script_share
-from corpora.text import bare, mend
+from corpora.text import clean_text, fold_text
 
 EXAMPLES = 3
 DUPLICATE = "duplicate"
@@ -19,27 +19,27 @@ REASONS = {
     "empty": "a side is empty",
     "too short": "a side has fewer words than --min-words",
     "too long": "a side has more words than --max-words or a word longer than --max-word",
-    "ratio": "a side has more than --max-ratio times the words of the other",
+    "ratio": "a side has more than --max-ratio times as many words as the other",
     "copy": "both sides are the same text",
-    "no letters": "a side has no letter",
-    "script": "less than --min-script of a side's letters are in its language's script",
-    "held out": "a side is in one of the files of --exclude",
-    DUPLICATE: "the pair was there before, but for case, width, spaces and punctuation",
+    "no letters": "a side has no letters",
+    "script": "less than --min-script of a side's letters are in the script of its language",
+    "held out": "a side is in one of the --exclude files",
+    DUPLICATE: "the pair occurred before, up to case, width, spaces and punctuation",
 }
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a pair must be like to be kept.
+    """Which pairs are kept.
 
     Attributes:
-        scripts: of the source and of the target, as `corpora.scripts` has them.
-        min_words: of a side.
-        max_words: of a side; scripts without spaces count characters.
-        max_word: characters of a word.
-        max_ratio: words of the longer side per word of the shorter.
-        min_script: share of letters in the language's script.
-        held_out: keys of sentences that must not be on either side.
+        scripts: of the source and of the target, as in `corpora.scripts`.
+        min_words: fewest words of a side.
+        max_words: most words of a side; scripts without spaces count characters.
+        max_word: most characters of a word.
+        max_ratio: most words of the longer side per word of the shorter.
+        min_script: least share of letters in the script of the language.
+        held_out: keys of sentences that must not occur on either side.
     """
 
     scripts: tuple[str, str]
@@ -52,7 +52,7 @@ class Rules:
 
 
 class RawPair(NamedTuple):
-    """A pair as a file has it."""
+    """A pair as it is in its file."""
 
     source: bytes
     target: bytes
@@ -68,15 +68,15 @@ class Chunk:
 
 
 @dataclass
-class Judged:
-    """What became of a chunk.
+class FilteredChunk:
+    """The result of filtering a chunk.
 
     Attributes:
-        source: kept lines, each with its end.
+        source: kept lines, each with its line end.
         target: likewise.
-        keys: (kept,) of the pairs.
+        keys: (kept,) uint64 keys of the kept pairs.
         dropped: reason -> pairs.
-        examples: (reason, place, source, target) of dropped pairs, a few of each reason or all.
+        examples: (reason, place, source, target) of dropped pairs: a few per reason, or all.
     """
 
     source: list[str] = field(default_factory=list)
@@ -87,12 +87,12 @@ class Judged:
 
 
 def key_of(text: str) -> int:
-    """A number that equal texts share, 64 bits: at a billion pairs, 0.03 of them are dropped wrongly."""
+    """A 64-bit hash of a text; among a billion pairs, 0.03 are expected to be dropped because of a collision."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def why_dropped(source: str, target: str, rules: Rules) -> str | None:
-    """The reason for which a mended pair is dropped, the first of `REASONS` that holds, or None."""
+def drop_reason(source: str, target: str, rules: Rules) -> str | None:
+    """Why a cleaned pair is dropped: the first of `REASONS` that holds, or None."""
     if not source or not target:
         return "empty"
     (source_words, source_longest), (target_words, target_longest) = measure(source), measure(target)
@@ -113,33 +113,34 @@ def why_dropped(source: str, target: str, rules: Rules) -> str | None:
     return None
 
 
-def judge(chunk: Chunk, rules: Rules, all_examples: bool) -> Judged:
-    """Mend and judge every pair of a chunk; it finds the duplicates within the chunk, `Duplicates` the others."""
-    judged = Judged()
-    # In the order of the pairs; a corpus of one line a million times then costs one key per chunk.
+def filter_chunk(chunk: Chunk, rules: Rules, all_examples: bool) -> FilteredChunk:
+    """Clean and filter every pair of a chunk; `Duplicates` finds repetitions across chunks."""
+    filtered = FilteredChunk()
+    # A dict is an ordered set. Repetitions within the chunk are found here, so that a corpus that repeats one line a
+    # million times costs one key per chunk.
     keys: dict[int, None] = {}
     for number, pair in enumerate(chunk.pairs, chunk.first):
         place = f"{chunk.name}, line {number}"
-        source, target = (mend(decode(side, place)) for side in pair)
-        reason = why_dropped(source, target, rules)
-        sides = bare(source), bare(target)
+        source, target = (clean_text(decode(side, place)) for side in pair)
+        reason = drop_reason(source, target, rules)
+        sides = fold_text(source), fold_text(target)
         key = key_of("\t".join(sides))
         if reason is None and rules.held_out and not rules.held_out.isdisjoint(map(key_of, sides)):
             reason = "held out"
         if reason is None and key in keys:
             reason = DUPLICATE
         if reason is None:
-            judged.source.append(source + "\n")
-            judged.target.append(target + "\n")
+            filtered.source.append(source + "\n")
+            filtered.target.append(target + "\n")
             keys[key] = None
             continue
-        judged.dropped[reason] += 1
-        if all_examples or judged.dropped[reason] <= EXAMPLES:
-            judged.examples.append((reason, place, source, target))
-    judged.keys = np.array(list(keys), dtype=np.uint64)
-    return judged
+        filtered.dropped[reason] += 1
+        if all_examples or filtered.dropped[reason] <= EXAMPLES:
+            filtered.examples.append((reason, place, source, target))
+    filtered.keys = np.array(list(keys), dtype=np.uint64)
+    return filtered
 
 
-def judge_with(rules: Rules, all_examples: bool) -> "partial[Judged]":
-    """`judge` as a function of the chunk alone, for worker processes."""
-    return partial(judge, rules=rules, all_examples=all_examples)
+def filter_with(rules: Rules, all_examples: bool) -> "partial[FilteredChunk]":
+    """`filter_chunk` as a function of the chunk alone, for worker processes."""
+    return partial(filter_chunk, rules=rules, all_examples=all_examples)

@@ -1,6 +1,5 @@
-"""A directory that is written in one go: files appear under their names when all of them are complete."""
+"""A directory that is written in one go: files get their names when all of them are complete."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,19 +7,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO, cast
 
-from corpora.files import read_json, sha256
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import file_sha256, read_json, write_json
 
 PART = ".part"
-# Names hold language codes of the sources.
+# File names contain language codes from the sources.
 SAFE_FILE = re.compile(r"[0-9A-Za-z_.+-]{1,200}")
 MANIFEST = "manifest.json"
-# Fewer than any system lets a process open.
-MOST_OPEN = 128
+# Below the open-file limit of any system.
+MAX_OPEN = 128
 
 
 def make_folder(folder: Path) -> None:
-    """Make a directory for what is written, where it is not there.
+    """Make an output directory if it does not exist.
 
     Raises:
         UserError: it cannot be made.
@@ -35,7 +34,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[TextIO]:
-    """A text file that gets its name when it is complete; nothing is left of one that is not."""
+    """A text file that gets its name when it is complete; an incomplete one leaves nothing behind."""
     part = path.with_name(path.name + PART)
     try:
         with part.open("w", encoding="utf-8", newline="\n") as stream:
@@ -45,11 +44,11 @@ def written_whole(path: Path) -> Iterator[TextIO]:
         part.unlink(missing_ok=True)
 
 
-def keep_sources(sources: Iterable[Path], targets: Iterable[Path]) -> None:
-    """Refuse to write over what is read.
+def check_not_overwritten(sources: Iterable[Path], targets: Iterable[Path]) -> None:
+    """Check that no input is about to be overwritten.
 
     Raises:
-        UserError: a target, or what it is called while it is written, is one of the sources.
+        UserError: a target, or its name while it is written, is one of the sources.
     """
     names = [name for target in targets for name in (target, target.with_name(target.name + PART)) if name.exists()]
     for source in sources:
@@ -61,8 +60,8 @@ class Output:
     """Writes text files into a directory, and a manifest last.
 
     Args:
-        folder: made when it is not there; files of the same names are replaced, if they are of the same set.
-        name: of the set, as its manifest has it.
+        folder: made if it does not exist; files of the same names are replaced if they belong to the same set.
+        name: of the set, for the manifest.
         manifest: name of the manifest.
     """
 
@@ -75,23 +74,23 @@ class Output:
 
     def __enter__(self) -> Self:
         make_folder(self.folder)
-        self._refuse_another()
+        self._check_same_set()
         (self.folder / self.manifest).unlink(missing_ok=True)
         return self
 
-    def _refuse_another(self) -> None:
+    def _check_same_set(self) -> None:
         """Keep what another set has written.
 
         Raises:
-            UserError: the folder's manifest has another name.
+            UserError: the folder's manifest has a different name.
         """
         path = self.folder / self.manifest
-        held = read_json(path) if path.is_file() else {"name": self.name}
-        name = held.get("name", "") if isinstance(held, dict) else ""
+        manifest = read_json(path) if path.is_file() else {"name": self.name}
+        name = manifest.get("name", "") if isinstance(manifest, dict) else ""
         if name != self.name:
             raise UserError(
-                f"{self.folder}: holds {name or 'something else'} already, which {self.name} would overwrite; give "
-                "every set a directory of its own"
+                f"{self.folder}: already holds {name or 'something else'}, which {self.name} would overwrite; give "
+                "every set its own directory"
             )
 
     def __exit__(
@@ -106,37 +105,43 @@ class Output:
             stream.close()
         self.streams.clear()
 
-    def write(self, name: str, line: str) -> None:
+    def write(self, name: str, line: str, place: str = "") -> None:
         """Add a line to a file.
 
+        Args:
+            name: of the file.
+            line: without its end.
+            place: where the line is from, for messages.
+
         Raises:
-            UserError: the line holds half of a character, as a JSON file may, or no file can have that name.
+            UserError: the line cannot be stored as UTF-8 text, or the name is not a valid file name.
         """
         if name not in self.streams:
             if SAFE_FILE.fullmatch(name) is None:
-                raise UserError(f"{name!r} is no name for a file; look for a language code in the sources that is none")
-            if len(self.streams) >= MOST_OPEN:
+                raise UserError(f"{name!r} is not a valid file name; look for a wrong language code in the sources")
+            if len(self.streams) >= MAX_OPEN:
                 self._close()
             mode = "a" if name in self.names else "w"
             path = self.folder / (name + PART)
             self.streams[name] = cast(TextIO, path.open(mode, encoding="utf-8", newline="\n"))
             self.names.add(name)
+        if "\0" in line:
+            raise UserError(f"{place or name}: holds a null character, as UTF-16 does; convert the source to UTF-8")
         try:
             self.streams[name].write(line + "\n")
         except UnicodeEncodeError as error:
             around = line[max(0, error.start - 40) : error.end + 40]
-            raise UserError(f"{name}: {around!r} holds half of a character; mend it in the source file") from error
+            raise UserError(f"{place or name}: {around!r} holds half a character; fix it in the source file") from error
 
     def finish(self, facts: dict[str, Any], sources: Sequence[Path]) -> None:
-        """Give all files their names, and write what is known of them and the set's name.
+        """Give all files their names and write the manifest: the set's name, the facts, and a hash per file.
 
         Raises:
-            UserError: one of the sources has such a name.
+            UserError: this would overwrite one of the sources.
         """
         self._close()
-        keep_sources(sources, [self.folder / name for name in (*self.names, self.manifest)])
+        check_not_overwritten(sources, [self.folder / name for name in (*self.names, self.manifest)])
         for name in self.names:
             (self.folder / (name + PART)).replace(self.folder / name)
-        hashes = {name: sha256(self.folder / name) for name in sorted(self.names)}
-        text = json.dumps({"name": self.name} | facts | {"files": hashes}, indent=2, ensure_ascii=False)
-        (self.folder / self.manifest).write_text(text + "\n", encoding="utf-8")
+        hashes = {name: file_sha256(self.folder / name) for name in sorted(self.names)}
+        write_json(self.folder / self.manifest, {"name": self.name} | facts | {"files": hashes})

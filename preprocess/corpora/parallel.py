@@ -1,4 +1,4 @@
-"""The forms in which parallel text is passed on, as streams of pairs."""
+"""The formats in which parallel text is distributed, as streams of pairs."""
 
 import html
 import zipfile
@@ -27,20 +27,22 @@ def zip_lines(left: Iterable[bytes], right: Iterable[bytes], names: tuple[object
     for number, (source, target) in enumerate(zip_longest(left, right), 1):
         if source is None or target is None:
             ended, other = names if source is None else names[::-1]
-            raise UserError(f"{ended}: ends after {number - 1} lines, but {other} goes on; they are not aligned")
+            raise UserError(
+                f"{ended}: ends after {number - 1} lines, but {other} continues; the two files are not aligned"
+            )
         yield RawPair(source, target)
 
 
 def read_moses(source: Path, target: Path) -> Pairs:
-    """Two files of one sentence per line, as OPUS and WMT have them; `.gz`, `.bz2` and `.xz` too."""
+    """Two files of one sentence per line, as from OPUS and WMT; `.gz`, `.bz2` and `.xz` too."""
     return zip_lines(raw_lines(source), raw_lines(target), (source, target))
 
 
 def read_zip(path: Path, source: str, target: str) -> Pairs:
-    """OPUS's archive of Moses files, read without unpacking: the members that end in the two languages.
+    """OPUS's archive of Moses files, read without unpacking: the members whose names end in the two languages.
 
     Raises:
-        UserError: no archive, or not exactly one such member of each.
+        UserError: not an archive, or not exactly one such member per language.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -53,25 +55,27 @@ def read_zip(path: Path, source: str, target: str) -> Pairs:
 
 
 def member_of(path: Path, names: list[str], lang: str) -> str:
-    """The member of an archive that is in a language: the one that ends in its code, else in the code with a region.
+    """The member of an archive in a language: its name ends in the code, else in the code with a region.
 
     Raises:
-        UserError: there is none, or several.
+        UserError: there are none or several.
     """
     endings = {name: name.rpartition(".")[2] for name in names}
-    found = [name for name, ending in endings.items() if ending == lang]
-    found = found or [name for name, ending in endings.items() if regex.split("[-_]", ending, maxsplit=1)[0] == lang]
-    if len(found) != 1:
-        several = f" ({', '.join(found)})" if found else ""
+    members = [name for name, ending in endings.items() if ending == lang]
+    members = members or [
+        name for name, ending in endings.items() if regex.split("[-_]", ending, maxsplit=1)[0] == lang
+    ]
+    if len(members) != 1:
+        several = f" ({', '.join(members)})" if members else ""
         raise UserError(
-            f"{path}: has {len(found)} files{several} that end in .{lang}, or .{lang}_XX with a region, where one is "
+            f"{path}: has {len(members)} files{several} that end in .{lang}, or .{lang}_XX with a region, but one is "
             "expected; unpack it and give two files to --moses"
         )
-    return found[0]
+    return members[0]
 
 
-def read_tsv(path: Path, columns: tuple[int, int]) -> Pairs:
-    """A table with both sides in one line; columns count from 1.
+def read_columns(path: Path, columns: tuple[int, int]) -> Pairs:
+    """Two columns of a table, counted from 1.
 
     Raises:
         UserError: a line has too few columns.
@@ -80,48 +84,50 @@ def read_tsv(path: Path, columns: tuple[int, int]) -> Pairs:
     for number, line in enumerate(raw_lines(path), 1):
         row = line.split(b"\t")
         if len(row) < max(columns):
-            raise UserError(f"{path}, line {number}: has {len(row)} columns, but --columns names {max(columns)}")
+            raise UserError(f"{path}, line {number}: has {len(row)} columns, but --columns names column {max(columns)}")
         yield RawPair(row[source - 1], row[target - 1])
 
 
 def read_sgm(source: Path, target: Path) -> Pairs:
-    """WMT's test sets in SGML: the segments of both sides, which must be the same by document and number.
+    """WMT's test sets in SGML: the segments of both sides, which must agree in document and number.
 
     Raises:
-        UserError: they are not, or a file has none.
+        UserError: they differ, or a file has none.
     """
     count = 0
     for left, right in zip_longest(segments(source), segments(target)):
         if left is None or right is None or left[0] != right[0]:
-            shown = [b"none" if side is None else side[0] for side in (left, right)]
+            names = [(b"none" if side is None else side[0]).decode(errors="replace") for side in (left, right)]
             raise UserError(
-                f"{target}: the segment after {count} others is {shown[1].decode(errors='replace')}, "
-                f"in {source} it is {shown[0].decode(errors='replace')}"
+                f"{target}: the segment after {count} others is {names[1]}, but in {source} it is {names[0]}; give "
+                "the two "
+                "sides of one test set"
             )
         count += 1
         yield RawPair(left[1], right[1])
     if not count:
-        raise UserError(f"{source}: has no <seg id=...>; is it an SGML file of WMT?")
+        raise UserError(f"{source}: has no <seg id=...>; check that it is an SGML file of WMT")
 
 
 def segments(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """(document and number, text) of each segment; a segment may go over several lines."""
-    document, held = b"", b""
+    """(document and number, text) of each segment; a segment may span several lines."""
+    document, pending = b"", b""
     for line in raw_lines(path):
-        if found := DOCUMENT.search(line):
-            document = found[1].strip()
-        held = held + b" " + line if held else line
-        for match in SEGMENT.finditer(held):
+        if match := DOCUMENT.search(line):
+            document = match[1].strip()
+        pending = pending + b" " + line if pending else line
+        for match in SEGMENT.finditer(pending):
             yield (
                 document + b" " + match[1],
                 html.unescape(match[2].decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"),
             )
-        open_at = held.lower().rfind(b"<seg")
-        held = held[open_at:] if open_at >= 0 and b"</seg>" not in held[open_at:].lower() else b""
+        # Keep only a segment that is still open.
+        start = pending.lower().rfind(b"<seg")
+        pending = pending[start:] if start >= 0 and b"</seg>" not in pending[start:].lower() else b""
 
 
 def chunks(name: str, pairs: Pairs, size: int = CHUNK) -> Iterator[Chunk]:
-    """Pairs in pieces for the workers."""
+    """Group pairs into chunks for the workers."""
     first = 1
     while some := list(islice(pairs, size)):
         yield Chunk(name, first, some)
@@ -129,10 +135,10 @@ def chunks(name: str, pairs: Pairs, size: int = CHUNK) -> Iterator[Chunk]:
 
 
 Reader = Callable[[list[Path], tuple[str, str], tuple[int, int]], Pairs]
-# Option -> number of its files, and what reads them.
+# Option -> number of its files, and their reader.
 READERS: dict[str, tuple[int, Reader]] = {
     "moses": (2, lambda files, languages, columns: read_moses(files[0], files[1])),
     "zip": (1, lambda files, languages, columns: read_zip(files[0], *languages)),
-    "tsv": (1, lambda files, languages, columns: read_tsv(files[0], columns)),
+    "tsv": (1, lambda files, languages, columns: read_columns(files[0], columns)),
     "sgm": (2, lambda files, languages, columns: read_sgm(files[0], files[1])),
 }

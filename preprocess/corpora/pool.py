@@ -1,4 +1,4 @@
-"""Work on all cores with results in order and memory that does not grow with the input."""
+"""Map over all cores, with results in order and memory that does not grow with the input."""
 
 import os
 from collections import deque
@@ -12,7 +12,7 @@ from mclip_fairseq.storage.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 3
-# What a worker process calls; sent to it once, for it may hold a lot.
+# What a worker process calls; sent to it once, because it may be large.
 _work: list[Callable[[Any], Any]] = []
 
 
@@ -30,12 +30,12 @@ def _call(item: Any) -> Any:
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`map` over processes; items are taken only as fast as results are.
+    """`map` over processes; items are consumed only as fast as results are.
 
     Args:
-        function: of a module, so that processes find it.
-        items: taken one by one.
-        workers: processes; 1 works in this one.
+        function: defined at module level, so that processes can import it.
+        items: consumed one by one.
+        workers: number of processes; 1 works in this one.
 
     Raises:
         UserError: a process died, usually because memory ran out.
@@ -53,7 +53,9 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
-            raise UserError("a worker process was ended by the system; give fewer --workers") from error
+            raise UserError(
+                "the system ended a worker process, probably because memory ran out; give fewer --workers"
+            ) from error
         finally:
-            # An error must not wait for what is queued.
+            # An error must not wait for the queue.
             pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""In which script a language is written, and how much of a text is."""
+"""The scripts of languages, and how much of a text is in a script."""
 
 from functools import cache
 
@@ -48,26 +48,26 @@ NO_SPACES = regex.compile(f"[{SPACELESS}]")
 WORD = regex.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
 
 
-def scripts_of(language: str, given: dict[str, str]) -> str:
-    """The Unicode scripts of a language, with spaces between.
+def scripts_of(language: str, extra: dict[str, str]) -> str:
+    """The Unicode scripts of a language, separated by spaces.
 
     Args:
-        language: its code; what follows `-` or `_` is a region.
-        given: language -> scripts, of the user.
+        language: its code; `-` or `_` starts a region.
+        extra: language -> scripts, from the user.
 
     Raises:
-        UserError: not known.
+        UserError: the language is unknown.
     """
-    known = given | {lang: SCRIPTS[lang] for lang in SCRIPTS if lang not in given}
+    table = SCRIPTS | extra
     for code in (language, language.replace("-", "_").split("_")[0]):
-        if code in known:
-            return known[code]
-    raise UserError(f"the script of {language!r} is not known; say it, as in --scripts {language}=Latin")
+        if code in table:
+            return table[code]
+    raise UserError(f"the script of {language!r} is unknown; give it, as in --scripts {language}=Latin")
 
 
 @cache
 def letters_in(scripts: str) -> regex.Pattern[str]:
-    """A pattern of the letters in any of the scripts.
+    """A pattern for letters in any of the scripts.
 
     Raises:
         UserError: Unicode has no such script.
@@ -77,28 +77,31 @@ def letters_in(scripts: str) -> regex.Pattern[str]:
 
 @cache
 def only_in(scripts: str) -> regex.Pattern[str]:
-    """A pattern of texts whose letters are all in the scripts."""
+    """A pattern for texts whose letters are all in the scripts."""
     return compile_scripts(scripts, "[{}\\P{{L}}]*+")
 
 
 def compile_scripts(scripts: str, pattern: str) -> regex.Pattern[str]:
-    """A pattern with the scripts put in."""
+    """Compile a pattern with the scripts inserted."""
     try:
         return regex.compile(pattern.format("".join(rf"\p{{Script={name}}}" for name in scripts.split())), regex.V1)
     except regex.error as error:
-        raise UserError(f"{scripts!r} names a script that Unicode does not have ({error})") from error
+        raise UserError(
+            f"{scripts!r} names a script that Unicode does not have ({error}); give names such as Latin or Cyrillic"
+        ) from error
 
 
 def script_share(text: str, scripts: str) -> float | None:
-    """How many of the letters are in one of the scripts, from 0 to 1; None of a text without letters."""
+    """The share of letters in one of the scripts, from 0 to 1; None for a text without letters."""
     if LETTER.search(text) is None:
         return None
+    # The usual case, and much faster than counting.
     if only_in(scripts).fullmatch(text) is not None:
         return 1.0
     return len(letters_in(scripts).findall(text)) / len(LETTER.findall(text))
 
 
 def measure(text: str) -> tuple[int, int]:
-    """Number of words, and characters of the longest; where a script has no spaces, a character is a word."""
+    """Number of words, and characters of the longest; in scripts without spaces, a character is a word."""
     words = text.split() if text.isascii() or NO_SPACES.search(text) is None else WORD.findall(text)
     return len(words), max(map(len, words), default=0)

@@ -1,21 +1,23 @@
-"""The user's downloads: that they are there, what they hash to, and whether that is what was expected."""
+"""The user's downloads: whether they exist, their hashes, and whether those are the expected ones."""
 
 from pathlib import Path
 
-from corpora.files import numbered_lines, sha256
+from corpora.files import numbered_lines
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import file_sha256
 
-# Published files that are read as they were downloaded, with the hashes that TensorFlow Datasets records.
-KNOWN = {"caption_datasets.zip": "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817"}
+# Files that are read as they were downloaded, with the hashes that TensorFlow Datasets records.
+PUBLISHED_HASHES = {"caption_datasets.zip": "4cfd70132527b80933105e5829dc9034eaab9573482e2e680abbab6130244817"}
+SEE_HELP = "--help says where to get the data and what layout it expects"
 
 
 class Sources:
     """The files that a corpus is made from.
 
-    A source of a name in `KNOWN` must have the hash that is known.
+    A source whose name is in `PUBLISHED_HASHES` must have that hash.
 
     Args:
-        checksums: a file as `sha256sum` writes it, or None; a source that it names must have that hash.
+        checksums: a file in the format of `sha256sum`, or None; a source that it names must have that hash.
     """
 
     def __init__(self, checksums: Path | None = None) -> None:
@@ -24,19 +26,18 @@ class Sources:
         self.expected = {} if checksums is None else read_checksums(checksums)
 
     def file(self, path: Path) -> Path:
-        """Take a file in; returns its path.
+        """Register a file and return its path.
 
         Raises:
-            UserError: it is not there, or is not the expected one.
+            UserError: it does not exist, or has a different hash than expected.
         """
-        if not path.is_file():
-            raise UserError(f"{path}: not found; --help says where the data are from and how they must lie")
-        self.take(path, sha256(path))
+        check_file(path)
+        self.register(path, file_sha256(path))
         return path
 
-    def take(self, path: Path, digest: str) -> None:
-        """Take a file in whose hash is known."""
-        expected = self.expected.get(path.name) or KNOWN.get(path.name, digest)
+    def register(self, path: Path, digest: str) -> None:
+        """Register a file whose hash was already computed."""
+        expected = self.expected.get(path.name) or PUBLISHED_HASHES.get(path.name, digest)
         if digest != expected:
             raise UserError(f"{path}: its SHA-256 is {digest}, expected is {expected}; download it again")
         self.paths.append(path)
@@ -46,31 +47,43 @@ class Sources:
         """Name, size and hash of every source.
 
         Raises:
-            UserError: checksums were given, but of none of them.
+            UserError: the given checksums name none of them.
         """
         if self.expected and self.expected.keys().isdisjoint(str(source["file"]) for source in self.files):
             names = ", ".join(str(source["file"]) for source in self.files)
-            raise UserError(f"--checksums names none of the files that were read ({names}); is it of another set?")
+            raise UserError(
+                f"--checksums names none of the files that were read ({names}); check that it is for this set"
+            )
         return self.files
 
 
-def existing(folder: Path) -> Path:
-    """The folder, if it is one.
+def check_file(path: Path) -> None:
+    """Check that a download exists.
 
     Raises:
-        UserError: it is not.
+        UserError: it does not.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: not found; {SEE_HELP}")
+
+
+def check_folder(folder: Path) -> Path:
+    """The folder.
+
+    Raises:
+        UserError: it does not exist.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --help says where the data are from and how they must lie")
+        raise UserError(f"{folder}: no such folder; {SEE_HELP}")
     return folder
 
 
 def read_checksums(path: Path) -> dict[str, str]:
-    """File name -> hash of a file as `sha256sum` writes it."""
+    """File name -> hash of a file in the format of `sha256sum`."""
     hashes = {}
     for place, line in numbered_lines(path):
         digest, _, name = line.partition(" ")
         if len(digest) != 64 or not name.strip():
-            raise UserError(f"{place}: write it as sha256sum does: hash, two spaces, file name")
+            raise UserError(f"{place}: is not in the format of sha256sum; write hash, two spaces, file name")
         hashes[Path(name.strip().removeprefix("*")).name] = digest.lower()
     return hashes

@@ -1,4 +1,4 @@
-"""Webdataset tars as `img2dataset` writes them, read as streams; nothing is ever extracted by its name."""
+"""Webdataset tars of `img2dataset`, read as streams; no member is ever extracted under its own name."""
 
 import json
 import re
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from corpora.files import UNREADABLE, decode, most_unpacked, sha256, unreadable
+from corpora.files import UNREADABLE, decode, unpacked_limit, unreadable
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import file_sha256
 
 SAFE = re.compile(r"[0-9A-Za-z_-]{1,100}")
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -17,7 +18,7 @@ MAX_IMAGE = 64 << 20
 TEXTS = ("txt", "json")
 MAX_TEXT = 1 << 20
 MAX_SAMPLE = MAX_IMAGE + 2 * MAX_TEXT
-# What a tar says of the next member before it; tarfile reads it in one piece.
+# Extended headers of the next member; tarfile reads each in one piece.
 HEADERS = {
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -33,7 +34,7 @@ class Sample:
     """The members of one sample.
 
     Attributes:
-        key: what the names of its members begin with.
+        key: the prefix that the names of its members share.
         parts: extension -> content.
     """
 
@@ -46,13 +47,14 @@ class Sample:
         return next(((ending, self.parts[ending]) for ending in IMAGES if self.parts.get(ending)), None)
 
     def caption(self, place: str) -> str:
-        """Its text; empty when it has none."""
+        """Its text; empty if it has none."""
         if "txt" in self.parts:
             return decode(self.parts["txt"], place)
         if "json" not in self.parts:
             return ""
+        text = decode(self.parts["json"], place)
         try:
-            record = json.loads(decode(self.parts["json"], place))
+            record = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: its .json is not JSON: {error}") from error
         caption = record.get("caption") if isinstance(record, dict) else None
@@ -61,7 +63,7 @@ class Sample:
 
 @dataclass
 class Shard:
-    """What a tar held.
+    """The content of a tar.
 
     Attributes:
         path: the tar.
@@ -77,79 +79,84 @@ class Shard:
 
 
 class Entry(tarfile.TarInfo):
-    """A member of a tar, of which nothing is read that could fill the memory."""
+    """A member of a tar; headers that could fill the memory are refused before they are read."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """Read a header; see the base class."""
         entry = super().frombuf(buf, encoding, errors)
         if entry.type in HEADERS and not 0 <= entry.size <= MAX_HEADER:
-            raise tarfile.ReadError(f"a name or header of {entry.size} bytes; no sample has one; download it again")
+            raise tarfile.ReadError(f"a name or header of {entry.size} bytes, too long for a sample; download it again")
         if entry.type == tarfile.GNUTYPE_SPARSE:
             cls._proc_gnusparse_10()
         return entry
 
     @staticmethod
     def _proc_gnusparse_10(*_: Any) -> None:
-        # Also what tarfile calls where a header announces a list of pieces, which may be of any length.
-        raise tarfile.ReadError("a file in pieces; no sample has one; download it again")
+        # tarfile also calls this for a header that announces a list of pieces, which may be of any length.
+        raise tarfile.ReadError("a sparse file; no sample has one; download it again")
 
     _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
-    """Samples of a tar; members of one follow each other, and those of other extensions are passed over.
+    """Samples of a tar, whose members are consecutive; members with other extensions are skipped.
 
     Raises:
-        UserError: no tar, a decompression bomb, a member whose name is not a plain key with an extension, or one of
-            absurd size.
+        UserError: not a tar, a decompression bomb, a member whose name is not a plain key with an extension, or a
+            member of absurd size.
     """
     key, parts = "", dict[str, bytes]()
     try:
-        most = most_unpacked(path)
+        limit = unpacked_limit(path)
         with tarfile.open(path, "r|*", tarinfo=Entry) as tar:
             for entry in tar:
-                # It would keep every member that it has read.
+                # tarfile would keep every member that it has read.
                 tar.members = []  # type: ignore[attr-defined]
-                if entry.offset_data + entry.size > most:
-                    raise UserError(f"{path}: unpacks to more than {most} bytes, as no images do; download it again")
+                if entry.offset_data + entry.size > limit:
+                    raise UserError(
+                        f"{path}: unpacks to more than {limit} bytes; images compress less than that; download it again"
+                    )
                 if not entry.isfile():
                     continue
                 name, _, ending = entry.name.rpartition("/")[2].partition(".")
-                limit = MAX_IMAGE if ending.lower() in IMAGES else MAX_TEXT
-                if SAFE.fullmatch(name) is None or not 0 <= entry.size <= limit:
-                    raise UserError(f"{path}: has a member {entry.name!r} of {entry.size} bytes, which is no sample's")
+                most = MAX_IMAGE if ending.lower() in IMAGES else MAX_TEXT
+                if SAFE.fullmatch(name) is None or not 0 <= entry.size <= most:
+                    raise UserError(
+                        f"{path}: has a member {entry.name!r} of {entry.size} bytes, which img2dataset does not write; "
+                        "give tars that img2dataset wrote"
+                    )
                 if name != key:
                     if key:
                         yield Sample(key, parts)
                     key, parts = name, {}
                 if ending.lower() in (*IMAGES, *TEXTS):
                     stream = tar.extractfile(entry)
-                    parts[ending.lower()] = b"" if stream is None else stream.read(limit)
+                    parts[ending.lower()] = b"" if stream is None else stream.read(most)
                 if sum(map(len, parts.values())) > MAX_SAMPLE:
-                    raise UserError(f"{path}, sample {key}: has more than {MAX_SAMPLE} bytes; no sample has")
+                    raise UserError(f"{path}, sample {key}: has more than {MAX_SAMPLE} bytes; no sample is that large")
     except (tarfile.TarError, *UNREADABLE) as error:
         raise unreadable(path, error) from error
     if key:
         yield Sample(key, parts)
 
 
-def unpack(path: Path, folder: Path) -> Shard:
-    """Write the images of a tar as `folder/SHARD/KEY.EXT`, and return the captions that go with them.
+def extract_images(path: Path, folder: Path) -> Shard:
+    """Write the images of a tar as `folder/SHARD/KEY.EXT`, and return their captions.
 
     Raises:
-        UserError: the tar cannot be used, a key is there twice, or another image has that path.
+        UserError: the tar cannot be used, a key occurs twice, or a different image has that path.
     """
     name = path.name.partition(".")[0]
     if SAFE.fullmatch(name) is None:
-        raise UserError(f"{path}: name the tar by letters, digits, - and _ only")
+        raise UserError(f"{path}: is not a valid name for a tar; use letters, digits, - and _ only")
     shard = Shard(path)
     (folder / name).mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     for sample in read_samples(path):
         place = f"{path}, sample {sample.key}"
         if sample.key in seen:
-            raise UserError(f"{place}: is there twice")
+            raise UserError(f"{place}: occurs twice; make the tar again")
         seen.add(sample.key)
         if sample.image is None:
             shard.missing.append(sample.key)
@@ -157,20 +164,20 @@ def unpack(path: Path, folder: Path) -> Shard:
         ending, content = sample.image
         write_image(folder / name / f"{sample.key}.{ending}", content, place)
         shard.captions.append((f"{name}/{sample.key}.{ending}", sample.caption(place), place))
-    shard.digest = sha256(path)
+    shard.digest = file_sha256(path)
     return shard
 
 
 def write_image(path: Path, content: bytes, place: str) -> None:
-    """Write an image that may be there from an earlier run.
+    """Write an image, unless an earlier run has written it.
 
     Raises:
-        UserError: what is there is another image.
+        UserError: a different image has that path.
     """
     if not path.exists():
-        # Whole or not at all: what a run that was ended leaves behind must not look like another image.
+        # Whole or not at all: a leftover of a killed run must not look like a different image.
         part = path.with_name(path.name + ".part")
         part.write_bytes(content)
         part.replace(path)
     elif path.read_bytes() != content:
-        raise UserError(f"{place}: {path} is there already and is another image; give an --output of its own")
+        raise UserError(f"{place}: {path} already exists and is a different image; give a new --output")

@@ -1,13 +1,15 @@
-"""What is done to a text: nothing but one line for what people wrote, mending for what came from the web."""
+"""Cleaning of texts: one line each for what people wrote, repairs for what comes from the web."""
 
 import unicodedata
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
-import ftfy
 import regex
-from ftfy.badness import is_bad
 
-# Known elements only: "a <b and c> d" is no markup.
+from mclip_fairseq.storage.extras import import_extra
+
+# Known elements only: "a <b and c> d" is not markup.
 MARKUP = regex.compile(
     r"<!--.{0,500}?-->|</?(?:a|b|br|div|em|font|g|h[1-6]|hr|i|img|li|ol|p|ref|script|seg|small|span|strong|style|sub|sup"
     r"|t[bdrh]|table|u|ul|x)\b[^<>]{0,300}>",
@@ -15,45 +17,60 @@ MARKUP = regex.compile(
 )
 SURROGATE = regex.compile("[\ud800-\udfff]")
 NOT_WORD = regex.compile(r"[^\p{L}\p{M}\p{N}]+")
-# No markup, entity, control or formatting character, and no line break: nothing that mending changes but mojibake.
+# Spaces, controls, and what renders as nothing: zero-width characters, variation selectors, fillers.
+INVISIBLE = regex.compile(r"[\s\p{Z}\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}]*+")
+# No markup, entity, control or formatting character, and no line break: nothing to repair but mojibake.
 CLEAR = regex.compile(r"[^&<>\p{C}\p{Zl}\p{Zp}]*+")
 POS_TAG = regex.compile(r":[A-Za-z]{1,4}$")
-# Quotes and widths belong to the language; the text encoder's own normalisation folds widths.
-MENDING = ftfy.TextFixerConfig(
-    unescape_html=True, uncurl_quotes=False, fix_character_width=False, fix_latin_ligatures=False, explain=False
-)
+
+
+@cache
+def ftfy_config() -> Any:
+    """What ftfy may repair: quotes and widths belong to the language, and the text encoder normalises widths itself."""
+    return import_extra("ftfy", "prepare").TextFixerConfig(
+        unescape_html=True, uncurl_quotes=False, fix_character_width=False, fix_latin_ligatures=False, explain=False
+    )
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space, of any kind of line break and tab too, as one space."""
-    # JSON may hold them, UTF-8 may not.
+    """The text with each run of white space (tabs and all line breaks too) as one space; "" if nothing is visible."""
+    # JSON may hold lone surrogates, which UTF-8 cannot encode.
     if not text.isascii() and SURROGATE.search(text) is not None:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return " ".join(text.replace("\ufeff", "").split())
+    text = " ".join(text.replace("\ufeff", "").split())
+    plain = text.isascii() and text.isprintable()
+    return "" if not plain and INVISIBLE.fullmatch(text) is not None else text
 
 
-def mend(text: str) -> str:
-    """Text from the web without markup, entities, mojibake and control characters, in NFC, on one line."""
-    if CLEAR.fullmatch(text) is None or not (text.isascii() or is_whole(text)):
-        # Before and after, for entities may hide markup.
-        text = MARKUP.sub(" ", ftfy.fix_text(MARKUP.sub(" ", text), MENDING))
+def clean_text(text: str) -> str:
+    """Text from the web without markup, entities, mojibake and control characters, in NFC, on one line.
+
+    Raises:
+        UserError: ftfy is not installed.
+    """
+    # ftfy is slow, and most text has nothing to repair.
+    if CLEAR.fullmatch(text) is None or not (text.isascii() or is_sound(text)):
+        # Once before and once after ftfy, because entities may hide markup.
+        fix = import_extra("ftfy", "prepare").fix_text
+        text = MARKUP.sub(" ", fix(MARKUP.sub(" ", text), ftfy_config()))
     return one_line(text)
 
 
-def is_whole(text: str) -> bool:
+def is_sound(text: str) -> bool:
     """Whether a text is in NFC and shows no trace of a wrong encoding."""
+    is_bad = import_extra("ftfy.badness", "prepare").is_bad
     return unicodedata.is_normalized("NFC", text) and not is_bad(text)
 
 
-def bare(text: str) -> str:
-    """What two texts share that differ in case, width, spaces and punctuation only."""
+def fold_text(text: str) -> str:
+    """A key that texts share if they differ only in case, width, spaces and punctuation."""
     if text.isascii():
         return NOT_WORD.sub("", text.lower())
     return NOT_WORD.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
 def join_segmented(text: str) -> str:
-    """A segmented Chinese text (`一 只 狗`, or `一:m 只:q 狗:n` with tags) as it is written."""
+    """Rejoin segmented Chinese text: `一 只 狗`, or `一:m 只:q 狗:n` with part-of-speech tags."""
     words = [POS_TAG.sub("", word) for word in text.split()]
     joined = words[0] if words else ""
     for before, word in pairwise(words):

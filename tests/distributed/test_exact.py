@@ -20,7 +20,7 @@ from tests.runs import free_ports, start_ranks, state_of, train_on_ranks
 
 pytestmark = pytest.mark.distributed
 Train = Callable[..., str]
-# Rows per rank; a negative number is a dummy batch of so many rows, which must not count.
+# Rows per rank; a negative number -n is a dummy batch of n rows, which must not count.
 SPLITS: dict[int, list[tuple[int, ...]]] = {
     2: [(4, 4), (5, 2), (3, -4), (-2, 1)],
     4: [(3, 3, 3, 3), (5, 1, 4, 2), (3, -2, -2, 2), (1, -1, -1, -1)],

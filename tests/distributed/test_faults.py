@@ -133,7 +133,7 @@ def test_only_the_guilty_rank_is_blamed() -> None:
     matrix = torch.tensor([[1.0, float("nan")], [1.0, 2.0], [float("-inf"), 0.0]])
     assert int(finite.count_nonfinite_rows(matrix, None, torch.ones(2, 2))) == 2
     task = SimpleNamespace(kept_in_update={"update": 3, "kept": 0})
-    SampledTask.optimizer_step(task, None, None, 3)  # type: ignore[arg-type]  # there is no optimizer to step
+    SampledTask.optimizer_step(task, None, None, 3)  # type: ignore[arg-type]  # no optimizer to step
 
 
 @pytest.mark.distributed

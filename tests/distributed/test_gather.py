@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
-import runpy
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +14,24 @@ from torch import Tensor
 
 from mclip_fairseq.losses import contrastive, gather_rows, global_info_nce, sum_over_ranks, symmetric_info_nce
 from mclip_fairseq.losses import gather as gather_module
+from tests.runs import RANK, gloo_group, start_ranks
 
 pytestmark = pytest.mark.distributed
-RANK = "__rank__"  # the name of this module inside a rank
 SPLITS: dict[int, list[tuple[int, ...]]] = {
     2: [(4, 4), (3, 2), (0, 5), (1, 0), (0, 0)],
     3: [(2, 2, 2), (3, 2, 4), (4, 0, 1), (0, 0, 3), (0, 0, 0)],
 }
 
 
-def join_and_check(check: str, rank: int, world: int, store: str) -> None:
+def join_and_check(rank: int, world: int, check: str, store: str) -> None:
     """One rank: joins the others and runs a check of this file."""
-    torch.set_num_threads(1)
-    patience = timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience)
-    try:
+    with gloo_group(rank, world, store):
         globals()[check](rank, world)
-    finally:
-        dist.destroy_process_group()
 
 
 def start(check: Callable[[int, int], None], world: int, folder: Path) -> None:
-    """Run a check in ``world`` processes, which show their tracebacks on stderr."""
-    context = mp.get_context("forkserver")  # one server imports torch and us once; the ranks are forked from it
-    context.set_forkserver_preload(["torch", "mclip_fairseq.losses", "pytest"])
-    ranks = []
-    for rank in range(world):
-        # By path: the module name that pytest gives this file cannot be imported elsewhere.
-        arguments = {"arguments": (check.__name__, rank, world, str(folder / "store"))}
-        ranks.append(context.Process(target=runpy.run_path, args=(__file__, arguments, RANK)))
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=90)
-        process.kill()  # nothing to a rank that has ended
-    assert [process.exitcode for process in ranks] == [0] * world
+    """Run a check in `world` processes, which show their tracebacks on stderr."""
+    start_ranks("join_and_check", world, (check.__name__, str(folder / "store")), file=__file__)
 
 
 def union(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,7 +146,7 @@ def check_sums(rank: int, world: int) -> None:
 
 
 def check_local(rank: int, world: int) -> None:
-    """``gather=False`` asks nothing of the others: only rank 0 computes a loss."""
+    """`gather=False` asks nothing of the others: only rank 0 computes a loss."""
     if rank == 0:
         raw, ids, scale = union(5, seed=1)
         x, y = F.normalize(raw, dim=2).unbind(1)
@@ -209,4 +189,5 @@ def test_without_a_process_group_one_rank_is_the_world() -> None:
 
 
 if __name__ == RANK:
-    join_and_check(*arguments)  # type: ignore[name-defined] # noqa: F821
+    function, values = call  # type: ignore[name-defined] # noqa: F821
+    globals()[function](*values)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,7 +32,7 @@ from mclip_fairseq.losses import matching as matching_module
 from mclip_fairseq.losses import relational as relational_module
 from mclip_fairseq.losses import tension as tension_module
 from mclip_fairseq.losses.gather import every_nth
-from tests.runs import RANK, start_ranks
+from tests.runs import RANK, gloo_group, start_ranks
 
 pytestmark = pytest.mark.distributed
 SPLITS: dict[int, list[tuple[int, ...]]] = {
@@ -220,10 +218,10 @@ def check_choice_of_blocks(rank: int, world: int) -> None:
 
 def check_negative_control_of_blocks(rank: int, world: int) -> None:
     """Columns that know the own rank's rows only are seen."""
-    exact = tiled._Seen.over_ranks
-    vars(tiled)["_Seen"].over_ranks = lambda self, group: None
+    exact = tiled._RunningStatistics.over_ranks
+    vars(tiled)["_RunningStatistics"].over_ranks = lambda self, group: None
     assert max(errors(LOSSES["blocks"], (3, 2), rank)) > 1e-3
-    vars(tiled)["_Seen"].over_ranks = exact
+    vars(tiled)["_RunningStatistics"].over_ranks = exact
     assert max(errors(LOSSES["blocks"], (3, 2), rank)) < 1e-12
 
 
@@ -242,13 +240,8 @@ def check_collectives(rank: int, world: int) -> None:
 
 def check(rank: int, world: int, name: str, store: str) -> None:
     """One rank: joins the others and runs a check of this file."""
-    torch.set_num_threads(1)
-    patience = timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience)
-    try:
+    with gloo_group(rank, world, store):
         globals()[name](rank, world)
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])

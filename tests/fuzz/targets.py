@@ -1,4 +1,4 @@
-"""What is fuzzed: each target reads bytes as one of our parsers would and lets only a sentence out."""
+"""Fuzz targets: each feeds bytes to one of our parsers, which may only raise one-sentence errors."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def attempt(name: str, folder: Path, data: bytes) -> bool:
     """Give bytes to a target.
 
     Returns:
-        Whether it read them; anything but a ValueError or an OSError of one line is a bug and comes through.
+        whether it read them; anything but a ValueError or OSError of one line is a bug and is raised.
     """
     try:
         TARGETS[name](folder, data)
@@ -127,13 +127,13 @@ def attempt(name: str, folder: Path, data: bytes) -> bool:
         said = str(error)
     else:
         return True
-    assert said, f"{name}: an error without a word"
+    assert said, f"{name}: an error without a message"
     assert said.isprintable(), f"{name}: not one line of text: {said!r}"
     return False
 
 
 def fast_folder() -> str | None:
-    """Where files live in memory, if there is such a place: fuzzing writes thousands a second."""
+    """A folder in memory, if one exists: fuzzing writes thousands of files a second."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 

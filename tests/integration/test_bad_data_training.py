@@ -12,7 +12,7 @@ from PIL import Image
 
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.features import FeatureStore, write_features
-from tests import hostile
+from tests import hostile_images
 from tests.runs import ROOT
 from tests.tiny_data import binarise, mte_options, pixel_options, sentences, write
 
@@ -26,7 +26,7 @@ def damaged(photos: Path, tmp_path: Path) -> Path:
     images = tmp_path / "images"
     shutil.copytree(photos / "images", images)
     for name in BROKEN:
-        (images / name).write_bytes(hostile.BAD_IMAGES["HTML"][1]())
+        (images / name).write_bytes(hostile_images.BAD_IMAGES["HTML"][1]())
     return images
 
 
@@ -125,7 +125,7 @@ def test_validation_leaves_nothing_out(
 def test_pixel_limits_of_a_training(start: Train, damaged: Path) -> None:
     Image.new("RGB", (50, 50)).save(damaged / "img3.png")
     (damaged / "img7.png").unlink()
-    reason = r"img7\.png: there is no such file|img3\.png: has 50 x 50 pixels, more than 2000"
+    reason = r"img7\.png: does not exist|img3\.png: has 50 x 50 pixels, more than 2000"
     with pytest.raises(ValueError, match=reason):
         start("--image-root", damaged, "--max-pixels", 2000)
     with pytest.raises(ValueError, match="--max-pixels is 0"):

@@ -1,4 +1,4 @@
-"""`preprocess/binarise.py` writes what fairseq-preprocess writes, pair by pair; what it and the steps before refuse."""
+"""`preprocess/binarise.py` writes the same bytes as fairseq-preprocess; errors of encode.py and train_tokenizer.py."""
 
 import argparse
 import errno
@@ -74,13 +74,13 @@ def test_captions(repository_root: Path, pieces: Path, tmp_path: Path) -> None:
         (["--captions", "cs"], "has none of train.cs, valid.cs, test.cs"),
     ],
 )
-def test_what_is_missing_is_named(pieces: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_missing_files_are_named(pieces: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     (pieces / "train.en-fr.fr").unlink()
     assert message in binarise_refuses(pieces, tmp_path / "out", *arguments)
 
 
 def binarise_refuses(pieces: Path, output: Path, *what: object) -> str:
-    """The sentence that it refuses with, and nothing of fairseq's is written."""
+    """Its error; fairseq must not have written anything."""
     dictionary = pieces / "dict.txt"
     said = refuses("binarise", "--pieces", pieces, "--dictionary", dictionary, "--output", output, *what)
     assert said.count("\n") == 1
@@ -89,7 +89,7 @@ def binarise_refuses(pieces: Path, output: Path, *what: object) -> str:
 
 
 @pytest.mark.parametrize("name", hostile.DICTIONARIES)
-def test_dictionaries_that_are_none(pieces: Path, tmp_path: Path, name: str) -> None:
+def test_files_that_are_not_dictionaries(pieces: Path, tmp_path: Path, name: str) -> None:
     content, message = hostile.DICTIONARIES[name]
     (pieces / "dict.txt").write_bytes(content)
     assert f"dict.txt: {message}" in binarise_refuses(pieces, tmp_path / "out", "--captions", "en")
@@ -97,7 +97,7 @@ def test_dictionaries_that_are_none(pieces: Path, tmp_path: Path, name: str) -> 
 
 def test_a_dictionary_without_entries(pieces: Path, tmp_path: Path) -> None:
     (pieces / "dict.txt").write_bytes(b"")
-    assert "dict.txt: has no entry" in binarise_refuses(pieces, tmp_path / "out", "--captions", "en")
+    assert "dict.txt: has no entries" in binarise_refuses(pieces, tmp_path / "out", "--captions", "en")
 
 
 @pytest.mark.parametrize("what", [["--captions", "de"], ["--pairs", "en-de"]])
@@ -107,7 +107,7 @@ def test_pieces_that_are_not_utf8(pieces: Path, tmp_path: Path, what: list[str])
     assert "train.de, line 3001: is not UTF-8 (byte 3 of the line)" in said
 
 
-def test_binarise_options_that_cannot_be_meant(pieces: Path, tmp_path: Path) -> None:
+def test_invalid_options_of_binarise(pieces: Path, tmp_path: Path) -> None:
     assert "is a file; --output names a directory" in binarise_refuses(pieces, pieces / "dict.txt", "--captions", "en")
     assert "give at least 1" in binarise_refuses(pieces, tmp_path / "out", "--captions", "en", "--workers", 0)
 
@@ -175,20 +175,21 @@ def test_a_file_that_cannot_be_encoded_leaves_nothing(
 
 
 @pytest.mark.parametrize("content", [b"", b"<!doctype html><title>404</title>", "cut short"])
-def test_encode_with_a_model_that_is_none(model: Path, tmp_path: Path, content: bytes | str) -> None:
+def test_encode_with_a_file_that_is_not_a_model(model: Path, tmp_path: Path, content: bytes | str) -> None:
     bad = write(tmp_path / "bad.model", model.read_bytes()[:5000] if isinstance(content, str) else content)
     source = write(tmp_path / "train.en", "a dog\n")
     said = refuses("encode", "--model", bad, "--output", tmp_path / "pieces", source)
-    assert f"{bad}: is not a SentencePiece model" in said
+    assert said.startswith(f"encode.py: error: {bad}: ")
+    assert "SentencePiece model" in said
 
 
-def test_encode_options_that_cannot_be_meant(model: Path, tmp_path: Path) -> None:
+def test_invalid_options_of_encode(model: Path, tmp_path: Path) -> None:
     source, packed = write(tmp_path / "train.en", "a dog\n"), write(tmp_path / "train.de.gz", "ein Hund\n")
     again = write(tmp_path / "again" / "train.en", "a cat\n")
     for output, files, message in [
         (source, [source], f"{source}: is a file; --output names a directory"),
         (source / "below", [source], f"{source / 'below'}: cannot be made (Not a directory)"),
-        (tmp_path / "out", [source, again], f"{again}: has the name of {source}"),
+        (tmp_path / "out", [source, again], f"{again}: has the same name as {source}"),
         (tmp_path / "out", [packed], f"{packed}: is compressed; unpack it first"),
         (tmp_path / "out", [tmp_path / "none"], f"{tmp_path / 'none'}: not found"),
     ]:
@@ -208,11 +209,13 @@ TEXT = "a dog runs and a cat sleeps\nein Hund läuft und eine Katze schläft\n" 
         (b"a dog\na \xff\n", [], "text.en, line 2: is not UTF-8"),
         (TEXT.encode("utf-16"), [], "text.en, line 1: is not UTF-8"),
         (TEXT.encode("utf-16-le"), [], "text.en, line 1: holds a null character, as UTF-16 does"),
-        (TEXT.encode(), ["--vocabulary", 3], "--vocabulary 3: cannot be made of"),
-        (TEXT.encode(), ["--vocabulary", -1], "--vocabulary -1: cannot be made of"),
+        (TEXT.encode(), ["--vocabulary", 3], "--vocabulary 3: training on"),
+        (TEXT.encode(), ["--vocabulary", -1], "--vocabulary -1: training on"),
     ],
 )
-def test_no_tokenizer_can_be_trained(tmp_path: Path, content: bytes, options: list[object], message: str) -> None:
+def test_text_on_which_no_tokenizer_can_be_trained(
+    tmp_path: Path, content: bytes, options: list[object], message: str
+) -> None:
     source = write(tmp_path / "text.en", content)
     said = refuses("train_tokenizer", "--output", tmp_path / "out", *options, source)
     assert message in said

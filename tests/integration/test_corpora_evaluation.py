@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.downloads import (
+    FREE,
     annotations,
     karpathy,
     karpathy_image,
@@ -20,7 +21,6 @@ from tests.downloads import (
     write_json_lines,
 )
 
-FREE = ["--expect-counts", "no"]
 NAMES = ["COCO_train2014_000000061844.jpg", "COCO_val2014_000000000042.jpg"]
 
 
@@ -46,10 +46,12 @@ def test_xtd10(tmp_path: Path, xtd10: Path) -> None:
         f"{NAMES[1]}\tval2014/{NAMES[1]}",
     ]
     assert "Leak: 800 of the 1,000 images" in manifest(tmp_path / "out")["notes"][0]
-    assert "test.de: 2 captions where 1000 were published" in refuses("xtd10", *options)
+    assert "test.de: has 2 captions, but 1000 were published" in refuses("xtd10", *options)
     assert "test_1kcaptions_en.txt: not found" in refuses("xtd10", "--folder", xtd10, "--output", tmp_path / "x", *FREE)
     root = touch(tmp_path / "images", [NAMES[0]])
-    assert f"the image {NAMES[1]} is not there at val2014" in refuses("xtd10", *options, *FREE, "--images", root)
+    assert f"the image {NAMES[1]} is missing: there is no val2014" in refuses(
+        "xtd10", *options, *FREE, "--images", root
+    )
     write(xtd10 / "MIC" / "test_1kcaptions_de.txt", "ein Hund\n \n")
     assert "test_1kcaptions_de.txt, line 2: the caption of" in refuses("xtd10", *options, *FREE)
     write(xtd10 / "MIC" / "test_1kcaptions_de.txt", "ein Hund\n")
@@ -85,7 +87,7 @@ def test_xm3600(tmp_path: Path) -> None:
     write(path, '{"image/key"\n')
     assert "line 1: is not JSON" in refuses("xm3600", *options, tmp_path / "x")
     write(path, "[]\n")
-    assert "line 1: is no JSON object" in refuses("xm3600", *options, tmp_path / "x")
+    assert "line 1: is not a JSON object" in refuses("xm3600", *options, tmp_path / "x")
 
 
 def iglue(folder: Path) -> Path:
@@ -114,7 +116,7 @@ def test_xflickrco(tmp_path: Path) -> None:
     assert lines(tmp_path / "out" / "test.de") == ["Ein Hund", "Motorrad fahrer"]
     assert lines(tmp_path / "out" / "test.de.ids") == ["1007129816.jpg", NAMES[1]]
     assert lines(tmp_path / "out" / "train.de.ids") == ["7.jpg", "7.jpg"]
-    assert "test.de: 2 captions where 2000" in refuses("xflickrco", *options)
+    assert "test.de: has 2 captions, but 2000" in refuses("xflickrco", *options)
     assert "train_5.jsonl: not found" in refuses("xflickrco", *options, "--shots", 5, *FREE)
 
 
@@ -126,7 +128,7 @@ def test_wit(tmp_path: Path) -> None:
     assert lines(tmp_path / "out" / "images.tsv") == ["wit-test_11\twit-test_11.png"]
     (folder / "test_et.jsonl").rename(folder / "test_en.jsonl")
     error = refuses("wit", "--annotations", folder, "--languages", "en", "--output", tmp_path / "out")
-    assert "line 1: is in 'et', but the file is named as en's" in error
+    assert "line 1: is in 'et', but the file is named for en" in error
 
 
 @pytest.mark.parametrize(
@@ -151,12 +153,12 @@ def test_flickr30k_cn(tmp_path: Path, name: str, text: str, options: list[str]) 
     assert lines(tmp_path / "out" / "test.zh.ids") == ["1007129816.jpg"] * 2
 
 
-def test_flickr30k_cn_of_another_shape(tmp_path: Path) -> None:
+def test_flickr30k_cn_with_a_different_shape(tmp_path: Path) -> None:
     tagged = write(tmp_path / "a.txt", "100#0\t一:m 只:q 狗:n\n")
     error = refuses("flickr30k_cn", "--test", tagged, "--output", tmp_path / "out", *FREE)
     assert "line 1: has part-of-speech tags" in error
     wrong = write(tmp_path / "b.txt", "eine Zeile\n")
-    assert "line 1: write it as" in refuses("flickr30k_cn", "--test", wrong, "--output", tmp_path / "out")
+    assert "line 1: is not of the form" in refuses("flickr30k_cn", "--test", wrong, "--output", tmp_path / "out")
     assert "give at least one of --train" in refuses("flickr30k_cn", "--output", tmp_path / "out")
 
 
@@ -171,7 +173,7 @@ def laser(folder: Path) -> Path:
 def test_tatoeba(tmp_path: Path) -> None:
     folder = laser(tmp_path / "v1")
     options = ["--folder", folder, "--output", tmp_path / "out"]
-    assert "2 languages where 112 were published" in refuses("tatoeba", *options)
+    assert "has 2 languages, but 112 were published" in refuses("tatoeba", *options)
     works("tatoeba", *options, *FREE)
     assert lines(tmp_path / "out" / "test.cmn-eng.cmn") == ["你好。", "再 见！"]
     assert lines(tmp_path / "out" / "test.deu-eng.eng") == ["Hello.", "Bye bye."]
@@ -186,7 +188,7 @@ def test_tatoeba(tmp_path: Path) -> None:
 
 
 def sts(folder: Path) -> Path:
-    """All four forms."""
+    """All four formats."""
     for part in ("train", "dev", "test"):
         row = 'main-captions\tMSRvid\t2012test\t0001\t{}\tA "plane" is.\tAn air plane\tlicence\r\n'
         write(folder / "stsb" / f"sts-{part}.csv", row.format("5.000") + row.format("0.25"))
@@ -203,7 +205,7 @@ def test_sts(tmp_path: Path) -> None:
     folder = sts(tmp_path)
     options: list[object] = ["--stsb", folder / "stsb", "--stsb-multi", folder / "stsb-multi"]
     options += ["--sts2017", folder / "sts2017", "--sts2017-tracks", folder / "tracks", "--output", tmp_path / "out"]
-    assert "stsb.train.en: 2 pairs where 5749 were published" in refuses("sts", *options)
+    assert "stsb.train.en: has 2 pairs, but 5749 were published" in refuses("sts", *options)
     works("sts", *options, *FREE)
     assert lines(tmp_path / "out" / "stsb.test.en.tsv") == [
         '5\tA "plane" is.\tAn air plane',
@@ -216,30 +218,30 @@ def test_sts(tmp_path: Path) -> None:
     facts = manifest(tmp_path / "out")
     assert facts["tables"]["stsb.test.de"] == facts["tables"]["stsb.test.en"] == 2
     assert "stsb-en-test.csv" not in [source["file"] for source in facts["sources"]]
-    assert any("the copy that stsb-multi-mt has is left out" in note for note in facts["notes"])
+    assert any("the copy in stsb-multi-mt is skipped" in note for note in facts["notes"])
     works("sts", "--stsb-multi", folder / "stsb-multi", "--output", tmp_path / "translated", *FREE)
     assert lines(tmp_path / "translated" / "stsb.test.en.tsv") == ["1\ta\tb"]
     (folder / "sts2017" / "STS.en-de.txt").rename(folder / "sts2017" / "STS.ko-ko.txt")
     works("sts", "--sts2017", folder / "sts2017", "--output", tmp_path / "ko")
     write(folder / "sts2017" / "STS.en-en.txt", "a\tb\t1\n")
-    assert "sts2017.test.en-en comes from two of the folders" in refuses("sts", *options, *FREE)
+    assert "sts2017.test.en-en: comes from two of the folders" in refuses("sts", *options, *FREE)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b,6\n", "line 1: '6' is no score from 0 to 5"),
-        ("a,b,nan\n", "line 1: 'nan' is no score"),
+        ("a,b,6\n", "line 1: '6' is not a score from 0 to 5"),
+        ("a,b,nan\n", "line 1: 'nan' is not a score"),
         ("a,,1\n", "line 1: a sentence is empty"),
-        ("a,b\n", "line 1: has 2 columns where 3 are expected"),
+        ("a,b\n", "line 1: has 2 columns; 3 are expected"),
         ('a,"b,1\n', "unexpected end of data"),
     ],
 )
-def test_sts_of_another_shape(tmp_path: Path, text: str, message: str) -> None:
+def test_sts_with_a_different_shape(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path / "multi" / "stsb-de-test.csv", text)
     assert message in refuses("sts", "--stsb-multi", tmp_path / "multi", "--output", tmp_path / "out", *FREE)
     assert "give at least one of --stsb," in refuses("sts", "--output", tmp_path / "out")
-    assert "has none of the files of STS2017" in refuses("sts", "--sts2017", tmp_path, "--output", tmp_path / "out")
+    assert "has no file of STS2017" in refuses("sts", "--sts2017", tmp_path, "--output", tmp_path / "out")
 
 
 def babel(folder: Path, labels: object) -> list[object]:
@@ -256,7 +258,7 @@ def test_babel_imagenet(tmp_path: Path) -> None:
     names = ["ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000002.JPEG"]
     images = touch(tmp_path / "val", [f"n01443537/{names[1]}", f"n01440764/{names[0]}"])
     options += ["--imagenet", images, "--output", tmp_path / "out"]
-    assert "2 folders of classes where 1000 were published" in refuses("babel_imagenet", *options)
+    assert "has 2 class folders, but ImageNet has 1000" in refuses("babel_imagenet", *options)
     works("babel_imagenet", *options, *FREE)
     assert lines(tmp_path / "out" / "classes.de.tsv") == ["0\tSchleie", "2\tWeißer Hai"]
     assert lines(tmp_path / "out" / "prompts.de") == ["ein Foto von {}.", "{}"]
@@ -265,8 +267,8 @@ def test_babel_imagenet(tmp_path: Path) -> None:
     assert manifest(tmp_path / "out")["languages"]["zh"] == {"classes": 1, "prompts": 1}
 
 
-def test_prompts_of_a_file_of_ones_own(tmp_path: Path) -> None:
-    """The published file has none in English."""
+def test_prompts_from_an_extra_file(tmp_path: Path) -> None:
+    """The published file has no English prompts."""
     options = babel(tmp_path, {"DE": [[0], ["Schleie"]], "EN": [[0], ["tench"]]})
     own = write_json(tmp_path / "own.json", {"en": ["a photo of a {}."]})
     works("babel_imagenet", *options, own, "--output", tmp_path / "out", *FREE)
@@ -276,38 +278,38 @@ def test_prompts_of_a_file_of_ones_own(tmp_path: Path) -> None:
     ]
     write_json(own, {"de": ["{}"]})
     said = refuses("babel_imagenet", *options, own, "--output", tmp_path / "out", *FREE)
-    assert "own.json: has prompts of de, as another file has" in said
+    assert "own.json: has prompts in de, and so has another file of --prompts" in said
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"DE": [[0], ["a", "b"]]}, "DE: is not a list of numbers and a list of as many names"),
-        ({"DE": [[0, 0], ["a", "b"]]}, "DE: has a class twice or one without a name"),
-        ({"DE": [[0], [" "]]}, "DE: has a class twice or one without a name"),
-        ({"DE": [[1000], ["a"]]}, "DE: has a number that is none of ImageNet's classes 0 to 999"),
-        ([], "is no JSON object of languages"),
+        ({"DE": [[0], ["a", "b"]]}, "DE: is not a list of class numbers and a list of as many names"),
+        ({"DE": [[0, 0], ["a", "b"]]}, "DE: has a repeated class or one without a name"),
+        ({"DE": [[0], [" "]]}, "DE: has a repeated class or one without a name"),
+        ({"DE": [[1000], ["a"]]}, "DE: has a number outside ImageNet's classes 0 to 999"),
+        ([], "is not a JSON object of languages"),
     ],
 )
-def test_babel_imagenet_of_another_shape(tmp_path: Path, labels: object, message: str) -> None:
+def test_babel_imagenet_with_a_different_shape(tmp_path: Path, labels: object, message: str) -> None:
     assert message in refuses("babel_imagenet", *babel(tmp_path, labels), "--output", tmp_path / "out")
 
 
 def test_a_language_may_have_no_prompts_unless_it_was_asked_for(tmp_path: Path) -> None:
     options = [*babel(tmp_path, {"EN": [[0], ["tench"]], "DE": [[0], ["Schleie"]]}), "--output", tmp_path / "out"]
     assert "2 languages, 0 images; without prompts: en" in works("babel_imagenet", *options)
-    assert "has no prompts of EN; give another file" in refuses("babel_imagenet", *options, "--languages", "en")
+    assert "has no prompts in EN; add a file" in refuses("babel_imagenet", *options, "--languages", "en")
 
 
-def test_prompts_have_one_place_for_the_name(tmp_path: Path) -> None:
+def test_prompts_have_one_placeholder(tmp_path: Path) -> None:
     options = babel(tmp_path, {"DE": [[0], ["a"]]})
     write_json(tmp_path / "nllb_dist13b_prompts.json", {"DE": ["ein Foto"]})
     error = refuses("babel_imagenet", *options, "--output", tmp_path / "out")
-    assert "the prompt 'ein Foto' has not exactly one {}" in error
+    assert "the prompt 'ein Foto' does not have exactly one {}" in error
 
 
 def coco_downloads(downloads: Path, xtd10: Path) -> None:
-    """Everything over COCO's images."""
+    """Sets with COCO's images."""
     karpathy(downloads / "coco" / "dataset_coco.json", [karpathy_image(n, "test", ["a cat"]) for n in (42, 43)])
     touch(downloads / "coco", [f"val2014/COCO_val2014_{number:012d}.jpg" for number in (42, 43)])
     touch(downloads / "coco" / "train2014", [NAMES[0]])
@@ -323,7 +325,7 @@ def coco_downloads(downloads: Path, xtd10: Path) -> None:
 
 
 def flickr_downloads(downloads: Path) -> None:
-    """Everything over Flickr30k's images."""
+    """Sets with Flickr30k's images."""
     touch(downloads / "flickr30k", ["1007129816.jpg"])
     write(downloads / "flickr30k-cn" / "flickr30k_cn_test.txt", "1007129816#0\t一只狗\n")
     for task, split, name in ((1, "test_2016_flickr", "test_2016_flickr"), (2, "test_2016", "test_2016_images")):
@@ -334,7 +336,7 @@ def flickr_downloads(downloads: Path) -> None:
 
 
 def other_downloads(downloads: Path) -> None:
-    """The rest, with images where their place is known."""
+    """The other downloads, with images where evaluation.sh expects some."""
     datasets = downloads / "iglue" / "datasets"
     for lang in importlib.import_module("xflickrco").LANGUAGES:
         record = {"sentences": ["x"], "id": 42, "img_path": NAMES[1]}
@@ -361,7 +363,7 @@ def test_all_sets_from_one_folder_of_downloads(tmp_path: Path, xtd10: Path, repo
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "not there" not in make()
+    assert "not downloaded" not in make()
     sets = tmp_path / "sets"
     made = {path.name for path in sets.iterdir() if not path.name.startswith(".")}
     coco = {"coco-en", "coco-ja", "coco-zh", "xtd10", "xflickrco"}
@@ -381,17 +383,20 @@ def test_a_set_that_fails_does_not_stop_the_others(tmp_path: Path, repository_ro
     command += ["--output", str(tmp_path / "sets"), *FREE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "evaluation.sh: not made, for the reasons above: xm3600 babel-imagenet"
+    assert (
+        done.stderr.splitlines()[-1]
+        == "evaluation.sh: error: these sets failed, for the reasons above: xm3600 babel-imagenet"
+    )
     assert "xm3600.py: " in done.stderr
-    assert "not there: coco-zh (coco-cn)" in done.stdout
+    assert "not downloaded: coco-zh (coco-cn)" in done.stdout
     assert {path.parent.name for path in (tmp_path / "sets").glob("*/manifest.json")} == {"tatoeba", "sts"}
 
 
-def test_sets_whose_downloads_are_not_there_are_named(tmp_path: Path, repository_root: Path) -> None:
+def test_sets_without_a_download_are_listed(tmp_path: Path, repository_root: Path) -> None:
     laser(tmp_path / "laser" / "data" / "tatoeba" / "v1")
     command = [str(repository_root / "preprocess" / "evaluation.sh"), "--downloads", str(tmp_path)]
     command += ["--output", str(tmp_path / "sets"), *FREE]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [path.name for path in (tmp_path / "sets").iterdir()] == ["tatoeba"]
-    assert "not there: coco-zh (coco-cn)" in done.stdout
-    assert "not there: sts (stsb, stsb-multi, sts2017)" in done.stdout
+    assert "not downloaded: coco-zh (coco-cn)" in done.stdout
+    assert "not downloaded: sts (stsb, stsb-multi, sts2017)" in done.stdout

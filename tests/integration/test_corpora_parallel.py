@@ -1,4 +1,4 @@
-"""`preprocess/parallel.py` on files of OPUS's and WMT's forms."""
+"""`preprocess/parallel.py` on files in the formats of OPUS and WMT."""
 
 import bz2
 import io
@@ -66,7 +66,7 @@ def test_what_is_kept_what_is_dropped_and_why(tmp_path: Path) -> None:
     assert [source["file"] for source in facts["sources"]] == ["x.en-de.en", "x.en-de.de"]
     assert len(lines(out / "train.en-de.dropped.tsv")) == 7
     assert "read 10, kept 3" in said
-    assert "dropped 2: the pair was there before" in said
+    assert "dropped 2: the pair occurred before" in said
     assert not [path for path in out.iterdir() if path.name.startswith(".") or path.suffix == ".part"]
 
 
@@ -115,10 +115,10 @@ def test_an_archive_may_name_a_region(tmp_path: Path) -> None:
         works("parallel", *command, archive(*languages))
         assert lines(out / "train.en-zh.zh") == ["一只狗"]
     error = refuses("parallel", *command, archive("en", "zh_CN", "zh_TW", "zhx"))
-    assert "has 2 files (x.en-zh.zh_CN, x.en-zh.zh_TW) that end in .zh, or .zh_XX with a region, where one" in error
+    assert "has 2 files (x.en-zh.zh_CN, x.en-zh.zh_TW) that end in .zh, or .zh_XX with a region, but one" in error
 
 
-def test_a_set_that_is_evaluated_on_is_kept_as_it_is(tmp_path: Path) -> None:
+def test_evaluation_sets_are_unchanged(tmp_path: Path) -> None:
     pairs = [
         ("A dog\u2028runs", "Ein  Hund läuft"),
         ("A dog\u2028runs", "Ein  Hund läuft"),
@@ -134,7 +134,7 @@ def test_a_set_that_is_evaluated_on_is_kept_as_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "test.en-de.en").exists()
 
 
-def test_the_sets_that_are_evaluated_on_are_not_trained_on(tmp_path: Path) -> None:
+def test_excluded_sentences_are_not_trained_on(tmp_path: Path) -> None:
     pairs = [(f"word number {letter}", f"Wort Nummer {letter}") for letter in "abcdefgh"]
     held = write(tmp_path / "newstest.de", "WORT Nummer a!\n\nnicht da\n")
     options = ["--moses", *moses(tmp_path, pairs), "--exclude", held, "--valid-every", 3]
@@ -170,7 +170,7 @@ def test_languages_are_checked_by_their_script(tmp_path: Path) -> None:
 
 
 def bad_inputs(folder: Path) -> dict[str, list[object]]:
-    """Inputs that cannot be used."""
+    """Unusable inputs."""
     left, right = moses(folder, [("a dog", "ein Hund"), ("a", "b")])
     short = write(folder / "short.de", "ein Hund\n")
     latin = write(folder / "latin.de", "größer\n".encode("latin-1") + b"b\n")
@@ -207,26 +207,26 @@ def bad_inputs(folder: Path) -> dict[str, list[object]]:
     ("case", "message"),
     [
         ("no input", "give at least one of --moses, --zip, --tsv, --sgm"),
-        ("missing", "none.de: not found; --help says where the data are from"),
+        ("missing", "none.de: not found; --help says where to get the data"),
         ("short", "short.de: ends after 1 lines, but"),
         ("latin", "x.en-de.en, line 1: is not UTF-8 (byte 3 of the line)"),
         ("cut", "cut.gz: cannot be read"),
-        ("zip", "has 0 files that end in .de, or .de_XX with a region, where one is expected; unpack it"),
+        ("zip", "has 0 files that end in .de, or .de_XX with a region, but one is expected; unpack it"),
         ("no zip", "x.en-de.en: cannot be read: File is not a zip file"),
-        ("columns", "x.en-de.en, line 1: has 1 columns, but --columns names 2"),
-        ("sgm", "the segment after 2 others is bbc.1 4, in"),
-        ("no sgm", "has no <seg id=...>; is it an SGML file of WMT?"),
-        ("nothing left", "train.en-de: no pair is left of 2"),
+        ("columns", "x.en-de.en, line 1: has 1 columns, but --columns names column 2"),
+        ("sgm", "the segment after 2 others is bbc.1 4, but in"),
+        ("no sgm", "has no <seg id=...>; check that it is an SGML file of WMT"),
+        ("nothing left", "train.en-de: none of 2 pairs is left (2 copy); check"),
         ("script", "--scripts de: write LANG=SCRIPT"),
         ("no script", "'Elvish' names a script that Unicode does not have"),
         ("workers", "--workers 0: give at least 1"),
-        ("whole", "--list-dropped go with --split train"),
+        ("whole", "--list-dropped need --split train"),
         ("checksums", "x.en-de.en: its SHA-256 is"),
         ("other checksums", "--checksums names none of the files that were read (x.en-de.en, x.en-de.de)"),
-        ("wrong checksums", "line 1: write it as sha256sum does"),
+        ("wrong checksums", "line 1: is not in the format of sha256sum"),
     ],
 )
-def test_what_cannot_be_used_is_said(tmp_path: Path, case: str, message: str) -> None:
+def test_unusable_input_is_an_error(tmp_path: Path, case: str, message: str) -> None:
     arguments = bad_inputs(tmp_path)[case]
     out = tmp_path / "out"
     error = refuses("parallel", "--languages", "en", "de", "--workers", 1, "--output", out, *arguments)

@@ -116,7 +116,7 @@ def test_computed_twice_it_is_the_same(clip: Path, photos: Path, unbroken: Path,
 
 def test_the_manifest_says_what_and_how(clip: Path, unbroken: Path) -> None:
     store = FeatureStore.open(unbroken)
-    assert (len(store), store.dim, store.dtype) == (NUMBER, 16, np.float16)
+    assert (len(store), store.dim, store.dtype) == (NUMBER, 16, np.dtype(np.float16))
     assert store.identity == DualEncoderTeacher.from_pretrained(clip).identity
     assert store.manifest["made_by"]["command"][:2] == ["mclip-features", "--model"]
     assert store.manifest["made_by"]["versions"]["torch"] == torch.__version__
@@ -234,7 +234,7 @@ def damaged(photos: Path, tmp_path: Path) -> Path:
     return root
 
 
-BROKEN = ["01.png: cannot be decoded", "05.png: is not an image", "10.png: there is no such file"]
+BROKEN = ["01.png: cannot be decoded", "05.png: is not an image", "10.png: does not exist"]
 
 
 def test_unreadable_images_are_all_listed(
@@ -298,7 +298,7 @@ def test_images_with_odd_names(clip: Path, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "photos/bad\x1b[31m.png").write_bytes(b"")
     os.mkfifo(tmp_path / "photos/pipe.png")
     message = refused(capsys, clip, tmp_path / "out", "--images", tmp_path / "photos")
-    assert "\n  bad\\x1b[31m.png: is not an image in a known format\n  pipe.png: is no ordinary file" in message
+    assert "\n  bad\\x1b[31m.png: is not an image in a known format\n  pipe.png: is not an ordinary file" in message
     assert "\x1b" not in message
 
 

@@ -1,7 +1,8 @@
-"""SIGKILL at random moments of saving: what a run goes on from is whole, and no older than what was announced."""
+"""SIGKILL at random moments of saving: the checkpoint to resume from is intact, and no older than the log says."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import signal
@@ -17,8 +18,7 @@ from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.file_io import PathManager
 
-from mclip_fairseq.resilience import install
-from mclip_fairseq.resilience.resume import choose_checkpoint, remove_leftovers
+from mclip_fairseq.resilience.choosing import choose_checkpoint, remove_leftovers
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 
 SIZE = 200_000  # 0.8 MB a file: killed in the middle of it more often than not
@@ -86,7 +86,7 @@ def kill_in_saving(folder: Path, start: int, delay: float) -> int:
 
 
 def survive(folder: Path, kills: int) -> SimpleNamespace:
-    """Kill and go on, as a run under a scheduler would; counts what the kills met."""
+    """Kill and resume, as a scheduler does with a run; counts where the kills hit."""
     draw, updates, met = random.Random(7), 0, SimpleNamespace(kills=0, cut_short=0, skipped=0)
     while met.kills < kills:
         announced = kill_in_saving(folder, updates + 1, draw.uniform(0.002, 0.06))
@@ -123,8 +123,8 @@ def test_a_thousand_kills_lose_nothing(tmp_path: Path) -> None:
 
 def test_fairseq_alone_tears_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: with fairseq's own functions the same kills leave files that do not verify."""
-    monkeypatch.setattr(checkpoint_utils, "torch_persistent_save", install._save_as_fairseq)
-    monkeypatch.setattr(checkpoint_utils, "PathManager", PathManager)
+    for owner, name in ((checkpoint_utils, "torch_persistent_save"), (PathManager, "copy")):
+        monkeypatch.setattr(owner, name, staticmethod(inspect.unwrap(getattr(owner, name))))
     draw, updates = random.Random(7), 0
     for _ in range(200):
         kill_in_saving(tmp_path, updates + 1, draw.uniform(0.002, 0.06))

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from mclip_fairseq.cli.extract_mte import main as extract_mte
-from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.pieces import SENTENCEPIECE
 from tests.tiny_data import mte_options
 
 Train = Callable[..., str]

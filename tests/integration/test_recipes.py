@@ -1,4 +1,4 @@
-"""The recipes of examples/: printed whole with --dry-run, run through with --tiny on the tiny corpus."""
+"""The recipes of examples/: printed with --dry-run, and run with --tiny on the tiny corpus."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def recipe(root: Path, name: str, *arguments: str, cwd: Path, **variables: objec
 
 def commands(printed: str) -> dict[str, list[str]]:
     """The stages of a dry run and the words of their commands."""
-    found: dict[str, list[str]] = {}
+    stages: dict[str, list[str]] = {}
     stage = ""
     for line in printed.splitlines():
         if line.startswith("\x1b[1m"):
             stage = line.removeprefix("\x1b[1m").removesuffix("\x1b[0m")
         elif line.startswith("+ "):
-            found[stage] = shlex.split(line)[1:]
-    return found
+            stages[stage] = shlex.split(line)[1:]
+    return stages
 
 
 def value(words: list[str], option: str) -> str:
@@ -45,14 +45,14 @@ def value(words: list[str], option: str) -> str:
 
 
 def test_a_stage_that_was_asked_to_stop_is_not_finished(repository_root: Path, tmp_path: Path) -> None:
-    """It ends with status 0, as a finished one does; only the log tells them apart."""
+    """It exits with status 0 like a finished one; only the log distinguishes them."""
     stub = tmp_path / "bin" / "fairseq-train"
-    write(stub, ["#!/usr/bin/env bash", 'while (($# > 1)); do shift; done; cat "$TOLD" >> "$1"'])
+    write(stub, ["#!/usr/bin/env bash", 'while (($# > 1)); do shift; done; cat "$LINE" >> "$1"'])
     stub.chmod(0o755)
     path = os.pathsep.join([str(stub.parent), os.environ["PATH"]])
-    for told, finished in (("SIGUSR1: saving after 7 updates and ending", False), ("done training", True)):
-        write(tmp_path / "told", [told])
-        environment = {**os.environ, "PATH": path, "TOLD": str(tmp_path / "told"), "OUT": str(tmp_path / str(finished))}
+    for message, finished in (("SIGUSR1: saving after 7 updates and ending", False), ("done training", True)):
+        write(tmp_path / "line", [message])
+        environment = {**os.environ, "PATH": path, "LINE": str(tmp_path / "line"), "OUT": str(tmp_path / str(finished))}
         command = ["bash", str(repository_root / "examples" / "mclip" / "run.sh"), "mte1", "extract"]
         done = subprocess.run(
             command if not finished else command[:-1],
@@ -68,16 +68,16 @@ def test_a_stage_that_was_asked_to_stop_is_not_finished(repository_root: Path, t
 
 
 def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -> None:
-    found = commands(recipe(repository_root, "mclip", "--dry-run", "--gpus", "8", cwd=tmp_path))
-    assert list(found) == ["mte1", "mte2", "extract", "trikd", "finetune", "evaluate"]
-    assert found["mte1"][:4] == ["torchrun", "--standalone", "--nproc-per-node", "8"]
-    assert value(found["mte1"], "--lang-pairs") == "en-cs,en-de,en-es,en-ja,en-ru,en-zh"
-    assert (value(found["mte1"], "--lr"), value(found["mte1"], "--max-update")) == ("5e-4", "400000")
-    assert (value(found["mte2"], "--freeze"), value(found["mte2"], "--update-freq")) == ("embeddings", "4")
-    assert (value(found["trikd"], "--batch-size"), value(found["trikd"], "--max-epoch")) == ("2048", "15")
-    assert value(found["trikd"], "--validate-interval-updates") == "250"
-    assert value(found["finetune"], "--positives") == "image"
-    assert "data/sets/multi30k-task1:test_2016_flickr" in found["evaluate"]
+    stages = commands(recipe(repository_root, "mclip", "--dry-run", "--gpus", "8", cwd=tmp_path))
+    assert list(stages) == ["mte1", "mte2", "extract", "trikd", "finetune", "evaluate"]
+    assert stages["mte1"][:4] == ["torchrun", "--standalone", "--nproc-per-node", "8"]
+    assert value(stages["mte1"], "--lang-pairs") == "en-cs,en-de,en-es,en-ja,en-ru,en-zh"
+    assert (value(stages["mte1"], "--lr"), value(stages["mte1"], "--max-update")) == ("5e-4", "400000")
+    assert (value(stages["mte2"], "--freeze"), value(stages["mte2"], "--update-freq")) == ("embeddings", "4")
+    assert (value(stages["trikd"], "--batch-size"), value(stages["trikd"], "--max-epoch")) == ("2048", "15")
+    assert value(stages["trikd"], "--validate-interval-updates") == "250"
+    assert value(stages["finetune"], "--positives") == "image"
+    assert "data/sets/multi30k-task1:test_2016_flickr" in stages["evaluate"]
     assert not any(tmp_path.iterdir())
     large = commands(recipe(repository_root, "mclip_plus", "--dry-run", "mte1", "trikd", cwd=tmp_path))
     assert (value(large["mte1"], "--arch"), value(large["trikd"], "--arch")) == ("mte_large", "mclip_large")
@@ -88,12 +88,12 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
         "IMAGES": "i j",
         "OPTIONS": "--wandb-project x",
     }
-    found = commands(recipe(repository_root, "mclip", "--dry-run", "finetune", "evaluate", cwd=tmp_path, **several))
-    assert "a/bin:b/bin" in found["finetune"]
-    assert value(found["finetune"], "--text-features") == "c/text"
-    assert value(found["finetune"], "--wandb-project") == "x"
-    start = found["evaluate"].index("--images-root")
-    assert found["evaluate"][start : start + 6] == ["--images-root", "i", "j", "--features", "f", "g"]
+    stages = commands(recipe(repository_root, "mclip", "--dry-run", "finetune", "evaluate", cwd=tmp_path, **several))
+    assert "a/bin:b/bin" in stages["finetune"]
+    assert value(stages["finetune"], "--text-features") == "c/text"
+    assert value(stages["finetune"], "--wandb-project") == "x"
+    start = stages["evaluate"].index("--images-root")
+    assert stages["evaluate"][start : start + 6] == ["--images-root", "i", "j", "--features", "f", "g"]
     usage = recipe(repository_root, "ablations", "--dry-run", "--help", cwd=tmp_path)
     assert usage.startswith("What each part of TriKD is worth")
     printed = recipe(repository_root, "ablations", "--dry-run", cwd=tmp_path, VARIANTS="ttc depth4")

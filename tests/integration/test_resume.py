@@ -1,22 +1,18 @@
-"""N updates straight, and the same N with a stop: equal bit for bit, whatever lies between."""
+"""N updates in one go equal the same N with a stop in between, bit for bit."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fairseq.dataclass.configs import CommonConfig, DatasetConfig, DistributedTrainingConfig, OptimizationConfig
-from omegaconf import OmegaConf
+import torch
 
-from mclip_fairseq.resilience import install
-from mclip_fairseq.resilience.resume import changed_options
-from mclip_fairseq.tasks.mte import MTETaskConfig
-from mclip_fairseq.tasks.trikd import TriKDTaskConfig
+from mclip_fairseq.resilience import checking, resuming
+from mclip_fairseq.storage import files, sealed
 from tests.runs import difference, losses_of, state_of, train_on_ranks
 
 Train = Callable[..., str]
@@ -25,7 +21,7 @@ LOGGED = 4
 
 
 def options(corpus: Path, task: str, *more: object) -> list[object]:
-    """Everything at once that could break: dropout, shuffling, sampled languages, accumulation, a mean of log lines."""
+    """All that could break at once: dropout, shuffling, sampled languages, accumulation, averages over log lines."""
     common = [
         *("--sampling-temperature", "5", "--dropout", "0.3", "--batch-size", "8", "--update-freq", "2"),
         *("--optimizer", "fused_adamw", "--lr", "0.003", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "5"),
@@ -43,14 +39,14 @@ def options(corpus: Path, task: str, *more: object) -> list[object]:
     ]
 
 
-def straight(run_train: Train, corpus: Path, task: str, folder: Path, *more: object) -> str:
+def uninterrupted(run_train: Train, corpus: Path, task: str, folder: Path, *more: object) -> str:
     """The run that never stops, and a checkpoint of each of its updates."""
     every = ("--save-interval-updates", "1", "--save-dir", folder, "--max-update", UPDATES)
     return run_train(*options(corpus, task, *every, *more))
 
 
 def checkpoint_after(folder: Path, updates: int) -> Path:
-    """What a run that stopped after so many updates leaves as its last checkpoint."""
+    """The last checkpoint of a run that stopped after this many updates."""
     return next(folder.glob(f"checkpoint_*_{updates}.pt"))
 
 
@@ -70,18 +66,20 @@ def resume(run_train: Train, corpus: Path, task: str, source: Path, folder: Path
 
 @pytest.mark.parametrize("task", ["mte", "trikd"])
 def test_a_stop_changes_nothing(task: str, tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
-    log = straight(run_train, tiny_corpus, task, tmp_path / "straight", "--num-workers", "0")
-    state = state_of(tmp_path / "straight")
+    log = uninterrupted(run_train, tiny_corpus, task, tmp_path / "uninterrupted", "--num-workers", "0")
+    state = state_of(tmp_path / "uninterrupted")
     assert ("logit_scale" in state["model"]) == (task == "trikd")
     assert state["last_optimizer_state"]["state"]
-    epoch = [path for path in (tmp_path / "straight").glob("checkpoint_*.pt") if path.name.startswith("checkpoint_2")]
+    epoch = [
+        path for path in (tmp_path / "uninterrupted").glob("checkpoint_*.pt") if path.name.startswith("checkpoint_2")
+    ]
     first_of_epoch = min(int(path.stem.split("_")[2]) for path in epoch)
     # In mid-epoch and within the mean of a log line, loaded by other processes; and across the end of an epoch.
     for updates, workers in ((6, "2"), (first_of_epoch, "0")):
         folder = tmp_path / f"after{updates}"
-        source = checkpoint_after(tmp_path / "straight", updates)
+        source = checkpoint_after(tmp_path / "uninterrupted", updates)
         resumed = resume(run_train, tiny_corpus, task, source, folder, "--num-workers", workers)
-        check_resumed(log, resumed, tmp_path / "straight", folder, updates)
+        check_resumed(log, resumed, tmp_path / "uninterrupted", folder, updates)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -90,18 +88,20 @@ def test_parameters_of_half_precision_come_back_in_full(
 ) -> None:
     """fairseq saves them rounded, as the negative control shows. An overflow would need CUDA: the scale is small."""
     more = ("--num-workers", "0", "--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", "4")
-    log = straight(run_train, tiny_corpus, "mte", tmp_path / "straight", *more)
+    log = uninterrupted(run_train, tiny_corpus, "mte", tmp_path / "uninterrupted", *more)
     if not kept:
-        monkeypatch.setattr(install, "restore", lambda trainer, state: None)
-    source = checkpoint_after(tmp_path / "straight", 10)
+        monkeypatch.setattr(resuming, "restore", lambda trainer, state: None)
+    source = checkpoint_after(tmp_path / "uninterrupted", 10)
     resumed = resume(run_train, tiny_corpus, "mte", source, tmp_path / "two", *more)
     if kept:
-        check_resumed(log, resumed, tmp_path / "straight", tmp_path / "two", 10)
+        check_resumed(log, resumed, tmp_path / "uninterrupted", tmp_path / "two", 10)
     else:
-        assert ".model." in difference(state_of(tmp_path / "straight"), state_of(tmp_path / "two"))
+        assert ".model." in difference(state_of(tmp_path / "uninterrupted"), state_of(tmp_path / "two"))
 
 
-def test_annealing_anew_is_warned_about(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:
+def test_restarted_annealing_is_warned_about(
+    tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path
+) -> None:
     shutil.copy(stopped / "checkpoint_last.pt", tmp_path)
     schedule = ("--lr-scheduler", "polynomial_decay", "--force-anneal", "1", "--total-num-update", "40")
     common = options(tiny_corpus, "trikd", "--num-workers", "0", "--save-dir", tmp_path, "--max-update", "4", *schedule)
@@ -109,38 +109,36 @@ def test_annealing_anew_is_warned_about(tiny_corpus: Path, run_train: Train, sto
 
 
 def test_a_suffix_and_a_missing_optimizer(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:
-    """Checkpoints of a run with --checkpoint-suffix survive alike; one without an optimizer is no run to go on with."""
+    """--checkpoint-suffix works the same; a checkpoint without optimizer state cannot be resumed."""
     for path in stopped.glob("*.pt"):
         shutil.copy(path, tmp_path / f"{path.stem}_a.pt")
     (tmp_path / "checkpoint_last_a.pt").write_bytes(b"")
     common = options(tiny_corpus, "trikd", "--num-workers", "0", "--max-update", "4", "--save-dir")
     log = run_train(*common, tmp_path, "--checkpoint-suffix", "_a")
     assert "skipped checkpoint checkpoint_last_a.pt (it is empty)" in log
-    assert f"going on from {tmp_path / 'checkpoint_1_3_a.pt'}" in log
+    assert f"continuing from {tmp_path / 'checkpoint_1_3_a.pt'}" in log
     assert state_of(tmp_path, "checkpoint_last_a.pt")["optimizer_history"][-1]["num_updates"] == 4
     run_train(*common, tmp_path / "bare", "--no-save-optimizer-state")
-    with pytest.raises(
-        ValueError, match=r"checkpoint_last\.pt: has no state of the optimizer .* begin another with its"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoint_last\.pt: has no optimizer state .* start another with its"):
         run_train(*common, tmp_path / "bare")
 
 
 def test_ranks_that_do_not_see_the_checkpoint_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "sum_over_ranks", lambda count: count + 2.0)
+    monkeypatch.setattr(checking, "sum_over_ranks", lambda count: count + 2.0)
     checkpoint = SimpleNamespace(save_dir=str(tmp_path))
     trainer: Any = SimpleNamespace(data_parallel_world_size=3, device="cpu", checkpoint_suffix="")
     trainer.cfg = SimpleNamespace(checkpoint=checkpoint)
     with pytest.raises(ValueError, match=r"checkpoint_last\.pt: only 2 of 3 ranks see this file; let --save-dir be"):
-        install.check_seen_by_all(trainer, "checkpoint_last.pt")
+        checking.check_seen_by_all(trainer, "checkpoint_last.pt")
     (tmp_path / "checkpoint_last.pt").touch()
-    install.check_seen_by_all(trainer, "checkpoint_last.pt")
+    checking.check_seen_by_all(trainer, "checkpoint_last.pt")
 
 
 def test_a_stop_at_the_end_of_an_epoch_keeps_the_running_means(
     tiny_corpus: Path, run_train: Train, tmp_path: Path
 ) -> None:
     """Its last checkpoint belongs to the next epoch, and the log line that spans both counts the steps of both."""
-    log = straight(run_train, tiny_corpus, "trikd", tmp_path / "straight", "--num-workers", "0")
+    log = uninterrupted(run_train, tiny_corpus, "trikd", tmp_path / "uninterrupted", "--num-workers", "0")
     stopped = options(tiny_corpus, "trikd", "--save-dir", tmp_path / "stopped", "--num-workers", "0")
     run_train(*stopped, "--max-epoch", "1")
     resumed = run_train(*stopped, "--max-update", UPDATES)
@@ -148,7 +146,7 @@ def test_a_stop_at_the_end_of_an_epoch_keeps_the_running_means(
     assert done["extra_state"]["train_iterator"]["epoch"] == 2
     end = min(updates for updates in losses_of(resumed))
     assert end % LOGGED == 0
-    check_resumed(log, resumed, tmp_path / "straight", tmp_path / "stopped", end - 1)
+    check_resumed(log, resumed, tmp_path / "uninterrupted", tmp_path / "stopped", end - 1)
     again = run_train(*stopped, "--max-update", UPDATES)  # fairseq alone would take one more update
     assert f"has all its {UPDATES} updates already" in again
     assert difference(state_of(tmp_path / "stopped"), done) == ""
@@ -174,15 +172,15 @@ def test_patience_counts_over_a_stop(tiny_corpus: Path, run_train: Train, tmp_pa
 def test_a_stop_after_any_update_changes_nothing(
     task: str, workers: str, tiny_corpus: Path, run_train: Train, tmp_path: Path
 ) -> None:
-    log = straight(run_train, tiny_corpus, task, tmp_path / "straight", "--num-workers", workers)
-    sources = sorted((tmp_path / "straight").glob("checkpoint_*_*.pt"))
+    log = uninterrupted(run_train, tiny_corpus, task, tmp_path / "uninterrupted", "--num-workers", workers)
+    sources = sorted((tmp_path / "uninterrupted").glob("checkpoint_*_*.pt"))
     assert len(sources) >= UPDATES - 2
     for source in sources:
         updates = int(source.stem.split("_")[2])
         if updates < UPDATES:
             folder = tmp_path / f"after{updates}"
             resumed = resume(run_train, tiny_corpus, task, source, folder, "--num-workers", workers)
-            check_resumed(log, resumed, tmp_path / "straight", folder, updates)
+            check_resumed(log, resumed, tmp_path / "uninterrupted", folder, updates)
 
 
 @pytest.mark.parametrize(
@@ -205,34 +203,6 @@ def test_another_meaning_of_the_position_is_refused(
         assert "Loaded checkpoint" in run_train(*changed, "--max-update", "4", "--reset-dataloader")
 
 
-COUNTED_IN = [
-    *(
-        ("distributed_world_size", DistributedTrainingConfig),
-        ("seed", CommonConfig),
-        ("update_freq", OptimizationConfig),
-    ),
-    *((name, DatasetConfig) for name in ("batch_size", "max_tokens", "required_batch_size_multiple", "train_subset")),
-    *((name, DatasetConfig) for name in ("grouped_shuffling", "update_ordered_indices_seed")),
-    ("skip_remainder_batch", OptimizationConfig),
-    *((name, TriKDTaskConfig) for name in ("langs", "sampling_temperature", "max_caption_tokens")),
-    *((name, MTETaskConfig) for name in ("langs", "lang_pairs", "both_directions", "sampling_temperature", "truncate")),
-    *((name, MTETaskConfig) for name in ("max_source_positions", "max_target_positions")),
-]
-GROUPS = {
-    **{DistributedTrainingConfig: "distributed_training", CommonConfig: "common", OptimizationConfig: "optimization"},
-    **{DatasetConfig: "dataset", TriKDTaskConfig: "task", MTETaskConfig: "task"},
-}
-
-
-@pytest.mark.parametrize(("name", "config"), COUNTED_IN)
-def test_every_option_that_the_position_is_counted_in_is_compared(name: str, config: type) -> None:
-    assert name in {field.name for field in fields(config)}
-    group = GROUPS[config]
-    stored, now = {group: {name: "then"}}, OmegaConf.create({group: {name: "now"}})
-    assert changed_options(stored, now) == [f"--{name.replace('_', '-')} then (now now)"]
-    assert changed_options(stored, OmegaConf.create(stored)) == []
-
-
 @pytest.fixture(scope="module")
 def stopped(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that stopped in the middle of its first epoch, with two checkpoints."""
@@ -251,7 +221,7 @@ def test_other_training_data_are_refused(tiny_corpus: Path, run_train: Train, st
     for kind in ("bin", "idx"):
         shutil.copy(corpus / f"captions/train.de-None.de.{kind}", corpus / f"captions/train.en-None.en.{kind}")
     changed = options(corpus, "trikd", "--save-dir", folder, "--num-workers", "0", "--max-update", "4")
-    with pytest.raises(ValueError, match=r"data have changed since .*: en:0 \(104 samples then, 104 now\); its place"):
+    with pytest.raises(ValueError, match=r"data have changed since .*: en:0 \(104 samples then, 104 now\), so its"):
         run_train(*changed)
     assert "Loaded checkpoint" in run_train(*changed, "--reset-dataloader")
 
@@ -260,7 +230,10 @@ def test_other_training_data_are_refused(tiny_corpus: Path, run_train: Train, st
     ("change", "sentence"),
     [
         (lambda lines: [*lines, "another 1"], "of 98 symbols, but that of the data has 99; make the data again"),
-        (lambda lines: lines[1::-1] + lines[2:], "of 98 symbols, but that of the data names others, or in another"),
+        (
+            lambda lines: lines[1::-1] + lines[2:],
+            "of 98 symbols, but that of the data has other symbols, or another",
+        ),
     ],
 )
 def test_another_dictionary_is_refused(
@@ -287,7 +260,7 @@ def test_another_dictionary_is_refused(
 def test_a_damaged_last_checkpoint_costs_nothing(
     tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path
 ) -> None:
-    """The run goes on from the newest file that verifies, says so, and ends where the undamaged one would."""
+    """The run continues from the newest file that verifies, says so, and ends like the undamaged one."""
     sound, damaged = tmp_path / "sound", tmp_path / "damaged"
     for folder in (sound, damaged):
         shutil.copytree(stopped, folder)
@@ -302,11 +275,45 @@ def test_a_damaged_last_checkpoint_costs_nothing(
     assert "skipped checkpoint" not in logs[0]
     for name in ("checkpoint_last.pt", "checkpoint_1_3.pt"):
         assert f"skipped checkpoint {name} (its bytes are not those that were written)" in logs[1]
-    assert f"going on from {damaged / 'checkpoint_1_2.pt'}" in logs[1]
+    assert f"continuing from {damaged / 'checkpoint_1_2.pt'}" in logs[1]
     assert difference(state_of(sound), state_of(damaged)) == ""
     (tmp_path / "given.pt").write_bytes(data)
     with pytest.raises(ValueError, match="its bytes are not those that were written; give another checkpoint"):
         run_train(*options(tiny_corpus, "trikd", "--save-dir", tmp_path, "--restore-file", tmp_path / "given.pt"))
+
+
+class Forgetful(dict[str, Any]):
+    """A dict that hands nothing out."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return None
+
+
+@pytest.mark.parametrize("handed_on", [True, False])
+def test_a_checkpoint_is_hashed_and_mapped_once(
+    handed_on: bool, tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is chosen; fairseq's loading uses that look. The negative control does not hand it on."""
+    shutil.copytree(stopped, tmp_path / "run")
+    hashed: list[Path] = []
+    mapped: list[bool] = []
+    hash_file, load = sealed._hash_before_seal, torch.load
+
+    def counted_hash(path: Path) -> str:
+        hashed.append(path)
+        return hash_file(path)
+
+    def counted_load(*arguments: Any, **keywords: Any) -> Any:
+        mapped.append(keywords.get("mmap", False))
+        return load(*arguments, **keywords)
+
+    monkeypatch.setattr(sealed, "_hash_before_seal", counted_hash)
+    monkeypatch.setattr(torch, "load", counted_load)
+    if not handed_on:
+        monkeypatch.setattr(resuming, "_checked", Forgetful())
+        monkeypatch.setattr(files, "SETTLED_NS", 10**12)  # nor is the file remembered as sound
+    run_train(*options(tiny_corpus, "trikd", "--save-dir", tmp_path / "run", "--num-workers", "0", "--max-update", "4"))
+    assert len(hashed) == mapped.count(True) == (1 if handed_on else 2)
 
 
 def test_the_comparison_can_fail(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:
@@ -329,7 +336,7 @@ def test_a_stop_of_two_ranks_changes_nothing(tiny_corpus: Path, run_train: Train
     runs = []
     for task in ("mte", "trikd"):
         common = options(tiny_corpus, task, "--save-interval-updates", "1", "--num-workers")
-        for folder, updates, workers in (("straight", 9, 0), ("stopped", 3, 2), ("stopped", 9, 2)):
+        for folder, updates, workers in (("uninterrupted", 9, 0), ("stopped", 3, 2), ("stopped", 9, 2)):
             runs.append([*common, workers, "--save-dir", tmp_path / f"{task}-{folder}", "--max-update", updates])
     common.append(0)
     runs.append([*common, "--save-dir", tmp_path / "of-two", "--max-update", 3])
@@ -339,5 +346,5 @@ def test_a_stop_of_two_ranks_changes_nothing(tiny_corpus: Path, run_train: Train
     with pytest.raises(ValueError, match=r"--distributed-world-size 2 \(now 1\)"):
         run_train(*common, "--save-dir", tmp_path / "of-two", "--max-update", "4")
     for number, task in ((0, "mte"), (3, "trikd")):
-        one, two = tmp_path / f"{task}-straight", tmp_path / f"{task}-stopped"
+        one, two = tmp_path / f"{task}-uninterrupted", tmp_path / f"{task}-stopped"
         check_resumed(logs[number][0], logs[number + 2][0], one, two, 3)

@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_nothing_behind(mclip_search: Run) -> None:
         (["query", "index", "x" * 100_000], "the query has 100000 characters; give at most 2000"),
         (["query", "index"], "give a text, --queries FILE"),
         (["query", "index", "red", "--queries", "q.txt"], "only one of them"),
-        (["query", "index", "--image", "missing.png"], "missing.png: there is no such file"),
+        (["query", "index", "--image", "missing.png"], "missing.png: does not exist"),
         (
             ["query", "index", "red", "--show", "photos"],
             "--show photos: has no image extension; write photos.png",

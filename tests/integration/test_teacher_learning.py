@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.tiny_data import DIM, LANGS, binarise, sentences, teacher_features, w
 from tests.tiny_models import tiny_clip_directory
 
 Train = Callable[..., str]
+Trained = tuple[Path, list[dict[str, Any]]]
 
 
 def options(corpus: Path, folder: Path, *more: object, langs: str = "en,de,fr") -> list[str]:
@@ -33,7 +35,7 @@ def options(corpus: Path, folder: Path, *more: object, langs: str = "en,de,fr") 
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+def trained(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The checkpoint with the best retrieval of 25 epochs, and what each validation logged."""
     folder = tmp_path_factory.mktemp("teacher_learning")
     log = run_train(
@@ -44,14 +46,14 @@ def trained(tiny_corpus: Path, run_train: Train, tmp_path_factory: pytest.TempPa
     return folder / "checkpoint_best.pt", [json.loads(line[line.index("{") :]) for line in lines]
 
 
-def test_training_lowers_the_error_and_validation_logs_retrieval(trained: tuple[Path, list[dict]]) -> None:
+def test_training_lowers_the_error_and_validation_logs_retrieval(trained: Trained) -> None:
     first, last = trained[1][0], trained[1][-1]
     assert float(last["valid_loss"]) < 0.7 * float(first["valid_loss"])
     assert float(last["valid_cosine"]) > float(first["valid_cosine"])
     assert {f"valid_mean_recall_{lang}" for lang in LANGS} <= last.keys()
 
 
-def test_every_language_finds_the_images(trained: tuple[Path, list[dict]], tiny_corpus: Path) -> None:
+def test_every_language_finds_the_images(trained: Trained, tiny_corpus: Path) -> None:
     """All languages lie in the teacher's own space: its image features are searched as they are."""
     model = MultilingualCLIP.from_pretrained(trained[0], device="cpu")
     store = FeatureStore.open(tiny_corpus / "features" / "image")
@@ -63,7 +65,7 @@ def test_every_language_finds_the_images(trained: tuple[Path, list[dict]], tiny_
         assert recall["t2i_R@1"] > 30, lang  # chance is 2.5
 
 
-def test_the_logged_recall_is_that_of_the_checkpoint(trained: tuple[Path, list[dict]], tiny_corpus: Path) -> None:
+def test_the_logged_recall_is_that_of_the_checkpoint(trained: Trained, tiny_corpus: Path) -> None:
     model = MultilingualCLIP.from_pretrained(trained[0], device="cpu")
     store = FeatureStore.open(tiny_corpus / "features" / "image")
     ids = (tiny_corpus / "captions" / "valid.de.ids").read_text().splitlines()

@@ -40,7 +40,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def _registered() -> dict[str, dict[str, str]]:
-    """The module of each registered component that bears one of our names, without ``mclip_fairseq.``."""
+    """The module of each registered component that has one of our names, without `mclip_fairseq.`."""
     from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
     from fairseq.registry import REGISTRIES
     from fairseq.tasks import TASK_REGISTRY
@@ -109,7 +109,7 @@ def _run_cases(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def places(
     repository_root: Path, installed_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[str, str, Path]]:
-    """Name of the place -> working directory, ``--user-dir`` as typed there, the file to be imported."""
+    """Name of the place -> working directory, `--user-dir` as typed there, the file to be imported."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "checkout").symlink_to(repository_root)
     (elsewhere / "renamed").symlink_to(repository_root / "mclip_fairseq")
@@ -129,7 +129,7 @@ def places(
 def outcome(
     places: dict[str, tuple[str, str, Path]], repository_root: Path, installed_dir: Path, fairseq_cli: Run
 ) -> Callable[..., dict[str, Any]]:
-    """``outcome(place, command="train", task="mte", imported="checkout")``: what came of that run."""
+    """`outcome(place, command="train", task="mte", imported="checkout")`: the result of that run."""
     parents = {None: None, "checkout": str(repository_root), "installed": str(installed_dir)}
     keys = [
         (place, command, "mte", imported)
@@ -171,7 +171,7 @@ def test_every_command_finds_the_plugin_from_every_place(
     assert result["registered"] == OURS
 
 
-def test_tasks_are_told_apart(outcome: Callable[..., dict[str, Any]]) -> None:
+def test_tasks_are_distinguished(outcome: Callable[..., dict[str, Any]]) -> None:
     assert outcome("checkout", task="trikd")["status"] == 0
     unknown = outcome("checkout", task="not_a_task")
     assert unknown["status"] == 2

@@ -29,7 +29,7 @@ from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
 from mclip_fairseq.tasks.captions import check_same_teacher
-from tests import hostile
+from tests import hostile, hostile_images
 from tests.tiny_models import tiny_clip_directory
 
 
@@ -52,17 +52,17 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("name", hostile.BAD_IMAGES)
+@pytest.mark.parametrize("name", hostile_images.BAD_IMAGES)
 def test_bad_images(name: str, tmp_path: Path) -> None:
-    file, make, message = hostile.BAD_IMAGES[name]
+    file, make, message = hostile_images.BAD_IMAGES[name]
     (tmp_path / file).write_bytes(make())
     said = refused(message, lambda: load_image(tmp_path / file), ImageError)
     assert said.startswith(f"{tmp_path / file}: ")
 
 
-@pytest.mark.parametrize("name", hostile.GOOD_IMAGES)
+@pytest.mark.parametrize("name", hostile_images.GOOD_IMAGES)
 def test_unusual_images_show_what_a_viewer_shows(name: str, tmp_path: Path) -> None:
-    make, expected = hostile.GOOD_IMAGES[name]
+    make, expected = hostile_images.GOOD_IMAGES[name]
     (tmp_path / "x").write_bytes(make())
     image = load_image(tmp_path / "x")
     assert image.mode == "RGB"
@@ -74,11 +74,11 @@ def test_unusual_images_show_what_a_viewer_shows(name: str, tmp_path: Path) -> N
 
 def test_a_jpeg_in_cmyk(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "x.jpg", quality=100)
-    assert np.abs(np.asarray(load_image(tmp_path / "x.jpg")).astype(int) - hostile.RED).max() <= 3
+    assert np.abs(np.asarray(load_image(tmp_path / "x.jpg")).astype(int) - hostile_images.RED).max() <= 3
 
 
 def test_nothing_is_decoded_before_the_header_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.png").write_bytes(hostile.png(100, 100))
+    (tmp_path / "x.png").write_bytes(hostile_images.png(100, 100))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     refused("has 100 x 100 pixels, more than 9999", lambda: load_image(tmp_path / "x.png", 9999))
 
@@ -210,7 +210,7 @@ def test_ids_that_are_unknown(tmp_path: Path) -> None:
 @pytest.mark.parametrize("image_id", ["a\0b.jpg", "x" * 5000 + ".jpg", "."])
 def test_ids_that_are_no_file_names(image_id: str, tmp_path: Path) -> None:
     refused(
-        "cannot be decoded|there is no such file|is no ordinary file",
+        "cannot be decoded|does not exist|is not an ordinary file",
         lambda: load_image(tmp_path / image_id),
         ImageError,
     )

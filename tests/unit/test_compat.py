@@ -33,7 +33,7 @@ compat.shield_torchaudio()
 CLIP = "from transformers import CLIPModel; print(CLIPModel.__name__)"
 
 
-def test_clip_can_be_imported_whatever_torchaudio_is(fairseq_cli: Run) -> None:
+def test_clip_can_be_imported_with_any_torchaudio(fairseq_cli: Run) -> None:
     source = SHIELD.format(file=str(compat.__file__))
     assert fairseq_cli("python", "-c", source + CLIP).stdout == "CLIPModel\n"
 
@@ -108,7 +108,7 @@ def test_a_malicious_checkpoint_runs_no_code(tmp_path: Path, zipped: bool) -> No
     path, trap = tmp_path / "evil.pt", tmp_path / "trap"
     state = {"args": argparse.Namespace(evil=Malicious(trap)), "model": {}}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"evil\.pt: is not loaded, for it contains \w+\.mkdir, and only types"):
+    with pytest.raises(ValueError, match=r"evil\.pt: is not loaded, because it contains \w+\.mkdir, and only types"):
         load_checkpoint(path)
     with pytest.raises(Exception, match="mkdir"):
         load_checkpoint_to_cpu(str(path))
@@ -160,7 +160,7 @@ def test_the_reference_checkpoints_are_read(shared_dir: Path) -> None:
         assert "model" in load_checkpoint(shared_dir / "fixtures" / name)
 
 
-def test_files_that_are_no_checkpoints_say_so(tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     with pytest.raises(ValueError, match=r"x\.pt: not found"):
         load_checkpoint(path)

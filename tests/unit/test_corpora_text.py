@@ -1,4 +1,4 @@
-"""What is done to texts, how much of them is in a script, and which pairs are kept."""
+"""Cleaning of texts, shares of scripts, filters of pairs, and the output directory."""
 
 import contextlib
 import unicodedata
@@ -8,11 +8,11 @@ import ftfy
 import numpy as np
 import pytest
 from corpora.duplicates import Duplicates
-from corpora.filters import Chunk, RawPair, Rules, judge, key_of, why_dropped
+from corpora.filters import Chunk, RawPair, Rules, drop_reason, filter_chunk, key_of
 from corpora.output import Output
 from corpora.pool import in_order
 from corpora.scripts import SCRIPTS, letters_in, measure, only_in, script_share, scripts_of
-from corpora.text import MARKUP, MENDING, bare, join_segmented, looks_tagged, mend, one_line
+from corpora.text import MARKUP, clean_text, fold_text, ftfy_config, join_segmented, looks_tagged, one_line
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def test_one_line_changes_white_space_only(text: str, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mended"),
+    ("text", "cleaned"),
     [
         ("caf\u0065\u0301 au lait", "caf\u00e9 au lait"),
         ("schÃ¶n", "schön"),
@@ -51,22 +51,22 @@ def test_one_line_changes_white_space_only(text: str, line: str) -> None:
         ("ﬁne ｶﾅ", "ﬁne ｶﾅ"),
     ],
 )
-def test_mend(text: str, mended: str) -> None:
-    assert mend(text) == mended
+def test_clean_text(text: str, cleaned: str) -> None:
+    assert clean_text(text) == cleaned
 
 
 @given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from("aÃ¶e\u0301&<>; é„犬\u2028")), max_size=20))
-def test_mending_in_short_equals_mending_in_full(text: str) -> None:
-    full = one_line(MARKUP.sub(" ", ftfy.fix_text(MARKUP.sub(" ", text), MENDING)))
-    assert mend(text) == full
-    assert "\n" not in mend(text)
-    assert unicodedata.is_normalized("NFC", mend(text))
+def test_the_shortcut_of_clean_text_changes_nothing(text: str) -> None:
+    full = one_line(MARKUP.sub(" ", ftfy.fix_text(MARKUP.sub(" ", text), ftfy_config())))
+    assert clean_text(text) == full
+    assert "\n" not in clean_text(text)
+    assert unicodedata.is_normalized("NFC", clean_text(text))
 
 
-def test_bare_texts_are_equal_but_for_case_width_spaces_and_punctuation() -> None:
-    assert bare("Ｈello, 世界！") == bare("hello 世界") == "hello世界"
-    assert bare("STRASSE") == bare("Straße")
-    assert bare("Hello, World") == bare("hello world!") != bare("hello word")
+def test_folded_texts_differ_in_more_than_case_width_spaces_and_punctuation() -> None:
+    assert fold_text("Ｈello, 世界！") == fold_text("hello 世界") == "hello世界"
+    assert fold_text("STRASSE") == fold_text("Straße")
+    assert fold_text("Hello, World") == fold_text("hello world!") != fold_text("hello word")
 
 
 def test_segmented_texts_are_joined() -> None:
@@ -108,7 +108,7 @@ def test_scripts_of_languages() -> None:
     assert scripts_of("zh_CN", {}) == scripts_of("zh-TW", {}) == "Han"
     assert scripts_of("tlh", {"tlh": "Latin"}) == "Latin"
     assert scripts_of("sr", {"sr": "Cyrillic"}) == "Cyrillic"
-    with pytest.raises(ValueError, match="the script of 'tlh' is not known; say it, as in --scripts tlh=Latin"):
+    with pytest.raises(ValueError, match="the script of 'tlh' is unknown; give it, as in --scripts tlh=Latin"):
         scripts_of("tlh", {})
     with pytest.raises(ValueError, match="'Klingon' names a script that Unicode does not have"):
         letters_in("Klingon")
@@ -142,27 +142,27 @@ def test_words() -> None:
     ],
 )
 def test_why_a_pair_is_dropped(source: str, target: str, rules: Rules, reason: str | None) -> None:
-    assert why_dropped(source, target, rules) == reason
+    assert drop_reason(source, target, rules) == reason
 
 
-def test_judged_chunk() -> None:
+def test_a_filtered_chunk() -> None:
     pairs = [
         RawPair(b"A dog\r", b"Ein Hund"),
         RawPair(b" ", b"x"),
         RawPair(b"held out!", b"egal was"),
         *[RawPair(b"", b"")] * 5,
     ]
-    rules = Rules(("Latin", "Latin"), held_out=frozenset({key_of(bare("Held out"))}))
-    judged = judge(Chunk("x.en", 11, pairs), rules, all_examples=False)
-    assert judged.source == ["A dog\n"]
-    assert judged.target == ["Ein Hund\n"]
-    assert judged.keys.tolist() == [key_of("adog\teinhund")]
-    assert judged.dropped == {"empty": 6, "held out": 1}
-    assert judged.examples[0] == ("empty", "x.en, line 12", "", "x")
-    assert len(judged.examples) == 4
-    assert len(judge(Chunk("x.en", 11, pairs), rules, all_examples=True).examples) == 7
+    rules = Rules(("Latin", "Latin"), held_out=frozenset({key_of(fold_text("Held out"))}))
+    filtered = filter_chunk(Chunk("x.en", 11, pairs), rules, all_examples=False)
+    assert filtered.source == ["A dog\n"]
+    assert filtered.target == ["Ein Hund\n"]
+    assert filtered.keys.tolist() == [key_of("adog\teinhund")]
+    assert filtered.dropped == {"empty": 6, "held out": 1}
+    assert filtered.examples[0] == ("empty", "x.en, line 12", "", "x")
+    assert len(filtered.examples) == 4
+    assert len(filter_chunk(Chunk("x.en", 11, pairs), rules, all_examples=True).examples) == 7
     with pytest.raises(ValueError, match=r"x.en, line 1: is not UTF-8 \(byte 2 of the line\)"):
-        judge(Chunk("x.en", 1, [RawPair(b"a\xff", b"b")]), LATIN, all_examples=False)
+        filter_chunk(Chunk("x.en", 1, [RawPair(b"a\xff", b"b")]), LATIN, all_examples=False)
 
 
 @pytest.mark.parametrize("window", [1, 3, 7, 1000])
@@ -174,14 +174,14 @@ def test_duplicates_are_those_of_a_set(tmp_path_factory: pytest.TempPathFactory,
     for some in np.array_split(keys, 5):
         duplicates.add(some)
     masks = list(duplicates.masks())
-    found = [repeated for mask in masks for repeated in mask.tolist()]
-    assert found == [key in keys[:row] for row, key in enumerate(keys)]
+    repetitions = [repeated for mask in masks for repeated in mask.tolist()]
+    assert repetitions == [key in keys[:row] for row, key in enumerate(keys)]
     assert all(len(mask) <= window for mask in masks)
     assert not list(folder.iterdir())
 
 
 def test_output_has_few_files_open_and_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corpora.output.MOST_OPEN", 3)
+    monkeypatch.setattr("corpora.output.MAX_OPEN", 3)
     with Output(tmp_path) as output:
         for number in range(40):
             output.write(f"file.{number % 8}", str(number))
@@ -198,14 +198,20 @@ def test_output_has_few_files_open_and_all_or_none(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["test.\ud800", "test.\x1b[31m", "test./../../x", "test.a b", "test." + "x" * 300])
-def test_a_language_that_no_file_can_be_named_by(tmp_path: Path, name: str) -> None:
-    with Output(tmp_path) as output, pytest.raises(ValueError, match="is no name for a file; look for a language"):
+def test_a_language_that_is_not_a_valid_file_name(tmp_path: Path, name: str) -> None:
+    with (
+        Output(tmp_path) as output,
+        pytest.raises(ValueError, match="is not a valid file name; look for a wrong language"),
+    ):
         output.write(name, "text")
     assert not list(tmp_path.iterdir())
 
 
-def test_half_a_character_is_named(tmp_path: Path) -> None:
-    with Output(tmp_path) as output, pytest.raises(ValueError, match=r"test.en: 'a \\ud800 dog' holds half of"):
+def test_half_a_character_is_an_error(tmp_path: Path) -> None:
+    with (
+        Output(tmp_path) as output,
+        pytest.raises(ValueError, match=r"test.en: 'a \\ud800 dog' holds half a character"),
+    ):
         output.write("test.en", "a \ud800 dog")
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""The doctor finds what was broken on purpose, says how to mend it, and speaks where fairseq is missing."""
+"""The doctor finds what was broken on purpose, says how to fix it, and works where fairseq is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mclip_fairseq import doctor
+from mclip_fairseq import compat, doctor
 from mclip_fairseq.doctor import Check
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -21,7 +21,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Exception], None]:
-    """``broken("torchaudio", OSError("..."))``: from now on importing that module raises that error."""
+    """`broken("torchaudio", OSError("..."))`: from now on, importing that module raises that error."""
     errors: dict[str, Exception] = {}
     real = doctor.importlib.import_module
 
@@ -34,7 +34,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Exception], None]:
     return errors.__setitem__
 
 
-def test_what_is_installed_is_well() -> None:
+def test_what_is_installed_is_ok() -> None:
+    compat.shield_torchaudio()
     for name, bound, extra in doctor.requirements():
         check = doctor.check_package(name, bound, extra)
         assert check.status == "ok", check
@@ -85,7 +86,7 @@ def test_versions_are_compared_as_pip_does(version: str, bound: str, expected: b
     assert doctor.satisfies(version, bound) is expected
 
 
-def test_a_torchaudio_that_cannot_load_is_named_and_is_no_error(
+def test_a_broken_torchaudio_is_a_warning(
     broken: Callable[[str, Exception], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "installed_version", {"torchaudio": "2.11.0", "torch": "2.13.0+cpu"}.get)
@@ -118,13 +119,27 @@ def test_extensions_that_were_not_compiled(broken: Callable[[str, Exception], No
     assert "--no-build-isolation fairseq-fixed==" in check.fix
 
 
-def test_a_plugin_that_registers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def ours(registry: dict[str, Any]) -> list[str]:
+    return [name for name, entry in registry.items() if entry.__module__.startswith("mclip_fairseq.")]
+
+
+def test_every_entry_of_ours_is_counted() -> None:
+    """What the decorators in the files say is what fairseq's registries hold."""
+    import mclip_fairseq.tasks  # noqa: F401  # registers them
+
+    for kind in ("task", "model", "criterion", "optimizer"):
+        assert sorted(name for one, name in doctor.components() if one == kind) == sorted(ours(doctor.registry(kind)))
+
+
+def test_a_component_that_is_missing_or_belongs_to_another_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     import fairseq.tasks
 
+    assert doctor.check_plugin().found.startswith(f"{len(ours(fairseq.tasks.TASK_REGISTRY))} tasks, ")
     monkeypatch.delitem(fairseq.tasks.TASK_REGISTRY, "trikd")
+    monkeypatch.setitem(fairseq.tasks.TASK_REGISTRY, "mte", fairseq.tasks.TASK_REGISTRY["translation"])
     check = doctor.check_plugin()
     assert check.status == "error"
-    assert check.found == "tasks not registered: trikd"
+    assert check.found == "not registered: task mte, task trikd"
 
 
 def fake_torch(built: str | None, usable: bool, bf16: bool) -> Any:
@@ -142,7 +157,7 @@ def fake_torch(built: str | None, usable: bool, bf16: bool) -> Any:
 @pytest.mark.parametrize(
     ("built", "usable", "bf16", "cuda", "precision"),
     [
-        (None, False, False, "built without it", "not without CUDA"),
+        (None, False, False, "built without CUDA", "not without CUDA"),
         ("13.0", False, False, "no GPU can be used", "not without CUDA"),
         ("13.0", True, False, "13.0, 2 x Some GPU", "this GPU has no bf16"),
         ("13.0", True, True, "13.0, 2 x Some GPU", "both"),
@@ -187,12 +202,12 @@ def test_report_and_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     }
 
 
-def test_every_finding_that_is_not_well_says_what_to_do() -> None:
+def test_every_finding_that_is_not_ok_says_what_to_do() -> None:
     for check in doctor.examine():
         assert bool(check.fix) == (check.status != "ok"), check
 
 
-def test_it_speaks_where_fairseq_cannot_be_imported(tmp_path: Path, repository_root: Path, fairseq_cli: Run) -> None:
+def test_it_works_where_fairseq_cannot_be_imported(tmp_path: Path, repository_root: Path, fairseq_cli: Run) -> None:
     (tmp_path / "fairseq").mkdir()
     (tmp_path / "fairseq" / "__init__.py").write_text("raise ImportError('half installed')\n", encoding="utf-8")
     path = f"{tmp_path}:{repository_root}"

@@ -16,9 +16,10 @@ from torch import Tensor
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli.convert import main as convert
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.data.tokenizer import SENTENCEPIECE, XLMRTokenizer
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.pieces import SENTENCEPIECE
 
 SENTENCES = ["Hello a man is", "ein Hund läuft ！ schnell", "  odd   spaces\ttabs ", "Ünïcode ﬁ 東京", ""]
 

@@ -117,14 +117,14 @@ def test_a_truncated_file_is_an_error(tmp_path: Path, suffix: str) -> None:
     assert str(path) not in caught.value.reason
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_files_that_are_not_images(tmp_path: Path) -> None:
     for data in (b"", b"<html>404</html>"):
         (tmp_path / "x.jpg").write_bytes(data)
         with pytest.raises(ImageError, match="is not an image in a known format"):
             load_image(tmp_path / "x.jpg")
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="does not exist"):
         load_image(tmp_path / "none.jpg")
-    with pytest.raises(ImageError, match="is no ordinary file"):
+    with pytest.raises(ImageError, match="is not an ordinary file"):
         load_image(tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_a_list_with_mistakes_is_refused(tmp_path: Path, content: str, reason: s
 def test_nothing_to_find_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no images"):
         resolve_images(tmp_path)
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="is neither a folder of images nor a list"):
         resolve_images(tmp_path / "none")
     with pytest.raises(ValueError, match="cannot be read"):
         resolve_images(None, tmp_path / "none")

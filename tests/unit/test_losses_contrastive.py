@@ -27,8 +27,8 @@ def slow_one_way(x: Tensor, y: Tensor, scale: Tensor, positives: Tensor, reducti
 
 def slow_info_nce(x: Tensor, y: Tensor, scale: Tensor, positives: Tensor | None, reduction: str) -> Tensor:
     positives = torch.eye(len(x), dtype=torch.bool) if positives is None else positives
-    there = slow_one_way(x, y, scale, positives, reduction)
-    return (there + slow_one_way(y, x, scale, positives.T, reduction)) / 2
+    forward = slow_one_way(x, y, scale, positives, reduction)
+    return (forward + slow_one_way(y, x, scale, positives.T, reduction)) / 2
 
 
 MASKS: dict[str, Tensor | None] = {
@@ -66,6 +66,27 @@ def test_value_and_gradients_equal_the_definition(mask: str, reduction: str) -> 
         torch.autograd.grad(loss, (x, y, scale)), torch.autograd.grad(expected, (x, y, scale)), strict=True
     ):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_one_direction_equals_the_definition(mask: str, reduction: str) -> None:
+    x, y = unit_rows(6), unit_rows(6)
+    scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
+    given = MASKS[mask]
+    expected = slow_one_way(x, y, scale, torch.eye(6).bool() if given is None else given, reduction)
+    loss = symmetric_info_nce(x, y, scale, given, reduction, "xy")
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    for got, wanted in zip(
+        torch.autograd.grad(loss, (x, y, scale)), torch.autograd.grad(expected, (x, y, scale)), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+    if mask != "lopsided":  # which no ids describe
+        ids = None if given is None else torch.tensor([0, 1, 0, 2, 1, 0])
+        share = global_info_nce(x, y, scale, ids=ids, reduction=reduction, direction="xy")
+        torch.testing.assert_close(share.loss, expected, rtol=1e-12, atol=0)
+        both = global_info_nce(x, y, scale, ids=ids, reduction=reduction)
+        assert [int(n) for n in share[1:]] == [int(n) for n in both[1:]]  # hits are counted both ways
 
 
 def test_identity_mask_is_the_diagonal() -> None:
@@ -167,6 +188,8 @@ def test_unsuitable_arguments_are_refused() -> None:
         global_info_nce(x[0], y[0], 1.0)
     with pytest.raises(ValueError, match="choose one of mean, sum"):
         symmetric_info_nce(x, y, 1.0, reduction="none")
+    with pytest.raises(ValueError, match="choose one of both, xy"):
+        symmetric_info_nce(x, y, 1.0, direction="yx")
     with pytest.raises(ValueError, match=r"torch.bool \(3, 3\)"):
         symmetric_info_nce(x, y, 1.0, mask[:2])
     with pytest.raises(ValueError, match=r"torch.bool \(3, 3\)"):

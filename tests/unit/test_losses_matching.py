@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from numpy._core.multiarray import _reconstruct  # numpy's random state is pickled beside the numbers
 from torch import Tensor
 
-from mclip_fairseq.losses import draw_matching_pairs, hard_negative_weights, masked_word_loss, matching_loss
+from mclip_fairseq.losses import (
+    draw_matching_pairs,
+    hard_negative_weights,
+    masked_word_loss,
+    matching_loss,
+    one_to_k_info_nce,
+)
 from mclip_fairseq.losses.matching import LEAST
 from tests.parity import gradients, load_fixture, same
 
@@ -146,16 +152,28 @@ def test_released_weights_of_fine_tuning(shared_dir: Path) -> None:
     same(weights.text, fixture["ft_itm_w_hard_text"])
 
 
-def test_released_matching_and_masked_words(shared_dir: Path) -> None:
-    """The recorded logits of whole runs give the recorded losses; the drawn rows give the recorded labels."""
+def test_released_runs(shared_dir: Path) -> None:
+    """Recorded features and logits of whole runs give the recorded losses and weights."""
     path = shared_dir / "fixtures" / "ccrk" / "ccrk_tiny.pt"
     if not path.exists():
         pytest.skip(f"{path} is missing")
     with torch.serialization.safe_globals([np.ndarray, np.dtype, np.dtypes.UInt32DType, _reconstruct]):
-        saved = torch.load(path, weights_only=True)["fixture"]
-    for run in ("type1", "type0", "type2"):
-        recorded = saved["outputs"]["runs"][run]
-        loss = matching_loss(recorded["itm_logits"], recorded["itm_labels"])
-        same(loss, torch.as_tensor(recorded["losses"]["loss_hitm"]))
-        words = saved["inputs"]["masked_ids"][torch.as_tensor(recorded["pos_rows"])]
-        same(masked_word_loss(recorded["mlm_logits"], words), torch.as_tensor(recorded["losses"]["loss_hmlm"]))
+        checkpoint = torch.load(path, weights_only=True)
+    saved, scale = checkpoint["fixture"], 1 / checkpoint["model"]["temp"]
+    image, text = saved["outputs"]["image_feat"], saved["outputs"]["text_feat"]
+    text = text.view(len(image), -1, image.shape[1])
+    runs = saved["outputs"]["runs"]
+    for kind in (0, 1, 2):
+        recorded = runs[f"type{kind}"]
+        rows, losses = torch.as_tensor(recorded["pos_rows"]), recorded["losses"]
+        same(one_to_k_info_nce(image, text, scale), torch.tensor(losses["loss_mitc"]))
+        weights = hard_negative_weights(image, text, scale, kind)
+        if kind:  # a uniform draw has no weights
+            same(weights.positive, recorded["w_pos"])
+        same(weights.image[rows], recorded["w_hard_image"])
+        same(weights.text, recorded["w_hard_text"])
+        same(matching_loss(recorded["itm_logits"], recorded["itm_labels"]), torch.tensor(losses["loss_hitm"]))
+        words = saved["inputs"]["masked_ids"][rows]
+        same(masked_word_loss(recorded["mlm_logits"], words), torch.tensor(losses["loss_hmlm"]))
+    for divisor, name in ((3, "type1_divm3"), (0, "type1_divm-1")):
+        same(one_to_k_info_nce(image, text, scale, divisor), torch.tensor(runs[name]["loss_mitc"]))

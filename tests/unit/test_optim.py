@@ -109,7 +109,7 @@ def test_lamb_limit_leaves_small_gradients_alone_and_never_touches_grad() -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_without_gradient_stay_and_count_no_steps(name: str) -> None:
+def test_parameters_without_gradient_keep_their_values_and_steps(name: str) -> None:
     params = parameters()
     optimizer = build(name, params, weight_decay=0.1)
     before = [param.detach().clone() for param in params]
@@ -151,7 +151,7 @@ def round_trip(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_restored_optimizer_goes_on_exactly(name: str, tmp_path: Path) -> None:
+def test_a_restored_optimizer_continues_exactly(name: str, tmp_path: Path) -> None:
     params = parameters()
     optimizer = build(name, params, weight_decay=0.1)
     take_steps(optimizer, params, 0, 3)
@@ -183,7 +183,7 @@ def test_settings_after_restoring(name: str, tmp_path: Path) -> None:
     assert settings(overrides) == [(0.3, decay) for decay in [0.4, *without_decay]]
 
 
-def test_adamw_state_fits_whatever_the_weight_decay(tmp_path: Path) -> None:
+def test_adamw_state_fits_any_weight_decay(tmp_path: Path) -> None:
     params = parameters()
     optimizer = build("fused_adamw", params)
     take_steps(optimizer, params, 0, 1)

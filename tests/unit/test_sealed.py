@@ -1,8 +1,9 @@
-"""Checkpoint files under damage: every fault is seen, a sound older file is found, and what is refused says why."""
+"""Damaged checkpoint files: every fault is detected, an older sound file is chosen, and refusals give the reason."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,8 @@ import pytest
 import torch
 from fairseq.file_io import PathManager
 
-from mclip_fairseq.resilience.resume import choose_checkpoint, remove_leftovers
+from mclip_fairseq.resilience.choosing import choose_checkpoint, remove_leftovers
+from mclip_fairseq.storage import files, sealed
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.sealed import copy_sealed, damage, save_sealed, sealed_updates
 
@@ -115,7 +118,7 @@ def test_files_without_a_seal_are_checked_by_their_own_sums(tmp_path: Path) -> N
     assert choose_checkpoint(tmp_path).path == tmp_path / "checkpoint_1_4.pt"
 
 
-def test_a_kill_between_two_files_and_the_wish_to_go_back_are_told_apart(tmp_path: Path) -> None:
+def test_a_kill_between_two_files_differs_from_going_back(tmp_path: Path) -> None:
     last, newer = tmp_path / "checkpoint_last.pt", tmp_path / "checkpoint_1_8.pt"
     save_sealed(state(4), last, 4)
     save_sealed(state(8), newer, 8)  # and killed before it was copied
@@ -126,9 +129,9 @@ def test_a_kill_between_two_files_and_the_wish_to_go_back_are_told_apart(tmp_pat
     assert choose_checkpoint(tmp_path).path == last
 
 
-def test_a_link_to_nothing_is_no_fresh_start(tmp_path: Path) -> None:
+def test_a_broken_link_is_not_a_fresh_start(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_last.pt").symlink_to(tmp_path / "gone.pt")
-    with pytest.raises(ValueError, match=r"checkpoint_last.pt \(is a link to a file that is not there\)"):
+    with pytest.raises(ValueError, match=r"checkpoint_last.pt \(is a link to a missing file\)"):
         choose_checkpoint(tmp_path)
     save_sealed(state(3), tmp_path / "checkpoint_1_3.pt", 3)
     assert choose_checkpoint(tmp_path).path == tmp_path / "checkpoint_1_3.pt"
@@ -158,7 +161,7 @@ def test_only_checkpoints_of_a_run_count(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """A disk that is full after so many bytes of a file, for this process."""
+    """A disk that is full after this many bytes of a file, for this process."""
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -197,7 +200,7 @@ def test_a_passing_fault_is_tried_again_with_a_new_file(tmp_path: Path, monkeypa
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     save_sealed(state(4), tmp_path / "checkpoint_last.pt", 4)
     assert choose_checkpoint(tmp_path) == (tmp_path / "checkpoint_last.pt", [])
-    assert calls == [False, False, True], "the file is on the disk before its name, and its name before we go on"
+    assert calls == [False, False, True], "the file is on the disk before its name, and its name before we continue"
 
 
 def test_a_full_tmpfs(tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_a_full_tmpfs(tmp_path: Path) -> None:
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("only root can mount a tmpfs; the file size limit above stands in for it")
+        pytest.skip("only root can mount a tmpfs; the file size limit above replaces it")
     try:
         save_sealed(state(4), disk / "checkpoint_last.pt", 4)
         with pytest.raises(ValueError, match="No space left on device"):
@@ -225,10 +228,32 @@ def test_fairseq_alone_would_lose_the_run(tmp_path: Path) -> None:
     """The negative control: fairseq's own copy leaves a torn file on a full disk, and it cannot be loaded."""
     last = tmp_path / "checkpoint_last.pt"
     save_as_torch(tmp_path / "checkpoint_1_4.pt", 4)
-    PathManager.copy(str(tmp_path / "checkpoint_1_4.pt"), str(last), overwrite=True)
+    copy = inspect.unwrap(PathManager.copy)
+    copy(str(tmp_path / "checkpoint_1_4.pt"), str(last), overwrite=True)
     assert damage(last) == ""
     with files_of_at_most(9000), pytest.raises(OSError, match="too large"):
-        PathManager.copy(str(tmp_path / "checkpoint_1_4.pt"), str(last), overwrite=True)
+        copy(str(tmp_path / "checkpoint_1_4.pt"), str(last), overwrite=True)
     assert "truncated" in damage(last)
     with pytest.raises(ValueError, match="is damaged"):
         load_checkpoint(last)
+
+
+def test_a_sound_file_is_hashed_once_while_it_is_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, hash_file = tmp_path / "checkpoint_last.pt", sealed._hash_before_seal
+    hashed: list[Path] = []
+
+    def counted(file: Path) -> str:
+        hashed.append(file)
+        return hash_file(file)
+
+    monkeypatch.setattr(sealed, "_hash_before_seal", counted)
+    save_sealed(state(3), path, 3)
+    assert damage(path) == damage(path) == ""
+    assert len(hashed) == 2, "a file this new could change without a new time"
+    monkeypatch.setattr(files, "SETTLED_NS", -(10**12))
+    assert damage(path) == damage(path) == ""
+    assert len(hashed) == 3
+    time.sleep(0.02)  # the clock of the file system advances
+    flip(path, 3000, 2)
+    assert damage(path) == damage(path) == "its bytes are not those that were written"
+    assert len(hashed) == 5, "what is damaged is not remembered"

@@ -1,4 +1,4 @@
-"""Re-ranking: the nearest k by cosine are put in order by a model that looks at text and image together."""
+"""Re-ranking: the nearest k by cosine are sorted by a model that sees text and image together."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mclip_fairseq.evaluation.metrics.inputs import Features
+from mclip_fairseq.evaluation.metrics.inputs import Features, as_tensor, check_choice
 from mclip_fairseq.evaluation.metrics.retrieval import RetrievalRanks
 from mclip_fairseq.storage.errors import UserError
 
 ORDERS = ("similarity", "released")
 OUTSIDE = -100.0  # the released score of an item beyond the nearest k
-# Pairs handed to the scorer at once. It makes batches of them; a pair costs two int64 here.
+# Pairs passed to the scorer at once, which splits them into batches; a pair costs two int64 here.
 PAIRS_AT_ONCE = 1 << 16
 
 ScorePairs = Callable[[Tensor, Tensor], Tensor | np.ndarray]
@@ -24,27 +24,26 @@ def rerank(similarity: Features, score_pairs: ScorePairs, k: int, beyond: str = 
     """Ranks of all images for every text, the nearest k by matching score (CCRK, Nie et al. 2024).
 
     The k most similar images of a text come first, in the order of their matching scores, and the rest follow. Of two
-    equal scores the more similar image comes first, of two equal similarities the one that stands first. For images
-    as queries hand over the transposed matrix and a scorer with its arguments exchanged. Several processes share the
+    equal scores the more similar image comes first, of two equal similarities the one with the lower index. For images
+    as queries, pass the transposed matrix and a scorer with exchanged arguments. Several processes share the
     work by rows: each calls this for its slice of the texts.
 
     Args:
         similarity: (T, I), any floating dtype, larger is nearer.
-        score_pairs: called with int64 rows (n,) and columns (n,) of ``similarity``, grouped by rows; returns (n,)
+        score_pairs: called with int64 rows (n,) and columns (n,) of `similarity`, grouped by rows; returns (n,)
             matching scores, larger is better.
-        k: candidates of each text; a number of at least I ranks all by matching score, 0 none.
-        beyond: order of the rest: ``similarity``, or ``released`` as the released code has it: all score -100 and
-            fall as numpy's unstable sort leaves them, and a candidate that scores less than -100 falls behind them.
+        k: candidates of each text; with I or more, all images are ranked by matching score, with 0 none.
+        beyond: order of the rest: `similarity`, or `released` as in the released code: all of them score
+            -100, numpy's unstable sort orders them, and a candidate below -100 comes after them.
 
     Returns:
-        (T, I) int64, 0-based, a permutation in every row, on the device of ``similarity``.
+        (T, I) int64, 0-based, a permutation in every row, on the device of `similarity`.
 
     Raises:
         UserError: a matching score is not finite, or the order is unknown.
     """
-    if beyond not in ORDERS:
-        raise UserError(f"unknown order {beyond!r} of the items beyond k; choose one of {', '.join(ORDERS)}")
-    similarity = torch.as_tensor(similarity)
+    check_choice("order of the items beyond k", beyond, ORDERS)
+    similarity = as_tensor(similarity)
     texts, images = similarity.shape
     order = similarity.sort(dim=1, descending=True, stable=True).indices
     k = min(k, images)
@@ -83,10 +82,10 @@ def ranks_of_own(text_to_image: Tensor, image_to_text: Tensor, own: Tensor) -> R
 
 
 def _scores(score_pairs: ScorePairs, rows: Tensor, columns: Tensor) -> Tensor:
-    if not len(rows):  # k = 0: nothing for a model that wants at least one pair
+    if not len(rows):  # k = 0; a model may need at least one pair
         return torch.zeros(0, device=rows.device)
     parts = [
-        torch.as_tensor(score_pairs(one, two))
+        as_tensor(score_pairs(one, two))
         for one, two in zip(rows.split(PAIRS_AT_ONCE), columns.split(PAIRS_AT_ONCE), strict=True)
     ]
     scores = torch.cat(parts).to(rows.device)

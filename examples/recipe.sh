@@ -1,0 +1,97 @@
+# shellcheck shell=bash
+# Functions that all recipes of examples/ and preprocess/ share. Source this file; do not run it.
+shopt -s nullglob
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+PREPROCESS=$ROOT/preprocess
+# shellcheck disable=SC2034 # for the recipes
+PLUGIN=$ROOT/mclip_fairseq
+export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+PYTHON=${PYTHON:-python}
+command -v fairseq-train > /dev/null || PATH=$ROOT/.venv/bin:$PATH
+# 1: print commands without running them.
+DRY=0
+
+# usage FILE: the help of a recipe, which is the comment at its top.
+usage() { sed -n '2,/^[^#]/{/^[^#]/d;s/^# \{0,1\}//p}' "$1"; }
+
+fail() { printf '%s: error: %s\n' "$(basename "$0")" "$*" >&2; exit 2; }
+
+# value OPTION ARGUMENTS...: fail if an option has no value.
+value() { (($# > 1)) || fail "$1 needs a value; --help says more"; }
+
+# say TEXT: print a heading.
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+
+# show COMMAND...: print a command such that it can be pasted into a shell.
+show() { printf '+'; printf ' %q' "$@"; printf '\n'; }
+
+# run COMMAND...: print a command and run it.
+run() { show "$@"; ((DRY)) || "$@"; }
+
+# run_to LOG COMMAND...: like run, but its output goes to a file; on failure, show its end.
+run_to() {
+  local log=$1
+  shift
+  show "$@"
+  "$@" > "$log" 2>&1 || { tail -n 30 "$log" >&2; fail "the command above failed; its whole output is in $log"; }
+}
+
+# step NAME RESULT COMMAND...: run a command under a heading, unless RESULT ('' = none) exists. Appends "NAME, tab,
+# seconds" to the file $TIMES.
+step() {
+  local name=$1 result=$2 start=$SECONDS
+  shift 2
+  say "$name"
+  [[ -z $result || ! -e $result ]] || { echo "$result exists"; return 0; }
+  "$@"
+  mkdir -p "$(dirname "$TIMES")"
+  printf '%s\t%s\n' "$name" "$((SECONDS - start))" >> "$TIMES"
+  printf '  %s seconds\n' "$((SECONDS - start))"
+}
+
+# How often a training has saved because it was asked to stop.
+stops() { { [[ ! -f $1 ]] || cat "$1"; } | grep -c 'updates and ending' || true; }
+
+# train FOLDER OPTION...: fairseq-train into FOLDER, unless FOLDER is finished. The array TRAIN may name a launcher.
+train() {
+  local folder=$1 log=$1/train.log before
+  shift
+  [[ ! -e $folder/finished ]] || { echo "$folder is finished"; return 0; }
+  ((DRY)) || mkdir -p "$folder"
+  before=$(stops "$log")
+  # A run that is asked to stop saves and exits with status 0. It is not finished, and no later stage may follow.
+  ASKED=0
+  trap 'ASKED=1' TERM USR1
+  run "${TRAIN[@]}" "$@" --save-dir "$folder" --log-file "$log"
+  if ((ASKED)) || [[ $(stops "$log") != "$before" ]]; then
+    echo "$folder was asked to stop; run the same command again to continue"
+    exit 0
+  fi
+  trap - TERM USR1
+  ((DRY)) || touch "$folder/finished"
+}
+TRAIN=(fairseq-train)
+
+# pieces TOKENIZER_DIR OUT FILE...: SentencePiece pieces of text files.
+pieces() {
+  local tokenizer=$1 out=$2
+  shift 2
+  run "$PYTHON" "$PREPROCESS/encode.py" --model "$tokenizer/sentencepiece.bpe.model" --output "$out" "$@"
+}
+
+# binarise TOKENIZER_DIR OPTION...: fairseq-preprocess with the dictionary of the tokenizer.
+binarise() {
+  local tokenizer=$1
+  shift
+  run "$PYTHON" "$PREPROCESS/binarise.py" --dictionary "$tokenizer/dict.txt" "$@"
+}
+
+# check_xlmr DIR
+check_xlmr() {
+  local file
+  [[ -n $1 ]] || fail "--xlmr is missing; name the folder with sentencepiece.bpe.model and dict.txt"
+  for file in sentencepiece.bpe.model dict.txt; do
+    [[ -f $1/$file ]] || fail "$1/$file: not found; --xlmr names the folder of XLM-R's release"
+  done
+}

@@ -1,0 +1,25 @@
+"""Recognises a directory that `mclip-export` wrote; `mclip_fairseq.formats.directory` loads it."""
+
+from pathlib import Path
+from typing import Any
+
+from mclip_fairseq.storage.fields import check_fields
+from mclip_fairseq.storage.files import read_json
+
+FORMAT = "mclip_fairseq model"
+CONFIG = "config.json"
+REMEDY = "put back the file that belongs to the model"
+
+
+def is_saved_directory(path: Path) -> bool:
+    """Whether a directory was written by `mclip_fairseq.export.directory.save_directory`."""
+    return (path / CONFIG).is_file() and read_config(path).get("format") == FORMAT
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The `config.json` of a model directory.
+
+    Raises:
+        UserError: it cannot be read, or is not a JSON object.
+    """
+    return check_fields(path / CONFIG, read_json(path / CONFIG), {}, REMEDY)
