@@ -12,7 +12,12 @@ from PIL import Image
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli.evaluate import main as evaluate
 from mclip_fairseq.cli.export import main as export
+from mclip_fairseq.cli.search import main as search
 from mclip_fairseq.encoding.matching import PairScorer, encode_image_states
+from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.query import search_texts
+from mclip_fairseq.search.reranking import Reranker
+from mclip_fairseq.search.server import Search
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from tests.ccrk_models import parallel_corpus, training_options
 from tests.runs import difference, losses_of, state_of
@@ -198,3 +203,53 @@ def test_a_model_of_features_only_is_not_re_ranked(
     assert "cannot re-rank; leave out --rerank" in capsys.readouterr().err
     assert evaluate([*command, "--rerank", "4", "--protocol", "released"]) == 2
     assert "--rerank counts as the strict protocol does" in capsys.readouterr().err
+
+
+def test_a_search_puts_the_nearest_in_the_order_of_matching(
+    trained: tuple[Path, str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`mclip-search query --rerank K`, and the same order on the page."""
+    index = tmp_path / "index"
+    command = ["build", str(photos / "images"), "--model", str(trained[0]), "--output", str(index), "--workers", "0"]
+    assert search([*command, "--device", "cpu"]) == 0
+    capsys.readouterr()
+    question = ["query", str(index), "ein Hund das ist rot", "--json", "--device", "cpu"]
+    assert search([*question, "-k", "8"]) == 0
+    plain = json.loads(capsys.readouterr().out)["answers"][0]["results"]
+    assert search([*question, "-k", "8", "--rerank", "5"]) == 0
+    again = json.loads(capsys.readouterr().out)["answers"][0]["results"]
+    assert {hit["id"] for hit in again[:5]} == {hit["id"] for hit in plain[:5]}
+    assert [hit["id"] for hit in again[5:]] == [hit["id"] for hit in plain[5:]]
+    scores = [hit["match"] for hit in again[:5]]
+    assert scores == sorted(scores, reverse=True)
+    model = MultilingualCLIP.from_pretrained(trained[0], device="cpu")
+    files = [photos / "images" / hit["id"] for hit in again[:5]]
+    torch.testing.assert_close(
+        model.match(["ein Hund das ist rot"] * 5, files), torch.tensor(scores), rtol=0, atol=5e-3
+    )
+    opened = SearchIndex.open(index)
+    page = Search(opened, model, rerank=5).find_texts(["ein Hund das ist rot"])[0]
+    assert [hit["id"] for hit in page[:8]] == [hit["id"] for hit in again]
+    # Of the candidates three survive into a shorter list, chosen by the model, not by the cosine.
+    assert search([*question, "-k", "3", "--rerank", "5"]) == 0
+    short = json.loads(capsys.readouterr().out)["answers"][0]["results"]
+    assert [hit["id"] for hit in short] == [hit["id"] for hit in again[:3]]
+    image = str(photos / "images" / "img0.png")
+    assert search(["query", str(index), "--image", image, "--rerank", "5", "--device", "cpu"]) == 2
+    assert "--rerank puts the answers of texts in order" in capsys.readouterr().err
+
+
+def test_an_image_that_is_gone_comes_behind_the_matched_ones(
+    trained: tuple[Path, str], photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos / "images", tmp_path / "images")
+    index = tmp_path / "index"
+    command = ["build", str(tmp_path / "images"), "--model", str(trained[0]), "--output", str(index), "--workers", "0"]
+    assert search([*command, "--device", "cpu"]) == 0
+    opened, model = SearchIndex.open(index), MultilingualCLIP.from_pretrained(trained[0], device="cpu")
+    hits = search_texts(opened, model, ["un chien"], 6)
+    (tmp_path / "images" / hits[0][1].id).unlink()
+    again = Reranker(opened, model, 4)(opened, ["un chien"], hits)[0]
+    assert again[3] == hits[0][1]
+    assert again[4:] == hits[0][4:]
+    assert all(hit.match is not None for hit in again[:3])

@@ -76,7 +76,7 @@ def test_a_record_without_one_of_its_languages_is_an_error(shared_dir: Path, tmp
         ({"caption": {"en": "A dog!"}}, "has no caption in de"),
         ({"caption": ["A dog!"]}, "has no 'caption' of type dict"),
         ({"image_path": 3}, "has no 'image_path' of type str"),
-        ({"image_path": "../a.png"}, "is no name that an image can have"),
+        ({"image_path": "../a.png"}, "is not a valid image name"),
     ],
 )
 def test_bad_records_are_named(changes: dict[str, object], message: str, tmp_path: Path) -> None:

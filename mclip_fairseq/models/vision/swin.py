@@ -142,6 +142,11 @@ class SquarePixels:
         pixels = torch.from_numpy(np.stack([np.asarray(image, dtype=np.float32) for image in squares])) / 255
         return ((pixels - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2).contiguous()
 
+    @property
+    def description(self) -> str:
+        """What is done, as text; equal for equal preprocessing."""
+        return f"SquarePixels, size={self.size}, resample=bicubic, image_mean={MEAN}, image_std={STD}"
+
 
 def load_swin(source: str) -> tuple[SwinSizes, dict[str, Tensor]]:
     """Read a pre-trained Swin.
