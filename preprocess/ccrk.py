@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from corpora.captions import Caption
-from corpora.command import Corpus, Options, run
-from corpora.files import json_lines, member, read_json
+from corpora.command import Corpus, Options, run_corpus
+from corpora.files import json_lines, read_large_json, require
 from corpora.sources import Sources
 
 from mclip_fairseq.storage.errors import UserError
@@ -83,7 +83,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     for split in SPLITS:
         for path in source_files(getattr(options, split)):
             for place, record in json_lines(sources.file(path)):
-                captions = member(record, "caption", dict, place)
+                captions = require(record, "caption", dict, place)
                 languages = languages or sorted(captions)
                 yield from captions_of_record(options, split, languages, record, place)
     for named in options.retrieval:
@@ -131,11 +131,11 @@ def image_of_record(options: Options, record: dict[str, Any], place: str) -> str
         UserError: there is none, or it is not base64 of a known format.
     """
     if "image_path" in record:
-        return member(record, "image_path", str, place).removeprefix(options.strip)
+        return require(record, "image_path", str, place).removeprefix(options.strip)
     if options.images is not None:
         raise UserError(f"{place}: holds its picture in base64; leave out --images")
     try:
-        content = base64.b64decode(member(record, options.image_key, str, place), validate=True)
+        content = base64.b64decode(require(record, options.image_key, str, place), validate=True)
     except binascii.Error as error:
         raise UserError(
             f"{place}: {options.image_key} is not base64 ({error}); name the key with --image-key"
@@ -162,12 +162,12 @@ def read_retrieval(options: Options, named: str, sources: Sources) -> Iterator[C
     split, _, language = group.rpartition(".")
     if not (split and language and path):
         raise UserError(f"--retrieval {named}: write it as SPLIT.LANG=FILE, such as train.de=de_train.json")
-    records = read_json(sources.file(Path(path)))
+    records = read_large_json(sources.file(Path(path)))
     if not isinstance(records, list):
         raise UserError(f"{path}: is not a list of objects with `image` and `caption`")
     for number, record in enumerate(records, 1):
         place = f"{path}, item {number}"
-        image = member(record, "image", str, place).removeprefix(options.strip)
+        image = require(record, "image", str, place).removeprefix(options.strip)
         texts = record.get("caption")
         for text in texts if isinstance(texts, list) else [texts]:
             if not isinstance(text, str):
@@ -192,7 +192,7 @@ CORPUS = Corpus(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return run(CORPUS, __doc__, "ccrk.py", argv)
+    return run_corpus(CORPUS, __doc__, "ccrk.py", argv)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from mclip_fairseq.criterions.ccrk import CCRKCriterion
-from mclip_fairseq.data.tokenizer import SENTENCEPIECE, write_dictionary
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.formats.ccrk import build_released
 from mclip_fairseq.losses import MatchingPairs
 from mclip_fairseq.models.ccrk import CCRKModel
 from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.pieces import SENTENCEPIECE, write_dictionary
 from tests.tiny_data import LANGS, write
 
 HEAD_DIM = 8  # of the tiny fixtures

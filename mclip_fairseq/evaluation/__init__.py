@@ -41,8 +41,6 @@ _MODULE_OF = {
     "evaluate_languages": f"{_METRICS}.languages",
     "format_table": f"{_REPORTS}.report",
     "mean_rank_variance": f"{_METRICS}.variance",
-    "ranks_of_own": f"{_METRICS}.rerank",
-    "rerank": f"{_METRICS}.rerank",
     "provenance": "mclip_fairseq.storage.provenance",
     "ranks_of_own": f"{_METRICS}.rerank",
     "rerank": f"{_METRICS}.rerank",
