@@ -60,7 +60,7 @@ class PinnedCriterion(CCRKCriterion):
     """
 
     def __init__(self, picks: tuple[Any, Any, Any] | None = None, **options: Any) -> None:
-        defaults = {
+        defaults: dict[str, Any] = {
             "contrast_weight": 1.0,
             "matching_weight": 1.0,
             "masked_words_weight": 1.0,

@@ -112,7 +112,7 @@ def build_released(weights: Mapping[str, Tensor], dictionary: Any, head_dim: int
             f"{place}: has {len(weights[WORDS])} token embeddings, but the dictionary of --text-encoder has "
             f"{len(dictionary)} entries; give the XLM-R it was trained with"
         )
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if not name.endswith(BUFFERS):
             renamed |= from_released(name, tensor, cfg.encoder_layers, place)

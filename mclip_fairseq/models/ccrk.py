@@ -326,7 +326,8 @@ def text_halves(cfg: Any, dictionary: Any) -> tuple[XLMREncoder, dict[str, Tenso
     args = Namespace(**{**vars(archive.args), "encoder_layers": cfg.encoder_layers})
     encoder = XLMREncoder(args, dictionary)
     stack = "sentence_encoder.layers."
-    lower, upper = {}, {}
+    lower: dict[str, Tensor] = {}
+    upper: dict[str, Tensor] = {}
     for name, weight in archive.encoder.state_dict().items():
         if not name.startswith(stack):
             lower[name] = weight

@@ -59,8 +59,12 @@ class FusionEncoder(nn.Module):
 
     def cross_attention(self) -> list[nn.Parameter]:
         """The parameters that no text encoder has: attention to the image, and its norm."""
-        modules = [module for layer in self.layers for module in (layer.encoder_attn, layer.encoder_attn_layer_norm)]
-        return [parameter for module in modules for parameter in module.parameters()]
+        return [
+            parameter
+            for layer in self.layers
+            for name, parameter in layer.named_parameters()
+            if name.startswith(("encoder_attn.", "encoder_attn_layer_norm."))
+        ]
 
 
 class MatchingHead(nn.Sequential):

@@ -206,7 +206,7 @@ class CaptionTask(SampledTask):
         self.check_columns(split, parts)
         return parts
 
-    def check_columns(self, split: str, parts: Mapping[str, CaptionDataset]) -> None:
+    def check_columns(self, split: str, parts: Mapping[str, Any]) -> None:
         """Refuse data without a column that the model needs, or with one that it does not read.
 
         Args:

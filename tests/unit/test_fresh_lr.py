@@ -11,7 +11,8 @@ from mclip_fairseq.optim.fused_adamw import FusedAdamW
 
 def optimizer(params: list[torch.nn.Parameter], **options: Any) -> FusedAdamW:
     defaults = {"adamw_betas": "(0.9, 0.999)", "adamw_eps": 1e-8, "weight_decay": 0.1, "lr": [0.5]}
-    return FusedAdamW(Namespace(**(defaults | {"fresh_lr_multiplier": 2.0} | options)), params)
+    settings: Any = Namespace(**(defaults | {"fresh_lr_multiplier": 2.0} | options))
+    return FusedAdamW(settings, params)
 
 
 def parameters() -> list[torch.nn.Parameter]:

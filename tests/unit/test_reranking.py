@@ -66,17 +66,21 @@ def by_hand(text: Tensor, image: Tensor, own: Tensor, logits: Tensor, images: li
     """Recall at 1 of both directions, query by query."""
     texts = [row for row in range(len(own)) if int(own[row]) in images]
     cosine = torch.nn.functional.cosine_similarity(text[:, None], image[None], dim=2)
-    hits = [0, 0]
-    for row in texts:
-        nearest = sorted(images, key=lambda column, row=row: -float(cosine[row, column]))
-        first = max(nearest[:k], key=lambda column, row=row: float(logits[row, column]))
-        hits[0] += first == int(own[row])
+
+    def first(items: list[int], near: list[float], match: list[float]) -> int:
+        nearest = sorted(zip(items, near, match, strict=True), key=lambda item: -item[1])[:k]
+        return max(nearest, key=lambda item: item[2])[0]
+
+    rows, columns = torch.tensor(texts), torch.tensor(images)
+    hits = sum(
+        first(images, cosine[row, columns].tolist(), logits[row, columns].tolist()) == int(own[row]) for row in texts
+    )
     queries = sorted({int(own[row]) for row in texts})
-    for column in queries:
-        nearest = sorted(texts, key=lambda row, column=column: -float(cosine[row, column]))
-        first = max(nearest[:k], key=lambda row, column=column: float(logits[row, column]))
-        hits[1] += int(own[first]) == column
-    return {"t2i_R@1": 100 * hits[0] / len(texts), "i2t_R@1": 100 * hits[1] / len(queries)}
+    back = sum(
+        int(own[first(texts, cosine[rows, column].tolist(), logits[rows, column].tolist())]) == column
+        for column in queries
+    )
+    return {"t2i_R@1": 100 * hits / len(texts), "i2t_R@1": 100 * back / len(queries)}
 
 
 @pytest.mark.parametrize("k", [1, 3, 50])
