@@ -24,15 +24,22 @@ import pytest
 COMMANDS = ("train", "generate", "validate", "interactive", "preprocess")
 HEAVY = ("transformers", "faiss", "matplotlib", "ftfy", "sentencepiece", "safetensors")
 OURS = {
-    "task": {"mte": "tasks.mte", "trikd": "tasks.trikd"},
-    "model": {"mte": "models.mte", "mclip": "models.mclip", "teacher_learning": "models.teacher_learning"},
+    "task": {"mte": "tasks.mte", "trikd": "tasks.trikd", "ccrk": "tasks.ccrk"},
+    "model": {
+        "mte": "models.mte",
+        "mclip": "models.mclip",
+        "teacher_learning": "models.teacher_learning",
+        "ccrk": "models.ccrk",
+    },
     "architecture": dict.fromkeys(("mte_base", "mte_tiny"), "models.mte")
     | dict.fromkeys(("mclip_base", "mclip_large", "mclip_tiny"), "models.mclip")
-    | dict.fromkeys(("teacher_learning_base", "teacher_learning_tiny"), "models.teacher_learning"),
+    | dict.fromkeys(("teacher_learning_base", "teacher_learning_tiny"), "models.teacher_learning")
+    | dict.fromkeys(("ccrk_base", "ccrk_tiny"), "models.ccrk"),
     "criterion": {
         "mte": "criterions.mte",
         "trikd": "criterions.trikd",
         "teacher_learning": "criterions.teacher_learning",
+        "ccrk": "criterions.ccrk",
     },
     "optimizer": {"fused_adamw": "optim.fused_adamw", "mclip_lamb": "optim.mclip_lamb"},
 }
