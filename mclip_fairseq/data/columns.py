@@ -123,3 +123,6 @@ class PixelColumn:
     def read(self, rows: Rows) -> tuple[list[int], Tensor]:
         """Positions in `rows` whose image could be read, and their pixels; see `Pixels`."""
         return self.pixels(self.ids[rows].tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Images look the same in every epoch, unless a subclass augments them."""

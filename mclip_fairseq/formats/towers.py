@@ -69,6 +69,10 @@ class Tower(Protocol):
         """Teacher image features (images, teacher dim) -> (images, dim)."""
 
     @property
+    def matcher(self) -> DualEncoder | None:
+        """The model, where it can look at a text and an image together."""
+
+    @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """Image preprocessing."""
 
@@ -179,6 +183,11 @@ class TrainedTower(OneTextPath):
         return self.module.encode_image(features=features)
 
     @property
+    def matcher(self) -> DualEncoder | None:
+        """The model, where it can look at a text and an image together."""
+        return self.module if self.module.can_match else None
+
+    @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """Image preprocessing."""
         return self.module.image_transform or self.teacher.transform
@@ -199,6 +208,11 @@ class TeacherTower(OneTextPath):
         self.identity = {"teacher": dict(self.module.identity)}
         self.languages = stated_languages(name)
         self.tokenizer = self.module.tokenize
+
+    @property
+    def matcher(self) -> None:
+        """None: it compares features only."""
+        return None
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""
@@ -281,6 +295,11 @@ class PairTower(OneTextPath):
             raise UserError(f"{self.name}: is a text tower; pass teacher= with the image tower it was trained for")
         found: DualEncoderTeacher = self.module["teacher"]
         return found
+
+    @property
+    def matcher(self) -> None:
+        """None: it compares features only."""
+        return None
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""

@@ -244,7 +244,7 @@ class CaptionTask(SampledTask):
         self.check_columns(split, parts)
         return parts
 
-    def check_columns(self, split: str, parts: Mapping[str, CaptionDataset]) -> None:
+    def check_columns(self, split: str, parts: Mapping[str, Any]) -> None:
         """Refuse data without a column that the model needs, or with one that it does not read.
 
         Args:
@@ -319,7 +319,7 @@ class CaptionTask(SampledTask):
             columns.append(column)
             image_rows = column.store_rows
         elif self.needs_teacher and image_ids is not None:
-            pixels = PixelColumn(image_ids, self.pixel_loader(training))
+            pixels = self.pixel_column(image_ids, training)
         if self.texts is not None and text_ids is not None:
             column = FeatureColumn("teacher_text", self.texts, text_ids)
             columns.append(column)
@@ -335,6 +335,10 @@ class CaptionTask(SampledTask):
         encoder = self.model.frozen_text_encoder
         states = cached_states(self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype))
         return StateColumn(states)
+
+    def pixel_column(self, image_ids: Sequence[str], training: bool) -> PixelColumn:
+        """The images of captions; a task that augments them overrides this."""
+        return PixelColumn(image_ids, self.pixel_loader(training))
 
     def pixel_loader(self, training: bool) -> PixelLoader:
         """Images decoded for each batch; training spends --skip-budget on those that cannot be read."""

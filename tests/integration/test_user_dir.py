@@ -30,6 +30,7 @@ OURS = {
         "distillation": "tasks.distillation",
         "image_text": "tasks.image_text",
         "contrastive_tension": "tasks.contrastive_tension",
+        "ccrk": "tasks.ccrk",
     },
     "model": {
         "mte": "models.mte",
@@ -38,6 +39,7 @@ OURS = {
         "altclip": "models.altclip",
         "contrastive_tension": "models.contrastive_tension",
         "mla": "models.mla",
+        "ccrk": "models.ccrk",
     },
     "architecture": dict.fromkeys(("mte_base", "mte_tiny"), "models.mte")
     | dict.fromkeys(("mclip_base", "mclip_large", "mclip_tiny"), "models.mclip")
@@ -47,6 +49,7 @@ OURS = {
         ("contrastive_tension_base", "contrastive_tension_large", "contrastive_tension_tiny"),
         "models.contrastive_tension",
     )
+    | dict.fromkeys(("ccrk_base", "ccrk_tiny"), "models.ccrk")
     | dict.fromkeys(("mla_base", "mla_tiny"), "models.mla")
     | dict.fromkeys(("altclip_base", "altclip_large", "altclip_tiny"), "models.altclip"),
     "criterion": {
@@ -56,6 +59,7 @@ OURS = {
         "distillation": "criterions.distillation",
         "image_text": "criterions.image_text",
         "contrastive_tension": "criterions.contrastive_tension",
+        "ccrk": "criterions.ccrk",
     },
     "optimizer": {
         "fused_adamw": "optim.fused_adamw",

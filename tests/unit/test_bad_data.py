@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,7 +222,7 @@ def test_ids_that_are_no_file_names(image_id: str, tmp_path: Path) -> None:
 
 def features(folder: Path, **options: Any) -> FeatureStore:
     return write_features(
-        folder, [f"id{n}" for n in range(10)], np.ones((10, 3), np.float32), **({"model": "clip"} | options),
+        folder, [f"id{n}" for n in range(10)], np.ones((10, 3), np.float32), **{"model": "clip", **options},
         normalized=False, shard_rows=4,
     )  # fmt: skip
 
