@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.formats.saved import is_mla_directory, is_saved_directory
+from mclip_fairseq.formats.saved import is_saved_directory
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import MAX_PIXELS, load_image, upright_rgb
@@ -80,13 +80,9 @@ class MultilingualCLIP:
 
             tower = load_training_checkpoint(path, str(text_encoder or ""), str(teacher or ""))
         elif is_saved_directory(path):
-            from mclip_fairseq.formats.directory import load_directory
+            from mclip_fairseq.formats.directory import load_saved
 
-            tower = load_directory(path)
-        elif is_mla_directory(path):
-            from mclip_fairseq.formats.mla import load_directory as load_mla_directory
-
-            tower = load_mla_directory(path)
+            tower = load_saved(path)
         else:
             from mclip_fairseq.formats.peers import load_peer
 
@@ -267,6 +263,82 @@ class MultilingualCLIP:
             return self.tower.project(self.to_device(rows[numbers]))
 
         return self.run(list(range(len(rows))), encode, batch_size, normalize, False, "features")
+
+    @property
+    def can_match(self) -> bool:
+        """Whether the model can look at a text and an image together, as CCRK does to re-rank."""
+        return self.tower.matcher is not None
+
+    def match(
+        self,
+        texts: str | Sequence[str] | Tensor,
+        images: ImageInput | Sequence[ImageInput] | Tensor,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """How well each text matches the image of the same number.
+
+        Args:
+            texts: n texts, or (n, length) token ids.
+            images: n images, or (n, channels, height, width) floats that `transform` made.
+            batch_size: pairs at a time.
+
+        Returns:
+            (n,) float32 matching logits on the CPU; larger is better.
+
+        Raises:
+            UserError: the model compares features only, or the numbers of texts and images differ.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        items: Any = [images] if single else images
+        if len(texts) != len(items):
+            raise UserError(f"{len(texts)} texts and {len(items)} images; give one image for each text")
+        scores = [torch.zeros(0)]
+        for start in range(0, len(texts), batch_size):
+            rows = slice(start, start + batch_size)
+            text, padding = self.text_states(texts[rows])
+            scores.append(self.match_states(text, padding, self.image_states(items[rows])).float().cpu())
+        return torch.cat(scores)
+
+    @torch.inference_mode()
+    def text_states(self, texts: Sequence[str] | Tensor) -> tuple[Tensor, Tensor]:
+        """States of texts for `match_states`, in one batch on the model's device.
+
+        Args:
+            texts: n texts, or (n, length) token ids.
+
+        Returns:
+            (n, length, dim) and (n, length) bool, True at pads.
+        """
+        matcher = self._matcher()
+        if not isinstance(texts, Tensor):
+            check_texts(texts)
+        inputs = self.tower.model_input(texts) if isinstance(texts, Tensor) else self.tower.tokenize(texts)
+        return matcher.text_states(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+
+    @torch.inference_mode()
+    def image_states(self, images: Sequence[ImageInput] | Tensor) -> Tensor:
+        """(n, tokens, dim) states of images for `match_states`, in one batch on the model's device."""
+        matcher = self._matcher()
+        pixels = images
+        if not isinstance(images, Tensor):
+            pixels = self.transform([to_pil(image, self.max_pixels) for image in images])
+        assert isinstance(pixels, Tensor)
+        return matcher.image_states(self.to_device(pixels))
+
+    @torch.inference_mode()
+    def match_states(self, text: Tensor, padding: Tensor, image: Tensor) -> Tensor:
+        """(n,) matching logits from the states of both sides, on the model's device."""
+        states = self._matcher().match_states(self.to_device(text), padding.to(self.device), self.to_device(image))
+        return states[:, 1]
+
+    def _matcher(self) -> Any:
+        if self.tower.matcher is None:
+            raise UserError(
+                f"{self.name} compares features of texts and images and cannot look at both together; matching and "
+                "re-ranking need a model such as ccrk"
+            )
+        return self.tower.matcher
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """Move floats to the model's device and dtype."""

@@ -86,7 +86,7 @@ def untrained_directory(folder: Path, photos: Path, corpus: Path) -> Path:
     import torch
 
     from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
-    from mclip_fairseq.export.mla import save_mla_directory
+    from mclip_fairseq.export.mla import save_directory
     from mclip_fairseq.formats.mla import make_tower
     from mclip_fairseq.models.mla import MLAModel
     from mclip_fairseq.models.mla_options import MLAModelConfig
@@ -97,5 +97,5 @@ def untrained_directory(folder: Path, photos: Path, corpus: Path) -> Path:
     torch.manual_seed(1)
     cfg = MLAModelConfig(acquirers="de,fr", acquirer_dim=8, embedding_rows=rows, embedding_dim=12, end_token=end)
     model = MLAModel(cfg, DualEncoderTeacher.from_pretrained(photos / "teacher"))
-    save_mla_directory(make_tower(model, tokenizer, "mla"), folder)
+    save_directory(make_tower(model, tokenizer, "mla"), folder)
     return folder

@@ -16,6 +16,8 @@ examples:
   mclip-convert altclip BAAI/AltCLIP --output altclip
   mclip-convert clip ViT-B-32.pt --trust --tokenizer openai/clip-vit-base-patch32 --output clip-b32
   mclip-convert mla finetune.bin.4 --acquirers le.bin.1 --vocabulary vocab.txt --bpe clip-tokenizer --output mla
+  mclip-convert ccrk ccrk_3m_10lan_epoch_29.th --text-encoder xlmr.large --output ccrk
+  mclip-convert ccrk-to-released ccrk --output released
   mclip-convert xlmr-to-transformers mte --output mte-transformers
   mclip-convert xlmr-to-fairseq xlm-roberta-base --output xlmr.base
 """
@@ -75,7 +77,7 @@ def clip(options: argparse.Namespace) -> None:
 
 def mla(options: argparse.Namespace) -> None:
     """Published MLA files to a directory for MultilingualCLIP.from_pretrained."""
-    from mclip_fairseq.export.mla import load_published, save_mla_directory
+    from mclip_fairseq.export.mla import load_published, save_directory
 
     tower = load_published(
         options.checkpoint,
@@ -86,7 +88,7 @@ def mla(options: argparse.Namespace) -> None:
         options.released_rounding,
         options.trust,
     )
-    save_mla_directory(tower, options.output)
+    save_directory(tower, options.output)
 
 
 def mla_to_published(options: argparse.Namespace) -> None:
@@ -95,6 +97,20 @@ def mla_to_published(options: argparse.Namespace) -> None:
     from mclip_fairseq.inference import MultilingualCLIP
 
     save_published(MultilingualCLIP.from_pretrained(options.source, "cpu").tower, options.output / "pytorch_model.bin")
+
+
+def ccrk(options: argparse.Namespace) -> None:
+    """A checkpoint of CCRK or CCLM to a directory for MultilingualCLIP.from_pretrained."""
+    from mclip_fairseq.export.ccrk import convert_ccrk
+
+    convert_ccrk(options.checkpoint, options.text_encoder, options.output, options.head_dim)
+
+
+def ccrk_to_released(options: argparse.Namespace) -> None:
+    """A ccrk model to checkpoint_best.pth, which CCRK's own retrieval scripts read."""
+    from mclip_fairseq.export.ccrk import write_released_ccrk
+
+    write_released_ccrk(options.model, options.text_encoder, options.output)
 
 
 def xlmr_to_transformers(options: argparse.Namespace) -> None:
@@ -158,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_mla_options(command("mla", mla))
     to_published = command("mla-to-published", mla_to_published)
     to_published.add_argument("source", help="training checkpoint (.pt), or directory of mclip-convert mla")
+    _add_ccrk_options(command("ccrk", ccrk), command("ccrk-to-released", ccrk_to_released))
     to_transformers = command("xlmr-to-transformers", xlmr_to_transformers)
     to_transformers.add_argument(
         "archive", type=Path, help="directory with model.pt, dict.txt and sentencepiece.bpe.model"
@@ -198,6 +215,19 @@ def _add_mla_options(parser: argparse.ArgumentParser) -> None:
         help="round the layers of CHECKPOINT to half, as the released code does when it loads one as clip_ckpt",
     )
     parser.add_argument("--trust", action="store_true", help="read a TorchScript archive, which can run code")
+
+
+def _add_ccrk_options(reader: argparse.ArgumentParser, writer: argparse.ArgumentParser) -> None:
+    reader.add_argument(
+        "checkpoint", type=Path, help="model_state_epoch_N.th, a file of the Hub, or checkpoint_best.pth"
+    )
+    files = "directory with XLM-R's dict.txt and sentencepiece.bpe.model"
+    reader.add_argument("--text-encoder", type=Path, required=True, metavar="DIR", help=files)
+    reader.add_argument(
+        "--head-dim", type=int, default=64, metavar="N", help="columns of an attention head of the text layers (64)"
+    )
+    writer.add_argument("model", help="training checkpoint or exported directory of a ccrk model")
+    writer.add_argument("--text-encoder", default="", metavar="DIR", help=f"{files}, if they have moved")
 
 
 def _add_clip_options(parser: argparse.ArgumentParser) -> None:

@@ -41,29 +41,21 @@ def run(options: argparse.Namespace) -> None:
     if options.int8 and not (options.captions and options.features):
         raise UserError("--int8 needs --captions and --features, to measure how much recall it loses")
     from mclip_fairseq.export.card import CardFacts, read_report
-    from mclip_fairseq.export.publish import load_exportable, upload, write_model, write_published
-    from mclip_fairseq.formats.mla import MLATower
+    from mclip_fairseq.export.publish import load_exportable, upload, write_model, write_onnx, write_published
 
     tower = load_exportable(options.model, options.text_encoder, options.teacher, options.language)
-    if isinstance(tower, MLATower) and (options.int8 or options.format != "directory"):
-        raise UserError("--int8 and --format are not for a model with a text path per language; leave them out")
-    if not isinstance(tower, MLATower) and options.format != "directory":
+    if options.format != "directory":
         write_published(tower, options.format, options.output)
         print(f"Written: {options.output}")
         return
     reports = [read_report(file) for file in options.report]
     write_model(tower, options.output, CardFacts(options.output.name, options.license, options.data, reports))
     print(f"Written: {options.output}")
-    if isinstance(tower, MLATower):
-        if options.onnx:
-            from mclip_fairseq.export.mla import export_mla_onnx
-
-            _print_onnx(options.output / "onnx", export_mla_onnx(tower, options.output / "onnx"))
-    elif options.onnx or options.int8:
-        from mclip_fairseq.export.onnx import RecallData, export_onnx
+    if options.onnx or options.int8:
+        from mclip_fairseq.export.onnx import RecallData
 
         data = RecallData(options.captions, options.ids, options.features) if options.int8 else None
-        _print_onnx(options.output / "onnx", export_onnx(tower, options.output / "onnx", data))
+        _print_onnx(options.output / "onnx", write_onnx(tower, options.output / "onnx", data))
     if options.push:
         print(f"Uploaded: {upload(options.output, options.push)}")
 
@@ -88,15 +80,15 @@ def _parser() -> argparse.ArgumentParser:
         "--teacher", default="", help="current Hub name or directory of the teacher (default: the checkpoint's)"
     )
     parser.add_argument(
-        "--language", default="", help="the one language to export, of a model that reads each in its own way (mla)"
-    )
-    parser.add_argument(
         "--format",
         choices=["directory", "m-clip", "altclip", "sentence-transformers"],
         default="directory",
         help="directory (default): what this project and sentence-transformers read; m-clip: a text encoder for "
         "M-CLIP's class; altclip: a directory for transformers' AltCLIPModel; sentence-transformers: the sentence "
         "encoder of contrastive_tension",
+    )
+    parser.add_argument(
+        "--language", default="", help="the one language to export, of a model that reads each in its own way (mla)"
     )
     parser.add_argument("--license", default="", help="licence identifier for the model card, such as mit")
     parser.add_argument(

@@ -160,7 +160,7 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
 
     index = SearchIndex.open(options.index, options.images_root)
     model = load_model_of(index, options)
-    answers = answer(index, model, question, options.k)
+    answers = answer(index, model, question, options.k, options.rerank)
     comparison = compare(index, model, question, options) if options.languages else None
     if options.show is not None:
         show(index, answers, options)
@@ -179,6 +179,8 @@ def check_query_options(options: argparse.Namespace) -> None:
         raise UserError("give a text, --queries FILE, --image FILE or --languages LANG=TEXT, and only one of them")
     if options.target is not None and not options.languages:
         raise UserError("--target is for --languages, which reports the rank of that image; give both")
+    if options.rerank and not (options.text or options.queries):
+        raise UserError("--rerank puts the answers of texts in order; give a text or --queries FILE")
     if options.show is not None and not options.show.suffix:
         raise UserError(f"--show {options.show}: has no image extension; write {options.show}.png")
     check_max_pixels(options.max_pixels)
@@ -199,12 +201,18 @@ def question_from_options(options: argparse.Namespace) -> Question:
     return Question(texts, [options.language] * len(texts) if options.language else [], [])
 
 
-def answer(index: SearchIndex, model: Any, question: Question, k: int) -> list[Answer]:
-    """The k nearest images of each text or image."""
+def answer(index: SearchIndex, model: Any, question: Question, k: int, rerank: int = 0) -> list[Answer]:
+    """The k nearest images of each text or image; of a text, the first `rerank` of them in the model's own order."""
     from mclip_fairseq.search.query import Answer, search_images, search_texts
 
     if question.images:
         hits = search_images(index, model, question.images, k)
+    elif rerank:
+        from mclip_fairseq.search.reranking import Reranker
+
+        reranker = Reranker(index, model, rerank)
+        found = search_texts(index, model, question.texts, max(k, rerank), languages=question.languages)
+        hits = [each[:k] for each in reranker(index, question.texts, found)]
     else:
         hits = search_texts(index, model, question.texts, k, languages=question.languages)
     languages = question.languages or [""] * len(hits)
@@ -235,7 +243,7 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
     from mclip_fairseq.search.server import serve
 
     index = SearchIndex.open(options.index, options.images_root)
-    serve(index, load_model_of(index, options), options.host, options.port, options.allowed_host)
+    serve(index, load_model_of(index, options), options.host, options.port, options.allowed_host, options.rerank)
     return "stopped"
 
 

@@ -87,6 +87,11 @@ class CaptionDataset:
         own = {name for column in self.columns for name in column.names}
         return own if self.pixels is None else own | set(self.pixels.names)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let the images change with the epoch, where they are augmented."""
+        if self.pixels is not None:
+            self.pixels.set_epoch(epoch)
+
     def rows(self, rows: Rows) -> dict[str, Any]:
         """A batch, without the captions whose images cannot be read.
 

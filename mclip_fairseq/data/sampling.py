@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from fairseq.data import FairseqDataset
 
-from mclip_fairseq.data.batches import RowDataset
+from mclip_fairseq.data.batches import Redrawn, RowDataset
 from mclip_fairseq.resilience.workers import shield_worker
 from mclip_fairseq.storage.errors import UserError
 
@@ -71,7 +71,10 @@ class TemperatureSampledDataset(FairseqDataset):
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the epoch's samples."""
+        """Draw the epoch's samples, and let the parts draw theirs."""
+        for part in self.parts:
+            if isinstance(part, Redrawn):
+                part.set_epoch(epoch)
         sizes = [len(part) for part in self.parts]
         counts = temperature_sizes(sizes, self.temperature) if self.shuffle else np.asarray(sizes)
         rng = np.random.default_rng([self.seed, epoch])

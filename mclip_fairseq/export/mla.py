@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.export.directory import MODULES, SENTENCE_TRANSFORMERS_MODULE
-from mclip_fairseq.export.onnx import TOLERANCE, image_axes, write_tower
+from mclip_fairseq.export.onnx import TOLERANCE, RecallData, image_axes, write_tower
 from mclip_fairseq.formats.mla import (
     CLIP,
     SIZES,
@@ -28,7 +28,7 @@ from mclip_fairseq.formats.mla import (
     to_published,
 )
 from mclip_fairseq.formats.openai_clip import read_state_dict
-from mclip_fairseq.formats.saved import CONFIG, MLA_FORMAT
+from mclip_fairseq.formats.saved import CONFIG, FORMAT
 from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.models.mla_options import ENGLISH
 from mclip_fairseq.models.mla_parts import WEIGHTS
@@ -76,7 +76,7 @@ def load_published(
     return make_tower(model, tokenizer, checkpoint.stem)
 
 
-def save_mla_directory(tower: MLATower, output: Path, into: bool = False) -> None:
+def save_directory(tower: MLATower, output: Path, into: bool = False) -> None:
     """Write a model with everything that inference needs, and that training can start from (--base).
 
     Args:
@@ -112,7 +112,8 @@ def save_mla_directory(tower: MLATower, output: Path, into: bool = False) -> Non
     own = {name: tensor for name, tensor in module.own_weights().items() if name.startswith(kept)}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, output / WEIGHTS)
     config = {
-        "format": MLA_FORMAT,
+        "format": FORMAT,
+        "architecture": module.registered_name(),
         "version": VERSION,
         "model": {name: getattr(module.cfg, name) for name in SIZES} | {"acquirers": ",".join(languages)},
         "language": tower.language or None,
@@ -124,12 +125,13 @@ def save_mla_directory(tower: MLATower, output: Path, into: bool = False) -> Non
     write_json(output / CONFIG, config)  # last: a directory without it is not finished
 
 
-def export_mla_onnx(tower: MLATower, output: Path) -> dict[str, Any]:
+def write_onnx(tower: MLATower, output: Path, data: RecallData | None = None) -> dict[str, Any]:
     """Write both towers of one language as ONNX and compare them with torch; see `mclip_fairseq.export.onnx`.
 
     Args:
         tower: the view of a language, on the CPU.
         output: directory to make.
+        data: for an int8 text tower, which is not written for this model.
 
     Returns:
         the report, which is also written.
@@ -137,6 +139,8 @@ def export_mla_onnx(tower: MLATower, output: Path) -> dict[str, Any]:
     Raises:
         UserError: the view has no language, onnx is not installed, or the numbers are not those of torch.
     """
+    if data is not None:
+        raise UserError("--int8 is not written for a model with a text path per language; leave it out")
     for name in ("onnx", "onnxruntime", "onnxscript"):
         import_extra(name, "export")
     tokens = tower.tokenizer(["ein Hund am Strand, der im Sand gräbt", "a dog", ""])

@@ -193,6 +193,10 @@ class MLATower:
         language: that texts are read in; empty: texts are refused.
     """
 
+    writer = "mclip_fairseq.export.mla"
+    image_module = None
+    matcher = None
+
     def __init__(
         self, module: MLAModel, tokenizers: Mapping[str, PieceTokenizer | None], name: str, language: str = ""
     ) -> None:

@@ -1,4 +1,4 @@
-"""Recognises directories of this project; `mclip_fairseq.formats.directory` and `.mla` load them."""
+"""Recognises a directory that `mclip-export` or `mclip-convert` wrote; `formats.directory.load_saved` loads it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,19 +7,13 @@ from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import read_json
 
 FORMAT = "mclip_fairseq model"
-MLA_FORMAT = "mclip_fairseq mla"
 CONFIG = "config.json"
 REMEDY = "put back the file that belongs to the model"
 
 
 def is_saved_directory(path: Path) -> bool:
-    """Whether a directory was written by `mclip_fairseq.export.directory.save_directory`."""
+    """Whether a directory is one of this project."""
     return (path / CONFIG).is_file() and read_config(path).get("format") == FORMAT
-
-
-def is_mla_directory(path: Path) -> bool:
-    """Whether a directory was written by `mclip_fairseq.export.mla.save_mla_directory`."""
-    return (path / CONFIG).is_file() and read_config(path).get("format") == MLA_FORMAT
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -35,6 +35,14 @@ class Tower(Protocol):
         """Texts to model input."""
 
     @property
+    def writer(self) -> str:
+        """Module with `save_directory` and `write_onnx` for such a tower; empty for models of other projects."""
+
+    @property
+    def image_module(self) -> nn.Module | None:
+        """The image tower, where it is not part of `module`."""
+
+    @property
     def max_tokens(self) -> int | None:
         """Tokens of the longest text; None where the model does not say."""
 
@@ -61,6 +69,10 @@ class Tower(Protocol):
         """Teacher image features (images, teacher dim) -> (images, dim)."""
 
     @property
+    def matcher(self) -> DualEncoder | None:
+        """The model, where it can look at a text and an image together."""
+
+    @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """Image preprocessing."""
 
@@ -73,6 +85,8 @@ class OneTextPath:
     """A tower that reads all languages in the same way."""
 
     tokenizer: Any
+    writer = ""
+    image_module: nn.Module | None = None
     reads_any_language = True
 
     @property
@@ -97,6 +111,8 @@ class TrainedTower(OneTextPath):
         load_teacher: called once, when the image tower is first needed.
     """
 
+    writer = "mclip_fairseq.export.directory"
+
     def __init__(
         self,
         module: DualEncoder,
@@ -114,6 +130,11 @@ class TrainedTower(OneTextPath):
         self.feature_dim = module.feature_dim
         self._load_teacher = load_teacher
         self._teacher: DualEncoderTeacher | None = None
+
+    @property
+    def image_module(self) -> nn.Module:  # type: ignore[override]
+        """The teacher."""
+        return self.teacher
 
     @property
     def teacher(self) -> DualEncoderTeacher:
@@ -162,6 +183,11 @@ class TrainedTower(OneTextPath):
         return self.module.encode_image(features=features)
 
     @property
+    def matcher(self) -> DualEncoder | None:
+        """The model, where it can look at a text and an image together."""
+        return self.module if self.module.can_match else None
+
+    @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """Image preprocessing."""
         return self.module.image_transform or self.teacher.transform
@@ -182,6 +208,11 @@ class TeacherTower(OneTextPath):
         self.identity = {"teacher": dict(self.module.identity)}
         self.languages = stated_languages(name)
         self.tokenizer = self.module.tokenize
+
+    @property
+    def matcher(self) -> None:
+        """None: it compares features only."""
+        return None
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""
@@ -264,6 +295,11 @@ class PairTower(OneTextPath):
             raise UserError(f"{self.name}: is a text tower; pass teacher= with the image tower it was trained for")
         found: DualEncoderTeacher = self.module["teacher"]
         return found
+
+    @property
+    def matcher(self) -> None:
+        """None: it compares features only."""
+        return None
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""

@@ -56,6 +56,7 @@ class DualEncoder(BaseFairseqModel):
         format_module: module with `load_checkpoint`, which reads its checkpoints into a tower; empty: XLM-R beside a
             teacher, which `formats.training` reads itself.
         citation: the paper, for model cards.
+        can_match: whether it can look at a text and an image together (`match_states`), to re-rank.
         cfg: its options.
         identity: part -> path-free identity of its weights.
     """
@@ -68,6 +69,7 @@ class DualEncoder(BaseFairseqModel):
     one_dictionary: ClassVar[bool] = True
     format_module: ClassVar[str] = ""
     citation: ClassVar[str] = ""
+    can_match: ClassVar[bool] = False
 
     cfg: Any
     identity: dict[str, Any]
@@ -94,6 +96,18 @@ class DualEncoder(BaseFairseqModel):
     @abstractmethod
     def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Pixels from `image_transform`, or features of the image tower -> (batch, dim), L2-normalised."""
+
+    def text_states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Where `can_match`: ids -> (batch, length, text dim) states and (batch, length) bool, True at pads."""
+        raise NotImplementedError(f"{type(self).__name__} cannot match")
+
+    def image_states(self, pixel_values: Tensor) -> Tensor:
+        """Where `can_match`: pixels -> (batch, tokens, image dim) states."""
+        raise NotImplementedError(f"{type(self).__name__} cannot match")
+
+    def match_states(self, text: Tensor, padding: Tensor, image: Tensor) -> Tensor:
+        """Where `can_match`: the states of n texts and n images -> (n, 2) logits of a mismatch and a match."""
+        raise NotImplementedError(f"{type(self).__name__} cannot match")
 
     @property
     def image_transform(self) -> ImageTransform | None:

@@ -31,11 +31,13 @@ class Hit:
         row: of the index.
         id: of the image.
         score: cosine.
+        match: matching score, where the hits were re-ranked.
     """
 
     row: int
     id: str
     score: float
+    match: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, 
 
 def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
     file = index.picture(hit.row)
-    return {"rank": rank, "score": round(hit.score, 6), "id": hit.id, "file": None if file is None else str(file)}
+    scores = {"score": round(hit.score, 6)} | ({} if hit.match is None else {"match": round(hit.match, 6)})
+    return {"rank": rank, **scores, "id": hit.id, "file": None if file is None else str(file)}
 
 
 def draw_answers(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Sequence[Path] = ()) -> list[str]:

@@ -41,6 +41,7 @@ from mclip_fairseq.search.limits import (
     read_body,
 )
 from mclip_fairseq.search.query import Hit, check_query, search_images, search_texts
+from mclip_fairseq.search.reranking import Reranker
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import parse_json, shown
@@ -69,10 +70,12 @@ class Search:
     Args:
         index: what is searched.
         model: of the index.
+        rerank: hits of a text that are put in the order of the model's matching scores; 0 for none.
     """
 
-    def __init__(self, index: SearchIndex, model: Any) -> None:
+    def __init__(self, index: SearchIndex, model: Any, rerank: int = 0) -> None:
         self.index, self.model = index, model
+        self.reranker = Reranker(index, model, rerank) if rerank else None
         # One thread computes, because the model is not thread-safe; uploads must not delay the index's own images.
         self.computing, self.decoding, self.uploaded = (ThreadPoolExecutor(threads) for threads in (1, 2, 1))
         self.texts, self.images = (Batcher(find, self.computing) for find in (self.find_texts, self.find_images))
@@ -106,6 +109,8 @@ class Search:
         """Images for each text and its language, as the page shows them."""
         index, (texts, languages) = self.index, zip(*questions, strict=True)
         found = search_texts(index, self.model, texts, MAX_K, TEXT_BATCH, languages)
+        if self.reranker is not None:
+            found = self.reranker(index, texts, found)
         return [hits_as_json(index, hits) for hits in found]
 
     def check_language(self, text: str, language: str) -> str:
@@ -264,15 +269,16 @@ async def failure(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "the search failed"}, 500)
 
 
-def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> Starlette:
+def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0) -> Starlette:
     """The application.
 
     Args:
         index: what is searched.
         model: of the index.
         hosts: host names to accept besides those of this machine; `*` accepts all.
+        rerank: see `Search`.
     """
-    search = Search(index, model)
+    search = Search(index, model, rerank)
     routes = [
         *(Route(path, page_file) for path in PAGE),
         Route("/about", search.about),
@@ -287,14 +293,16 @@ def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> Starl
     return Starlette(routes=routes, middleware=[Middleware(SafeHeaders), trusted], exception_handlers=handlers)
 
 
-def make_server(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> uvicorn.Server:
+def make_server(index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0) -> uvicorn.Server:
     """The uvicorn server of the application: no Server header, no access log."""
-    app = make_app(index, model, hosts)
+    app = make_app(index, model, hosts, rerank)
     quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
     return uvicorn.Server(uvicorn.Config(app, limit_concurrency=MAX_CONNECTIONS, **quiet))
 
 
-def serve(index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
+def serve(
+    index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: Sequence[str] = (), rerank: int = 0
+) -> None:
     """Serve the page until the process is interrupted.
 
     Raises:
@@ -313,4 +321,4 @@ def serve(index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: S
     name = own[0] if own else "localhost"
     print(f"{len(index)} images at http://{name}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
     with listening, contextlib.suppress(KeyboardInterrupt):
-        make_server(index, model, hosts).run(sockets=[listening])
+        make_server(index, model, hosts, rerank).run(sockets=[listening])

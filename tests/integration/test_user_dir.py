@@ -30,24 +30,27 @@ OURS = {
         "distillation": "tasks.distillation",
         "image_text": "tasks.image_text",
         "contrastive_tension": "tasks.contrastive_tension",
+        "ccrk": "tasks.ccrk",
     },
     "model": {
         "mte": "models.mte",
         "mclip": "models.mclip",
         "teacher_learning": "models.teacher_learning",
         "altclip": "models.altclip",
-        "mla": "models.mla",
         "contrastive_tension": "models.contrastive_tension",
+        "mla": "models.mla",
+        "ccrk": "models.ccrk",
     },
     "architecture": dict.fromkeys(("mte_base", "mte_tiny"), "models.mte")
     | dict.fromkeys(("mclip_base", "mclip_large", "mclip_tiny"), "models.mclip")
     | dict.fromkeys(("teacher_learning_base", "teacher_learning_tiny"), "models.teacher_learning")
-    | dict.fromkeys(("mla_base", "mla_tiny"), "models.mla")
     | dict.fromkeys(("m_clip_base", "m_clip_large"), "models.teacher_learning")
     | dict.fromkeys(
         ("contrastive_tension_base", "contrastive_tension_large", "contrastive_tension_tiny"),
         "models.contrastive_tension",
     )
+    | dict.fromkeys(("ccrk_base", "ccrk_tiny"), "models.ccrk")
+    | dict.fromkeys(("mla_base", "mla_tiny"), "models.mla")
     | dict.fromkeys(("altclip_base", "altclip_large", "altclip_tiny"), "models.altclip"),
     "criterion": {
         "mte": "criterions.mte",
@@ -56,12 +59,13 @@ OURS = {
         "distillation": "criterions.distillation",
         "image_text": "criterions.image_text",
         "contrastive_tension": "criterions.contrastive_tension",
+        "ccrk": "criterions.ccrk",
     },
     "optimizer": {
         "fused_adamw": "optim.fused_adamw",
         "mclip_lamb": "optim.mclip_lamb",
-        "bert_adam": "optim.bert_adam",
         "rmsprop": "optim.rmsprop",
+        "bert_adam": "optim.bert_adam",
     },
     "lr_scheduler": {"warmup_cosine": "optim.warmup_cosine"},
 }

@@ -11,7 +11,7 @@ import torch
 
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli.convert import main as convert
-from mclip_fairseq.export.mla import load_published, save_mla_directory, save_published
+from mclip_fairseq.export.mla import load_published, save_directory, save_published
 from mclip_fairseq.formats.mla import merge_published, round_as_released, split_published
 from mclip_fairseq.storage.errors import UserError
 from tests.mla_fixture import build, load
@@ -38,7 +38,7 @@ def checkpoint(fixture: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 def directory(checkpoint: Path, shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `mclip-convert mla` makes of it."""
     folder = tmp_path_factory.mktemp("converted") / "mla"
-    save_mla_directory(load_published(checkpoint, None, shared_dir / VOCABULARY), folder)
+    save_directory(load_published(checkpoint, None, shared_dir / VOCABULARY), folder)
     return folder
 
 
