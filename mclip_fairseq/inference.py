@@ -1,5 +1,6 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
+import copy
 import hashlib
 import json
 import re
@@ -52,6 +53,7 @@ class MultilingualCLIP:
         path_or_name: str | Path,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        language: str | None = None,
         *,
         text_encoder: str | Path | None = None,
         teacher: str | Path | None = None,
@@ -64,11 +66,12 @@ class MultilingualCLIP:
                 sentence-transformers.
             device: see the class.
             dtype: see the class.
+            language: of the texts, for a model that reads each in its own way; see `for_language`.
             text_encoder: where the text encoder's archive is now, if not where the training found it.
             teacher: where the teacher is now, likewise; for a text tower, the image tower it was trained for.
 
         Raises:
-            UserError: a file is missing or of another kind, or the frozen parts are not those of the training.
+            UserError: a file is missing or of the wrong kind, or the frozen parts are not those of the training.
         """
         # Each loader imports what its models need; one of `transformers` alone needs no fairseq.
         path, tower = Path(path_or_name), None  # type: Path, Any
@@ -77,14 +80,36 @@ class MultilingualCLIP:
 
             tower = load_training_checkpoint(path, str(text_encoder or ""), str(teacher or ""))
         elif is_saved_directory(path):
-            from mclip_fairseq.formats.directory import load_directory
+            from mclip_fairseq.formats.directory import load_saved
 
-            tower = load_directory(path)
+            tower = load_saved(path)
         else:
             from mclip_fairseq.formats.peers import load_peer
 
             tower = load_peer(str(path_or_name), str(teacher or ""))
-        return cls(tower, device, dtype)
+        model = cls(tower, device, dtype)
+        return model if language is None else model.for_language(language)
+
+    def for_language(self, language: str) -> "MultilingualCLIP":
+        """The view that reads texts of one language, over the same weights.
+
+        Args:
+            language: a code such as `de`. A model that reads all languages in the same way takes any.
+
+        Raises:
+            UserError: a model with a text path per language does not have this one.
+        """
+        tower = self.tower.for_language(language)
+        if tower is self.tower:
+            return self
+        view = copy.copy(self)
+        view.tower = tower
+        return view
+
+    @property
+    def reads_any_language(self) -> bool:
+        """Whether texts can be encoded before `for_language` has named their language."""
+        return self.tower.reads_any_language
 
     @property
     def name(self) -> str:
@@ -116,7 +141,7 @@ class MultilingualCLIP:
         """SHA-256 of everything the features depend on: weights of both towers, tokens per text, numeric type."""
         parameters = self.tower.module.state_dict()
         weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in parameters.items()})
-        limit = getattr(self.tower.tokenizer, "max_tokens", None)
+        limit = self.tower.max_tokens
         dtype = str(next(self.tower.module.parameters()).dtype)
         facts = json.dumps([weights, self.identity, limit, dtype], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()
@@ -225,7 +250,7 @@ class MultilingualCLIP:
             (images, dim) float32 on the CPU.
 
         Raises:
-            UserError: features of another width than the teacher's.
+            UserError: features whose width is not the teacher's.
         """
         rows = torch.as_tensor(np.asarray(features), dtype=torch.float32)
         if rows.ndim != 2 or rows.shape[1] != self.tower.feature_dim:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.cli.options import count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import DTYPES
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
+from mclip_fairseq.storage.projection import SPACES
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,9 @@ Run the same command again to continue a run that was stopped: finished shards a
 output directory can share the work: give --machines 4 to all four, --machine 0 to the first, ... --machine 3 to the
 last. The one that finishes last writes the manifest.
 
-example:
+examples:
   mclip-features --model openai/clip-vit-base-patch32 --images photos --output features/image --dtype bfloat16
+  mclip-features --model openai/clip-vit-base-patch32 --captions en.tsv --space pooled --output features/text
 """
 
 
@@ -67,17 +69,20 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     images = list_images(options.images, options.root) if options.images else []
     teacher = DualEncoderTeacher.from_pretrained(options.model, options.revision).to(device)
     source = open_source(options, teacher, captions, images)
+    projection = teacher.projection(source.modality) if options.space == "pooled" else None
+    dim = teacher.dim if projection is None else projection.weight.shape[1]
     writer = FeatureWriter(
         options.output,
         source.ids,
         teacher=teacher.identity,
-        dim=teacher.dim,
+        dim=dim,
         modality=source.modality,
         normalized=options.normalize,
         preprocessing=source.preprocessing,
         dtype=options.store_dtype,
         shard_rows=options.shard_rows,
         settings={"compute_dtype": options.dtype},
+        projection=projection,
     )
     settings = BulkSettings(
         options.batch_size,
@@ -92,7 +97,7 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
         missing = len(writer.pending())
         return f"{options.output}: {missing} of {writer.shards} shards are left to other machines"
     skipped = len(writer.skipped())
-    return f"{options.output}: {len(source.ids) - skipped} rows of {teacher.dim} columns, {skipped} skipped"
+    return f"{options.output}: {len(source.ids) - skipped} rows of {dim} columns, {skipped} skipped"
 
 
 def open_source(
@@ -105,9 +110,12 @@ def open_source(
     from mclip_fairseq.encoding.bulk import CaptionSource, ImageSource
 
     if not captions:
-        return ImageSource(images, teacher.transform, teacher.encode_image, options.workers, options.max_pixels)
+        encode_image = teacher.encoder("image", options.space)
+        return ImageSource(images, teacher.transform, encode_image, options.workers, options.max_pixels)
     preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
-    return CaptionSource(captions, options.captions, teacher.tokenize, teacher.encode_text, preprocessing)
+    return CaptionSource(
+        captions, options.captions, teacher.tokenize, teacher.encoder("text", options.space), preprocessing
+    )
 
 
 def made_by(command: Sequence[str], device: torch.device) -> dict[str, object]:
@@ -136,7 +144,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -157,6 +165,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--machines", type=positive, default=1, metavar="N", help="machines that share the work (default 1)")
     add("--machine", type=count, default=0, metavar="I", help="index of this machine, from 0 (default 0)")
     add("--normalize", action="store_true", help="store L2-normalised features")
+    add(
+        "--space",
+        choices=SPACES,
+        default="joint",
+        help="joint (default): features whose cosines compare images and texts; pooled: the states before the model's "
+        "projection, which is stored beside them (for altclip)",
+    )
     add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=f"per image (default {MAX_PIXELS})")
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable inputs, listed in skipped.tsv")
     return parser

@@ -143,7 +143,7 @@ class Question:
 
     Attributes:
         texts: checked texts, or the names of the images.
-        languages: of the texts, for `--languages`; otherwise empty.
+        languages: of the texts, where `--language` or `--languages` names them; otherwise empty.
         images: decoded images; empty for texts.
     """
 
@@ -155,13 +155,13 @@ class Question:
 def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Query an index."""
     check_query_options(options)
-    question = read_question(options)  # before the model is loaded
+    question = question_from_options(options)  # before the model is loaded
     from mclip_fairseq.search.index import SearchIndex
 
     index = SearchIndex.open(options.index, options.images_root)
     model = load_model_of(index, options)
     answers = answer(index, model, question, options.k, options.rerank)
-    comparison = compare(index, model, question, options) if question.languages else None
+    comparison = compare(index, model, question, options) if options.languages else None
     if options.show is not None:
         show(index, answers, options)
     from mclip_fairseq.search.query import answers_as_json, format_answers, format_languages
@@ -186,7 +186,7 @@ def check_query_options(options: argparse.Namespace) -> None:
     check_max_pixels(options.max_pixels)
 
 
-def read_question(options: argparse.Namespace) -> Question:
+def question_from_options(options: argparse.Namespace) -> Question:
     """The texts or images of `query`, checked."""
     from mclip_fairseq.search.query import check_query
 
@@ -198,7 +198,7 @@ def read_question(options: argparse.Namespace) -> Question:
             list(map(str, options.image)), [], [load_image(path, options.max_pixels) for path in options.image]
         )
     texts = [check_query(text) for text in options.text] if options.queries is None else read_texts(options.queries)
-    return Question(texts, [], [])
+    return Question(texts, [options.language] * len(texts) if options.language else [], [])
 
 
 def answer(index: SearchIndex, model: Any, question: Question, k: int, rerank: int = 0) -> list[Answer]:
@@ -211,10 +211,10 @@ def answer(index: SearchIndex, model: Any, question: Question, k: int, rerank: i
         from mclip_fairseq.search.reranking import Reranker
 
         reranker = Reranker(index, model, rerank)
-        found = search_texts(index, model, question.texts, max(k, rerank))
+        found = search_texts(index, model, question.texts, max(k, rerank), languages=question.languages)
         hits = [each[:k] for each in reranker(index, question.texts, found)]
     else:
-        hits = search_texts(index, model, question.texts, k)
+        hits = search_texts(index, model, question.texts, k, languages=question.languages)
     languages = question.languages or [""] * len(hits)
     return [Answer(*parts) for parts in zip(question.texts, hits, languages, strict=True)]
 

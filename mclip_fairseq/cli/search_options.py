@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from mclip_fairseq.cli.main import Parser
 from mclip_fairseq.cli.options import count, positive, share
 from mclip_fairseq.search.settings import DEFAULT_RECALL, KINDS
 from mclip_fairseq.storage.images import MAX_PIXELS
@@ -25,7 +26,7 @@ example:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -117,6 +118,7 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     add("--queries", type=Path, metavar="FILE", help="texts, one per line, searched as one batch")
     add("--image", type=Path, action="append", default=[], metavar="FILE", help="search with an image; repeatable")
     _pixel_option(parser)
+    add("--language", default="", help="language of the texts, for a model that reads each in its own way (by script)")
     add("--languages", nargs="+", default=[], metavar="LANG=TEXT", help="compare one question in several languages")
     target = "image whose rank --languages reports (default: the first language's nearest)"
     add("--target", metavar="ID", help=target)

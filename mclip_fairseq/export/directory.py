@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mclip_fairseq.export.onnx import RecallData, export_onnx
 from mclip_fairseq.formats.directory import TEACHER, VERSION, WEIGHTS
 from mclip_fairseq.formats.saved import CONFIG, FORMAT
 from mclip_fairseq.formats.towers import TrainedTower
@@ -76,14 +77,20 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
 
 def portable_weights(module: DualEncoder) -> dict[str, Tensor]:
     """All weights but the teacher's, tied ones once, contiguous on the CPU."""
-    # The model's own `state_dict` leaves frozen parts out; buffers that no state dict has are computed when built.
+    stored = nn.Module.state_dict(module)  # unlike `state_dict`, with the frozen parts; without buffers of no account
+    named = [*module.named_parameters(), *module.named_buffers()]
     return {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in nn.Module.state_dict(module).items()
-        if name not in module.tied_weights and not name.startswith("teacher.")
+        for name, tensor in named
+        if name in stored and name not in module.tied_weights and not name.startswith("teacher.")
     }
 
 
 def as_namespace(cfg: Any) -> Namespace:
     """A model configuration, of whichever kind fairseq gave it, as a namespace."""
     return cfg if isinstance(cfg, Namespace) else Namespace(**(cfg if isinstance(cfg, Mapping) else vars(cfg)))
+
+
+def write_onnx(tower: TrainedTower, output: Path, data: RecallData | None = None) -> dict[str, Any]:
+    """Both towers as ONNX, compared with torch; see `mclip_fairseq.export.onnx.export_onnx`."""
+    return export_onnx(tower, output, data)

@@ -29,6 +29,7 @@ from starlette.routing import Route
 
 from mclip_fairseq.search.batching import Batcher, Busy
 from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.languages import guess_language
 from mclip_fairseq.search.limits import (
     MAX_CONNECTIONS,
     MAX_TEXT_BODY,
@@ -52,7 +53,7 @@ MARKUP = re.compile(r"<\s*[/!]?\s*[a-zA-Z][\w:-]*(\s*/>|>|\s[^<>=]*=[^<]*>)")
 TEXT_BATCH = 8  # on few cores the padding of large batches costs more than small batches do
 DEFAULT_K = 24
 THUMBNAIL, FULL = 256, 1600  # longest edge in pixels
-QUESTION = {"query": str, "k": int | None}
+QUESTION = {"query": str, "k": int | None, "language": str | None}
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -104,13 +105,28 @@ class Search:
             self.index = changed
             self.forget()
 
-    def find_texts(self, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
-        """Images for each text, as the page shows them."""
-        index = self.index
-        found = search_texts(index, self.model, texts, MAX_K, TEXT_BATCH)
+    def find_texts(self, questions: Sequence[tuple[str, str]]) -> list[list[dict[str, Any]]]:
+        """Images for each text and its language, as the page shows them."""
+        index, (texts, languages) = self.index, zip(*questions, strict=True)
+        found = search_texts(index, self.model, texts, MAX_K, TEXT_BATCH, languages)
         if self.reranker is not None:
             found = self.reranker(index, texts, found)
         return [hits_as_json(index, hits) for hits in found]
+
+    def check_language(self, text: str, language: str) -> str:
+        """The language in which a model with a text path per language reads a query; empty for other models.
+
+        Raises:
+            HTTPException: 400, the model does not have it.
+        """
+        if getattr(self.model, "reads_any_language", True):
+            return ""
+        try:
+            language = language or guess_language(text, self.model.languages)
+            self.model.for_language(language)
+        except UserError as error:
+            raise HTTPException(400, str(error)) from error
+        return language
 
     def find_images(self, images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
         """Images for each image, as the page shows them."""
@@ -121,19 +137,23 @@ class Search:
         """What is searched, for the page's footer."""
         await self.refresh()
         index = {"name": self.index.path.resolve().name, "model": self.index.model.get("name")}
-        return JSONResponse(index | {"images": len(self.index), "languages": list(self.model.languages)})
+        choose = not getattr(self.model, "reads_any_language", True)
+        facts = {"images": len(self.index), "languages": list(self.model.languages), "choose_language": choose}
+        return JSONResponse(index | facts)
 
     async def by_text(self, request: Request) -> Response:
-        """`{"query": text, "k": number}` -> the nearest images."""
+        """`{"query": text, "k": number, "language": code}` -> the nearest images."""
         if media_type_of(request) != "application/json":
             raise HTTPException(415, "send JSON")
-        text, k = read_question(await read_body(request, MAX_TEXT_BODY))
+        text, k, given = read_question(await read_body(request, MAX_TEXT_BODY))
+        language = self.check_language(text, given)
         await self.refresh()
         answers = self.answers
-        hits = answers.get(text)
+        key = f"{language}\n{text}"
+        hits = answers.get(key)
         if hits is None:
-            hits = await self.texts(text)
-            answers.put(text, hits)
+            hits = await self.texts((text, language))
+            answers.put(key, hits)
         return JSONResponse({"results": hits[:k]})
 
     async def by_image(self, request: Request) -> Response:
@@ -188,8 +208,8 @@ class Search:
             raise HTTPException(status, reason) from error
 
 
-def read_question(body: bytes) -> tuple[str, int]:
-    """Text and number of images of a JSON question.
+def read_question(body: bytes) -> tuple[str, int, str]:
+    """Text, number of images and language (empty if none is named) of a JSON question.
 
     Raises:
         HTTPException: 400, with the reason.
@@ -205,7 +225,7 @@ def read_question(body: bytes) -> tuple[str, int]:
     k = DEFAULT_K if question.get("k") is None else question["k"]
     if not 1 <= k <= MAX_K:
         raise HTTPException(400, f"k must be a whole number from 1 to {MAX_K}")
-    return text, k
+    return text, k, question.get("language") or ""
 
 
 def media_type_of(request: Request) -> str:

@@ -19,6 +19,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_checks import check_alike, check_finite, check_hashes
 from mclip_fairseq.storage.feature_files import expected_hashes, first_duplicate, open_shard, read_ids, read_manifest
 from mclip_fairseq.storage.feature_writer import FeatureWriter
+from mclip_fairseq.storage.projection import Projection, read_projection
 from mclip_fairseq.storage.verified import Verification
 
 __all__ = ["FeatureStore", "FeatureWriter", "write_features"]
@@ -118,6 +119,16 @@ class FeatureStore:
         return int(self.manifest["dim"])
 
     @property
+    def space(self) -> str:
+        """`joint`, or `pooled`: the states before the teacher's projection."""
+        return str(self.manifest.get("space", "joint"))
+
+    @cached_property
+    def projection(self) -> Projection | None:
+        """The teacher's projection of pooled features; None for joint ones."""
+        return read_projection(self.paths[0], self.manifest)
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """float16 or float32, the wider one where directories differ."""
         return np.result_type(*(manifest["dtype"] for manifest in self.manifests))
@@ -194,6 +205,7 @@ def write_features(
     preprocessing: str = "",
     modality: str = "image",
     shard_rows: int = 65536,
+    projection: Projection | None = None,
 ) -> FeatureStore:
     """Turn an array into a feature directory; does nothing if the same one exists already.
 
@@ -207,6 +219,7 @@ def write_features(
         preprocessing: description of what was done to the inputs.
         modality: `image` or `text`.
         shard_rows: rows per shard.
+        projection: of pooled features; see `FeatureWriter`.
 
     Raises:
         UserError: ids and rows that do not match, or see `FeatureWriter`.
@@ -226,6 +239,7 @@ def write_features(
         dtype=features.dtype.name,
         shard_rows=shard_rows,
         settings={"content": hashlib.sha256(features.data).hexdigest()},
+        projection=projection,
     )
     for shard in writer.pending():
         rows = writer.inputs(shard)

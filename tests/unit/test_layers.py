@@ -20,7 +20,7 @@ ALLOWED = {
     "resilience": "losses storage",
     "registration": "compat resilience storage",  # and all that it registers, which it finds by folder
     "models": "compat losses storage",
-    "data": "models resilience storage",
+    "data": "compat models resilience storage",
     "criterions": "losses storage",
     "optim": "storage",
     "encoding": "storage",
@@ -30,7 +30,8 @@ ALLOWED = {
     "inference": "formats models storage",
     "export": "data encoding evaluation formats inference models registration storage",
     "search": "encoding evaluation storage",
-    "cli": "encoding evaluation export formats inference models search storage",
+    "translation": "data registration storage tasks",
+    "cli": "encoding evaluation export formats inference models search storage translation",
     "doctor": "cli compat",
     "user_dir": "tasks",
     "__init__": "compat inference user_dir",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mclip_fairseq.encoding.captions import Captions
-from mclip_fairseq.encoding.galleries import Encoder, Gallery, encode_in_chunks, gallery_for
+from mclip_fairseq.encoding.galleries import Encoder, Gallery, encode_in_chunks, gallery_for, reader_of
 from mclip_fairseq.encoding.matching import PairScorer, encode_image_states
 from mclip_fairseq.evaluation.benchmarks.base import Benchmark
 from mclip_fairseq.evaluation.benchmarks.files import AGAIN
@@ -102,7 +102,10 @@ class RetrievalBenchmark(Benchmark):
         image = gallery.encode(model, used, settings.batch_size)
         text = {
             each.language: encode_in_chunks(
-                model.encode_text, each.texts, settings.batch_size, f"captions ({each.language})"
+                reader_of(model, each.language).encode_text,
+                each.texts,
+                settings.batch_size,
+                f"captions ({each.language})",
             )
             for each in captions
         }

@@ -27,7 +27,7 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
     columns = [key for key in first if key not in COUNTS]
     rows = [["language", *(key.replace("_R@", " R@").replace("_", " ") for key in columns)]]
     rows += [[language, *_cells(metrics, columns)] for language, metrics in evaluation["results"].items()]
-    rows += [[averages[key], *_cells(metrics, columns)] for key, metrics in evaluation["average"].items()]
+    rows += [[averages.get(key, key), *_cells(metrics, columns)] for key, metrics in evaluation["average"].items()]
     return align_table(rows)
 
 
