@@ -15,9 +15,9 @@ examples:
   mclip-convert encoder mte_mclip_plus.pt --xlmr xlmr.base --output mte-plus
   mclip-convert altclip BAAI/AltCLIP --output altclip
   mclip-convert clip ViT-B-32.pt --trust --tokenizer openai/clip-vit-base-patch32 --output clip-b32
+  mclip-convert mla finetune.bin.4 --acquirers le.bin.1 --vocabulary vocab.txt --bpe clip-tokenizer --output mla
   mclip-convert ccrk ccrk_3m_10lan_epoch_29.th --text-encoder xlmr.large --output ccrk
   mclip-convert ccrk-to-released ccrk --output released
-  mclip-convert mla finetune.bin.4 --acquirers le.bin.1 --vocabulary vocab.txt --bpe clip-tokenizer --output mla
   mclip-convert xlmr-to-transformers mte --output mte-transformers
   mclip-convert xlmr-to-fairseq xlm-roberta-base --output xlmr.base
 """
@@ -75,20 +75,6 @@ def clip(options: argparse.Namespace) -> None:
     convert_clip(options.checkpoint, options.output, reading)
 
 
-def ccrk(options: argparse.Namespace) -> None:
-    """A checkpoint of CCRK or CCLM to a directory for MultilingualCLIP.from_pretrained."""
-    from mclip_fairseq.export.ccrk import convert_ccrk
-
-    convert_ccrk(options.checkpoint, options.text_encoder, options.output, options.head_dim)
-
-
-def ccrk_to_released(options: argparse.Namespace) -> None:
-    """A ccrk model to checkpoint_best.pth, which CCRK's own retrieval scripts read."""
-    from mclip_fairseq.export.ccrk import write_released_ccrk
-
-    write_released_ccrk(options.model, options.text_encoder, options.output)
-
-
 def mla(options: argparse.Namespace) -> None:
     """Published MLA files to a directory for MultilingualCLIP.from_pretrained."""
     from mclip_fairseq.export.mla import load_published, save_directory
@@ -111,6 +97,20 @@ def mla_to_published(options: argparse.Namespace) -> None:
     from mclip_fairseq.inference import MultilingualCLIP
 
     save_published(MultilingualCLIP.from_pretrained(options.source, "cpu").tower, options.output / "pytorch_model.bin")
+
+
+def ccrk(options: argparse.Namespace) -> None:
+    """A checkpoint of CCRK or CCLM to a directory for MultilingualCLIP.from_pretrained."""
+    from mclip_fairseq.export.ccrk import convert_ccrk
+
+    convert_ccrk(options.checkpoint, options.text_encoder, options.output, options.head_dim)
+
+
+def ccrk_to_released(options: argparse.Namespace) -> None:
+    """A ccrk model to checkpoint_best.pth, which CCRK's own retrieval scripts read."""
+    from mclip_fairseq.export.ccrk import write_released_ccrk
+
+    write_released_ccrk(options.model, options.text_encoder, options.output)
 
 
 def xlmr_to_transformers(options: argparse.Namespace) -> None:
@@ -171,10 +171,10 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PIXELS",
             help=f"resize an image's shorter edge to this before the crop ({default})",
         )
-    _add_ccrk_options(command("ccrk", ccrk), command("ccrk-to-released", ccrk_to_released))
     _add_mla_options(command("mla", mla))
     to_published = command("mla-to-published", mla_to_published)
     to_published.add_argument("source", help="training checkpoint (.pt), or directory of mclip-convert mla")
+    _add_ccrk_options(command("ccrk", ccrk), command("ccrk-to-released", ccrk_to_released))
     to_transformers = command("xlmr-to-transformers", xlmr_to_transformers)
     to_transformers.add_argument(
         "archive", type=Path, help="directory with model.pt, dict.txt and sentencepiece.bpe.model"
@@ -185,19 +185,6 @@ def _parser() -> argparse.ArgumentParser:
     to_fairseq.add_argument("source", help="Hub name or transformers directory")
     to_fairseq.add_argument("--revision", default="", help="branch, tag or commit on the Hub")
     return parser
-
-
-def _add_ccrk_options(reader: argparse.ArgumentParser, writer: argparse.ArgumentParser) -> None:
-    reader.add_argument(
-        "checkpoint", type=Path, help="model_state_epoch_N.th, a file of the Hub, or checkpoint_best.pth"
-    )
-    files = "directory with XLM-R's dict.txt and sentencepiece.bpe.model"
-    reader.add_argument("--text-encoder", type=Path, required=True, metavar="DIR", help=files)
-    reader.add_argument(
-        "--head-dim", type=int, default=64, metavar="N", help="columns of an attention head of the text layers (64)"
-    )
-    writer.add_argument("model", help="training checkpoint or exported directory of a ccrk model")
-    writer.add_argument("--text-encoder", default="", metavar="DIR", help=f"{files}, if they have moved")
 
 
 def _add_mla_options(parser: argparse.ArgumentParser) -> None:
@@ -228,6 +215,19 @@ def _add_mla_options(parser: argparse.ArgumentParser) -> None:
         help="round the layers of CHECKPOINT to half, as the released code does when it loads one as clip_ckpt",
     )
     parser.add_argument("--trust", action="store_true", help="read a TorchScript archive, which can run code")
+
+
+def _add_ccrk_options(reader: argparse.ArgumentParser, writer: argparse.ArgumentParser) -> None:
+    reader.add_argument(
+        "checkpoint", type=Path, help="model_state_epoch_N.th, a file of the Hub, or checkpoint_best.pth"
+    )
+    files = "directory with XLM-R's dict.txt and sentencepiece.bpe.model"
+    reader.add_argument("--text-encoder", type=Path, required=True, metavar="DIR", help=files)
+    reader.add_argument(
+        "--head-dim", type=int, default=64, metavar="N", help="columns of an attention head of the text layers (64)"
+    )
+    writer.add_argument("model", help="training checkpoint or exported directory of a ccrk model")
+    writer.add_argument("--text-encoder", default="", metavar="DIR", help=f"{files}, if they have moved")
 
 
 def _add_clip_options(parser: argparse.ArgumentParser) -> None:

@@ -77,12 +77,11 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
 
 def portable_weights(module: DualEncoder) -> dict[str, Tensor]:
     """All weights but the teacher's, tied ones once, contiguous on the CPU."""
-    stored = nn.Module.state_dict(module)  # unlike `state_dict`, with the frozen parts; without buffers of no account
-    named = [*module.named_parameters(), *module.named_buffers()]
+    # The model's own `state_dict` leaves frozen parts out; buffers that no state dict has are computed when built.
     return {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in named
-        if name in stored and name not in module.tied_weights and not name.startswith("teacher.")
+        for name, tensor in nn.Module.state_dict(module).items()
+        if name not in module.tied_weights and not name.startswith("teacher.")
     }
 
 

@@ -194,6 +194,7 @@ class MLATower:
 
     writer = "mclip_fairseq.export.mla"
     image_module = None
+    matcher = None
 
     def __init__(
         self, module: MLAModel, tokenizers: Mapping[str, PieceTokenizer | None], name: str, language: str = ""

@@ -36,10 +36,10 @@ OURS = {
         "mte": "models.mte",
         "mclip": "models.mclip",
         "teacher_learning": "models.teacher_learning",
-        "ccrk": "models.ccrk",
         "altclip": "models.altclip",
         "contrastive_tension": "models.contrastive_tension",
         "mla": "models.mla",
+        "ccrk": "models.ccrk",
     },
     "architecture": dict.fromkeys(("mte_base", "mte_tiny"), "models.mte")
     | dict.fromkeys(("mclip_base", "mclip_large", "mclip_tiny"), "models.mclip")
@@ -49,17 +49,17 @@ OURS = {
         ("contrastive_tension_base", "contrastive_tension_large", "contrastive_tension_tiny"),
         "models.contrastive_tension",
     )
+    | dict.fromkeys(("ccrk_base", "ccrk_tiny"), "models.ccrk")
     | dict.fromkeys(("mla_base", "mla_tiny"), "models.mla")
-    | dict.fromkeys(("altclip_base", "altclip_large", "altclip_tiny"), "models.altclip")
-    | dict.fromkeys(("ccrk_base", "ccrk_tiny"), "models.ccrk"),
+    | dict.fromkeys(("altclip_base", "altclip_large", "altclip_tiny"), "models.altclip"),
     "criterion": {
         "mte": "criterions.mte",
         "trikd": "criterions.trikd",
         "teacher_learning": "criterions.teacher_learning",
-        "ccrk": "criterions.ccrk",
         "distillation": "criterions.distillation",
         "image_text": "criterions.image_text",
         "contrastive_tension": "criterions.contrastive_tension",
+        "ccrk": "criterions.ccrk",
     },
     "optimizer": {
         "fused_adamw": "optim.fused_adamw",
