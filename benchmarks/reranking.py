@@ -1,6 +1,6 @@
 """Re-ranking 1,000 images and 5,000 captions with k 128: time and memory, measured on some of the pairs.
 
-python -m benchmarks.reranking [--images 1000] [--captions 5000] [--k 128] [--pairs 256] [--arch base]
+python -m benchmarks.reranking [--images 1000] [--captions 5000] [--k 128] [--pairs 64] [--arch base]
 
 The whole takes (captions + images) x k pairs; the time of all of them is that of the measured ones times their number.
 """
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="size of the gallery")
     parser.add_argument("--captions", type=int, default=5000, help="captions")
     parser.add_argument("--k", type=int, default=128, help="candidates of each query")
-    parser.add_argument("--pairs", type=int, default=256, help="pairs that are measured")
+    parser.add_argument("--pairs", type=int, default=64, help="pairs that are measured")
     parser.add_argument(
         "--image-tokens", type=int, default=145, help="states of an image: 145 at 384 pixels, 50 at 224"
     )
@@ -70,8 +70,9 @@ def main() -> None:
     dictionary = Dictionary()
     for number in range(WORDS):
         dictionary.add_symbol(f"w{number}")
-    cfg: Any = Namespace(**vars(CCRKModelConfig()))
-    {"base": ccrk_base, "tiny": ccrk_tiny}[options.arch](cfg)
+    cfg: Any = Namespace()
+    {"base": ccrk_base, "tiny": ccrk_tiny}[options.arch](cfg)  # it sets what is not set yet
+    cfg = Namespace(**(vars(CCRKModelConfig()) | vars(cfg)))
     module = CCRKModel.build_model(cfg, Namespace(source_dictionary=dictionary)).eval()
     model = Stored(module, options.image_tokens)
     before = peak_mib()
