@@ -163,7 +163,7 @@ def write_m_clip(tower: TrainedTower, output: Path) -> None:
             "--student-head linear"
         )
     check_order(tower.tokenizer)
-    encoder = to_transformers(module.text_encoder)
+    encoder = to_transformers(module.plain_encoder)
     config = encoder.config
     sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size)
     output.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
+from mclip_fairseq.models.adapters import ADAPTERS
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.dual_encoder import Columns, ImageTransform
 from mclip_fairseq.models.pooling import POOLING
@@ -97,7 +98,7 @@ class AltCLIPModel(TeacherLearningModel):
         optional=("text_padding", "image_features", "pixel_values", "teacher_text"),
     )
     citation = CITATION
-    size_groups = ((ENCODER, StudentModel.text_encoder_prefix), (WIDTHS, ""))
+    size_groups = ((ENCODER, StudentModel.text_encoder_prefix), (WIDTHS, ""), (ADAPTERS, ""))
 
     def __init__(
         self,
@@ -227,10 +228,11 @@ class AltCLIPModel(TeacherLearningModel):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, model_cfg: Any = None, args: Any = None
     ) -> Any:
-        """Load a checkpoint; the image side that a text stage did not have stays the teacher's."""
+        """Load a checkpoint; the image side and the adapters that an earlier stage did not have stay as they are."""
         own = nn.Module.state_dict(self)
-        image_side = {name: own[name] for name in own if name.startswith(("visual_projection.", "vision."))}
-        return super().load_state_dict({**image_side, **state_dict}, strict, model_cfg, args)
+        new = ("visual_projection.", "vision.", "text_encoder.adapters.")
+        kept = {name: own[name] for name in own if name.startswith(new)}
+        return super().load_state_dict({**kept, **state_dict}, strict, model_cfg, args)
 
     def encode_text(
         self, tokens: Tensor | None = None, states: Tensor | None = None, padding: Tensor | None = None

@@ -60,7 +60,12 @@ def data(tiny_corpus: Path, teacher: Path, tmp_path_factory: pytest.TempPathFact
     write_features(
         folder / "pooled", ids, model.pooled_image(pixels).numpy(), projection=model.projection("image"), **options
     )
-    return {"captions": tiny_corpus / "captions", "tokenizer": tiny_corpus / "tokenizer", "features": folder}
+    return {
+        "captions": tiny_corpus / "captions",
+        "tokenizer": tiny_corpus / "tokenizer",
+        "features": folder,
+        "teacher": teacher,
+    }
 
 
 def options(data: dict[str, Path], folder: Path, task: str, *more: object) -> list[str]:
@@ -160,6 +165,19 @@ def test_the_assembly_is_bit_for_bit_that_of_the_fixture(fixture: Path, tmp_path
     assert all(torch.equal(written[name], clip[name]) for name in of_teacher)
 
 
+def test_portable_modules_are_the_model(trained: tuple[Path, str], teacher: Path) -> None:
+    """What ONNX is made from, and what a search index is built with."""
+    model = MultilingualCLIP.from_pretrained(trained[0], device="cpu", teacher=teacher)
+    tower: Any = model.tower
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        texts = tower.module.portable_text()(model.tokenizer(TEXTS))
+        images = tower.module.portable_image(tower.teacher)(pixels)
+        expected = tower.encode_pixels(pixels)
+    torch.testing.assert_close(texts, model.encode_text(TEXTS), rtol=0, atol=2e-5)
+    torch.testing.assert_close(images, expected)
+
+
 @pytest.mark.parametrize("side", ["joint", "pooled"])
 def test_the_second_stage_trains_what_its_options_say(
     side: str, trained: tuple[Path, str], data: dict[str, Path], run_train: Train, tmp_path: Path
@@ -174,6 +192,12 @@ def test_the_second_stage_trains_what_its_options_say(
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"text_projection.weight", "logit_scale"}
     assert ("visual_projection.weight" in after) == (side == "pooled")
+    model = MultilingualCLIP.from_pretrained(tmp_path / "checkpoint_last.pt", device="cpu", teacher=data["teacher"])
+    pixels = torch.rand(2, 3, 32, 32)
+    tower: Any = model.tower
+    with torch.no_grad():
+        images = tower.module.portable_image(tower.teacher)(pixels)
+        torch.testing.assert_close(images, tower.encode_pixels(pixels))
     if side == "pooled":
         own = np.load(data["features"] / "pooled" / "projection.npy")
         assert not np.array_equal(after["visual_projection.weight"].numpy(), own)
