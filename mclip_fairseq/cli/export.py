@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 
 PROGRAM = "mclip-export"
@@ -41,9 +41,9 @@ def run(options: argparse.Namespace) -> None:
     if options.int8 and not (options.captions and options.features):
         raise UserError("--int8 needs --captions and --features, to measure how much recall it loses")
     from mclip_fairseq.export.card import CardFacts, read_report
-    from mclip_fairseq.export.publish import load_exportable, upload, write_model, write_published
+    from mclip_fairseq.export.publish import load_exportable, upload, write_model, write_onnx, write_published
 
-    tower = load_exportable(options.model, options.text_encoder, options.teacher)
+    tower = load_exportable(options.model, options.text_encoder, options.teacher, options.language)
     if options.format != "directory":
         write_published(tower, options.format, options.output)
         print(f"Written: {options.output}")
@@ -52,10 +52,10 @@ def run(options: argparse.Namespace) -> None:
     write_model(tower, options.output, CardFacts(options.output.name, options.license, options.data, reports))
     print(f"Written: {options.output}")
     if options.onnx or options.int8:
-        from mclip_fairseq.export.onnx import RecallData, export_onnx
+        from mclip_fairseq.export.onnx import RecallData
 
         data = RecallData(options.captions, options.ids, options.features) if options.int8 else None
-        _print_onnx(options.output / "onnx", export_onnx(tower, options.output / "onnx", data))
+        _print_onnx(options.output / "onnx", write_onnx(tower, options.output / "onnx", data))
     if options.push:
         print(f"Uploaded: {upload(options.output, options.push)}")
 
@@ -68,7 +68,7 @@ def _print_onnx(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="training checkpoint, or exported directory")
@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         help="directory (default): what this project and sentence-transformers read; m-clip: a text encoder for "
         "M-CLIP's class; altclip: a directory for transformers' AltCLIPModel; sentence-transformers: the sentence "
         "encoder of contrastive_tension",
+    )
+    parser.add_argument(
+        "--language", default="", help="the one language to export, of a model that reads each in its own way (mla)"
     )
     parser.add_argument("--license", default="", help="licence identifier for the model card, such as mit")
     parser.add_argument(

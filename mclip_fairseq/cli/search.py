@@ -143,7 +143,7 @@ class Question:
 
     Attributes:
         texts: checked texts, or the names of the images.
-        languages: of the texts, for `--languages`; otherwise empty.
+        languages: of the texts, where `--language` or `--languages` names them; otherwise empty.
         images: decoded images; empty for texts.
     """
 
@@ -155,13 +155,13 @@ class Question:
 def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Query an index."""
     check_query_options(options)
-    question = read_question(options)  # before the model is loaded
+    question = question_from_options(options)  # before the model is loaded
     from mclip_fairseq.search.index import SearchIndex
 
     index = SearchIndex.open(options.index, options.images_root)
     model = load_model_of(index, options)
-    answers = answer(index, model, question, options.k)
-    comparison = compare(index, model, question, options) if question.languages else None
+    answers = answer(index, model, question, options.k, options.rerank)
+    comparison = compare(index, model, question, options) if options.languages else None
     if options.show is not None:
         show(index, answers, options)
     from mclip_fairseq.search.query import answers_as_json, format_answers, format_languages
@@ -179,12 +179,14 @@ def check_query_options(options: argparse.Namespace) -> None:
         raise UserError("give a text, --queries FILE, --image FILE or --languages LANG=TEXT, and only one of them")
     if options.target is not None and not options.languages:
         raise UserError("--target is for --languages, which reports the rank of that image; give both")
+    if options.rerank and not (options.text or options.queries):
+        raise UserError("--rerank puts the answers of texts in order; give a text or --queries FILE")
     if options.show is not None and not options.show.suffix:
         raise UserError(f"--show {options.show}: has no image extension; write {options.show}.png")
     check_max_pixels(options.max_pixels)
 
 
-def read_question(options: argparse.Namespace) -> Question:
+def question_from_options(options: argparse.Namespace) -> Question:
     """The texts or images of `query`, checked."""
     from mclip_fairseq.search.query import check_query
 
@@ -196,17 +198,23 @@ def read_question(options: argparse.Namespace) -> Question:
             list(map(str, options.image)), [], [load_image(path, options.max_pixels) for path in options.image]
         )
     texts = [check_query(text) for text in options.text] if options.queries is None else read_texts(options.queries)
-    return Question(texts, [], [])
+    return Question(texts, [options.language] * len(texts) if options.language else [], [])
 
 
-def answer(index: SearchIndex, model: Any, question: Question, k: int) -> list[Answer]:
-    """The k nearest images of each text or image."""
+def answer(index: SearchIndex, model: Any, question: Question, k: int, rerank: int = 0) -> list[Answer]:
+    """The k nearest images of each text or image; of a text, the first `rerank` of them in the model's own order."""
     from mclip_fairseq.search.query import Answer, search_images, search_texts
 
     if question.images:
         hits = search_images(index, model, question.images, k)
+    elif rerank:
+        from mclip_fairseq.search.reranking import Reranker
+
+        reranker = Reranker(index, model, rerank)
+        found = search_texts(index, model, question.texts, max(k, rerank), languages=question.languages)
+        hits = [each[:k] for each in reranker(index, question.texts, found)]
     else:
-        hits = search_texts(index, model, question.texts, k)
+        hits = search_texts(index, model, question.texts, k, languages=question.languages)
     languages = question.languages or [""] * len(hits)
     return [Answer(*parts) for parts in zip(question.texts, hits, languages, strict=True)]
 
@@ -235,7 +243,7 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
     from mclip_fairseq.search.server import serve
 
     index = SearchIndex.open(options.index, options.images_root)
-    serve(index, load_model_of(index, options), options.host, options.port, options.allowed_host)
+    serve(index, load_model_of(index, options), options.host, options.port, options.allowed_host, options.rerank)
     return "stopped"
 
 

@@ -3,6 +3,7 @@
 | column | batch entry | shape | option that gives it |
 |---|---|---|---|
 | `TokenColumn` | `text_tokens` | (batch, length) int64 | the data directory |
+| `LanguageColumn` | `language` | str | `--langs`, for models with a text path per language |
 | `StateColumn` | `text_states`, `text_padding` | (batch, length, dim), (batch, length) bool | `--text-state-cache` |
 | `FeatureColumn` | `image_features` | (batch, teacher dim) float32 | `--image-features` |
 | `FeatureColumn` | `teacher_text` | (batch, teacher dim) float32 | `--text-features` |
@@ -12,7 +13,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ class Column(ABC):
     names: tuple[str, ...]
 
     @abstractmethod
-    def batch(self, rows: Rows) -> dict[str, Tensor]:
+    def batch(self, rows: Rows) -> Mapping[str, Tensor | str]:
         """The entries of these rows, built without a loop over them."""
 
 
@@ -53,6 +54,19 @@ class TokenColumn(Column):
     def batch(self, rows: Rows) -> dict[str, Tensor]:
         """`text_tokens`, right-padded."""
         return {"text_tokens": self.tokens.batch(rows)}
+
+
+class LanguageColumn(Column):
+    """The language of all captions of a dataset, by which a model chooses its text path."""
+
+    names = ("language",)
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+
+    def batch(self, rows: Rows) -> dict[str, str]:
+        """`language`, one for the batch."""
+        return {"language": self.language}
 
 
 class StateColumn(Column):
@@ -109,3 +123,6 @@ class PixelColumn:
     def read(self, rows: Rows) -> tuple[list[int], Tensor]:
         """Positions in `rows` whose image could be read, and their pixels; see `Pixels`."""
         return self.pixels(self.ids[rows].tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Images look the same in every epoch, unless a subclass augments them."""

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from fairseq.data import FairseqDataset
 
-from mclip_fairseq.data.batches import RowDataset
+from mclip_fairseq.data.batches import Redrawn, RowDataset
 from mclip_fairseq.resilience.workers import shield_worker
 from mclip_fairseq.storage.errors import UserError
 
@@ -44,6 +44,12 @@ def draw_rows(size: int, count: int, rng: np.random.Generator) -> npt.NDArray[np
 class TemperatureSampledDataset(FairseqDataset):
     """Several row datasets as one, redrawn at every epoch from (seed, epoch) alone.
 
+    | batch entry | shape | present |
+    |---|---|---|
+    | the entries of one part's dataset | see there | always |
+    | `part` | str, the name of that part | always |
+    | `id` | (batch,) int64, rows of the part; without `shuffle`, rows of the whole | always |
+
     Args:
         parts: name -> dataset; a batch holds samples of one part.
         temperature: see `temperature_sizes`.
@@ -65,7 +71,10 @@ class TemperatureSampledDataset(FairseqDataset):
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the epoch's samples."""
+        """Draw the epoch's samples, and let the parts draw theirs."""
+        for part in self.parts:
+            if isinstance(part, Redrawn):
+                part.set_epoch(epoch)
         sizes = [len(part) for part in self.parts]
         counts = temperature_sizes(sizes, self.temperature) if self.shuffle else np.asarray(sizes)
         rng = np.random.default_rng([self.seed, epoch])

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mclip_fairseq.export.onnx import RecallData, export_onnx
 from mclip_fairseq.formats.directory import TEACHER, VERSION, WEIGHTS
 from mclip_fairseq.formats.saved import CONFIG, FORMAT
 from mclip_fairseq.formats.towers import TrainedTower
@@ -25,14 +26,23 @@ SENTENCE_TRANSFORMERS_MODULE = {
     "type": "mclip_fairseq.formats.sentence_transformers.MCLIPModule",
 }
 # Options that name files of the machine that trained, or what only training uses.
-NOT_STORED = ("text_encoder", "text_tokenizer", "teacher", "teacher_revision", "save_frozen", "_name", "_parent")
+NOT_STORED = (
+    "text_encoder",
+    "text_tokenizer",
+    "image_encoder",
+    "teacher",
+    "teacher_revision",
+    "save_frozen",
+    "_name",
+    "_parent",
+)
 
 
 def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> None:
     """Write a model with everything that inference needs.
 
     Args:
-        tower: the model; its teacher is loaded and written too.
+        tower: the model; a teacher outside it is loaded and written too.
         output: directory to make; it must be empty or absent.
         into: write into a directory that holds files already.
 
@@ -41,9 +51,11 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
     """
     if not into and output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: is not empty; give a new directory")
-    teacher = tower.teacher
+    # A model with an image tower of its own has all weights in one file, and its options hold the image size.
+    teacher = None if tower.module.image_transform is not None else tower.teacher
     output.mkdir(parents=True, exist_ok=True)
-    teacher.save(output / TEACHER)
+    if teacher is not None:
+        teacher.save(output / TEACHER)
     for name in tower.module.tokenizer_files:
         shutil.copyfile(tower.tokenizer.directory / name, output / name)
     save_file(portable_weights(tower.module), output / WEIGHTS)
@@ -55,7 +67,7 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
         "model": {key: getattr(value, "value", value) for key, value in options.items()},
         "max_tokens": tower.tokenizer.max_tokens,
         "files": {name: file_sha256(output / name) for name in tower.module.tokenizer_files},
-        "image_size": teacher.image_size,
+        "image_size": 0 if teacher is None else teacher.image_size,
         "languages": tower.languages,
         "identity": tower.identity,
     }
@@ -65,15 +77,19 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
 
 def portable_weights(module: DualEncoder) -> dict[str, Tensor]:
     """All weights but the teacher's, tied ones once, contiguous on the CPU."""
-    stored = nn.Module.state_dict(module)  # unlike `state_dict`, with the frozen parts; without buffers of no account
-    named = [*module.named_parameters(), *module.named_buffers()]
+    # The model's own `state_dict` leaves frozen parts out; buffers that no state dict has are computed when built.
     return {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in named
-        if name in stored and name not in module.tied_weights and not name.startswith("teacher.")
+        for name, tensor in nn.Module.state_dict(module).items()
+        if name not in module.tied_weights and not name.startswith("teacher.")
     }
 
 
 def as_namespace(cfg: Any) -> Namespace:
     """A model configuration, of whichever kind fairseq gave it, as a namespace."""
     return cfg if isinstance(cfg, Namespace) else Namespace(**(cfg if isinstance(cfg, Mapping) else vars(cfg)))
+
+
+def write_onnx(tower: TrainedTower, output: Path, data: RecallData | None = None) -> dict[str, Any]:
+    """Both towers as ONNX, compared with torch; see `mclip_fairseq.export.onnx.export_onnx`."""
+    return export_onnx(tower, output, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from PIL import Image
@@ -29,7 +29,29 @@ class Tower(Protocol):
     languages: list[str]
     identity: dict[str, Any]
     module: Any
-    tokenizer: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        """Texts to model input."""
+
+    @property
+    def writer(self) -> str:
+        """Module with `save_directory` and `write_onnx` for such a tower; empty for models of other projects."""
+
+    @property
+    def image_module(self) -> nn.Module | None:
+        """The image tower, where it is not part of `module`."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of the longest text; None where the model does not say."""
+
+    @property
+    def reads_any_language(self) -> bool:
+        """Whether texts can be encoded before `for_language` has named their language."""
+
+    def for_language(self, language: str) -> Tower:
+        """The tower that reads texts of one language; itself where all languages share one text path."""
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""
@@ -47,6 +69,10 @@ class Tower(Protocol):
         """Teacher image features (images, teacher dim) -> (images, dim)."""
 
     @property
+    def matcher(self) -> DualEncoder | None:
+        """The model, where it can look at a text and an image together."""
+
+    @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """Image preprocessing."""
 
@@ -55,7 +81,26 @@ class Tower(Protocol):
         """Factor of the cosine, 0-d float32 on the CPU; None where the model has none."""
 
 
-class TrainedTower:
+class OneTextPath:
+    """A tower that reads all languages in the same way."""
+
+    tokenizer: Any
+    writer = ""
+    image_module: nn.Module | None = None
+    reads_any_language = True
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of the longest text, where the tokenizer says so."""
+        limit: int | None = getattr(self.tokenizer, "max_tokens", None)
+        return limit
+
+    def for_language(self, language: str) -> Self:
+        """Itself."""
+        return self
+
+
+class TrainedTower(OneTextPath):
     """A model trained here, and the teacher whose image features it takes.
 
     Args:
@@ -65,6 +110,8 @@ class TrainedTower:
         languages: that the text encoder was strengthened or trained on.
         load_teacher: called once, when the image tower is first needed.
     """
+
+    writer = "mclip_fairseq.export.directory"
 
     def __init__(
         self,
@@ -83,6 +130,11 @@ class TrainedTower:
         self.feature_dim = module.feature_dim
         self._load_teacher = load_teacher
         self._teacher: DualEncoderTeacher | None = None
+
+    @property
+    def image_module(self) -> nn.Module:  # type: ignore[override]
+        """The teacher."""
+        return self.teacher
 
     @property
     def teacher(self) -> DualEncoderTeacher:
@@ -107,7 +159,7 @@ class TrainedTower:
         """Model input of (texts, length) token ids.
 
         Raises:
-            UserError: ids of another tokenizer.
+            UserError: ids of a different tokenizer.
         """
         if tokens.numel() and int(tokens.max()) >= len(self.tokenizer.dictionary):
             raise UserError(
@@ -131,6 +183,11 @@ class TrainedTower:
         return self.module.encode_image(features=features)
 
     @property
+    def matcher(self) -> DualEncoder | None:
+        """The model, where it can look at a text and an image together."""
+        return self.module if self.module.can_match else None
+
+    @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """Image preprocessing."""
         return self.module.image_transform or self.teacher.transform
@@ -141,7 +198,7 @@ class TrainedTower:
         return self.module.scale.detach().float().cpu()
 
 
-class TeacherTower:
+class TeacherTower(OneTextPath):
     """A `transformers` dual encoder on its own, to be compared in the same tables."""
 
     def __init__(self, name: str) -> None:
@@ -151,6 +208,11 @@ class TeacherTower:
         self.identity = {"teacher": dict(self.module.identity)}
         self.languages = stated_languages(name)
         self.tokenizer = self.module.tokenize
+
+    @property
+    def matcher(self) -> None:
+        """None: it compares features only."""
+        return None
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""
@@ -186,7 +248,7 @@ class TeacherTower:
         return None if self.module.logit_scale is None else torch.tensor(self.module.logit_scale)
 
 
-class PairTower:
+class PairTower(OneTextPath):
     """A text tower of another project beside the image tower whose space it was trained for.
 
     Args:
@@ -233,6 +295,11 @@ class PairTower:
             raise UserError(f"{self.name}: is a text tower; pass teacher= with the image tower it was trained for")
         found: DualEncoderTeacher = self.module["teacher"]
         return found
+
+    @property
+    def matcher(self) -> None:
+        """None: it compares features only."""
+        return None
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mclip_fairseq.search.build import BLOCK, VectorSource, discard_if_changed, open_vectors, picture_lines
-from mclip_fairseq.search.files import PARTIAL, Rows, locked, read_manifest, write_manifest
+from mclip_fairseq.search.files import PARTIAL, Rows, locked, read_index_manifest, write_manifest
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import compacted, read_index, write_index
 from mclip_fairseq.search.settings import ImageSettings
@@ -44,7 +44,7 @@ def add_images(
         UserError: a different model, an id that already names a different image, or what `build_index` refuses.
     """
     check_max_pixels(images.max_pixels)
-    read_manifest(folder)  # before locking: `locked` would create a mistyped directory
+    read_index_manifest(folder)  # before locking: `locked` would create a mistyped directory
     check_folders(moved)
     with locked(folder):
         index = SearchIndex.open(folder, moved)
@@ -178,7 +178,7 @@ def remove_images(folder: Path, names: Sequence[str], command: Sequence[str]) ->
     Raises:
         UserError: ids that are not in the index; nothing is removed then.
     """
-    read_manifest(folder)  # before locking: `locked` would create a mistyped directory
+    read_index_manifest(folder)  # before locking: `locked` would create a mistyped directory
     with locked(folder):
         index = SearchIndex.open(folder)
         unknown = [name for name in names if name not in index.row_of]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.languages import encode_texts
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
 from mclip_fairseq.storage.images import ImageError, load_image
@@ -30,11 +31,13 @@ class Hit:
         row: of the index.
         id: of the image.
         score: cosine.
+        match: matching score, where the hits were re-ranked.
     """
 
     row: int
     id: str
     score: float
+    match: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,19 @@ def check_query(text: str) -> str:
 
 
 def search_texts(
-    index: SearchIndex, model: Any, texts: Sequence[str], k: int, batch_size: int = 256
+    index: SearchIndex, model: Any, texts: Sequence[str], k: int, batch_size: int = 256, languages: Sequence[str] = ()
 ) -> list[list[Hit]]:
-    """Hits of checked texts; texts of similar length are encoded together, `batch_size` at a time."""
-    return hits_of(index, model.encode_text(list(texts), batch_size=batch_size), k)
+    """Hits of checked texts; texts of similar length are encoded together, `batch_size` at a time.
+
+    Args:
+        index: what is searched.
+        model: the dual encoder.
+        texts: the queries.
+        k: hits of each.
+        batch_size: texts at a time.
+        languages: of the texts, for a model that reads each in its own way; see `encode_texts`.
+    """
+    return hits_of(index, encode_texts(model, texts, languages, batch_size), k)
 
 
 def search_images(index: SearchIndex, model: Any, images: Sequence[Path | Image.Image], k: int) -> list[list[Hit]]:
@@ -117,7 +129,8 @@ def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, 
 
 def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
     file = index.picture(hit.row)
-    return {"rank": rank, "score": round(hit.score, 6), "id": hit.id, "file": None if file is None else str(file)}
+    scores = {"score": round(hit.score, 6)} | ({} if hit.match is None else {"match": round(hit.match, 6)})
+    return {"rank": rank, **scores, "id": hit.id, "file": None if file is None else str(file)}
 
 
 def draw_answers(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Sequence[Path] = ()) -> list[str]:
@@ -184,7 +197,9 @@ def compare_languages(
         raise UserError(f"{index.path}: has no images left; add some with mclip-search add")
     if target is not None and target not in index.row_of:
         raise UserError(f"{index.path}: has no image {target!r}; --target must be an id of the index")
-    hits_by_language = dict(zip(queries, search_texts(index, model, list(queries.values()), DEPTH), strict=True))
+    hits_by_language = dict(
+        zip(queries, search_texts(index, model, list(queries.values()), DEPTH, languages=list(queries)), strict=True)
+    )
     first = next(iter(hits_by_language.values()))
     target = first[0].id if target is None else target
     reference = {hit.row for hit in first[:k]}

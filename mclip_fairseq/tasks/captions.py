@@ -1,6 +1,7 @@
 """Base of the tasks that train on captions: data directories, features, pixels, validation by retrieval."""
 
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,14 @@ from omegaconf import II
 from torch import Tensor
 
 from mclip_fairseq.data.captions import CaptionDataset, group_numbers, read_caption_ids
-from mclip_fairseq.data.columns import Column, FeatureColumn, PixelColumn, StateColumn, TokenColumn
+from mclip_fairseq.data.columns import (
+    Column,
+    FeatureColumn,
+    LanguageColumn,
+    PixelColumn,
+    StateColumn,
+    TokenColumn,
+)
 from mclip_fairseq.data.pixels import PixelLoader
 from mclip_fairseq.data.states import cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
@@ -96,8 +104,13 @@ class CaptionTaskConfig(SampledTaskConfig):
 class CaptionTask(SampledTask):
     """Captions in many languages with the columns of `mclip_fairseq.data.columns`.
 
-    Batches hold captions of one language: `net_input` with the columns that the model reads, `group`, `id`,
-    `nsentences`, `ntokens`.
+    | batch entry | shape | needed by |
+    |---|---|---|
+    | `net_input` | the columns of the data, which `DualEncoder.columns` requires or allows | the model |
+    | `group` | (batch,) int64, equal for captions of one image | criterions with several positives |
+    | `id`, `nsentences`, `ntokens` | (batch,) int64, int, int | messages, the log |
+
+    A batch holds captions of one language.
 
     Args:
         cfg: options.
@@ -106,8 +119,6 @@ class CaptionTask(SampledTask):
 
     cfg: CaptionTaskConfig
     too_long = "lower --max-caption-tokens or raise --max-tokens"
-    # Tasks whose model has a text path per language may read data directories with different dictionaries.
-    one_dictionary: ClassVar[bool] = True
     # Groups of alternatives that the task's criterions need, whatever the model could do without.
     needed: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
@@ -131,16 +142,31 @@ class CaptionTask(SampledTask):
         if cfg.image_features and cfg.image_root:
             raise UserError("--image-features and --image-root are both given; the images come from one of them")
         check_max_pixels(cfg.max_pixels)
-        directories = utils.split_paths(cfg.data)
-        dictionaries = [data_dictionary(directory) for directory in directories]
-        if cls.one_dictionary:
-            check_one_dictionary(directories, dictionaries)
-        return cls(cfg, dictionaries)
+        return cls(cfg, [data_dictionary(directory) for directory in utils.split_paths(cfg.data)])
 
     @property
     def source_dictionary(self) -> Dictionary:
         """The dictionary of the first data directory, which is the text encoder's."""
         return self.dictionaries[0]
+
+    def dictionary_of(self, language: str) -> Dictionary:
+        """The dictionary of the first data directory with captions in a language.
+
+        Raises:
+            UserError: no directory has any.
+        """
+        for directory, dictionary in zip(utils.split_paths(self.cfg.data), self.dictionaries, strict=True):
+            if any(Path(directory).glob(f"*.{language}-None.{language}.idx")):
+                return dictionary
+        raise UserError(f"{self.cfg.data}: has no captions in {language}; give a data directory with some")
+
+    def dictionary_identity(self) -> dict[str, int]:
+        """Size and CRC-32 of the dictionary; where the data directories have several, of all of them."""
+        symbols = [dictionary.symbols for dictionary in self.dictionaries]
+        if all(other == symbols[0] for other in symbols):
+            return super().dictionary_identity()
+        joined = "\n".join("\n".join(own) for own in symbols)
+        return {"symbols": sum(map(len, symbols)), "crc32": zlib.crc32(joined.encode())}
 
     @property
     def target_dictionary(self) -> None:
@@ -175,8 +201,11 @@ class CaptionTask(SampledTask):
             UserError: the options, the data and the model do not fit together.
         """
         kind = model_class(cfg)
-        if (self.images or self.texts) and kind is not None and issubclass(kind, DualEncoder):
-            kind.fit_to_stores(cfg, self.images, self.texts)
+        if kind is not None and issubclass(kind, DualEncoder):
+            if kind.one_dictionary:
+                check_one_dictionary(utils.split_paths(self.cfg.data), self.dictionaries)
+            if self.images or self.texts:
+                kind.fit_to_stores(cfg, self.images, self.texts)
         model = super().build_model(cfg, from_checkpoint)
         if not isinstance(model, DualEncoder):
             raise UserError(f"--arch {getattr(cfg, '_name', None)}: is not a model of images and texts")
@@ -215,7 +244,7 @@ class CaptionTask(SampledTask):
         self.check_columns(split, parts)
         return parts
 
-    def check_columns(self, split: str, parts: Mapping[str, CaptionDataset]) -> None:
+    def check_columns(self, split: str, parts: Mapping[str, Any]) -> None:
         """Refuse data without a column that the model needs, or with one that it does not read.
 
         Args:
@@ -254,6 +283,8 @@ class CaptionTask(SampledTask):
             training: whether lines and images that cannot be used may spend --skip-budget.
         """
         longest = self.max_positions()
+        if self.model is not None:
+            self.model.check_text_path(lang, self.dictionaries[number])
         prefix = caption_prefix(directory, split, lang)
         tokens = FlatTokens.from_prefix(prefix, self.dictionaries[number], longest)
         image_ids, text_ids = read_caption_ids(directory / f"{split}.{lang}.ids", len(tokens))
@@ -267,7 +298,10 @@ class CaptionTask(SampledTask):
         self.skips.add(empty)
         if training and self.skips.budget:
             tokens, image_ids, text_ids = self.without_unusable(tokens, image_ids, text_ids)
-        return self.make_dataset(tokens, image_ids, text_ids, training)
+        dataset = self.make_dataset(tokens, image_ids, text_ids, training)
+        if self.model is not None and "language" in self.model.columns.all:
+            dataset.columns.append(LanguageColumn(lang))
+        return dataset
 
     def make_dataset(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids, training: bool) -> CaptionDataset:
         """Captions with the columns that the options ask for.
@@ -285,7 +319,7 @@ class CaptionTask(SampledTask):
             columns.append(column)
             image_rows = column.store_rows
         elif self.needs_teacher and image_ids is not None:
-            pixels = PixelColumn(image_ids, self.pixel_loader(training))
+            pixels = self.pixel_column(image_ids, training)
         if self.texts is not None and text_ids is not None:
             column = FeatureColumn("teacher_text", self.texts, text_ids)
             columns.append(column)
@@ -301,6 +335,10 @@ class CaptionTask(SampledTask):
         encoder = self.model.frozen_text_encoder
         states = cached_states(self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype))
         return StateColumn(states)
+
+    def pixel_column(self, image_ids: Sequence[str], training: bool) -> PixelColumn:
+        """The images of captions; a task that augments them overrides this."""
+        return PixelColumn(image_ids, self.pixel_loader(training))
 
     def pixel_loader(self, training: bool) -> PixelLoader:
         """Images decoded for each batch; training spends --skip-budget on those that cannot be read."""

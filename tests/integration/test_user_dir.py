@@ -30,6 +30,7 @@ OURS = {
         "distillation": "tasks.distillation",
         "image_text": "tasks.image_text",
         "contrastive_tension": "tasks.contrastive_tension",
+        "ccrk": "tasks.ccrk",
     },
     "model": {
         "mte": "models.mte",
@@ -37,6 +38,8 @@ OURS = {
         "teacher_learning": "models.teacher_learning",
         "altclip": "models.altclip",
         "contrastive_tension": "models.contrastive_tension",
+        "mla": "models.mla",
+        "ccrk": "models.ccrk",
     },
     "architecture": dict.fromkeys(("mte_base", "mte_tiny"), "models.mte")
     | dict.fromkeys(("mclip_base", "mclip_large", "mclip_tiny"), "models.mclip")
@@ -46,6 +49,8 @@ OURS = {
         ("contrastive_tension_base", "contrastive_tension_large", "contrastive_tension_tiny"),
         "models.contrastive_tension",
     )
+    | dict.fromkeys(("ccrk_base", "ccrk_tiny"), "models.ccrk")
+    | dict.fromkeys(("mla_base", "mla_tiny"), "models.mla")
     | dict.fromkeys(("altclip_base", "altclip_large", "altclip_tiny"), "models.altclip"),
     "criterion": {
         "mte": "criterions.mte",
@@ -54,8 +59,15 @@ OURS = {
         "distillation": "criterions.distillation",
         "image_text": "criterions.image_text",
         "contrastive_tension": "criterions.contrastive_tension",
+        "ccrk": "criterions.ccrk",
     },
-    "optimizer": {"fused_adamw": "optim.fused_adamw", "mclip_lamb": "optim.mclip_lamb", "rmsprop": "optim.rmsprop"},
+    "optimizer": {
+        "fused_adamw": "optim.fused_adamw",
+        "mclip_lamb": "optim.mclip_lamb",
+        "rmsprop": "optim.rmsprop",
+        "bert_adam": "optim.bert_adam",
+    },
+    "lr_scheduler": {"warmup_cosine": "optim.warmup_cosine"},
 }
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -67,7 +79,7 @@ def _registered() -> dict[str, dict[str, str]]:
     from fairseq.tasks import TASK_REGISTRY
 
     registries = {"task": TASK_REGISTRY, "model": MODEL_REGISTRY, "architecture": ARCH_MODEL_REGISTRY}
-    registries |= {kind: REGISTRIES[kind]["registry"] for kind in ("criterion", "optimizer")}
+    registries |= {kind: REGISTRIES[kind]["registry"] for kind in ("criterion", "optimizer", "lr_scheduler")}
     return {
         kind: {
             name: registries[kind][name].__module__.removeprefix("mclip_fairseq.")

@@ -30,3 +30,10 @@ def test_other_types_are_named(value: object, message: str) -> None:
     with pytest.raises(UserError) as refused:
         check_fields("f.json", value, FIELDS, "make it again")
     assert str(refused.value) == message
+
+
+def test_items_of_a_list_are_not_checked() -> None:
+    kinds = {"names": list[str] | dict[str, int]}
+    assert check_fields("f.json", {"names": [1]}, kinds, "make it again") == {"names": [1]}
+    with pytest.raises(UserError, match="names is a str, not list or dict"):
+        check_fields("f.json", {"names": "x"}, kinds, "make it again")

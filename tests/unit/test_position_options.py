@@ -1,4 +1,4 @@
-"""Which options a run may not change in mid-epoch: fairseq's own are listed, a task marks its own in their metadata."""
+"""Options that may not change in the middle of an epoch: fairseq's are listed, a task marks its own in metadata."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ POSITIONS: list[tuple[Any, str, str, str | None]] = [
     (config, group, name, None) for config, (group, names) in FAIRSEQ_OPTIONS.items() for name in names
 ]
 POSITIONS += [
-    (TASK_DATACLASS_REGISTRY.get(task), "task", name, task) for task, names in TASK_OPTIONS.items() for name in names
+    (TASK_DATACLASS_REGISTRY.get(task), "task", name, task)
+    for task, names in TASK_OPTIONS.items()
+    for name in sorted(names)
 ]
 
 
