@@ -75,6 +75,9 @@ class AltCLIPModelConfig(TeacherLearningModelConfig):
         metadata={"help": "train the projections of texts and, from pixels or features of space pooled, of images"},
     )
     train_scale: bool = field(default=False, metadata={"help": "train the factor of the cosine"})
+    train_word_head: bool = field(
+        default=False, metadata={"help": "train the output layer for words too, with --masked-word-weight"}
+    )
     vision_tower: str = field(default="", metadata={"help": "set by --train-vision: sizes and image processor as JSON"})
 
 
@@ -95,7 +98,10 @@ class AltCLIPModel(TeacherLearningModel):
 
     columns = Columns(
         required=(("text_tokens", "text_states"),),
-        optional=("text_padding", "image_features", "pixel_values", "teacher_text"),
+        optional=(
+            *("text_padding", "image_features", "pixel_values", "teacher_text"),
+            *("masked_tokens", "masked_labels"),
+        ),
     )
     citation = CITATION
     size_groups = ((ENCODER, StudentModel.text_encoder_prefix), (WIDTHS, ""), (ADAPTERS, ""))
@@ -123,6 +129,8 @@ class AltCLIPModel(TeacherLearningModel):
             if part is not None:
                 part.requires_grad_(cfg.train_projections)
         self.logit_scale.requires_grad_(cfg.train_scale)
+        if cfg.train_word_head:
+            text_encoder.encoder.lm_head.requires_grad_(True)
 
     @classmethod
     def fit_to_stores(cls, cfg: Any, images: FeatureStore | None, texts: FeatureStore | None) -> None:
@@ -263,6 +271,22 @@ class AltCLIPModel(TeacherLearningModel):
             features = self.visual_projection(features)
         return F.normalize(features, dim=1)
 
+    def word_logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Scores of all words at some positions: XLM-R's output layer on the head's normalised states, as published.
+
+        Args:
+            tokens: (batch, length) ids.
+            positions: (batch, length) bool.
+
+        Returns:
+            (n, entries).
+        """
+        states = self.text_encoder(tokens)[positions]
+        head: Any = self.projection
+        normalised = head.norm(states) if str(self.cfg.student_head) == "norm_linear" else states
+        scores: Tensor = self.text_encoder.encoder.lm_head(normalised)
+        return scores
+
     def forward(
         self,
         text_tokens: Tensor | None = None,
@@ -271,6 +295,8 @@ class AltCLIPModel(TeacherLearningModel):
         image_features: Tensor | None = None,
         pixel_values: Tensor | None = None,
         teacher_text: Tensor | None = None,
+        masked_tokens: Tensor | None = None,
+        masked_labels: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """What both stages compare.
 
@@ -281,13 +307,20 @@ class AltCLIPModel(TeacherLearningModel):
             image_features: (batch, feature dim); or
             pixel_values: (batch, channels, height, width); or neither.
             teacher_text: (batch, pooled dim) targets of the first stage.
+            masked_tokens: (batch, length) ids with words hidden, and
+            masked_labels: (batch, length) those words, -100 elsewhere.
 
         Returns:
             `student` and `teacher_text`, (batch, pooled dim) as they are; `text` and `image`, (batch, dim),
-            L2-normalised; `scale`, 0-d; `distillation_scale`, see `TeacherLearningModel`. None where the input was.
+            L2-normalised; `scale`, 0-d; `distillation_scale`, see `TeacherLearningModel`; `words`, (n, entries) logits
+            of the hidden words, and `word_labels`, (n,). None where the input was.
         """
         student = self.student(text_tokens, text_states, text_padding)
         has_image = image_features is not None or pixel_values is not None
+        words, word_labels = None, None
+        if masked_tokens is not None and masked_labels is not None:
+            hidden = masked_labels.ge(0)
+            words, word_labels = self.word_logits(masked_tokens, hidden), masked_labels[hidden]
         return {
             "student": student,
             "text": F.normalize(self.text_projection(student), dim=1),
@@ -295,6 +328,8 @@ class AltCLIPModel(TeacherLearningModel):
             "teacher_text": teacher_text,
             "scale": self.scale,
             "distillation_scale": None if self.distillation_log_scale is None else self.distillation_log_scale.exp(),
+            "words": words,
+            "word_labels": word_labels,
         }
 
 

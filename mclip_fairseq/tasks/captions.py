@@ -46,6 +46,8 @@ COLUMN_OPTIONS = {
     "image_features": "--image-features",
     "pixel_values": "--image-root",
     "teacher_text": "--text-features",
+    "masked_tokens": "--hide-words",
+    "masked_labels": "--hide-words",
 }
 
 
