@@ -1,7 +1,5 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +14,9 @@ from tqdm import tqdm
 
 from mclip_fairseq.formats.saved import is_saved_directory
 from mclip_fairseq.models.freezing import state_hash
+from mclip_fairseq.models.settings import digest
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fingerprints import HALF, NO_IMAGE_TOWER
 from mclip_fairseq.storage.images import MAX_PIXELS, load_image, upright_rgb
 
 if TYPE_CHECKING:
@@ -113,13 +113,23 @@ class MultilingualCLIP:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything the features depend on: weights of both towers, tokens per text, numeric type."""
-        parameters = self.tower.module.state_dict()
-        weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in parameters.items()})
-        limit = getattr(self.tower.tokenizer, "max_tokens", None)
-        dtype = str(next(self.tower.module.parameters()).dtype)
-        facts = json.dumps([weights, self.identity, limit, dtype], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()
+        """What the vectors depend on, free of paths; compare two with `same_vectors`.
+
+        The first half stands for the text side and the projections: weights, heads and other structure, tokenizer,
+        longest text, numeric type. The second half stands for the image tower and its image processor; it is zeros
+        where these are not on this machine.
+        """
+        tower, named = self.tower, [*self.tower.module.named_parameters(), *self.tower.module.named_buffers()]
+        tied = getattr(tower.module, "tied_weights", {})
+        # Also the frozen weights that a checkpoint leaves out: its exported directory has the same fingerprint.
+        weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in named if name not in tied})
+        dtype = str(next(tower.module.parameters()).dtype)
+        # Names of directories are no part of an identity that has a hash.
+        parts = {part: value and (value.get("sha256") or value) for part, value in self.identity.items()}
+        text = digest([weights, parts.get("teacher"), tower.text_settings(), dtype])
+        settings = tower.image_settings()
+        image = digest([weights, parts.get("teacher"), settings, dtype]) if settings else NO_IMAGE_TOWER
+        return text[:HALF] + image[:HALF]
 
     @property
     def tokenizer(self) -> Any:

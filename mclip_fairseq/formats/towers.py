@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.models.freezing import state_hash
+from mclip_fairseq.models.settings import plain_value, structure_settings, tokenizer_settings, transform_settings
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.hub import stated_languages
@@ -46,6 +48,12 @@ class Tower(Protocol):
     def project(self, features: Tensor) -> Tensor:
         """Teacher image features (images, teacher dim) -> (images, dim)."""
 
+    def text_settings(self) -> Any:
+        """What text vectors and projected features depend on besides the weights of `module`; free of paths."""
+
+    def image_settings(self) -> Any:
+        """What image vectors depend on besides; None where the image tower is not on this machine."""
+
     @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """Image preprocessing."""
@@ -53,6 +61,22 @@ class Tower(Protocol):
     @property
     def scale(self) -> Tensor | None:
         """Factor of the cosine, 0-d float32 on the CPU; None where the model has none."""
+
+
+# Options that name files of the machine that trained, or what only training uses.
+NOT_STORED = ("text_encoder", "text_tokenizer", "teacher", "teacher_revision", "save_frozen", "_name", "_parent")
+
+
+def option_settings(module: DualEncoder) -> dict[str, Any]:
+    """The options of a model that differ from their defaults, without those that name files."""
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
+
+    cfg = module.cfg
+    options = dict(cfg) if isinstance(cfg, Mapping) else vars(cfg)
+    fields = dataclasses.fields(MODEL_DATACLASS_REGISTRY[module.registered_name()])
+    defaults = {field.name: plain_value(field.default) for field in fields}
+    values = {name: plain_value(options[name]) for name in defaults if name in options and name not in NOT_STORED}
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 class TrainedTower:
@@ -64,6 +88,8 @@ class TrainedTower:
         name: for tables.
         languages: that the text encoder was strengthened or trained on.
         load_teacher: called once, when the image tower is first needed.
+        read_settings: gives the image settings of that teacher without its weights, or None where its files are not on
+            this machine; without it, the teacher is loaded for them.
     """
 
     def __init__(
@@ -73,6 +99,7 @@ class TrainedTower:
         name: str,
         languages: Sequence[str],
         load_teacher: Callable[[], DualEncoderTeacher],
+        read_settings: Callable[[], Any] | None = None,
     ) -> None:
         self.module = module
         self.tokenizer = tokenizer
@@ -82,7 +109,23 @@ class TrainedTower:
         self.dim = module.dim
         self.feature_dim = module.feature_dim
         self._load_teacher = load_teacher
+        self._read_settings = read_settings
         self._teacher: DualEncoderTeacher | None = None
+
+    def text_settings(self) -> Any:
+        """Structure, options and tokenizer."""
+        tokenizer = tokenizer_settings(self.tokenizer)
+        return [structure_settings(self.module), option_settings(self.module), tokenizer]
+
+    def image_settings(self) -> Any:
+        """The teacher's weights and settings, or those of the model's own image tower."""
+        if self.module.image_transform is not None:
+            return transform_settings(self.module.image_transform)
+        if self._teacher is None and self._read_settings is not None:
+            settings = self._read_settings()
+        else:
+            settings = self.teacher.image_settings
+        return settings and [self.identity["teacher"].get("sha256"), settings]
 
     @property
     def teacher(self) -> DualEncoderTeacher:
@@ -152,6 +195,14 @@ class TeacherTower:
         self.languages = stated_languages(name)
         self.tokenizer = self.module.tokenize
 
+    def text_settings(self) -> Any:
+        """Structure and tokenizer."""
+        return self.module.text_settings
+
+    def image_settings(self) -> Any:
+        """Configuration and image processor."""
+        return self.module.image_settings
+
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""
         return dict(self.module.tokenize(list(texts)))
@@ -192,6 +243,7 @@ class PairTower:
     Args:
         text: (texts, dim) from what `tokenizer` gives.
         tokenizer: texts to model inputs by name, of the arguments of `text.forward`.
+        rules: the tokenizer of `transformers` behind it.
         padding_idx: its padding id.
         name: for tables.
         teacher: the image tower; None where images come as its features.
@@ -209,6 +261,7 @@ class PairTower:
         name: str,
         teacher: DualEncoderTeacher | None,
         dim: int,
+        rules: Any = None,
     ) -> None:
         if teacher is not None and teacher.dim != dim:
             raise UserError(
@@ -217,6 +270,7 @@ class PairTower:
             )
         self.module: Any = nn.ModuleDict({"text": text} | ({} if teacher is None else {"teacher": teacher}))
         self.tokenizer = tokenizer
+        self.rules = rules
         self.padding_idx = padding_idx
         self.name = name
         self.dim = self.feature_dim = dim
@@ -233,6 +287,14 @@ class PairTower:
             raise UserError(f"{self.name}: is a text tower; pass teacher= with the image tower it was trained for")
         found: DualEncoderTeacher = self.module["teacher"]
         return found
+
+    def text_settings(self) -> Any:
+        """Structure and tokenizer."""
+        return [structure_settings(self.module["text"]), tokenizer_settings(self.rules), self.padding_idx]
+
+    def image_settings(self) -> Any:
+        """Those of the image tower; None without one."""
+        return self.teacher.image_settings if "teacher" in self.module else None
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""

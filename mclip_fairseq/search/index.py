@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mclip_fairseq.search.files import MANIFEST, Rows, check_file, read_manifest, state_of
 from mclip_fairseq.search.kinds import Searcher, Vectors, read_index
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fingerprints import HALF, same_vectors, text_side
 from mclip_fairseq.storage.images import resolve_image
 
 
@@ -118,12 +119,21 @@ class SearchIndex:
         Raises:
             UserError: it is a different model; names both.
         """
-        if model.fingerprint != self.model["fingerprint"]:
+        made, given = self.model["fingerprint"], model.fingerprint
+        if same_vectors(made, given):
+            return
+        name, own = self.model.get("name"), model.name
+        if text_side(made) == text_side(given):
             raise UserError(
-                f"{self.path}: was made with the model {self.model.get('name')!r} (fingerprint "
-                f"{self.model['fingerprint'][:12]}), not with {model.name!r} ({model.fingerprint[:12]}), and vectors "
-                "of two models cannot be compared; use the model of the index, or build another index"
+                f"{self.path}: was made with the model {name!r}, whose image tower or image processor has changed since "
+                f"(fingerprint {made[HALF:][:12]}, now {given[HALF:][:12]}); put the old files back, or build another "
+                "index"
             )
+        raise UserError(
+            f"{self.path}: was made with the model {name!r} (fingerprint {made[:12]}), not with {own!r} ({given[:12]}), "
+            "and vectors of two models cannot be compared; use the model of the index with the version of mclip_fairseq "
+            "that built it, or build another index"
+        )
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
         """Cosines and rows of the k nearest, (n, k) each, best first; a row of -1 where fewer were found."""
