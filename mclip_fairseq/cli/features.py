@@ -30,7 +30,8 @@ ids:
   --captions FILE   the line number, from 0: row n of the features is line n of the file (.gz works too)
   --captions X.tsv  each line is 'id, tab, caption' (.tsv.gz works too)
 
-Run the same command again to continue a run that was stopped: finished shards are kept. Machines that share the
+Run the same command again to continue a run that was stopped: finished shards are kept. If captions, images or the
+model have changed since, the command is refused: old and new rows are never mixed. Machines that share the
 output directory can share the work: give --machines 4 to all four, --machine 0 to the first, ... --machine 3 to the
 last. The one that finishes last writes the manifest.
 
@@ -58,6 +59,7 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Run the command; returns the line to print."""
     check_options(options)
     from mclip_fairseq.encoding.bulk import BulkSettings, compute, list_images, read_caption_list
+    from mclip_fairseq.models.settings import digest
     from mclip_fairseq.models.teacher import DualEncoderTeacher
     from mclip_fairseq.storage.feature_writer import FeatureWriter
 
@@ -77,7 +79,11 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
         preprocessing=source.preprocessing,
         dtype=options.store_dtype,
         shard_rows=options.shard_rows,
-        settings={"compute_dtype": options.dtype},
+        settings={
+            "compute_dtype": options.dtype,
+            "inputs_content": source.content,
+            "model_settings": digest(teacher.text_settings if captions else teacher.image_settings),
+        },
     )
     settings = BulkSettings(
         options.batch_size,
@@ -105,7 +111,9 @@ def open_source(
     from mclip_fairseq.encoding.bulk import CaptionSource, ImageSource
 
     if not captions:
-        return ImageSource(images, teacher.transform, teacher.encode_image, options.workers, options.max_pixels)
+        return ImageSource(
+            images, teacher.transform, teacher.encode_image, options.workers, options.max_pixels, options.hash_images
+        )
     preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
     return CaptionSource(captions, options.captions, teacher.tokenize, teacher.encode_text, preprocessing)
 
@@ -130,6 +138,8 @@ def check_options(options: argparse.Namespace) -> None:
     if options.machine >= options.machines:
         raise UserError(f"--machine must be 0 to {options.machines - 1} with --machines {options.machines}")
     check_max_pixels(options.max_pixels)
+    if options.hash_images and options.images is None:
+        raise UserError("--hash-images is for images, texts are always compared by their hash; leave it out")
     if options.root is not None and (options.images is None or options.images.is_dir()):
         raise UserError("--root is the folder of a list's relative paths; give it with --images LIST only")
 
@@ -156,6 +166,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--shard-rows", type=positive, default=65536, metavar="N", help="inputs per shard (default 65536)")
     add("--machines", type=positive, default=1, metavar="N", help="machines that share the work (default 1)")
     add("--machine", type=count, default=0, metavar="I", help="index of this machine, from 0 (default 0)")
+    hashed = "notice changed images by the hashes of their files (default: by size and time of change)"
+    add("--hash-images", action="store_true", help=hashed)
     add("--normalize", action="store_true", help="store L2-normalised features")
     add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=f"per image (default {MAX_PIXELS})")
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable inputs, listed in skipped.tsv")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mclip_fairseq.encoding.captions import Captions
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import file_sha256
+from mclip_fairseq.storage.files import file_sha256, size_and_time
 from mclip_fairseq.storage.images import SUFFIXES, resolve_images
 
 # Batches handed over at once, so that the encoder can sort texts by length and decode pictures ahead.
@@ -167,8 +167,7 @@ class ImageGallery:
         """SHA-256 over every picture's name, size and modification time; differs when a picture was changed."""
         digest = hashlib.sha256()
         for name, path in zip(self.index.names, self.paths, strict=True):
-            status = path.stat() if path.is_file() else None
-            digest.update(f"{name}\t{status and (status.st_size, status.st_mtime_ns)}\n".encode())
+            digest.update(f"{name}\t{size_and_time(path)}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:

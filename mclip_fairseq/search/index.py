@@ -125,14 +125,14 @@ class SearchIndex:
         name, own = self.model.get("name"), model.name
         if text_side(made) == text_side(given):
             raise UserError(
-                f"{self.path}: was made with the model {name!r}, whose image tower or image processor has changed since "
-                f"(fingerprint {made[HALF:][:12]}, now {given[HALF:][:12]}); put the old files back, or build another "
-                "index"
+                f"{self.path}: was made with the model {name!r}, whose image tower or image processor has changed "
+                f"since (fingerprint {made[HALF:][:12]}, now {given[HALF:][:12]}); restore the old files, or build "
+                "another index"
             )
         raise UserError(
-            f"{self.path}: was made with the model {name!r} (fingerprint {made[:12]}), not with {own!r} ({given[:12]}), "
-            "and vectors of two models cannot be compared; use the model of the index with the version of mclip_fairseq "
-            "that built it, or build another index"
+            f"{self.path}: was made with the model {name!r} (fingerprint {made[:12]}), not with {own!r} "
+            f"({given[:12]}), and vectors of two models cannot be compared; use the model of the index, in the version "
+            "of mclip_fairseq that built it, or build another index"
         )
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:

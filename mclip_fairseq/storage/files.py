@@ -134,6 +134,15 @@ def file_identity(path: Path) -> FileIdentity | None:
     return FileIdentity(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
 
 
+def size_and_time(path: str | Path) -> tuple[int, int] | None:
+    """Size in bytes and time of the last change in ns of a file; None if it is missing."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
