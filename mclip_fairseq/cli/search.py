@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.text += more
     # A tokenizer with threads must not be used before decoding processes are forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    resumes = options.command in ("build", "add")
+    resumes = options.command in ("build", "add", "sync")
     return run_main(
         PROGRAM,
         lambda: print_all(COMMANDS[options.command](options, [PROGRAM, *arguments])),
@@ -127,6 +127,21 @@ def run_add(options: argparse.Namespace, command: Sequence[str]) -> str:
     )
 
 
+def run_sync(options: argparse.Namespace, command: Sequence[str]) -> str:
+    """Bring an index up to date with a folder: add, encode again, and remove."""
+    from mclip_fairseq.search.change import add_images
+    from mclip_fairseq.search.index import SearchIndex
+
+    return add_images(
+        options.index,
+        image_settings(options),
+        lambda: load_model_of(SearchIndex.open(options.index), options),
+        command,
+        moved=options.moved,
+        drop=True,
+    )
+
+
 def run_remove(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Remove images."""
     from mclip_fairseq.search.change import remove_images
@@ -169,7 +184,7 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     if options.json:
         content = answers_as_json(index, answers) | ({"comparison": comparison} if comparison else {})
         return json.dumps(content, indent=1, ensure_ascii=False)
-    return format_languages(comparison) if comparison else format_answers(answers)
+    return format_languages(comparison) if comparison else format_answers(index, answers)
 
 
 def check_query_options(options: argparse.Namespace) -> None:
@@ -242,6 +257,7 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
 COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], str]] = {
     "build": run_build,
     "add": run_add,
+    "sync": run_sync,
     "remove": run_remove,
     "query": run_query,
     "serve": run_serve,

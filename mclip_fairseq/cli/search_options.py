@@ -34,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
 
     _build_options(command("build", "build an index of images or image features, or continue an interrupted build"))
-    _add_options(command("add", "add the images that are not in an index yet"))
+    _add_options(command("add", "add new images to an index, and encode images again that have changed"))
+    _sync_options(command("sync", "like add, and also remove the images whose files are gone from the folder"))
     _remove_options(command("remove", "remove images from an index by their ids"))
     _query_options(command("query", "find images by texts in any language, or by an image"))
     _serve_options(command("serve", "search an index on a web page"))
@@ -88,7 +89,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     _source_options(parser)
     _model_options(parser, required=False)
     add = parser.add_argument
-    add("--replace", action="store_true", help="encode images again whose id is already in the index")
+    again = "encode images again whose id is already in the index, changed or not"
+    add("--replace", action="store_true", help=again)
+    _moved_option(parser, "--moved")
+
+
+def _sync_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
+    _source_options(parser)
+    _model_options(parser, required=False)
     _moved_option(parser, "--moved")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -163,11 +164,16 @@ class ImageGallery:
         """The file of a row."""
         return self.paths[row]
 
+    @cached_property
+    def times(self) -> list[tuple[int, int] | None]:
+        """Size and time of the last change of every picture, as they were when first asked for; None if missing."""
+        return [size_and_time(path) for path in self.paths]
+
     def stamp(self) -> str:
-        """SHA-256 over every picture's name, size and modification time; differs when a picture was changed."""
+        """SHA-256 over every picture's name, size and time of change; differs when a picture was changed."""
         digest = hashlib.sha256()
-        for name, path in zip(self.index.names, self.paths, strict=True):
-            digest.update(f"{name}\t{size_and_time(path)}\n".encode("utf-8", "surrogateescape"))
+        for name, time in zip(self.index.names, self.times, strict=True):
+            digest.update(f"{name}\t{time}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:

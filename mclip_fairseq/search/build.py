@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
-from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, locked, write_manifest
+from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, Time, locked, write_manifest, write_times
 from mclip_fairseq.search.kinds import (
     efforts,
     factory_string,
@@ -91,7 +91,8 @@ def build_index(
         recall = measure_recall(index, settings, vectors, texts)
         roots, lines = picture_lines(gallery, vectors.ids, [])
         facts = {"model": model_entry, "dim": model.dim, "kind": settings.kind, "factory": factory, "roots": roots}
-        write_first_generation(folder, index, lines, recall, facts | {"made_by": [provenance(command)]})
+        times = picture_times(gallery, vectors.ids)
+        write_first_generation(folder, index, lines, times, recall, facts | {"made_by": [provenance(command)]})
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     skipped = f"; {listed - count} unreadable images skipped" if count < listed else ""
     summary = f"{folder}: {count} images of {model.dim} dimensions, {settings.kind}{skipped}"
@@ -99,7 +100,12 @@ def build_index(
 
 
 def write_first_generation(
-    folder: Path, index: Any, lines: Sequence[str], recall: dict[str, Any] | None, facts: Mapping[str, Any]
+    folder: Path,
+    index: Any,
+    lines: Sequence[str],
+    times: Sequence[Time],
+    recall: dict[str, Any] | None,
+    facts: Mapping[str, Any],
 ) -> None:
     """Write the files of a new index and its manifest.
 
@@ -107,12 +113,14 @@ def write_first_generation(
         folder: the index directory.
         index: of faiss.
         lines: of the rows file.
+        times: of the image files.
         recall: its measurement; None for exact.
         facts: the other fields of the manifest.
     """
     files = {
         "vectors": write_index(index, folder / "vectors-00001.faiss"),
         "rows": Rows(lines, folder).write(folder, 1),
+        "times": write_times(folder, 1, times),
     }
     counts = {"generation": 1, "rows": len(lines), "removed": [], "files": files}
     write_manifest(folder, {**facts, **counts, "effort": recall and recall["effort"], "recall": recall})
@@ -202,6 +210,14 @@ def _saved_index(file: Path, record: Path, plan: dict[str, Any], kind: str, dim:
     if not isinstance(saved, dict) or saved != plan | {"rows": saved.get("rows"), "sha256": file_sha256(file)}:
         return None
     return read_index(file, kind, dim, saved["rows"], writable=True)
+
+
+def picture_times(gallery: Gallery, ids: Sequence[str]) -> list[Time]:
+    """Size and time of change of the image files of these ids as they were before encoding; None for features."""
+    if not isinstance(gallery, ImageGallery):
+        return [None] * len(ids)
+    time_of = dict(zip(gallery.index.names, gallery.times, strict=True))
+    return [time_of[name] for name in ids]
 
 
 def picture_lines(gallery: Gallery, ids: Sequence[str], roots: Sequence[str]) -> tuple[list[str], list[str]]:

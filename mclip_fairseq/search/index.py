@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mclip_fairseq.search.files import MANIFEST, Rows, check_file, read_manifest, state_of
+from mclip_fairseq.search.files import MANIFEST, Rows, Time, check_file, read_manifest, read_times, state_of
 from mclip_fairseq.search.kinds import Searcher, Vectors, read_index
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fingerprints import HALF, same_vectors, text_side
@@ -113,6 +113,18 @@ class SearchIndex:
         """Row of each id that is in the index."""
         return {self.rows.id(row): row for row in range(len(self.rows)) if row not in self.removed}
 
+    @cached_property
+    def times(self) -> list[Time]:
+        """Size and time of change of each row's image file when it was encoded; None where nobody recorded them.
+
+        Raises:
+            UserError: the file of these numbers is missing or altered.
+        """
+        entry = self.manifest["files"].get("times")
+        if entry is None:  # an earlier version built the index, or its rows are features
+            return [None] * len(self.rows)
+        return read_times(check_file(self.path, entry), len(self.rows))
+
     def check_model(self, model: Any) -> None:
         """Check that a model's vectors can be compared with those of the index.
 
@@ -154,3 +166,8 @@ class SearchIndex:
         if root >= len(self.roots):
             raise UserError(f"{self.path}: row {row} is in folder {root} of {len(self.roots)}; build the index again")
         return resolve_image(self.roots[root], name)
+
+    def is_missing(self, row: int) -> bool:
+        """Whether the index knows the image file of a row, and it no longer exists."""
+        file = self.picture(row)
+        return file is not None and not file.is_file()

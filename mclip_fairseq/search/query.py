@@ -89,13 +89,18 @@ def hits_of(index: SearchIndex, queries: torch.Tensor, k: int) -> list[list[Hit]
     ]
 
 
-def format_answers(answers: Sequence[Answer]) -> str:
-    """A table per query, for a terminal."""
+MISSING = "  (its file is gone)"
+
+
+def format_answers(index: SearchIndex, answers: Sequence[Answer]) -> str:
+    """A table per query, for a terminal; images whose files are gone are marked."""
     parts = []
     for answer in answers:
         label = f"{answer.language}: " if answer.language else ""
         lines = [shown(label + answer.query), f"{'rank':>4}  {'score':>6}  id"]
-        lines += [f"{rank:>4}  {hit.score:>6.3f}  {shown(hit.id)}" for rank, hit in enumerate(answer.hits, 1)]
+        for rank, hit in enumerate(answer.hits, 1):
+            mark = MISSING if index.is_missing(hit.row) else ""
+            lines.append(f"{rank:>4}  {hit.score:>6.3f}  {shown(hit.id)}{mark}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -117,7 +122,8 @@ def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, 
 
 def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
     file = index.picture(hit.row)
-    return {"rank": rank, "score": round(hit.score, 6), "id": hit.id, "file": None if file is None else str(file)}
+    facts = {"rank": rank, "score": round(hit.score, 6), "id": hit.id, "file": None if file is None else str(file)}
+    return facts | ({"missing": True} if index.is_missing(hit.row) else {})
 
 
 def draw_answers(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Sequence[Path] = ()) -> list[str]:

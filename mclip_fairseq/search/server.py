@@ -209,7 +209,11 @@ def media_type_of(request: Request) -> str:
 
 def hits_as_json(index: SearchIndex, hits: Sequence[Hit]) -> list[dict[str, Any]]:
     """Hits as the page shows them."""
-    return [{"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)} for hit in hits]
+    return [
+        {"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)}
+        | ({"missing": True} if index.is_missing(hit.row) else {})
+        for hit in hits
+    ]
 
 
 def as_jpeg(image: Image.Image, size: int) -> bytes:
