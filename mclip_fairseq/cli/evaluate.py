@@ -95,7 +95,10 @@ def open_galleries(options: argparse.Namespace) -> list[Gallery]:
     from mclip_fairseq.storage.features import FeatureStore
 
     if options.images is not None:
-        return [ImageGallery(options.images)]
+        gallery = ImageGallery(options.images, hidden=options.hidden)
+        for note in [*gallery.listing.skipped(options.images), *gallery.listing.notes(options.images)]:
+            print(f"{PROGRAM}: {note}", file=sys.stderr)
+        return [gallery]
     root = options.images_root[0] if options.images_root else None
     return [FeatureGallery(FeatureStore.open(path), path, root) for path in options.features]
 

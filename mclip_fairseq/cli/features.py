@@ -13,7 +13,7 @@ from mclip_fairseq.cli.main import run_main
 from mclip_fairseq.cli.options import count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import DTYPES
-from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
+from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels, find_images
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Run the command; returns the line to print."""
     check_options(options)
-    from mclip_fairseq.encoding.bulk import BulkSettings, compute, list_images, read_caption_list
+    from mclip_fairseq.encoding.bulk import BulkSettings, compute, read_caption_list
     from mclip_fairseq.models.settings import digest
     from mclip_fairseq.models.teacher import DualEncoderTeacher
     from mclip_fairseq.storage.feature_writer import FeatureWriter
@@ -66,7 +66,7 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     device = pick_device(options.device, options.dtype)
     # Inputs are listed before the model is loaded, so that a wrong list fails at once.
     captions = read_caption_list(options.captions) if options.captions else []
-    images = list_images(options.images, options.root) if options.images else []
+    images, skip_budget = listed_images(options) if options.images else ([], options.skip_budget)
     teacher = DualEncoderTeacher.from_pretrained(options.model, options.revision).to(device)
     source = open_source(options, teacher, captions, images)
     writer = FeatureWriter(
@@ -89,7 +89,7 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
         options.batch_size,
         options.dtype,
         options.normalize,
-        options.skip_budget,
+        skip_budget,
         options.machine,
         options.machines,
     )
@@ -99,6 +99,18 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
         return f"{options.output}: {missing} of {writer.shards} shards are left to other machines"
     skipped = len(writer.skipped())
     return f"{options.output}: {len(source.ids) - skipped} rows of {teacher.dim} columns, {skipped} skipped"
+
+
+def listed_images(options: argparse.Namespace) -> tuple[list[tuple[str, Path]], int | None]:
+    """The images that the command line names, and what awkward names leave of the skip budget."""
+    folder = options.images.is_dir()
+    listing = find_images(
+        options.images if folder else options.root, None if folder else options.images, options.hidden
+    )
+    skip_budget = listing.check_names(options.images, options.skip_budget)
+    for note in [*listing.skipped(options.images), *listing.notes(options.images)]:
+        print(f"{PROGRAM}: {note}", file=sys.stderr)
+    return listing.images, skip_budget
 
 
 def open_source(
@@ -168,6 +180,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--machine", type=count, default=0, metavar="I", help="index of this machine, from 0 (default 0)")
     hashed = "notice changed images by the hashes of their files (default: by size and time of change)"
     add("--hash-images", action="store_true", help=hashed)
+    hidden = "also take hidden images, and those of recycle bins and thumbnail folders"
+    add("--hidden", action="store_true", help=hidden)
     add("--normalize", action="store_true", help="store L2-normalised features")
     add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=f"per image (default {MAX_PIXELS})")
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable inputs, listed in skipped.tsv")

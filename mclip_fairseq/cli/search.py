@@ -89,6 +89,7 @@ def image_settings(options: argparse.Namespace) -> ImageSettings:
         options.workers,
         options.max_pixels,
         options.skip_budget,
+        options.hidden,
     )
 
 

@@ -60,6 +60,8 @@ def _source_options(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=count, default=workers, metavar="N", help=f"processes that decode (default {workers})")
     _pixel_option(parser)
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable images")
+    hidden = "also take hidden images, and those of recycle bins and thumbnail folders"
+    add("--hidden", action="store_true", help=hidden)
 
 
 def _pixel_option(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from mclip_fairseq.encoding.captions import Captions
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, size_and_time
-from mclip_fairseq.storage.images import SUFFIXES, resolve_images
+from mclip_fairseq.storage.folders import SUFFIXES
+from mclip_fairseq.storage.images import find_images
 
 # Batches handed over at once, so that the encoder can sort texts by length and decode pictures ahead.
 CHUNK_BATCHES = 16
@@ -136,13 +137,18 @@ class ImageGallery:
         source: a folder (searched recursively; an id is a path relative to it) or a list file with one path, or one
             `id<TAB>path`, per line.
         root: folder that the paths of a list are relative to; None for the list's own folder.
+        hidden: of a folder, also take hidden images.
+
+    Attributes:
+        listing: also says what was left out.
     """
 
     has_pictures = True
 
-    def __init__(self, source: Path, root: Path | None = None) -> None:
+    def __init__(self, source: Path, root: Path | None = None, hidden: bool = False) -> None:
         self.source = source
-        names = resolve_images(source) if source.is_dir() else resolve_images(root, source)
+        self.listing = find_images(source, hidden=hidden) if source.is_dir() else find_images(root, source)
+        names = self.listing.images
         self.index = IdIndex([name for name, _ in names], source)
         self.paths = [path for _, path in names]
 

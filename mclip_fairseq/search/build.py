@@ -69,7 +69,7 @@ def build_index(
         UserError: an option or a file cannot be used; finished work is kept.
     """
     check_max_pixels(images.max_pixels)
-    gallery = open_gallery(images.source, images.images_root)
+    gallery, images = open_gallery(images)
     with locked(folder):
         if (folder / MANIFEST).exists():
             raise UserError(f"{folder}: already holds an index; use mclip-search add, or choose another directory")

@@ -60,7 +60,7 @@ def add_images(
     check_folders(moved)
     with locked(folder):
         index = SearchIndex.open(folder, moved)
-        gallery = open_gallery(images.source, images.images_root)
+        gallery, images = open_gallery(images)
         if drop and not isinstance(gallery, ImageGallery):
             raise UserError(f"{images.source}: holds features; sync compares an index with its images, so give these")
         names = gallery.index.names
@@ -70,7 +70,7 @@ def add_images(
         state = compare_times(index, gallery, indexed)
         again = set(indexed) if replace else state.changed
         new_rows = [row for row, name in enumerate(names) if name in again or name not in index.row_of]
-        gone = gone_rows(index, gallery) if drop else frozenset()
+        gone = gone_rows(index, gallery) if drop and isinstance(gallery, ImageGallery) else frozenset()
         if not new_rows and not gone:
             if moved:
                 write_manifest(index.path, index.manifest | {"roots": absolute_roots(index)})

@@ -96,8 +96,15 @@ def printable(text: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path for a message, with control characters escaped."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))
+    """A path for a message, with control characters and bytes that are not UTF-8 escaped."""
+    return "".join(letter if letter.isprintable() else escaped(letter) for letter in str(path))
+
+
+def escaped(letter: str) -> str:
+    """A character that cannot be printed, as in a string of Python; a byte that is not UTF-8 as in bytes."""
+    if "\udc80" <= letter <= "\udcff":  # how Python keeps such a byte of a file name
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return repr(letter)[1:-1]
 
 
 class FileIdentity(NamedTuple):

@@ -24,7 +24,7 @@ IMAGES = "images.tsv"
 DEFAULT_SPLIT = "test"
 # The kind of a benchmark is the first of these that its manifest names.
 KINDS = ("splits", "tables", "pairs", "languages")
-Names = list[Any] | dict[str, Any]  # of tables, pairs or languages; objects hold counts besides
+Names = list | dict  # type: ignore[type-arg]  # of tables, pairs or languages; objects hold counts besides
 FIELDS = {
     "name": str | None,
     "notes": list | None,
