@@ -68,7 +68,7 @@ class MultilingualCLIP:
             teacher: where the teacher is now, likewise; for a text tower, the image tower it was trained for.
 
         Raises:
-            UserError: a file is missing or of another kind, or the frozen parts are not those of the training.
+            UserError: a file is missing or of the wrong kind, or the frozen parts are not those of the training.
         """
         # Each loader imports what its models need; one of `transformers` alone needs no fairseq.
         path, tower = Path(path_or_name), None  # type: Path, Any
@@ -235,7 +235,7 @@ class MultilingualCLIP:
             (images, dim) float32 on the CPU.
 
         Raises:
-            UserError: features of another width than the teacher's.
+            UserError: features whose width is not the teacher's.
         """
         rows = torch.as_tensor(np.asarray(features), dtype=torch.float32)
         if rows.ndim != 2 or rows.shape[1] != self.tower.feature_dim:

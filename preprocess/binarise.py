@@ -17,7 +17,7 @@ from corpora.files import numbered_lines
 from corpora.output import make_folder
 from tqdm import tqdm
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -156,7 +156,7 @@ def make(options: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pieces", type=Path, required=True, help="directory that encode.py wrote")
     parser.add_argument("--dictionary", type=Path, required=True, help="the text encoder's dict.txt")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")

@@ -4,7 +4,6 @@
 Every input line, even an empty one, gives exactly one output line, so that ids and translations stay aligned.
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from corpora.files import check_plain_files, numbered_lines
 from corpora.output import check_not_overwritten, make_folder, written_whole
 from tqdm import tqdm
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def encode(model: Path, output: Path, files: Sequence[Path]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="sentencepiece.bpe.model")
     parser.add_argument(
         "--output", type=Path, required=True, help="directory for the encoded files, which keep their names"

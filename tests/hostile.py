@@ -145,7 +145,7 @@ def empty_first_shard(folder: Path) -> None:
 
 
 NOT_NPY = r"features-00000.npy: is truncated or not a \.npy file"
-# name -> (damage to a directory of ten float32 rows of three columns in shards of four, what is said of it)
+# name -> (damage to a directory of ten float32 rows of three columns in shards of four, part of the message)
 FEATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NaN": (lambda f: replace_shard(f, with_value(np.nan)), r"the features of 'id2' \(row 2\) are not finite"),
     "infinity": (lambda f: replace_shard(f, with_value(-np.inf)), r"the features of 'id2' \(row 2\) are not finite"),
@@ -251,13 +251,13 @@ BENCHMARK_FILES = {
 
 # ------------------------------------------------------------------------------------------ dictionaries, indexes
 
-# name -> (content of dict.txt, what is said of it)
+# name -> (content of dict.txt, part of the message)
 DICTIONARIES = {
-    "no counts": (b"one\ntwo\n", "is no dictionary, Incorrect dictionary format"),
-    "a word twice": (b"one 1\none 1\n", "is no dictionary, Duplicate word found"),
-    "invalid UTF-8": (b"\xff 1\n", "is no dictionary, Incorrect encoding"),
-    "a count that is no number": (b"one many\n", "is no dictionary, Incorrect dictionary format"),
-    "a pickle": (pickle.dumps(Trap(Path("trap"))), "is no dictionary"),
+    "no counts": (b"one\ntwo\n", "is not a dictionary (Incorrect dictionary format"),
+    "a word twice": (b"one 1\none 1\n", "is not a dictionary (Duplicate word found"),
+    "invalid UTF-8": (b"\xff 1\n", "is not a dictionary (Incorrect encoding"),
+    "a count that is not a number": (b"one many\n", "is not a dictionary (Incorrect dictionary format"),
+    "a pickle": (pickle.dumps(Trap(Path("trap"))), "is not a dictionary"),
 }
 
 
@@ -275,7 +275,7 @@ def tokens(*ids: int) -> bytes:
 
 
 TOKENS = tokens(4, 5, 2, 6, 2)
-# name -> (.idx, .bin, what is said of them beside a dictionary of ten entries)
+# name -> (.idx, .bin, part of the message with a dictionary of ten entries)
 INDEXES = {
     "another format": (b"HUFFMAN\0\0" * 9, TOKENS, "is not an index of fairseq-preprocess"),
     "a pickle": (pickle.dumps(Trap(Path("trap"))), TOKENS, "is not an index of fairseq-preprocess"),

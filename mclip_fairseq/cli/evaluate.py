@@ -23,7 +23,7 @@ LEAK = "Leak"  # how the scripts of preprocess/ begin a note on test data that w
 if TYPE_CHECKING:
     from mclip_fairseq.encoding.galleries import Gallery
     from mclip_fairseq.evaluation.benchmarks.base import Benchmark
-    from mclip_fairseq.evaluation.runner import Candidate, Output
+    from mclip_fairseq.evaluation.runner import Candidate, ReportOutput
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,13 +62,13 @@ def score_translations(options: argparse.Namespace, command: Sequence[str]) -> N
         print("Written: " + ", ".join(map(str, write_report(report, options.output))))
 
 
-def output_of(options: argparse.Namespace, command: Sequence[str]) -> Output:
+def output_of(options: argparse.Namespace, command: Sequence[str]) -> ReportOutput:
     """What is written, and where: one model on data without a name needs no comparison."""
-    from mclip_fairseq.evaluation.runner import Output, Pictures
+    from mclip_fairseq.evaluation.runner import Pictures, ReportOutput
 
     pictures = Pictures(DEFAULT_QUERIES if options.queries is None else options.queries, options.font)
     compare = len(options.model) > 1 or bool(options.benchmark)
-    return Output(options.output, pictures, command, compare, options.published)
+    return ReportOutput(options.output, pictures, command, compare, options.published)
 
 
 def open_benchmarks(options: argparse.Namespace) -> list[Benchmark]:

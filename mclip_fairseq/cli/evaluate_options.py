@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mclip_fairseq.cli.main import Parser
 from mclip_fairseq.evaluation.benchmarks.settings import CAPTIONS, GALLERIES
 from mclip_fairseq.evaluation.metrics.protocols import PROTOCOLS
 from mclip_fairseq.storage.errors import UserError
@@ -108,7 +109,7 @@ def model_rules(options: argparse.Namespace) -> Rules:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `mclip-evaluate`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=PROGRAM,
         description="Retrieval, translation matching, similarity and classification in many languages.",
         epilog=EPILOG,

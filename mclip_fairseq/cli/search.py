@@ -171,7 +171,7 @@ class Question:
 def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Query an index."""
     check_query_options(options)
-    question = read_question(options)  # before the model is loaded
+    question = question_from_options(options)  # before the model is loaded
     from mclip_fairseq.search.index import SearchIndex
 
     index = SearchIndex.open(options.index, options.images_root)
@@ -200,7 +200,7 @@ def check_query_options(options: argparse.Namespace) -> None:
     check_max_pixels(options.max_pixels)
 
 
-def read_question(options: argparse.Namespace) -> Question:
+def question_from_options(options: argparse.Namespace) -> Question:
     """The texts or images of `query`, checked."""
     from mclip_fairseq.search.query import check_query
 

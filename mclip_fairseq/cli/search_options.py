@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from mclip_fairseq.cli.main import Parser
 from mclip_fairseq.cli.options import count, positive, share
 from mclip_fairseq.search.settings import DEFAULT_RECALL, KINDS
 from mclip_fairseq.storage.images import MAX_PIXELS
@@ -25,7 +26,7 @@ example:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

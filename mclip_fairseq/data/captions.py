@@ -51,6 +51,14 @@ def read_caption_ids(path: str | Path, lines: int) -> tuple[list[str] | None, li
 class CaptionDataset:
     """Captions of one language: lengths, columns, and a group number for each caption.
 
+    | batch entry | shape | present |
+    |---|---|---|
+    | `net_input` | the entries of all columns, see `mclip_fairseq.data.columns` | always |
+    | `group` | (batch,) int64, equal for captions of one image | always |
+    | `id` | (batch,) int64, rows of this dataset | always |
+    | `nsentences`, `ntokens` | int | always |
+    | `is_dummy` | True | if no image of the batch could be read |
+
     Args:
         sizes: (captions,) tokens as the encoder sees them.
         columns: what a batch holds.
@@ -83,9 +91,8 @@ class CaptionDataset:
         """A batch, without the captions whose images cannot be read.
 
         Returns:
-            `net_input` with the entries of all columns; `group`, (batch,) int64; `id`, `nsentences`, `ntokens`. Where
-            no image can be read, one caption with a blank image, marked `is_dummy`: it counts nothing and is not a
-            negative of any other.
+            the entries of the class's table. If no image can be read, one caption with a blank image, marked
+            `is_dummy`: it counts as nothing and is not a negative of any other.
         """
         net_input: dict[str, torch.Tensor] = {}
         dummy = False

@@ -44,6 +44,12 @@ def draw_rows(size: int, count: int, rng: np.random.Generator) -> npt.NDArray[np
 class TemperatureSampledDataset(FairseqDataset):
     """Several row datasets as one, redrawn at every epoch from (seed, epoch) alone.
 
+    | batch entry | shape | present |
+    |---|---|---|
+    | the entries of one part's dataset | see there | always |
+    | `part` | str, the name of that part | always |
+    | `id` | (batch,) int64, rows of the part; without `shuffle`, rows of the whole | always |
+
     Args:
         parts: name -> dataset; a batch holds samples of one part.
         temperature: see `temperature_sizes`.

@@ -36,7 +36,7 @@ def load_dictionary(path: str | Path) -> Dictionary:
         dictionary = Dictionary.load(str(file))
     except Exception as error:  # fairseq raises plain Exceptions and RuntimeErrors here
         raise UserError(
-            f"{file}: is no dictionary, {first_line(error)}; copy the text encoder's dict.txt to this place"
+            f"{file}: is not a dictionary ({first_line(error)}); copy the text encoder's dict.txt to this path"
         ) from error
     dictionary.add_symbol(MASK)
     return dictionary

@@ -44,7 +44,7 @@ class BulkSettings:
 
 
 @dataclass(frozen=True)
-class Batch:
+class InputBatch:
     """Some inputs of one shard, ready for the model.
 
     Attributes:
@@ -75,7 +75,7 @@ class Source(Protocol):
     preprocessing: str
     place: str
 
-    def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
+    def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Prepare the inputs with these numbers, batch by batch, in order."""
 
     def encode(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -108,11 +108,11 @@ class Decoded(Dataset[tuple[str, Tensor | str]]):
             return name, error.reason
 
 
-def collate(items: Sequence[tuple[str, Tensor | str]]) -> Batch:
+def collate(items: Sequence[tuple[str, Tensor | str]]) -> InputBatch:
     """Stack the images of a batch that could be read."""
     pixels = [item for _, item in items if isinstance(item, Tensor)]
     unreadable = [(name, item) for name, item in items if isinstance(item, str)]
-    return Batch(len(items), {"pixel_values": torch.stack(pixels)} if pixels else {}, unreadable)
+    return InputBatch(len(items), {"pixel_values": torch.stack(pixels)} if pixels else {}, unreadable)
 
 
 class ImageSource:
@@ -146,7 +146,7 @@ class ImageSource:
         self.images = Decoded(images, transform, max_pixels)
         self.workers = workers
 
-    def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
+    def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Decode the images with these numbers, batch by batch, in order."""
         workers = min(self.workers, len(numbers))
         loader: Any = DataLoader(self.images, batch_sampler=numbers, collate_fn=collate, num_workers=workers)
@@ -184,7 +184,7 @@ class CaptionSource:
         self.captions = captions
         self.tokenize, self.encode_text, self.preprocessing = tokenize, encode_text, preprocessing
 
-    def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
+    def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Tokenize the captions with these numbers, batch by batch, in order."""
         for batch in numbers:
             rows = [(number + 1, *self.captions[number]) for number in batch]
@@ -192,7 +192,7 @@ class CaptionSource:
             empty = [
                 (name, f"line {line}: the caption is empty") for line, name, caption in rows if not caption.strip()
             ]
-            yield Batch(len(batch), self.tokenize(texts) if texts else {}, empty)
+            yield InputBatch(len(batch), self.tokenize(texts) if texts else {}, empty)
 
     def encode(self, inputs: dict[str, Tensor]) -> Tensor:
         """Token ids and mask (n, length) -> (n, dim)."""

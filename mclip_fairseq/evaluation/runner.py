@@ -57,7 +57,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Output:
+class ReportOutput:
     """Where files go, and which are written.
 
     Attributes:
@@ -82,7 +82,7 @@ class Output:
 
 
 def evaluate(
-    candidates: Iterable[Candidate], benchmarks: Sequence[Benchmark], settings: Settings, output: Output
+    candidates: Iterable[Candidate], benchmarks: Sequence[Benchmark], settings: Settings, output: ReportOutput
 ) -> list[Report]:
     """Evaluate every model on every benchmark, print tables and write files.
 
@@ -115,13 +115,13 @@ def evaluate(
     return reports
 
 
-def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings, output: Output) -> Report:
+def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings, output: ReportOutput) -> Report:
     """Evaluate one model on one benchmark, print the table and write the files; nothing is measured twice."""
     folder = output.folder_of(benchmark, candidate)
     described = benchmark.describe()
     key = None
     if folder is not None:
-        key = key_of(candidate, benchmark, described, settings, output.pictures)
+        key = report_key(candidate, benchmark, described, settings, output.pictures)
         earlier = read_earlier_report(folder, key)
         if earlier is not None:
             print(f"{candidate.name}, {benchmark.name}: {folder}/report.json is up to date")
@@ -158,7 +158,7 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
     return report
 
 
-def key_of(
+def report_key(
     candidate: Candidate, benchmark: Benchmark, described: dict[str, Any], settings: Settings, pictures: Pictures
 ) -> str:
     """SHA-256 of everything that numbers and pictures depend on."""

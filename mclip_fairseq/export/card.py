@@ -90,12 +90,12 @@ def model_card(tower: TrainedTower, facts: CardFacts) -> str:
         facts: what its author says.
 
     Raises:
-        UserError: a report is of another model.
+        UserError: a report is of a different model.
     """
     for report in facts.reports:
         if report["model"].get("identity") != tower.identity:
             raise UserError(
-                f"the report of {report['command']!r} is of another model ({report['model'].get('identity')}); "
+                f"the report of {report['command']!r} is of a different model ({report['model'].get('identity')}); "
                 "evaluate the model that is exported"
             )
     sections = {

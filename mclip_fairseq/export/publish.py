@@ -40,7 +40,7 @@ def write_model(tower: TrainedTower, output: Path, facts: CardFacts) -> None:
         facts: for the card.
 
     Raises:
-        UserError: a report is of another model, or the directory is not empty; nothing is written then.
+        UserError: a report is of a different model, or the directory is not empty; nothing is written then.
     """
     card = model_card(tower, facts)
     save_directory(tower, output)

@@ -150,7 +150,7 @@ class TrainedTower:
         """Model input of (texts, length) token ids.
 
         Raises:
-            UserError: ids of another tokenizer.
+            UserError: ids of a different tokenizer.
         """
         if tokens.numel() and int(tokens.max()) >= len(self.tokenizer.dictionary):
             raise UserError(

@@ -94,7 +94,7 @@ def stored_options(kind: type[DualEncoder], stored: Mapping[str, Any], place: Pa
     """The options of a model from a file, their types and choices checked; see `missing_options` for those it lacks.
 
     Raises:
-        UserError: an option of another type, or outside its choices.
+        UserError: an option of the wrong type, or outside its choices.
     """
     config = MODEL_DATACLASS_REGISTRY[kind.registered_name()]
     options = missing_options(config, stored)

@@ -105,7 +105,7 @@ class DualEncoder(BaseFairseqModel):
 
     @property
     def encoder_languages(self) -> list[str]:
-        """Languages the text encoder was strengthened on before this training; empty where nothing says."""
+        """Languages the text encoder was strengthened on before this training; empty if unknown."""
         return []
 
     @property
@@ -122,7 +122,7 @@ class DualEncoder(BaseFairseqModel):
             dim: columns of the image and text features.
 
         Raises:
-            UserError: the options say another width.
+            UserError: the options give a different width.
         """
 
     @classmethod
@@ -133,7 +133,7 @@ class DualEncoder(BaseFairseqModel):
     @classmethod
     def use_stored_weights(cls, cfg: Any) -> None:
         """Change stored options so that the model is built without the archives whose weights the checkpoint holds."""
-        if cls.stores_text_encoder(cfg):
+        if cls.text_encoder_prefix and cls.stores_text_encoder(cfg):
             cfg.text_encoder = ""
 
     @classmethod
@@ -198,12 +198,12 @@ class DualEncoder(BaseFairseqModel):
         own = super().state_dict()
         absent = {name for name in self.dropped_names() if name in own}  # a teacher has buffers that are never stored
         text = self.text_encoder_prefix
-        if text and self.cfg.text_encoder and not any(name.startswith(text) for name in state):
+        archive = self.cfg.text_encoder if text else ""
+        if archive and not any(name.startswith(text) for name in state):
             # The encoder was frozen there and is trained here: its weights come from the archive.
             absent |= {name for name in own if name.startswith(text)}
         absent -= state.keys()
         if stored is not None:
-            archive = self.cfg.text_encoder or "random weights"
-            check_same_parts(self.identity, decode_identity(stored), archive if absent else None)
+            check_same_parts(self.identity, decode_identity(stored), (archive or "random weights") if absent else None)
         state.update({name: own[name] for name in absent})
         return super().load_state_dict(state, strict, model_cfg, args)

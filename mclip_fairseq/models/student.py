@@ -1,4 +1,4 @@
-"""A text encoder beside the frozen image-text teacher whose space it learns: what `mclip` and M-CLIP share."""
+"""A text encoder that learns the space of a frozen image-text teacher: what `mclip` and M-CLIP share."""
 
 from __future__ import annotations
 

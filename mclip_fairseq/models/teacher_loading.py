@@ -19,7 +19,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
 from mclip_fairseq.storage.hub import packed_dual_encoder
 
-# No model has so many layers; each takes time to build even without memory.
+# No model has this many layers; each takes time to build even without memory.
 MAX_LAYERS = 1000
 # A processor may make images larger than the model's input, to crop them, but not many times larger.
 MAX_ENLARGEMENT, UNKNOWN_IMAGE_SIZE = 4, 1024

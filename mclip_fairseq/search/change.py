@@ -22,7 +22,7 @@ from mclip_fairseq.search.build import (
     picture_lines,
     picture_times,
 )
-from mclip_fairseq.search.files import PARTIAL, Rows, Time, locked, read_manifest, write_manifest, write_times
+from mclip_fairseq.search.files import PARTIAL, Rows, Time, locked, read_index_manifest, write_manifest, write_times
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import compacted, read_index, write_index
 from mclip_fairseq.search.settings import ImageSettings
@@ -56,7 +56,7 @@ def add_images(
         UserError: a different model, an id that already names a different image, or what `build_index` refuses.
     """
     check_max_pixels(images.max_pixels)
-    read_manifest(folder)  # before locking: `locked` would create a mistyped directory
+    read_index_manifest(folder)  # before locking: `locked` would create a mistyped directory
     check_folders(moved)
     with locked(folder):
         index = SearchIndex.open(folder, moved)
@@ -274,7 +274,7 @@ def remove_images(folder: Path, names: Sequence[str], command: Sequence[str]) ->
     Raises:
         UserError: ids that are not in the index; nothing is removed then.
     """
-    read_manifest(folder)  # before locking: `locked` would create a mistyped directory
+    read_index_manifest(folder)  # before locking: `locked` would create a mistyped directory
     with locked(folder):
         index = SearchIndex.open(folder)
         unknown = [name for name in names if name not in index.row_of]

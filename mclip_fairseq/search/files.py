@@ -53,7 +53,7 @@ FILES_FIELDS = {"vectors": dict, "rows": dict}
 FILE_FIELDS = {"file": str, "sha256": str}
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_index_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an index directory, with all its fields checked.
 
     Raises:
@@ -125,7 +125,7 @@ def state_of(path: Path) -> tuple[int, ...] | None:
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-def check_file(folder: Path, entry: Mapping[str, Any]) -> Path:
+def check_index_file(folder: Path, entry: Mapping[str, Any]) -> Path:
     """A file of the index, after comparing its hash with the manifest's.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mclip_fairseq.search.files import MANIFEST, Rows, Time, check_file, read_manifest, read_times, state_of
+from mclip_fairseq.search.files import MANIFEST, Rows, Time, check_index_file, read_index_manifest, read_times, state_of
 from mclip_fairseq.search.kinds import Searcher, Vectors, read_index
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fingerprints import HALF, same_vectors, text_side
@@ -68,13 +68,13 @@ class SearchIndex:
 
     @classmethod
     def _open(cls, folder: Path, roots: Sequence[Path], state: tuple[int, ...] | None) -> SearchIndex:
-        manifest = read_manifest(folder)
+        manifest = read_index_manifest(folder)
         if roots and len(roots) != len(manifest["roots"]):
             raise UserError(
                 f"{folder}: has images in {len(manifest['roots'])} folders; give --images-root once for each"
             )
-        rows = Rows.read(check_file(folder, manifest["files"]["rows"]), manifest["rows"])
-        file = check_file(folder, manifest["files"]["vectors"])
+        rows = Rows.read(check_index_file(folder, manifest["files"]["rows"]), manifest["rows"])
+        file = check_index_file(folder, manifest["files"]["vectors"])
         index = read_index(file, manifest["kind"], manifest["dim"], manifest["rows"])
         searcher = Searcher(index, manifest["kind"], manifest["effort"], manifest["removed"])
         return cls(folder, manifest, rows, searcher, roots, state)
@@ -123,7 +123,7 @@ class SearchIndex:
         entry = self.manifest["files"].get("times")
         if entry is None:  # an earlier version built the index, or its rows are features
             return [None] * len(self.rows)
-        return read_times(check_file(self.path, entry), len(self.rows))
+        return read_times(check_index_file(self.path, entry), len(self.rows))
 
     def check_model(self, model: Any) -> None:
         """Check that a model's vectors can be compared with those of the index.

@@ -95,8 +95,13 @@ class CaptionTaskConfig(SampledTaskConfig):
 class CaptionTask(SampledTask):
     """Captions in many languages with the columns of `mclip_fairseq.data.columns`.
 
-    Batches hold captions of one language: `net_input` with the columns that the model reads, `group`, `id`,
-    `nsentences`, `ntokens`.
+    | batch entry | shape | needed by |
+    |---|---|---|
+    | `net_input` | the columns of the data, which `DualEncoder.columns` requires or allows | the model |
+    | `group` | (batch,) int64, equal for captions of one image | criterions with several positives |
+    | `id`, `nsentences`, `ntokens` | (batch,) int64, int, int | messages, the log |
+
+    A batch holds captions of one language.
 
     Args:
         cfg: options.

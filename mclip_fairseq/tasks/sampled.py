@@ -121,7 +121,7 @@ class SampledTask(FairseqTask):
         return False
 
     def line_name(self, number: int, file: str, row: int) -> str:
-        """Name of a line in the skip list; data that lie elsewhere after a restart keep their names.
+        """Name of a line in the skip list; the name stays the same if the data have moved before a restart.
 
         Args:
             number: of the data directory, from 0.

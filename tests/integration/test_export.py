@@ -102,7 +102,7 @@ def test_a_report_of_another_model_is_refused(
     assert evaluate(["--model", str(photos / "teacher"), *captions, "--output", str(tmp_path)]) == 0
     arguments = [str(checkpoint), "--output", str(tmp_path / "m"), "--report", str(tmp_path / "report.json")]
     assert export(arguments) == 2
-    assert "is of another model" in capsys.readouterr().err
+    assert "is of a different model" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
 
 

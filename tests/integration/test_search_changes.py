@@ -87,17 +87,17 @@ def test_an_addition_may_finish_while_the_index_is_opened(
     part: str, mclip_search: Run, colour_model: ColourModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mclip_search(*BUILD)
-    check_file = searching.check_file
+    check_index_file = searching.check_index_file
 
     def slow(folder: Path, entry: Any) -> Path:
-        path = check_file(folder, entry)
+        path = check_index_file(folder, entry)
         if entry["file"].startswith(part):
-            monkeypatch.setattr(searching, "check_file", check_file)
+            monkeypatch.setattr(searching, "check_index_file", check_index_file)
             Image.new("RGB", (9, 9), COLOURS["red"]).save("photos/new.png")
             assert cli.main(["add", "index", "photos", "--workers", "0"]) == 0
         return path
 
-    monkeypatch.setattr(searching, "check_file", slow)
+    monkeypatch.setattr(searching, "check_index_file", slow)
     assert len(SearchIndex.open("index")) == 9
 
 

@@ -130,7 +130,7 @@ def test_ids_do_not_depend_on_the_order_of_the_file_system(tmp_path: Path, monke
     scan = os.scandir
 
     class Ordered:
-        def __init__(self, path: str, key: Callable[[os.DirEntry[str]], object], reverse: bool) -> None:
+        def __init__(self, path: str, key: Callable[[os.DirEntry[str]], str], reverse: bool) -> None:
             with scan(path) as entries:
                 self.entries = iter(sorted(entries, key=key, reverse=reverse))
 
