@@ -176,7 +176,7 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
 
     index = SearchIndex.open(options.index, options.images_root)
     model = load_model_of(index, options)
-    answers = answer(index, model, question, options.k)
+    answers = answer(index, model, question, options.k, options.unique)
     comparison = compare(index, model, question, options) if question.languages else None
     if options.show is not None:
         show(index, answers, options)
@@ -215,14 +215,17 @@ def question_from_options(options: argparse.Namespace) -> Question:
     return Question(texts, [], [])
 
 
-def answer(index: SearchIndex, model: Any, question: Question, k: int) -> list[Answer]:
-    """The k nearest images of each text or image."""
-    from mclip_fairseq.search.query import Answer, search_images, search_texts
+def answer(index: SearchIndex, model: Any, question: Question, k: int, unique: bool) -> list[Answer]:
+    """The k nearest images of each text or image; with `unique`, images with equal vectors count as one."""
+    from mclip_fairseq.search.query import COPIES, DEPTH, Answer, search_images, search_texts, without_copies
 
+    depth = max(k, min(COPIES * k, DEPTH)) if unique else k
     if question.images:
-        hits = search_images(index, model, question.images, k)
+        hits = search_images(index, model, question.images, depth)
     else:
-        hits = search_texts(index, model, question.texts, k)
+        hits = search_texts(index, model, question.texts, depth)
+    if unique:
+        hits = [without_copies(index, nearest, k) for nearest in hits]
     languages = question.languages or [""] * len(hits)
     return [Answer(*parts) for parts in zip(question.texts, hits, languages, strict=True)]
 

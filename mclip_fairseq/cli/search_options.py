@@ -133,6 +133,7 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     target = "image whose rank --languages reports (default: the first language's nearest)"
     add("--target", metavar="ID", help=target)
     add("-k", "--top", dest="k", type=positive, default=10, metavar="K", help="number of images (default 10)")
+    add("--unique", action="store_true", help="show images with equal vectors, such as copies, once, with their number")
     add("--json", action="store_true", help="print JSON")
     add("--show", type=Path, metavar="PNG", help="draw the images to a file")
     add("--font", type=Path, action="append", default=[], metavar="FILE", help="font for --show; repeatable")

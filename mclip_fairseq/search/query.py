@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from mclip_fairseq.search.index import SearchIndex
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 MAX_QUERY = 2000  # characters; text encoders read a few hundred tokens
 DEPTH = 1000  # ranks that --languages searches
 SHOWN_TEXT = 60
+SAME_SCORE = 1e-5  # equal vectors differ by rounding only
+COPIES = 8  # with --unique, so many times more images are searched
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,13 @@ class Hit:
         row: of the index.
         id: of the image.
         score: cosine.
+        copies: how many further images with the same vector it stands for.
     """
 
     row: int
     id: str
     score: float
+    copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,25 @@ def hits_of(index: SearchIndex, queries: torch.Tensor, k: int) -> list[list[Hit]
 MISSING = "  (its file is gone)"
 
 
+def without_copies(index: SearchIndex, hits: Sequence[Hit], k: int) -> list[Hit]:
+    """The first k hits, of which those with equal vectors, such as copies of a file, count as one."""
+    kept: list[Hit] = []
+    for hit in hits:
+        near = [place for place, first in enumerate(kept) if abs(first.score - hit.score) < SAME_SCORE]
+        same = next((place for place in near if same_vector(index, kept[place].row, hit.row)), None)
+        if same is not None:
+            kept[same] = replace(kept[same], copies=kept[same].copies + 1)
+        elif len(kept) < k:
+            kept.append(hit)
+    return kept
+
+
+def same_vector(index: SearchIndex, one: int, other: int) -> bool:
+    """Whether two rows with equal scores have equal vectors; true where the kind of index does not store them."""
+    vectors = index.searcher.vectors([one, other])
+    return vectors is None or bool(np.abs(vectors[0] - vectors[1]).max() < SAME_SCORE)
+
+
 def format_answers(index: SearchIndex, answers: Sequence[Answer]) -> str:
     """A table per query, for a terminal; images whose files are gone are marked."""
     parts = []
@@ -99,7 +123,8 @@ def format_answers(index: SearchIndex, answers: Sequence[Answer]) -> str:
         label = f"{answer.language}: " if answer.language else ""
         lines = [shown(label + answer.query), f"{'rank':>4}  {'score':>6}  id"]
         for rank, hit in enumerate(answer.hits, 1):
-            mark = MISSING if index.is_missing(hit.row) else ""
+            mark = f"  (and {hit.copies} copies)" if hit.copies else ""
+            mark += MISSING if index.is_missing(hit.row) else ""
             lines.append(f"{rank:>4}  {hit.score:>6.3f}  {shown(hit.id)}{mark}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -123,6 +148,7 @@ def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, 
 def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
     file = index.picture(hit.row)
     facts = {"rank": rank, "score": round(hit.score, 6), "id": hit.id, "file": None if file is None else str(file)}
+    facts |= {"copies": hit.copies} if hit.copies else {}
     return facts | ({"missing": True} if index.is_missing(hit.row) else {})
 
 

@@ -121,3 +121,33 @@ def test_damaged_times_are_refused(mclip_search: Run) -> None:
     mclip_search(*BUILD)
     Path("index/times-00001.tsv").write_text("1\t2\n")
     assert "times-00001.tsv: is altered or truncated" in mclip_search("add", "index", "photos", status=2)
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivf"])
+def test_copies_are_shown_once_on_request(mclip_search: Run, kind: str) -> None:
+    for number in range(6):
+        shutil.copy("photos/red.png", f"photos/copy{number}.png")
+    mclip_search(*BUILD, "--kind", kind, *(["--lists", 1] if kind == "ivf" else []))
+    assert len([name for name in hits(mclip_search, "red", "-k", 4) if name[:4] in ("copy", "red.")]) == 4
+    table = mclip_search("query", "index", "red", "-k", 3, "--unique").splitlines()
+    assert len(table) == 5
+    assert table[2].endswith("(and 6 copies)")
+    assert not [line for line in table[3:] if "copy" in line]
+    results = json.loads(mclip_search("query", "index", "red", "--unique", "--json"))["answers"][0]["results"]
+    assert [result.get("copies") for result in results] == [6, *[None] * 7]
+
+
+@pytest.mark.parametrize("command", ["build", "add"])
+def test_an_awkward_name_costs_one_of_the_skip_budget(
+    mclip_search: Run, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    if command == "add":
+        mclip_search(*BUILD)
+    shutil.copy("photos/red.png", os.fsencode("photos/caf") + b"\xe9.png")
+    Path("photos/broken.png").write_text("no picture")
+    line = BUILD if command == "build" else ["add", "index", "photos", *QUICK]
+    message = mclip_search(*line, status=2)
+    assert "photos/caf\\xe9.png: its name is not UTF-8; rename it, or leave it out with --skip-budget 1" in message
+    assert "more than --skip-budget 0 inputs" in mclip_search(*line, "--skip-budget", 1, status=2)
+    mclip_search(*line, "--skip-budget", 2)
+    assert len(SearchIndex.open("index")) == 8
