@@ -18,6 +18,7 @@ from mclip_fairseq.models.settings import digest
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fingerprints import HALF, NO_IMAGE_TOWER
 from mclip_fairseq.storage.images import MAX_PIXELS, load_image, upright_rgb
+from mclip_fairseq.storage.texts import without_splitters
 
 if TYPE_CHECKING:
     from mclip_fairseq.formats.towers import Tower
@@ -141,6 +142,13 @@ class MultilingualCLIP:
         """PIL images to (images, channels, height, width)."""
         return self.tower.transform
 
+    def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Per text, how many of its tokens the tokenizer knows, and how many it has.
+
+        A text of unknown tokens has a vector like any other, which says nothing about it.
+        """
+        return self.tower.count_known([without_splitters(text) for text in texts])
+
     def encode_text(
         self,
         texts: str | Sequence[str] | Tensor,
@@ -166,6 +174,7 @@ class MultilingualCLIP:
             return self.encode_tokens(texts, batch_size, normalize, show_progress_bar)
         texts = [texts] if isinstance(texts, str | bytes | None) else list(texts)
         check_texts(texts)
+        texts = [without_splitters(text) for text in texts]
         # Texts of similar length share a batch, so little padding is computed.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
 

@@ -107,13 +107,14 @@ def candidates(options: argparse.Namespace) -> Iterator[Candidate]:
     """The models that `--model` names, each loaded when it is its turn."""
     from mclip_fairseq.encoding.cache import CachedEncoder
     from mclip_fairseq.evaluation.runner import Candidate
+    from mclip_fairseq.storage.provenance import shareable
 
     file_names = [Path(model).name for model in options.model]
     for number, path in enumerate(options.model):
         model = load_model(options, number)
         # Checkpoints are often called alike: their paths tell them apart.
-        own_name = path if file_names.count(file_names[number]) > 1 else str(getattr(model, "name", path))
-        facts = {"path": path, "identity": getattr(model, "identity", None)}
+        own_name = shareable(path) if file_names.count(file_names[number]) > 1 else str(getattr(model, "name", path))
+        facts = {"path": shareable(path), "identity": getattr(model, "identity", None)}
         facts |= {"device": options.device, "dtype": options.dtype, "batch_size": options.batch_size}
         encoder = CachedEncoder(model, options.cache, model.fingerprint) if options.cache else model
         yield Candidate(options.name[number] if options.name else own_name, encoder, facts)

@@ -138,11 +138,12 @@ def made_by(command: Sequence[str], device: torch.device) -> dict[str, object]:
     import torch
 
     import mclip_fairseq
+    from mclip_fairseq.storage.provenance import shareable
 
     versions = {"mclip_fairseq": mclip_fairseq.__version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"command": list(command), "versions": versions, "device": hardware}
+    return {"command": [shareable(word) for word in command], "versions": versions, "device": hardware}
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
@@ -27,21 +29,36 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `mclip-search`; returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
+    arguments, after_dashes = split_at_dashes(parser, given)
     options, more = parser.parse_known_args(arguments)
     if more and (options.command != "query" or any(word.startswith("-") for word in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
+        hint = "; write -- before a text that begins with -" if options.command == "query" else ""
+        parser.error(f"unrecognized arguments: {' '.join(more)}{hint}")
     if options.command == "query":  # argparse does not take texts after an option
-        options.text += more
+        options.text += [*more, *after_dashes]
     # A tokenizer with threads must not be used before decoding processes are forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     resumes = options.command in ("build", "add", "sync")
     return run_main(
         PROGRAM,
-        lambda: print_all(COMMANDS[options.command](options, [PROGRAM, *arguments])),
+        lambda: print_all(COMMANDS[options.command](options, [PROGRAM, *given])),
         when_interrupted="run the same command again to continue" if resumes else "",
     )
+
+
+def split_at_dashes(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments of a query before a -- and the texts behind it, which argparse does not take after an option."""
+    if arguments[:1] != ["query"] or "--" not in arguments:
+        return arguments, []
+    place = arguments.index("--")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            parser.parse_known_args(arguments[:place])
+    except SystemExit:  # INDEX stands behind the dashes too: argparse reads that rightly
+        return arguments, []
+    return arguments[:place], arguments[place + 1 :]
 
 
 def print_all(text: str) -> None:
@@ -68,13 +85,18 @@ def load_model_of(index: SearchIndex, options: argparse.Namespace) -> Any:
     Raises:
         UserError: it has moved, or is a different model.
     """
-    stored = index.model["load"]
-    path = options.model or stored.get("path")
-    if not path or (os.path.isabs(path) and not os.path.exists(path)):
+    known = index.places.model if index.places else ModelPaths("")
+    path = options.model or known.path
+    if not path:
+        raise UserError(
+            f"{index.path}: was built on another machine or by an earlier version, so nothing here says where its "
+            f"model {index.model.get('name')!r} is; name it with --model"
+        )
+    if not options.model and os.path.isabs(path) and not os.path.exists(path):
         raise UserError(f"{index.path}: its model is no longer at {path}; say where it is now with --model")
-    paths = ModelPaths(
-        path, options.text_encoder or stored.get("text_encoder"), options.teacher or stored.get("teacher")
-    )
+    # What goes with another model is not taken over.
+    beside = known if not options.model or options.model == known.path else ModelPaths("")
+    paths = ModelPaths(path, options.text_encoder or beside.text_encoder, options.teacher or beside.teacher)
     model = load_model(paths, options.device)
     index.check_model(model)
     return model
@@ -217,7 +239,15 @@ def question_from_options(options: argparse.Namespace) -> Question:
 
 def answer(index: SearchIndex, model: Any, question: Question, k: int, unique: bool) -> list[Answer]:
     """The k nearest images of each text or image; with `unique`, images with equal vectors count as one."""
-    from mclip_fairseq.search.query import COPIES, DEPTH, Answer, search_images, search_texts, without_copies
+    from mclip_fairseq.search.query import (
+        COPIES,
+        DEPTH,
+        Answer,
+        search_images,
+        search_texts,
+        unknown_words,
+        without_copies,
+    )
 
     depth = max(k, min(COPIES * k, DEPTH)) if unique else k
     if question.images:
@@ -227,7 +257,10 @@ def answer(index: SearchIndex, model: Any, question: Question, k: int, unique: b
     if unique:
         hits = [without_copies(index, nearest, k) for nearest in hits]
     languages = question.languages or [""] * len(hits)
-    return [Answer(*parts) for parts in zip(question.texts, hits, languages, strict=True)]
+    warnings = [""] * len(hits) if question.images else unknown_words(model, question.texts)
+    for warning in filter(None, warnings):
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+    return [Answer(*parts) for parts in zip(question.texts, hits, languages, warnings, strict=True)]
 
 
 def compare(index: SearchIndex, model: Any, question: Question, options: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, read_lines
+from mclip_fairseq.storage.provenance import shareable
 
 TSV_SUFFIXES = (".tsv", ".tsv.gz")
 
@@ -32,9 +33,9 @@ class Captions:
 
     def describe(self) -> dict[str, object]:
         """Files, their SHA-256 and the counts, for a report."""
-        facts: dict[str, object] = {"path": str(self.path), "sha256": file_sha256(self.path)}
+        facts: dict[str, object] = {"path": shareable(self.path), "sha256": file_sha256(self.path)}
         if self.ids_path != self.path:
-            facts |= {"ids_path": str(self.ids_path), "ids_sha256": file_sha256(self.ids_path)}
+            facts |= {"ids_path": shareable(self.ids_path), "ids_sha256": file_sha256(self.ids_path)}
         return facts | {"captions": len(self.texts), "images": len(set(self.ids))}
 
 

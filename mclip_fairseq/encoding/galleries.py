@@ -19,6 +19,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, size_and_time
 from mclip_fairseq.storage.folders import SUFFIXES
 from mclip_fairseq.storage.images import find_images
+from mclip_fairseq.storage.provenance import shareable
 
 # Batches handed over at once, so that the encoder can sort texts by length and decode pictures ahead.
 CHUNK_BATCHES = 16
@@ -185,7 +186,7 @@ class ImageGallery:
     def describe(self) -> dict[str, object]:
         """Where the pictures are, how many, and the SHA-256 of their sorted list of ids."""
         digest = hashlib.sha256("\n".join(sorted(self.index.names)).encode()).hexdigest()
-        return {"images": str(self.source), "list_sha256": digest, "count": len(self.index.names)}
+        return {"images": shareable(self.source), "list_sha256": digest, "count": len(self.index.names)}
 
 
 class FeatureGallery:
@@ -255,7 +256,7 @@ class FeatureGallery:
     def describe(self) -> dict[str, object]:
         """Where the features are, how many, the SHA-256 of their manifest, and the teacher that made them."""
         return {
-            "features": str(self.folder),
+            "features": shareable(self.folder),
             "manifest_sha256": file_sha256(self.folder / "manifest.json"),
             "count": len(self.index.names),
             "identity": self.store.identity,

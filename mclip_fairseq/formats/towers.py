@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +48,9 @@ class Tower(Protocol):
     def project(self, features: Tensor) -> Tensor:
         """Teacher image features (images, teacher dim) -> (images, dim)."""
 
+    def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Per text, how many of its tokens the tokenizer knows, and how many it has."""
+
     def text_settings(self) -> Any:
         """What text vectors and projected features depend on besides the weights of `module`; free of paths."""
 
@@ -63,6 +66,7 @@ class Tower(Protocol):
         """Factor of the cosine, 0-d float32 on the CPU; None where the model has none."""
 
 
+SPACE_MARK = "\u2581"
 # Options that name files of the machine that trained, or what only training uses.
 NOT_STORED = ("text_encoder", "text_tokenizer", "teacher", "teacher_revision", "save_frozen", "_name", "_parent")
 
@@ -77,6 +81,27 @@ def option_settings(module: DualEncoder) -> dict[str, Any]:
     defaults = {field.name: plain_value(field.default) for field in fields}
     values = {name: plain_value(options[name]) for name in defaults if name in options and name not in NOT_STORED}
     return {name: value for name, value in values.items() if value != defaults[name]}
+
+
+def count_known_ids(ids: Tensor, unknown: int | None, special: Iterable[int]) -> list[tuple[int, int]]:
+    """Known tokens and all tokens of each row.
+
+    Args:
+        ids: (texts, length).
+        unknown: id of unknown tokens; None where the tokenizer has none.
+        special: ids that stand for no part of a text.
+    """
+    ignored = set(special) - {unknown}
+    rows = [[token for token in row if token not in ignored] for row in ids.tolist()]
+    return [(sum(token != unknown for token in row), len(row)) for row in rows]
+
+
+def count_known_by(tokenizer: Any, ids: Tensor) -> list[tuple[int, int]]:
+    """`count_known_ids` with the ids of a tokenizer of `transformers`."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown in (getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "pad_token_id", None)):
+        unknown = None  # CLIP's tokenizer knows every byte, and names its end as the unknown token
+    return count_known_ids(ids, unknown, getattr(tokenizer, "all_special_ids", ()))
 
 
 class TrainedTower:
@@ -111,6 +136,13 @@ class TrainedTower:
         self._load_teacher = load_teacher
         self._read_settings = read_settings
         self._teacher: DualEncoderTeacher | None = None
+
+    def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Per text, how many of its pieces are in the dictionary, and how many it has."""
+        entries = self.tokenizer.dictionary
+        # The mark of a space alone is a piece where the word behind it is unknown.
+        special = (entries.bos(), entries.pad(), entries.eos(), entries.index(SPACE_MARK))
+        return count_known_ids(self.tokenizer(list(texts)), entries.unk(), special)
 
     def text_settings(self) -> Any:
         """Structure, options and tokenizer."""
@@ -194,6 +226,10 @@ class TeacherTower:
         self.identity = {"teacher": dict(self.module.identity)}
         self.languages = stated_languages(name)
         self.tokenizer = self.module.tokenize
+
+    def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Per text, how many of its tokens the tokenizer knows, and how many it has."""
+        return count_known_by(self.module.tokenizer, self.tokenize(texts)["input_ids"])
 
     def text_settings(self) -> Any:
         """Structure and tokenizer."""
@@ -287,6 +323,10 @@ class PairTower:
             raise UserError(f"{self.name}: is a text tower; pass teacher= with the image tower it was trained for")
         found: DualEncoderTeacher = self.module["teacher"]
         return found
+
+    def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Per text, how many of its tokens the tokenizer knows, and how many it has."""
+        return count_known_by(self.rules, self.tokenize(texts)["input_ids"])
 
     def text_settings(self) -> Any:
         """Structure and tokenizer."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mclip_fairseq.search.kinds import (
     training_rows,
     write_index,
 )
+from mclip_fairseq.search.places import KnownPlaces, remember
 from mclip_fairseq.search.recall import Yardstick, recall_sentence
 from mclip_fairseq.search.settings import (
     DEFAULT_RECALL,
@@ -32,7 +34,14 @@ from mclip_fairseq.search.settings import (
     ModelPaths,
     check_settings,
 )
-from mclip_fairseq.search.sources import Gallery, ProjectedFeatures, describe_model, encode_images, open_gallery
+from mclip_fairseq.search.sources import (
+    Gallery,
+    ProjectedFeatures,
+    absolute_paths,
+    describe_model,
+    encode_images,
+    open_gallery,
+)
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import encode_ids
 from mclip_fairseq.storage.features import FeatureStore
@@ -74,7 +83,9 @@ def build_index(
         if (folder / MANIFEST).exists():
             raise UserError(f"{folder}: already holds an index; use mclip-search add, or choose another directory")
         model = load_model()
-        model_entry = describe_model(model, model_paths)
+        if isinstance(gallery, ImageGallery):
+            model.transform  # noqa: B018  (loads the image tower, which the fingerprint then covers)
+        model_entry = describe_model(model)
         listed = len(gallery.index.names)
         # Options are checked against the listed images before any of them is encoded.
         check_settings(settings, model.dim, listed)
@@ -90,9 +101,10 @@ def build_index(
         texts = model.encode_text(list(queries)).numpy() if queries and efforts(settings.kind, index) else None
         recall = measure_recall(index, settings, vectors, texts)
         roots, lines = picture_lines(gallery, vectors.ids, [])
-        facts = {"model": model_entry, "dim": model.dim, "kind": settings.kind, "factory": factory, "roots": roots}
-        times = picture_times(gallery, vectors.ids)
-        write_first_generation(folder, index, lines, times, recall, facts | {"made_by": [provenance(command)]})
+        facts = {"model": model_entry, "dim": model.dim, "kind": settings.kind, "factory": factory}
+        facts |= {"roots": names_of(roots), "id": uuid.uuid4().hex, "made_by": [provenance(command)]}
+        places = KnownPlaces(roots, absolute_paths(model_paths))
+        write_first_generation(folder, index, lines, picture_times(gallery, vectors.ids), recall, facts, places)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     skipped = f"; {listed - count} unreadable images skipped" if count < listed else ""
     summary = f"{folder}: {count} images of {model.dim} dimensions, {settings.kind}{skipped}"
@@ -106,6 +118,7 @@ def write_first_generation(
     times: Sequence[Time],
     recall: dict[str, Any] | None,
     facts: Mapping[str, Any],
+    places: KnownPlaces,
 ) -> None:
     """Write the files of a new index and its manifest.
 
@@ -116,6 +129,7 @@ def write_first_generation(
         times: of the image files.
         recall: its measurement; None for exact.
         facts: the other fields of the manifest.
+        places: where its images and its model are, for the record of this machine.
     """
     files = {
         "vectors": write_index(index, folder / "vectors-00001.faiss"),
@@ -123,7 +137,14 @@ def write_first_generation(
         "times": write_times(folder, 1, times),
     }
     counts = {"generation": 1, "rows": len(lines), "removed": [], "files": files}
-    write_manifest(folder, {**facts, **counts, "effort": recall and recall["effort"], "recall": recall})
+    manifest = {**facts, **counts, "effort": recall and recall["effort"], "recall": recall}
+    remember(manifest, places)
+    write_manifest(folder, manifest)
+
+
+def names_of(roots: Sequence[str]) -> list[str]:
+    """The folders of an index as its manifest has them: names without their parents."""
+    return [os.path.basename(root) for root in roots]
 
 
 def measure_recall(

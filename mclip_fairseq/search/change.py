@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -18,6 +18,7 @@ from mclip_fairseq.search.build import (
     BLOCK,
     VectorSource,
     discard_if_changed,
+    names_of,
     open_vectors,
     picture_lines,
     picture_times,
@@ -25,6 +26,7 @@ from mclip_fairseq.search.build import (
 from mclip_fairseq.search.files import PARTIAL, Rows, Time, locked, read_index_manifest, write_manifest, write_times
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import compacted, read_index, write_index
+from mclip_fairseq.search.places import KnownPlaces, remember
 from mclip_fairseq.search.settings import ImageSettings
 from mclip_fairseq.search.sources import Gallery, open_gallery
 from mclip_fairseq.storage.errors import UserError
@@ -60,6 +62,11 @@ def add_images(
     check_folders(moved)
     with locked(folder):
         index = SearchIndex.open(folder, moved)
+        if index.manifest["roots"] and not index.roots:
+            raise UserError(
+                f"{folder}: was built on another machine or by an earlier version, so nothing here says where its "
+                "images are; name their folder with --moved, once for each folder"
+            )
         gallery, images = open_gallery(images)
         if drop and not isinstance(gallery, ImageGallery):
             raise UserError(f"{images.source}: holds features; sync compares an index with its images, so give these")
@@ -73,7 +80,7 @@ def add_images(
         gone = gone_rows(index, gallery) if drop and isinstance(gallery, ImageGallery) else frozenset()
         if not new_rows and not gone:
             if moved:
-                write_manifest(index.path, index.manifest | {"roots": absolute_roots(index)})
+                put_into_use(index, {}, absolute_roots(index))
             note = state.note(index.path)
             return f"{index.path}: nothing to add, all {len(names)} images are already in the index{note}"
         if not new_rows:
@@ -215,12 +222,27 @@ def write_generation(
         "generation": generation,
         "rows": len(lines),
         "removed": sorted(removed),
-        "roots": list(table.roots),
         "files": files,
         "recall": None,
         "made_by": [*manifest["made_by"], provenance(command)],
     }
-    write_manifest(index.path, manifest | changes)
+    put_into_use(index, changes, table.roots)
+
+
+def put_into_use(index: SearchIndex, changes: Mapping[str, Any], roots: Sequence[str]) -> None:
+    """Write a changed manifest, and remember where the images and the model of the index are.
+
+    Args:
+        index: the index as it was.
+        changes: fields of the manifest.
+        roots: absolute folders of the images; empty where they are not known.
+    """
+    manifest = {**index.manifest, **changes}
+    if roots:
+        manifest["roots"] = names_of(roots)
+    if index.places is not None:
+        remember(manifest, KnownPlaces(roots, index.places.model))
+    write_manifest(index.path, manifest)
 
 
 def mostly_removed(rows: int, removed: Set[int]) -> bool:
@@ -293,12 +315,11 @@ def drop_rows(index: SearchIndex, rows: Set[int], command: Sequence[str]) -> Non
     """Put a manifest without these rows into use; the files are written again once most of their rows are removed."""
     removed = index.removed | rows
     if mostly_removed(len(index.rows), removed):
-        table = Table(index.rows.lines, index.times, index.manifest["roots"])
+        table = Table(index.rows.lines, index.times, absolute_roots(index))
         write_generation(index, writable_index(index), table, removed, command)
     else:
         made_by = [*index.manifest["made_by"], provenance(command)]
-        changes = {"removed": sorted(removed), "recall": None, "made_by": made_by}
-        write_manifest(index.path, index.manifest | changes)
+        put_into_use(index, {"removed": sorted(removed), "recall": None, "made_by": made_by}, absolute_roots(index))
 
 
 def recall_note(index: SearchIndex) -> str:

@@ -46,8 +46,10 @@ MANIFEST_FIELDS = {
     "recall": dict | None,
     "files": dict,
     "made_by": list,
+    "id": str | None,
 }
-MODEL_FIELDS = {"fingerprint": str, "name": str | None, "load": dict}
+MODEL_FIELDS = {"fingerprint": str, "name": str | None, "load": dict | None}
+# Earlier versions wrote where the model is; it is checked, and not used.
 LOAD_FIELDS = {"path": str | None, "text_encoder": str | None, "teacher": str | None}
 FILES_FIELDS = {"vectors": dict, "rows": dict}
 FILE_FIELDS = {"file": str, "sha256": str}
@@ -83,7 +85,7 @@ def read_index_manifest(folder: Path) -> dict[str, Any]:
         )
     check_fields(path, manifest, MANIFEST_FIELDS, REBUILD)
     check_fields(path, manifest["model"], MODEL_FIELDS, REBUILD)
-    check_fields(path, manifest["model"]["load"], LOAD_FIELDS, REBUILD)
+    check_fields(path, manifest["model"].get("load") or {}, LOAD_FIELDS, REBUILD)
     check_fields(path, manifest["files"], FILES_FIELDS, REBUILD)
     for entry in manifest["files"].values():
         check_fields(path, entry, FILE_FIELDS, REBUILD)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from mclip_fairseq.search.files import MANIFEST, Rows, Time, check_index_file, read_index_manifest, read_times, state_of
 from mclip_fairseq.search.kinds import Searcher, Vectors, read_index
+from mclip_fairseq.search.places import recall
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fingerprints import HALF, same_vectors, text_side
 from mclip_fairseq.storage.images import resolve_image
@@ -27,8 +28,12 @@ class SearchIndex:
         manifest: its checked `index.json`.
         rows: id and image of each row.
         searcher: the faiss index.
-        moved: where the images are now, if they have moved.
+        moved: where the images are now, if they have moved or the index comes from another machine.
         state: `state_of` the manifest file when it was read.
+
+    Attributes:
+        places: where its images and its model are, if it was made on this machine; otherwise None.
+        roots: folders of its images; empty where nobody says where they are.
     """
 
     def __init__(
@@ -42,7 +47,8 @@ class SearchIndex:
     ) -> None:
         self.path, self.manifest, self.rows, self.searcher = path, manifest, rows, searcher
         self.moved, self.state = list(moved), state
-        self.roots = self.moved or [Path(root) for root in manifest["roots"]]
+        self.places = recall(manifest)
+        self.roots = self.moved or [Path(root) for root in (self.places.roots if self.places else ())]
 
     @classmethod
     def open(cls, path: str | Path, roots: Sequence[Path] = ()) -> SearchIndex:
@@ -163,9 +169,11 @@ class SearchIndex:
         if place is None:
             return None
         root, name = place
-        if root >= len(self.roots):
-            raise UserError(f"{self.path}: row {row} is in folder {root} of {len(self.roots)}; build the index again")
-        return resolve_image(self.roots[root], name)
+        folders = self.manifest["roots"]
+        if root >= len(folders):
+            raise UserError(f"{self.path}: row {row} is in folder {root} of {len(folders)}; build the index again")
+        file = resolve_image(self.roots[root] if self.roots else Path(), name)
+        return file if self.roots else None
 
     def is_missing(self, row: int) -> bool:
         """Whether the index knows the image file of a row, and it no longer exists."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
 from mclip_fairseq.storage.images import ImageError, load_image
+from mclip_fairseq.storage.texts import is_blank, without_splitters
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 MAX_QUERY = 2000  # characters; text encoders read a few hundred tokens
 DEPTH = 1000  # ranks that --languages searches
 SHOWN_TEXT = 60
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+QUOTES = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("»", "«"), ("「", "」"), ("『", "』"))
 SAME_SCORE = 1e-5  # equal vectors differ by rounding only
 COPIES = 8  # with --unique, so many times more images are searched
 
@@ -50,27 +54,53 @@ class Answer:
         query: the text, or the name of the image file.
         hits: the images.
         language: of the query, if one was given.
+        warning: what the model does not know of the query.
     """
 
     query: str
     hits: list[Hit]
     language: str = ""
+    warning: str = ""
 
 
 def check_query(text: str) -> str:
-    """A query without outer spaces.
+    """A query without outer spaces, without quotes around it and without invisible characters that split words.
 
     Raises:
-        UserError: it is empty, too long, or not valid Unicode.
+        UserError: it is empty, shows nothing, is too long, or is not valid Unicode.
     """
-    text = text.strip()
-    if not text:
+    text = without_splitters(text).strip()
+    if len(text) > 2 and (text[0], text[-1]) in QUOTES and not is_blank(text[1:-1]):
+        text = text[1:-1].strip()
+    if is_blank(text) and "\0" not in text and not LONE_SURROGATE.search(text):
         raise UserError("the query is empty; say what the image shows")
     if len(text) > MAX_QUERY:
         raise UserError(f"the query has {len(text)} characters; give at most {MAX_QUERY}")
-    if any("\ud800" <= char <= "\udfff" or char == "\0" for char in text):
+    if "\0" in text or LONE_SURROGATE.search(text):
         raise UserError("the query is not valid Unicode text; type it again")
     return text
+
+
+def unknown_words(model: Any, texts: Sequence[str]) -> list[str]:
+    """A warning per text of which the model's tokenizer knows no part or not all; empty where it knows all.
+
+    Args:
+        model: the dual encoder; without `count_known`, nothing is said.
+        texts: checked queries.
+    """
+    count_known = getattr(model, "count_known", None)
+    if count_known is None or not texts:
+        return [""] * len(texts)
+    warnings = []
+    for text, (known, total) in zip(texts, count_known(list(texts)), strict=True):
+        short = text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + "…"
+        if not known:
+            warnings.append(f"the model knows no part of {short!r}, so these images say nothing about it")
+        elif known < total:
+            warnings.append(f"the model knows only {known} of the {total} parts of {short!r}")
+        else:
+            warnings.append("")
+    return warnings
 
 
 def search_texts(
@@ -139,6 +169,7 @@ def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, 
         "answers": [
             {"query": answer.query}
             | ({"language": answer.language} if answer.language else {})
+            | ({"warning": answer.warning} if answer.warning else {})
             | {"results": [_hit_as_json(index, rank, hit) for rank, hit in enumerate(answer.hits, 1)]}
             for answer in answers
         ],
@@ -166,7 +197,7 @@ def draw_answers(index: SearchIndex, answers: Sequence[Answer], path: Path, font
     def picture(hit: Hit) -> Image.Image:
         file = index.picture(hit.row)
         if file is None:
-            raise UserError(f"{index.path}: does not know where its images are; build it with --images-root")
+            raise UserError(f"{index.path}: does not know where its images are; name their folder with --images-root")
         try:
             return load_image(file, near=THUMBNAIL)
         except ImageError:

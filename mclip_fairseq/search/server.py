@@ -39,7 +39,7 @@ from mclip_fairseq.search.limits import (
     load_upload,
     read_body,
 )
-from mclip_fairseq.search.query import Hit, check_query, search_images, search_texts
+from mclip_fairseq.search.query import Hit, check_query, search_images, search_texts, unknown_words
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import parse_json, shown
@@ -81,7 +81,7 @@ class Search:
 
     def forget(self) -> None:
         """Replace the caches: requests in progress still write to the old ones."""
-        self.answers: Cache[list[dict[str, Any]]] = Cache(CACHED_ANSWERS)
+        self.answers: Cache[tuple[list[dict[str, Any]], str]] = Cache(CACHED_ANSWERS)
         self.pictures: Cache[bytes] = Cache(CACHED_PICTURES, len)
 
     async def refresh(self) -> None:
@@ -101,10 +101,11 @@ class Search:
             self.index = changed
             self.forget()
 
-    def find_texts(self, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
-        """Images for each text, as the page shows them."""
+    def find_texts(self, texts: Sequence[str]) -> list[tuple[list[dict[str, Any]], str]]:
+        """Images for each text, as the page shows them, and what the model does not know of the text."""
         index = self.index
-        return [hits_as_json(index, hits) for hits in search_texts(index, self.model, texts, MAX_K, TEXT_BATCH)]
+        found = [hits_as_json(index, hits) for hits in search_texts(index, self.model, texts, MAX_K, TEXT_BATCH)]
+        return list(zip(found, unknown_words(self.model, texts), strict=True))
 
     def find_images(self, images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
         """Images for each image, as the page shows them."""
@@ -124,11 +125,12 @@ class Search:
         text, k = read_question(await read_body(request, MAX_TEXT_BODY))
         await self.refresh()
         answers = self.answers
-        hits = answers.get(text)
-        if hits is None:
-            hits = await self.texts(text)
-            answers.put(text, hits)
-        return JSONResponse({"results": hits[:k]})
+        answer = answers.get(text)
+        if answer is None:
+            answer = await self.texts(text)
+            answers.put(text, answer)
+        hits, warning = answer
+        return JSONResponse({"results": hits[:k]} | ({"warning": warning} if warning else {}))
 
     async def by_image(self, request: Request) -> Response:
         """An image file -> the nearest images."""

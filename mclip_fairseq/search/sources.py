@@ -26,18 +26,22 @@ PROJECTED_AT_ONCE = 4096
 Gallery = ImageGallery | FeatureGallery
 
 
-def describe_model(model: Any, paths: ModelPaths) -> dict[str, Any]:
-    """The model's entry in the manifest: what it is, and how it was loaded.
+def describe_model(model: Any) -> dict[str, Any]:
+    """The model's entry in the manifest: what it is, and not where it was loaded from.
 
     Args:
         model: with `name`, `dim`, `fingerprint` and `identity`.
-        paths: where it was loaded from; local ones are made absolute.
     """
-    load = {
+    return {"name": model.name, "fingerprint": model.fingerprint, "identity": model.identity}
+
+
+def absolute_paths(paths: ModelPaths) -> ModelPaths:
+    """Where a model was loaded from, with local paths made absolute."""
+    found = {
         name: os.path.abspath(value) if value and Path(value).exists() else value
         for name, value in asdict(paths).items()
     }
-    return {"name": model.name, "fingerprint": model.fingerprint, "identity": model.identity, "load": load}
+    return ModelPaths(**found)
 
 
 def is_feature_directory(path: Path) -> bool:

@@ -138,9 +138,7 @@ def test_copies_are_shown_once_on_request(mclip_search: Run, kind: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["build", "add"])
-def test_an_awkward_name_costs_one_of_the_skip_budget(
-    mclip_search: Run, capfd: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_an_awkward_name_costs_one_of_the_skip_budget(mclip_search: Run, command: str) -> None:
     if command == "add":
         mclip_search(*BUILD)
     shutil.copy("photos/red.png", os.fsencode("photos/caf") + b"\xe9.png")
