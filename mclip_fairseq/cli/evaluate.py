@@ -18,7 +18,9 @@ from mclip_fairseq.cli.evaluate_options import (
 from mclip_fairseq.cli.main import run_main
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
 
-LEAK = "Leak"  # how the scripts of preprocess/ begin a note on test data that were seen in training
+# How notes begin that are also warnings: of the scripts of preprocess/ on test data that were seen in training, and of
+# captions that name one image.
+WARNED = ("Leak", "One image")
 
 if TYPE_CHECKING:
     from mclip_fairseq.encoding.galleries import Gallery
@@ -41,7 +43,7 @@ def evaluate_models(options: argparse.Namespace, command: Sequence[str]) -> None
 
     check_different("models", options.name or ())
     benchmarks = open_benchmarks(options)
-    for note in dict.fromkeys(note for benchmark in benchmarks for note in benchmark.notes if note.startswith(LEAK)):
+    for note in dict.fromkeys(note for benchmark in benchmarks for note in benchmark.notes if note.startswith(WARNED)):
         print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
     settings = Settings(options.batch_size, options.protocol, options.gallery, options.captions_per_image)
     evaluate(candidates(options), benchmarks, settings, output_of(options, command))

@@ -20,6 +20,7 @@ from mclip_fairseq.storage.feature_files import is_usable_id
 from mclip_fairseq.storage.feature_writer import FeatureWriter
 from mclip_fairseq.storage.files import file_sha256, read_lines, shown, size_and_time
 from mclip_fairseq.storage.images import ImageError, load_image, resolve_images
+from mclip_fairseq.storage.texts import is_blank
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,8 @@ class CaptionSource:
         """Tokenize the captions with these numbers, batch by batch, in order."""
         for batch in numbers:
             rows = [(number + 1, *self.captions[number]) for number in batch]
-            texts = [caption for _, _, caption in rows if caption.strip()]
-            empty = [
-                (name, f"line {line}: the caption is empty") for line, name, caption in rows if not caption.strip()
-            ]
+            texts = [caption for _, _, caption in rows if not is_blank(caption)]
+            empty = [(name, f"line {line}: the caption is empty") for line, name, caption in rows if is_blank(caption)]
             yield InputBatch(len(batch), self.tokenize(texts) if texts else {}, empty)
 
     def encode(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -233,6 +232,9 @@ def read_caption_list(path: Path) -> list[tuple[str, str]]:
     first_line_of: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         name, tab, caption = line.partition("\t")
+        if "\t" in caption:
+            columns = line.count("\t") + 1
+            raise UserError(f"{path}, line {number}: has {columns} columns; keep the id and the caption only")
         if not (name.strip() and tab):
             raise UserError(f"{path}, line {number}: write it as 'id, tab, caption'")
         if not is_usable_id(name):

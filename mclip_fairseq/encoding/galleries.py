@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mclip_fairseq.encoding.captions import Captions
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import file_sha256, size_and_time
+from mclip_fairseq.storage.files import file_sha256, similar_name, size_and_time
 from mclip_fairseq.storage.folders import SUFFIXES
 from mclip_fairseq.storage.images import find_images
 from mclip_fairseq.storage.provenance import shareable
@@ -115,9 +115,12 @@ class IdIndex:
         missing = [line for line, row in enumerate(rows) if row is None]
         if missing:
             of_language, lines = (f" ({language})", "captions") if language else ("", "lines")
+            name = ids[missing[0]]
+            similar = similar_name(name, self.names) or similar_name(name, self._without_extension())
             raise UserError(
-                f"{file}, line {missing[0] + 1}: image {ids[missing[0]]!r}{of_language} is not in {self.place}; "
-                f"correct the ids, or add the images ({len(missing)} of {len(rows)} {lines} name an unknown one)"
+                f"{file}, line {missing[0] + 1}: image {name!r}{of_language} is not in {self.place}"
+                f"{similar and ', but ' + similar}; correct the ids, or add the images ({len(missing)} of {len(rows)} "
+                f"{lines} name an unknown one)"
             )
         return np.array(rows, dtype=np.int64)
 

@@ -30,6 +30,7 @@ from mclip_fairseq.search.places import KnownPlaces, remember
 from mclip_fairseq.search.settings import ImageSettings
 from mclip_fairseq.search.sources import Gallery, open_gallery
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import similar_name
 from mclip_fairseq.storage.images import check_max_pixels
 from mclip_fairseq.storage.provenance import provenance
 
@@ -302,8 +303,10 @@ def remove_images(folder: Path, names: Sequence[str], command: Sequence[str]) ->
         unknown = [name for name in names if name not in index.row_of]
         if unknown:
             first = ", ".join(map(repr, unknown[:3]))
+            similar = similar_name(unknown[0], index.row_of)
             raise UserError(
-                f"{folder}: {len(unknown)} of the {len(names)} ids are not in the index, such as {first}; nothing was "
+                f"{folder}: {len(unknown)} of the {len(names)} ids are not in the index, such as {first}"
+                f"{similar and ', but ' + similar}; nothing was "
                 "removed, so correct them and run the command again"
             )
         rows = {index.row_of[name] for name in names}

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import unicodedata
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +106,18 @@ def escaped(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # how Python keeps such a byte of a file name
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return repr(letter)[1:-1]
+
+
+def fold_name(name: str) -> str:
+    """A key that names share if they differ only in case or Unicode form (macOS writes é as e and an accent)."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def similar_name(name: str, names: Iterable[str]) -> str:
+    """For a message: that a name differs only in case or Unicode form from an existing one; empty if none does."""
+    wanted = fold_name(name)
+    similar = next((other for other in names if fold_name(other) == wanted), None)
+    return "" if similar is None else f"{similar!a} exists, which differs only in case or Unicode form"
 
 
 class FileIdentity(NamedTuple):
