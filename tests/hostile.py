@@ -54,12 +54,15 @@ CAPTIONS = {
     "blank": Caption("  \u3000\u00a0".encode(), "the caption is empty", "line 2: is empty; evaluation skips nothing"),
     "100,000 tokens": Caption(b"dog " * 100_000),
     "one word of 100,000 letters": Caption(b"a" * 100_000),
-    "control characters": Caption(b"\x00\x01\x07\x08\x0b\x1b[31m\x7f"),
+    "control characters": Caption(b"\x01\x07\x08\x0b\x1b[31m\x7f"),
+    "NUL": Caption(b"a\x00dog", None, "line 2: has a NUL character"),
     "invalid UTF-8": Caption(b"a \xff dog", "line 2: is not UTF-8 text", "line 2: is not UTF-8 text"),
     "a surrogate": Caption(b"\xed\xa0\x80", "line 2: is not UTF-8 text", "line 2: is not UTF-8 text"),
     "overlong UTF-8": Caption(b"\xc0\xaf", "line 2: is not UTF-8 text", "line 2: is not UTF-8 text"),
     "right-to-left marks": Caption("\u202eshalom\u200f \u05e9\u05dc\u05d5\u05dd\u202c".encode()),
-    "marks alone": Caption("\u200f\u200e\u200b\ufeff".encode()),
+    "marks alone": Caption(
+        "\u200f\u200e\u200b\ufeff".encode(), "the caption is empty", "line 2: is empty; evaluation skips nothing"
+    ),
     "emoji alone": Caption("🐕‍🦺🏳️‍🌈👩🏽‍🚀".encode()),
     "combining marks": Caption(("e" + "\u0301" * 500).encode()),
     "carriage return": Caption(b"a dog\r"),

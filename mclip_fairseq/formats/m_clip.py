@@ -110,7 +110,7 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
 
     images = DualEncoderTeacher.from_pretrained(teacher) if teacher else None
     text.requires_grad_(False).eval()
-    tower = PairTower(text, tokenize, int(tokenizer.pad_token_id), Path(source).name, images, dim)
+    tower = PairTower(text, tokenize, int(tokenizer.pad_token_id), Path(source).name, images, dim, tokenizer)
     tower.identity["text_encoder"]["architecture"] = ARCHITECTURE
     return tower
 

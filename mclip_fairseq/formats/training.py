@@ -16,6 +16,7 @@ from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.formats.towers import Tower, TrainedTower
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.models.freezing import IDENTITY, decode_identity
+from mclip_fairseq.models.settings import stored_image_settings
 from mclip_fairseq.models.stored_options import missing_options
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.registration import import_components
@@ -69,12 +70,17 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
         revision = None if teacher else options.teacher_revision or None
         return DualEncoderTeacher.from_pretrained(source, revision=revision)
 
+    def read_settings() -> Any:
+        source, revision = teacher or options.teacher, None if teacher else options.teacher_revision or None
+        return stored_image_settings(source, revision) if source else None
+
     return TrainedTower(
         module,
         tokenizer,
         name=f"{file.parent.name}/{file.stem}",
         languages=[lang for lang in languages if lang],
         load_teacher=load_teacher,
+        read_settings=read_settings,
     )
 
 
