@@ -1,8 +1,6 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
 import copy
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +15,11 @@ from tqdm import tqdm
 
 from mclip_fairseq.formats.saved import is_saved_directory
 from mclip_fairseq.models.freezing import state_hash
+from mclip_fairseq.models.settings import digest
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fingerprints import HALF, NO_IMAGE_TOWER
 from mclip_fairseq.storage.images import MAX_PIXELS, load_image, upright_rgb
+from mclip_fairseq.storage.texts import without_splitters
 
 if TYPE_CHECKING:
     from mclip_fairseq.formats.towers import Tower
@@ -138,13 +139,23 @@ class MultilingualCLIP:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything the features depend on: weights of both towers, tokens per text, numeric type."""
-        parameters = self.tower.module.state_dict()
-        weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in parameters.items()})
-        limit = self.tower.max_tokens
-        dtype = str(next(self.tower.module.parameters()).dtype)
-        facts = json.dumps([weights, self.identity, limit, dtype], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()
+        """What the vectors depend on, free of paths; compare two with `same_vectors`.
+
+        The first half stands for the text side and the projections: weights, heads and other structure, tokenizer,
+        longest text, numeric type. The second half stands for the image tower and its image processor; it is zeros
+        where these are not on this machine.
+        """
+        tower, named = self.tower, [*self.tower.module.named_parameters(), *self.tower.module.named_buffers()]
+        tied = getattr(tower.module, "tied_weights", {})
+        # Also the frozen weights that a checkpoint leaves out: its exported directory has the same fingerprint.
+        weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in named if name not in tied})
+        dtype = str(next(tower.module.parameters()).dtype)
+        # Names of directories are no part of an identity that has a hash.
+        parts = {part: value and (value.get("sha256") or value) for part, value in self.identity.items()}
+        text = digest([weights, parts.get("teacher"), tower.text_settings(), dtype])
+        settings = tower.image_settings()
+        image = digest([weights, parts.get("teacher"), settings, dtype]) if settings else NO_IMAGE_TOWER
+        return text[:HALF] + image[:HALF]
 
     @property
     def tokenizer(self) -> Any:
@@ -155,6 +166,13 @@ class MultilingualCLIP:
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """PIL images to (images, channels, height, width)."""
         return self.tower.transform
+
+    def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Per text, how many of its tokens the tokenizer knows, and how many it has.
+
+        A text of unknown tokens has a vector like any other, which says nothing about it.
+        """
+        return self.tower.count_known([without_splitters(text) for text in texts])
 
     def encode_text(
         self,
@@ -181,6 +199,7 @@ class MultilingualCLIP:
             return self.encode_tokens(texts, batch_size, normalize, show_progress_bar)
         texts = [texts] if isinstance(texts, str | bytes | None) else list(texts)
         check_texts(texts)
+        texts = [without_splitters(text) for text in texts]
         # Texts of similar length share a batch, so little padding is computed.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
 

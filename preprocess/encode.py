@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.texts import without_splitters
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -31,7 +32,7 @@ def encode_file(processor: "sentencepiece.SentencePieceProcessor", source: Path,
     """
     lines = 0
     # Other line breaks (U+2028 ...) would end the output line early, so all white space becomes one space.
-    texts = (" ".join(line.split()) for _, line in numbered_lines(source))
+    texts = (" ".join(without_splitters(line).split()) for _, line in numbered_lines(source))
     with written_whole(target) as writer, tqdm(desc=source.name, unit="line") as progress:
         while chunk := list(itertools.islice(texts, CHUNK)):
             for pieces in processor.encode(chunk, out_type=str):

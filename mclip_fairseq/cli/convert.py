@@ -13,6 +13,7 @@ EPILOG = """\
 examples:
   mclip-convert released mclip_plus_base.pt --xlmr xlmr.base --output mclip-plus
   mclip-convert encoder mte_mclip_plus.pt --xlmr xlmr.base --output mte-plus
+  mclip-convert m-clip M-CLIP/M-BERT-Distil-40 --head head.npz --output m-bert-distil-40
   mclip-convert altclip BAAI/AltCLIP --output altclip
   mclip-convert clip ViT-B-32.pt --trust --tokenizer openai/clip-vit-base-patch32 --output clip-b32
   mclip-convert mla finetune.bin.4 --acquirers le.bin.1 --vocabulary vocab.txt --bpe clip-tokenizer --output mla
@@ -49,6 +50,13 @@ def altclip(options: argparse.Namespace) -> None:
     from mclip_fairseq.export.conversions import convert_altclip
 
     convert_altclip(options.source, options.output)
+
+
+def m_clip(options: argparse.Namespace) -> None:
+    """A legacy M-CLIP, an encoder with a linear layer apart, to a directory in M-CLIP's later layout."""
+    from mclip_fairseq.formats.m_clip import write_legacy_m_clip
+
+    write_legacy_m_clip(options.encoder, options.head, options.output)
 
 
 def translation(options: argparse.Namespace) -> None:
@@ -181,6 +189,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     from_altclip = command("altclip", altclip)
     from_altclip.add_argument("source", help="Hub name or transformers directory")
+    from_m_clip = command("m-clip", m_clip)
+    from_m_clip.add_argument("encoder", help="Hub name or transformers directory of the encoder, with its tokenizer")
+    from_m_clip.add_argument(
+        "--head",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".npz or .safetensors with W (encoder columns, dimensions) and b; a pickle is never read",
+    )
     to_fairseq = command("xlmr-to-fairseq", xlmr_to_fairseq)
     to_fairseq.add_argument("source", help="Hub name or transformers directory")
     to_fairseq.add_argument("--revision", default="", help="branch, tag or commit on the Hub")

@@ -153,6 +153,8 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     add("--ids", nargs="+", default=[], metavar="[LANG=]FILE", help=ids)
     add("--features", type=_path, nargs="+", default=[], metavar="DIR", help="feature directories of mclip-features")
     add("--images", type=_path, metavar="PATH", help="folder of pictures, or a list of paths")
+    hidden = "of the folder --images, also take hidden images, and those of recycle bins and thumbnail folders"
+    add("--hidden", action="store_true", help=hidden)
     roots = f"image folder: one for all benchmarks, or one per benchmark ({NOTHING} = none)"
     with_features = "with --features, where the original images are"
     add("--images-root", nargs="+", type=_path, metavar="DIR", help=f"{roots}; {with_features}")

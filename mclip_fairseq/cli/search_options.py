@@ -35,7 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
 
     _build_options(command("build", "build an index of images or image features, or continue an interrupted build"))
-    _add_options(command("add", "add the images that are not in an index yet"))
+    _add_options(command("add", "add new images to an index, and encode images again that have changed"))
+    _sync_options(command("sync", "like add, and also remove the images whose files are gone from the folder"))
     _remove_options(command("remove", "remove images from an index by their ids"))
     _query_options(command("query", "find images by texts in any language, or by an image"))
     _serve_options(command("serve", "search an index on a web page"))
@@ -60,6 +61,8 @@ def _source_options(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=count, default=workers, metavar="N", help=f"processes that decode (default {workers})")
     _pixel_option(parser)
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable images")
+    hidden = "also take hidden images, and those of recycle bins and thumbnail folders"
+    add("--hidden", action="store_true", help=hidden)
 
 
 def _pixel_option(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +92,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     _source_options(parser)
     _model_options(parser, required=False)
     add = parser.add_argument
-    add("--replace", action="store_true", help="encode images again whose id is already in the index")
+    again = "encode images again whose id is already in the index, changed or not"
+    add("--replace", action="store_true", help=again)
+    _moved_option(parser, "--moved")
+
+
+def _sync_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
+    _source_options(parser)
+    _model_options(parser, required=False)
     _moved_option(parser, "--moved")
 
 
@@ -124,6 +135,7 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     add("--target", metavar="ID", help=target)
     add("-k", "--top", dest="k", type=positive, default=10, metavar="K", help="number of images (default 10)")
     _rerank_option(parser)
+    add("--unique", action="store_true", help="show images with equal vectors, such as copies, once, with their number")
     add("--json", action="store_true", help="print JSON")
     add("--show", type=Path, metavar="PNG", help="draw the images to a file")
     add("--font", type=Path, action="append", default=[], metavar="FILE", help="font for --show; repeatable")

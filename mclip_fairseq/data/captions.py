@@ -88,7 +88,9 @@ class CaptionDataset:
         return own if self.pixels is None else own | set(self.pixels.names)
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the images change with the epoch, where they are augmented."""
+        """Let the columns and images change with the epoch, where anything of them is drawn."""
+        for column in self.columns:
+            column.set_epoch(epoch)
         if self.pixels is not None:
             self.pixels.set_epoch(epoch)
 

@@ -45,6 +45,9 @@ class Column(ABC):
     def batch(self, rows: Rows) -> Mapping[str, Tensor | str]:
         """The entries of these rows, built without a loop over them."""
 
+    def set_epoch(self, epoch: int) -> None:  # noqa: B027 (most columns are the same in every epoch)
+        """Change with the epoch, where anything is drawn."""
+
 
 class TokenColumn(Column):
     """Token ids of the captions."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from mclip_fairseq.encoding.galleries import Encoder, reader_of
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, first_line
+from mclip_fairseq.storage.fingerprints import text_side
 
 
 class CachedEncoder:
@@ -56,7 +57,8 @@ class CachedEncoder:
     def _cached(
         self, kind: str, normalize: bool, rows: int, contents: Iterable[bytes], compute: Callable[[], Tensor]
     ) -> Tensor:
-        digest = hashlib.sha256(f"{self.fingerprint} {kind} {normalize}".encode())
+        side = text_side(self.fingerprint) if kind == "text" else self.fingerprint
+        digest = hashlib.sha256(f"{side} {kind} {normalize}".encode())
         for content in contents:
             # With its length in front, so that "ab", "c" and "a", "bc" differ.
             digest.update(len(content).to_bytes(8, "little") + content)

@@ -14,7 +14,7 @@ from typing import Any
 from mclip_fairseq.evaluation.benchmarks.base import Benchmark
 from mclip_fairseq.evaluation.benchmarks.retrieval import Encoded, RetrievalBenchmark
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
-from mclip_fairseq.evaluation.published import format_published, published_beside
+from mclip_fairseq.evaluation.published import format_published, missing_from_published, published_beside
 from mclip_fairseq.evaluation.reports.comparison import format_comparison
 from mclip_fairseq.evaluation.reports.examples import examples_of
 from mclip_fairseq.evaluation.reports.pages import write_comparison
@@ -127,7 +127,7 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
             print(f"{candidate.name}, {benchmark.name}: {folder}/report.json is up to date")
             return earlier | {"name": candidate.name}
     start = time.monotonic()
-    encoded, choices = None, {}
+    encoded, choices, notes = None, {}, list(benchmark.notes)
     if isinstance(benchmark, RetrievalBenchmark):
         encoded = benchmark.encode_all(candidate.model, settings)
         measured = benchmark.measure(encoded, settings)
@@ -136,6 +136,11 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
             "gallery": encoded.gallery.describe() | {"searched": len(encoded.used)},
         }
         choices = {name: value for name, value in choices_of(settings).items() if name != "batch_size"}
+        partial = missing_from_published(benchmark.name, benchmark.counts())
+        if partial:
+            choices["partial"] = partial
+            lacking = "; ".join(f"{language} has {what}" for language, what in partial.items())
+            notes.append(f"A part of the published set, not comparable with published numbers: {lacking}.")
     else:
         measured = benchmark.evaluate(candidate.model, settings)
     report: Report = {
@@ -148,7 +153,7 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
         **choices,
         "data": described,
         **measured,
-        "notes": list(benchmark.notes),
+        "notes": notes,
         "seconds": round(time.monotonic() - start, 1),
         "key": key,
     }

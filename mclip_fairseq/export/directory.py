@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mclip_fairseq.export.onnx import RecallData, export_onnx
 from mclip_fairseq.formats.directory import TEACHER, VERSION, WEIGHTS
 from mclip_fairseq.formats.saved import CONFIG, FORMAT
-from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.formats.towers import NOT_STORED, TrainedTower
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, write_json
@@ -25,17 +25,6 @@ SENTENCE_TRANSFORMERS_MODULE = {
     "path": "",
     "type": "mclip_fairseq.formats.sentence_transformers.MCLIPModule",
 }
-# Options that name files of the machine that trained, or what only training uses.
-NOT_STORED = (
-    "text_encoder",
-    "text_tokenizer",
-    "image_encoder",
-    "teacher",
-    "teacher_revision",
-    "save_frozen",
-    "_name",
-    "_parent",
-)
 
 
 def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> None:

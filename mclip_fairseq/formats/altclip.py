@@ -112,7 +112,7 @@ def altclip_model(tower: TrainedTower) -> Any:
             f"{tower.name}: is not an AltCLIP; --format altclip takes a model altclip with --pooling first and "
             "--student-head norm_linear"
         )
-    encoder = to_transformers(module.text_encoder)
+    encoder = to_transformers(module.plain_encoder)
     text_config = {name: value for name, value in encoder.config.to_dict().items() if name in TEXT_SETTINGS}
     vision_config, vision = _vision(tower)
     text = {f"{TEXT}{name}": tensor for name, tensor in encoder.state_dict().items() if name.startswith("roberta.")}

@@ -10,6 +10,7 @@ Nothing in it is a pickle, and no path leads out of it.
 """
 
 import importlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mclip_fairseq.formats.saved import CONFIG, REMEDY, read_config
 from mclip_fairseq.formats.towers import Tower, TrainedTower
 from mclip_fairseq.formats.training import build_module, dual_encoder_class, stored_options
 from mclip_fairseq.models.freezing import IDENTITY, encode_identity
+from mclip_fairseq.models.settings import stored_image_settings
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
@@ -72,6 +74,7 @@ def load_directory(path: Path) -> TrainedTower:
         )
     kind = dual_encoder_class(config["architecture"], place)
     options = stored_options(kind, config["model"], place)
+    # All weights are in this directory, also those that a training checkpoint leaves to the archive.
     options.text_encoder, options.save_frozen = "", True
     weights = _read_weights(path / WEIGHTS)
     for name, source in kind.tied_weights.items():
@@ -92,7 +95,8 @@ def load_directory(path: Path) -> TrainedTower:
             )
         return teacher
 
-    return TrainedTower(module, tokenizer, path.resolve().name, config["languages"], load_teacher)
+    read_settings = partial(stored_image_settings, path / TEACHER)
+    return TrainedTower(module, tokenizer, path.resolve().name, config["languages"], load_teacher, read_settings)
 
 
 def check_files(path: Path, hashes: dict[str, Any]) -> None:

@@ -4,9 +4,12 @@
 `transformer.` and `LinearTransformation.`. The image tower is published elsewhere: OpenAI's or open_clip's CLIP.
 """
 
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -107,7 +110,7 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
 
     images = DualEncoderTeacher.from_pretrained(teacher) if teacher else None
     text.requires_grad_(False).eval()
-    tower = PairTower(text, tokenize, int(tokenizer.pad_token_id), Path(source).name, images, dim)
+    tower = PairTower(text, tokenize, int(tokenizer.pad_token_id), Path(source).name, images, dim, tokenizer)
     tower.identity["text_encoder"]["architecture"] = ARCHITECTURE
     return tower
 
@@ -160,7 +163,7 @@ def write_m_clip(tower: TrainedTower, output: Path) -> None:
             "--student-head linear"
         )
     check_order(tower.tokenizer)
-    encoder = to_transformers(module.text_encoder)
+    encoder = to_transformers(module.plain_encoder)
     config = encoder.config
     sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size)
     output.mkdir(parents=True, exist_ok=True)
@@ -184,3 +187,70 @@ def write_m_clip(tower: TrainedTower, output: Path) -> None:
     write_xlmr_tokenizer(tower.tokenizer, output)
     names = {"modelBase": base, "transformerDimensions": config.hidden_size, "numDims": module.dim}
     write_json(output / "config.json", {"model_type": "M-CLIP", **names})
+
+
+def write_legacy_m_clip(encoder: str, head: Path, output: Path) -> None:
+    """Write a legacy text encoder, whose linear layer was published apart, as M-CLIP's directory.
+
+    Args:
+        encoder: Hub name or directory of the base model, of any kind, with its tokenizer.
+        head: `.npz` or `.safetensors` with `W`, (width of the encoder, dim), and `b`, (dim,). The published file is a
+            pickle, which can run code, so it is not read here.
+        output: directory to make.
+
+    Raises:
+        UserError: a file cannot be read, or the two do not fit.
+    """
+    shield_torchaudio()
+    from transformers import AutoModel, AutoTokenizer
+
+    weight, bias = read_head(head)
+    model, info = load_with_transformers(
+        encoder,
+        "a text encoder",
+        lambda: AutoModel.from_pretrained(
+            encoder, dtype=torch.float32, weights_only=True, output_loading_info=True, trust_remote_code=False
+        ),
+    )
+    if missing := sorted(name for name in info["missing_keys"] if not is_unused(f"transformer.{name}")):
+        raise UserError(f"{encoder}: lacks {len(missing)} weights, such as {missing[0]}; give the published directory")
+    width = getattr(model.config, "hidden_size", None)
+    if weight.shape[0] != width or bias.shape != weight.shape[1:]:
+        raise UserError(
+            f"{head}: has W {tuple(weight.shape)} and b {tuple(bias.shape)}, but the encoder has {width} columns; give "
+            "the head that was published with it"
+        )
+    tokenizer = load_with_transformers(
+        encoder, "a tokenizer", lambda: AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output / "base")
+    weights = {f"transformer.{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    weights |= {"LinearTransformation.weight": weight.T.contiguous(), "LinearTransformation.bias": bias}
+    torch.save(weights, output / WEIGHTS)
+    tokenizer.save_pretrained(output)
+    names = {"modelBase": "base", "transformerDimensions": width, "numDims": len(bias)}
+    write_json(output / "config.json", {"model_type": "M-CLIP", **names})
+
+
+def read_head(file: Path) -> tuple[Tensor, Tensor]:
+    """The arrays `W` and `b` of a `.npz` or `.safetensors` file, as float32.
+
+    Raises:
+        UserError: it cannot be read, or has other arrays.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        # Neither reader unpickles.
+        stored = load_file(file) if file.suffix == ".safetensors" else np.load(file, allow_pickle=False)
+        names = [name for name in ("W", "b") if isinstance(stored, Mapping) and name in stored]
+        arrays = {name: torch.as_tensor(stored[name]) for name in names}
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        reason = first_line(error)
+        raise UserError(f"{file}: cannot be read as .npz or .safetensors: {reason}; write W and b again") from error
+    weight, bias = arrays.get("W"), arrays.get("b")
+    if weight is None or bias is None or weight.ndim != 2 or bias.ndim != 1:
+        raise UserError(f"{file}: holds no matrix W and vector b; write the published pickle's two arrays into it")
+    return weight.float(), bias.float()

@@ -22,10 +22,12 @@ from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.formats.openai_clip import Preprocessing, image_processor, pixels_along_an_edge, to_clip_model
 from mclip_fairseq.formats.openai_names import to_openai
 from mclip_fairseq.formats.saved import CONFIG, REMEDY, read_config
+from mclip_fairseq.formats.towers import count_known_by, option_settings
 from mclip_fairseq.models.freezing import IDENTITY, encode_identity
 from mclip_fairseq.models.mla import MLAModel
 from mclip_fairseq.models.mla_options import ENGLISH, MLAModelConfig
 from mclip_fairseq.models.mla_parts import WEIGHTS, read_base
+from mclip_fairseq.models.settings import structure_settings, tokenizer_settings, transform_settings
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
@@ -264,6 +266,25 @@ class MLATower:
                 "tokenise with this model's tokenizer"
             )
         return {"tokens": tokens}
+
+    def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Per text, how many of its pieces the tokenizer knows, and how many it has."""
+        return count_known_by(self.tokenizer.tokenizer, self.tokenizer(list(texts)))
+
+    def text_settings(self) -> Any:
+        """Structure, options, tokenizers, and the language of a view."""
+        tokenizers = {path: own and tokenizer_settings(own.tokenizer) for path, own in self.tokenizers.items()}
+        return [
+            structure_settings(self.module),
+            option_settings(self.module),
+            tokenizers,
+            self.max_tokens,
+            self.language,
+        ]
+
+    def image_settings(self) -> Any:
+        """CLIP's image processor; its weights are among those of the module."""
+        return transform_settings(self.module.image_transform)
 
     def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(texts, dim), L2-normalised."""

@@ -13,6 +13,7 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
+from mclip_fairseq.models.adapters import ADAPTERS
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.dual_encoder import Columns, ImageTransform
 from mclip_fairseq.models.pooling import POOLING
@@ -74,6 +75,9 @@ class AltCLIPModelConfig(TeacherLearningModelConfig):
         metadata={"help": "train the projections of texts and, from pixels or features of space pooled, of images"},
     )
     train_scale: bool = field(default=False, metadata={"help": "train the factor of the cosine"})
+    train_word_head: bool = field(
+        default=False, metadata={"help": "train the output layer for words too, with --masked-word-weight"}
+    )
     vision_tower: str = field(default="", metadata={"help": "set by --train-vision: sizes and image processor as JSON"})
 
 
@@ -94,10 +98,13 @@ class AltCLIPModel(TeacherLearningModel):
 
     columns = Columns(
         required=(("text_tokens", "text_states"),),
-        optional=("text_padding", "image_features", "pixel_values", "teacher_text"),
+        optional=(
+            *("text_padding", "image_features", "pixel_values", "teacher_text"),
+            *("masked_tokens", "masked_labels"),
+        ),
     )
     citation = CITATION
-    size_groups = ((ENCODER, StudentModel.text_encoder_prefix), (WIDTHS, ""))
+    size_groups = ((ENCODER, StudentModel.text_encoder_prefix), (WIDTHS, ""), (ADAPTERS, ""))
 
     def __init__(
         self,
@@ -122,6 +129,8 @@ class AltCLIPModel(TeacherLearningModel):
             if part is not None:
                 part.requires_grad_(cfg.train_projections)
         self.logit_scale.requires_grad_(cfg.train_scale)
+        if cfg.train_word_head:
+            text_encoder.encoder.lm_head.requires_grad_(True)
 
     @classmethod
     def fit_to_stores(cls, cfg: Any, images: FeatureStore | None, texts: FeatureStore | None) -> None:
@@ -227,10 +236,11 @@ class AltCLIPModel(TeacherLearningModel):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, model_cfg: Any = None, args: Any = None
     ) -> Any:
-        """Load a checkpoint; the image side that a text stage did not have stays the teacher's."""
+        """Load a checkpoint; the image side and the adapters that an earlier stage did not have stay as they are."""
         own = nn.Module.state_dict(self)
-        image_side = {name: own[name] for name in own if name.startswith(("visual_projection.", "vision."))}
-        return super().load_state_dict({**image_side, **state_dict}, strict, model_cfg, args)
+        new = ("visual_projection.", "vision.", "text_encoder.adapters.")
+        kept = {name: own[name] for name in own if name.startswith(new)}
+        return super().load_state_dict({**kept, **state_dict}, strict, model_cfg, args)
 
     def encode_text(
         self, tokens: Tensor | None = None, states: Tensor | None = None, padding: Tensor | None = None
@@ -261,6 +271,22 @@ class AltCLIPModel(TeacherLearningModel):
             features = self.visual_projection(features)
         return F.normalize(features, dim=1)
 
+    def word_logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Scores of all words at some positions: XLM-R's output layer on the head's normalised states, as published.
+
+        Args:
+            tokens: (batch, length) ids.
+            positions: (batch, length) bool.
+
+        Returns:
+            (n, entries).
+        """
+        states = self.text_encoder(tokens)[positions]
+        head: Any = self.projection
+        normalised = head.norm(states) if str(self.cfg.student_head) == "norm_linear" else states
+        scores: Tensor = self.text_encoder.encoder.lm_head(normalised)
+        return scores
+
     def forward(
         self,
         text_tokens: Tensor | None = None,
@@ -269,6 +295,8 @@ class AltCLIPModel(TeacherLearningModel):
         image_features: Tensor | None = None,
         pixel_values: Tensor | None = None,
         teacher_text: Tensor | None = None,
+        masked_tokens: Tensor | None = None,
+        masked_labels: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """What both stages compare.
 
@@ -279,13 +307,20 @@ class AltCLIPModel(TeacherLearningModel):
             image_features: (batch, feature dim); or
             pixel_values: (batch, channels, height, width); or neither.
             teacher_text: (batch, pooled dim) targets of the first stage.
+            masked_tokens: (batch, length) ids with words hidden, and
+            masked_labels: (batch, length) those words, -100 elsewhere.
 
         Returns:
             `student` and `teacher_text`, (batch, pooled dim) as they are; `text` and `image`, (batch, dim),
-            L2-normalised; `scale`, 0-d; `distillation_scale`, see `TeacherLearningModel`. None where the input was.
+            L2-normalised; `scale`, 0-d; `distillation_scale`, see `TeacherLearningModel`; `words`, (n, entries) logits
+            of the hidden words, and `word_labels`, (n,). None where the input was.
         """
         student = self.student(text_tokens, text_states, text_padding)
         has_image = image_features is not None or pixel_values is not None
+        words, word_labels = None, None
+        if masked_tokens is not None and masked_labels is not None:
+            hidden = masked_labels.ge(0)
+            words, word_labels = self.word_logits(masked_tokens, hidden), masked_labels[hidden]
         return {
             "student": student,
             "text": F.normalize(self.text_projection(student), dim=1),
@@ -293,6 +328,8 @@ class AltCLIPModel(TeacherLearningModel):
             "teacher_text": teacher_text,
             "scale": self.scale,
             "distillation_scale": None if self.distillation_log_scale is None else self.distillation_log_scale.exp(),
+            "words": words,
+            "word_labels": word_labels,
         }
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.models.freezing import state_hash
+from mclip_fairseq.models.settings import image_side_settings, structure_settings, tokenizer_settings
 from mclip_fairseq.models.teacher_loading import load_dual_encoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
@@ -117,6 +118,17 @@ class DualEncoderTeacher(nn.Module):
     def train(self, mode: bool = True) -> DualEncoderTeacher:
         """Stay in eval mode, whatever mode the parent module is put in."""
         return super().train(False)
+
+    @property
+    def image_settings(self) -> dict[str, Any]:
+        """What image vectors depend on besides the weights."""
+        return image_side_settings(self.model.config, self.transform.processor)
+
+    @property
+    def text_settings(self) -> dict[str, Any]:
+        """What text vectors depend on besides the weights."""
+        tokenizer = tokenizer_settings(self.tokenizer)
+        return {"structure": structure_settings(self.model), "tokenizer": tokenizer, "limit": self.max_tokens}
 
     @property
     def logit_scale(self) -> float | None:

@@ -12,14 +12,16 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
+from mclip_fairseq.models.adapters import ADAPTERS, add_adapters
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.dual_encoder import Columns
 from mclip_fairseq.models.pooling import POOLING
 from mclip_fairseq.models.student import StudentModel
 from mclip_fairseq.models.student_heads import HEADS, student_head
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.text_options import StudentConfig
+from mclip_fairseq.models.text_options import StudentConfig, frozen_part
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.storage.errors import UserError
 
 # CLIP's training ends at this factor of the cosine (Radford et al. 2021, section 2.5).
 CLIP_SCALE = 100.0
@@ -44,6 +46,13 @@ class TeacherLearningModelConfig(StudentConfig):
         metadata={"help": "linear (M-CLIP), norm_linear: LayerNorm first (AltCLIP), tanh: two layers and a tanh"},
     )
 
+    adapter_dim: int = field(
+        default=0,
+        metadata={
+            "help": "train adapters of this width after each layer, and the head, while the text encoder is frozen; 0: "
+            "no adapters"
+        },
+    )
     distillation_scale_init: float = field(
         default=0.0,
         metadata={
@@ -65,6 +74,7 @@ class TeacherLearningModel(StudentModel):
         optional=("text_padding", "image_features", "pixel_values"),
     )
     citation = CITATION
+    size_groups = (*StudentModel.size_groups, (ADAPTERS, ""))
 
     def __init__(
         self,
@@ -74,6 +84,8 @@ class TeacherLearningModel(StudentModel):
         teacher_identity: Mapping[str, Any],
     ) -> None:
         super().__init__(cfg, text_encoder, teacher, teacher_identity)
+        if cfg.adapter_dim:
+            add_adapters(text_encoder, cfg.adapter_dim, trained=frozen_part(cfg) != "all")
         self.projection = student_head(str(cfg.student_head), text_encoder.dim, self.target_dim)
         # The logarithm, without an upper limit, as in AltCLIP's code.
         start = cfg.distillation_scale_init
@@ -88,6 +100,17 @@ class TeacherLearningModel(StudentModel):
     def text_head(self) -> nn.Module:
         """From a pooled state, (batch, text dim), to the joint space, (batch, dim), not normalised."""
         return self.projection
+
+    @property
+    def plain_encoder(self) -> XLMREncoder:
+        """The text encoder for other runtimes and layouts, which have no place for adapters.
+
+        Raises:
+            UserError: there are adapters.
+        """
+        if self.cfg.adapter_dim:
+            raise UserError("the model has adapters, which only --format directory without --onnx can hold")
+        return self.text_encoder
 
     @property
     def dim(self) -> int:
@@ -170,7 +193,7 @@ class TeacherLearningModel(StudentModel):
         """XLM-R, pooling and head, for other runtimes."""
         from mclip_fairseq.models.portable import PortableText
 
-        return PortableText(self.text_encoder, str(self.cfg.pooling), [], self.text_head)
+        return PortableText(self.plain_encoder, str(self.cfg.pooling), [], self.text_head)
 
 
 @register_model_architecture("teacher_learning", "teacher_learning_base")

@@ -112,6 +112,32 @@ def load_dual_encoder(name_or_path: str | Path, revision: str | None = None) -> 
     return DualEncoderFiles(model, processor, tokenizer, name, commit, source)
 
 
+def load_settings(name_or_path: str | Path, revision: str | None = None) -> tuple[Any, Any] | None:
+    """Configuration and image processor of a dual encoder, without its weights and without the network.
+
+    Args:
+        name_or_path: local directory, or Hub name whose files were downloaded before.
+        revision: branch, tag or commit of a Hub name.
+
+    Returns:
+        configuration and processor; None where they cannot be read here.
+    """
+    shield_torchaudio()
+    from transformers import AutoConfig, AutoImageProcessor
+
+    import mclip_fairseq.models.vision.clip_resnet  # noqa: F401  (registers its configuration)
+
+    named = str(name_or_path)
+    source = (packed_dual_encoder(named) if Path(named).is_dir() else None) or named
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    options |= {"trust_remote_code": False, "local_files_only": True}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        return config, AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+    except Exception:  # its loaders raise whatever missing or damaged files lead them to; loading the model says more
+        return None
+
+
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a Hub name or directory; None for an empty name.
 

@@ -40,7 +40,7 @@ from mclip_fairseq.search.limits import (
     load_upload,
     read_body,
 )
-from mclip_fairseq.search.query import Hit, check_query, search_images, search_texts
+from mclip_fairseq.search.query import Hit, check_query, search_images, search_texts, unknown_words
 from mclip_fairseq.search.reranking import Reranker
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
@@ -85,7 +85,7 @@ class Search:
 
     def forget(self) -> None:
         """Replace the caches: requests in progress still write to the old ones."""
-        self.answers: Cache[list[dict[str, Any]]] = Cache(CACHED_ANSWERS)
+        self.answers: Cache[tuple[list[dict[str, Any]], str]] = Cache(CACHED_ANSWERS)
         self.pictures: Cache[bytes] = Cache(CACHED_PICTURES, len)
 
     async def refresh(self) -> None:
@@ -105,13 +105,14 @@ class Search:
             self.index = changed
             self.forget()
 
-    def find_texts(self, questions: Sequence[tuple[str, str]]) -> list[list[dict[str, Any]]]:
-        """Images for each text and its language, as the page shows them."""
+    def find_texts(self, questions: Sequence[tuple[str, str]]) -> list[tuple[list[dict[str, Any]], str]]:
+        """Images for each text and its language, as the page shows them, and what the model does not know of it."""
         index, (texts, languages) = self.index, zip(*questions, strict=True)
         found = search_texts(index, self.model, texts, MAX_K, TEXT_BATCH, languages)
         if self.reranker is not None:
             found = self.reranker(index, texts, found)
-        return [hits_as_json(index, hits) for hits in found]
+        answers = [hits_as_json(index, hits) for hits in found]
+        return list(zip(answers, unknown_words(self.model, texts, languages), strict=True))
 
     def check_language(self, text: str, language: str) -> str:
         """The language in which a model with a text path per language reads a query; empty for other models.
@@ -150,11 +151,12 @@ class Search:
         await self.refresh()
         answers = self.answers
         key = f"{language}\n{text}"
-        hits = answers.get(key)
-        if hits is None:
-            hits = await self.texts((text, language))
-            answers.put(key, hits)
-        return JSONResponse({"results": hits[:k]})
+        answer = answers.get(key)
+        if answer is None:
+            answer = await self.texts((text, language))
+            answers.put(key, answer)
+        hits, warning = answer
+        return JSONResponse({"results": hits[:k]} | ({"warning": warning} if warning else {}))
 
     async def by_image(self, request: Request) -> Response:
         """An image file -> the nearest images."""
@@ -235,7 +237,11 @@ def media_type_of(request: Request) -> str:
 
 def hits_as_json(index: SearchIndex, hits: Sequence[Hit]) -> list[dict[str, Any]]:
     """Hits as the page shows them."""
-    return [{"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)} for hit in hits]
+    return [
+        {"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)}
+        | ({"missing": True} if index.is_missing(hit.row) else {})
+        for hit in hits
+    ]
 
 
 def as_jpeg(image: Image.Image, size: int) -> bytes:

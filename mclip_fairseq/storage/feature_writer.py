@@ -32,7 +32,11 @@ LABELS = {
     "inputs": "number of inputs",
     "inputs_sha256": "list of ids",
     "shard_rows": "number of rows per shard",
+    "inputs_content": "content of the inputs",
+    "model_settings": "configuration, image processor or tokenizer of the model",
 }
+# What an earlier version did not record.
+UNRECORDED = ("inputs_content", "model_settings")
 
 
 class FeatureWriter:
@@ -51,7 +55,8 @@ class FeatureWriter:
         preprocessing: description of what was done to the inputs.
         dtype: `float16` or `float32`.
         shard_rows: inputs per shard.
-        settings: anything else that must not change while the directory is written.
+        settings: anything else that must not change while the directory is written, or when it is written again:
+            `inputs_content` is a hash of the inputs, `model_settings` one of what the model does besides its weights.
         projection: for features of the space `pooled`, the model's way from there to the joint space.
 
     Raises:
@@ -115,6 +120,14 @@ class FeatureWriter:
             started = check_fields(plan, read_json(plan), {"settings": dict}, f"remove {self.path} and start again")
         new, old = self._flat(self.plan), self._flat(started)
         differing = [LABELS.get(name, name) for name, value in new.items() if old.get(name) != value]
+        if new.get("inputs_sha256") != old.get("inputs_sha256"):  # with other ids the content is another one anyway
+            differing = [name for name in differing if name != LABELS["inputs_content"]]
+        if differing and differing == [LABELS[name] for name in UNRECORDED if name not in old]:
+            raise UserError(
+                f"{self.path}: was made by an earlier version, which did not record the content of its inputs, so a "
+                "change of them would not be noticed; use the features as they are, or remove the directory and run "
+                "the command again"
+            )
         if differing:
             raise UserError(
                 f"{self.path}: was started with a different {' and '.join(differing)}; remove it, use another "

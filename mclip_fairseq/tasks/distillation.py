@@ -7,9 +7,12 @@ from typing import Any
 from fairseq.tasks import register_task
 
 from mclip_fairseq.data.alternation import AlternatingDataset
+from mclip_fairseq.data.captions import CaptionDataset
+from mclip_fairseq.data.hidden_words import HiddenWordColumn
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
+from mclip_fairseq.data.tokens import MASK, FlatTokens
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.tasks.captions import CaptionTask, CaptionTaskConfig
+from mclip_fairseq.tasks.captions import CaptionTask, CaptionTaskConfig, Ids
 
 
 @dataclass
@@ -23,6 +26,10 @@ class DistillationTaskConfig(CaptionTaskConfig):
             "otherwise --sampling-temperature mixes them",
             "data_position": True,
         },
+    )
+    hide_words: float = field(
+        default=0.0,
+        metadata={"help": "share of words that a copy of each caption hides, for --masked-word-weight (AltCLIP: 0.15)"},
     )
 
 
@@ -45,12 +52,24 @@ class DistillationTask(CaptionTask):
         """As `CaptionTask`.
 
         Raises:
-            UserError: one data directory should take turns with itself.
+            UserError: one data directory should take turns with itself, or the share of hidden words is out of range.
         """
         task: CaptionTask = super().setup_task(cfg, **kwargs)
+        if not 0 <= cfg.hide_words < 1:
+            raise UserError(f"--hide-words is {cfg.hide_words}; give a share from 0 to below 1")
         if cfg.alternate and len(task.dictionaries) < 2:
             raise UserError("--alternate needs two data directories or more, separated by colons")
         return task
+
+    def make_dataset(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids, training: bool) -> CaptionDataset:
+        """As `CaptionTask`, with hidden words if --hide-words asks for them; in validation always the same ones."""
+        dataset = super().make_dataset(tokens, image_ids, text_ids, training)
+        if self.cfg.hide_words:
+            dictionary = self.source_dictionary
+            mask, specials = dictionary.index(MASK), dictionary.nspecial
+            column = HiddenWordColumn(tokens, self.cfg.hide_words, mask, specials, self.cfg.seed, fixed=not training)
+            dataset.columns.append(column)
+        return dataset
 
     def sampled(self, parts: Mapping[str, Any], training: bool) -> TemperatureSampledDataset:
         """Mixed by temperature, or in strict turns."""

@@ -21,6 +21,7 @@ from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.features import write_features
 from mclip_fairseq.storage.images import load_image
+from tests.runs import train_on_ranks
 from tests.tiny_data import sentences
 from tests.tiny_models import tiny_clip_directory
 
@@ -59,7 +60,12 @@ def data(tiny_corpus: Path, teacher: Path, tmp_path_factory: pytest.TempPathFact
     write_features(
         folder / "pooled", ids, model.pooled_image(pixels).numpy(), projection=model.projection("image"), **options
     )
-    return {"captions": tiny_corpus / "captions", "tokenizer": tiny_corpus / "tokenizer", "features": folder}
+    return {
+        "captions": tiny_corpus / "captions",
+        "tokenizer": tiny_corpus / "tokenizer",
+        "features": folder,
+        "teacher": teacher,
+    }
 
 
 def options(data: dict[str, Path], folder: Path, task: str, *more: object) -> list[str]:
@@ -159,6 +165,19 @@ def test_the_assembly_is_bit_for_bit_that_of_the_fixture(fixture: Path, tmp_path
     assert all(torch.equal(written[name], clip[name]) for name in of_teacher)
 
 
+def test_portable_modules_are_the_model(trained: tuple[Path, str], teacher: Path) -> None:
+    """What ONNX is made from, and what a search index is built with."""
+    model = MultilingualCLIP.from_pretrained(trained[0], device="cpu", teacher=teacher)
+    tower: Any = model.tower
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        texts = tower.module.portable_text()(model.tokenizer(TEXTS))
+        images = tower.module.portable_image(tower.teacher)(pixels)
+        expected = tower.encode_pixels(pixels)
+    torch.testing.assert_close(texts, model.encode_text(TEXTS), rtol=0, atol=2e-5)
+    torch.testing.assert_close(images, expected)
+
+
 @pytest.mark.parametrize("side", ["joint", "pooled"])
 def test_the_second_stage_trains_what_its_options_say(
     side: str, trained: tuple[Path, str], data: dict[str, Path], run_train: Train, tmp_path: Path
@@ -173,6 +192,12 @@ def test_the_second_stage_trains_what_its_options_say(
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"text_projection.weight", "logit_scale"}
     assert ("visual_projection.weight" in after) == (side == "pooled")
+    model = MultilingualCLIP.from_pretrained(tmp_path / "checkpoint_last.pt", device="cpu", teacher=data["teacher"])
+    pixels = torch.rand(2, 3, 32, 32)
+    tower: Any = model.tower
+    with torch.no_grad():
+        images = tower.module.portable_image(tower.teacher)(pixels)
+        torch.testing.assert_close(images, tower.encode_pixels(pixels))
     if side == "pooled":
         own = np.load(data["features"] / "pooled" / "projection.npy")
         assert not np.array_equal(after["visual_projection.weight"].numpy(), own)
@@ -211,6 +236,49 @@ def test_the_image_tower_is_trained_on_pixels(
     assert export([*command, str(tmp_path / "directory")]) == 0
     again = MultilingualCLIP.from_pretrained(tmp_path / "directory", device="cpu")
     torch.testing.assert_close(again.encode_image([image]), model.encode_image([image]))
+
+
+SECOND = ("--train-projections", "--train-scale", "--contrast-direction", "released")
+
+
+def both_stages(data: dict[str, Path], folder: Path, *more: object) -> list[list[str]]:
+    """The command lines of both stages, all parts but the image tower trained in the second."""
+    teach = ("--contrastive-weight", "2", "--distillation-scale-init", "4.48", "--langs", "en", *more)
+    align = ("--image-features", data["features"] / "pooled", *SECOND, "--langs", "en", *more)
+    images = ("--image-features", data["features"] / "joint")
+    return [
+        options(data, folder / "teach", "distillation", *images, *teach),
+        options(data, folder / "align", "image_text", *align),
+    ]
+
+
+@pytest.mark.distributed
+def test_two_processes_equal_one(data: dict[str, Path], run_train: Train, tmp_path: Path) -> None:
+    """With an uneven last step, in both stages."""
+    common = [
+        *("--optimizer", "sgd", "--lr", "0.1", "--clip-norm", "0", "--max-epoch", "1", "--curriculum", "9"),
+        *("--required-batch-size-multiple", "1", "--disable-validation", "--log-interval", "1"),
+    ]
+    for arguments in both_stages(data, tmp_path / "one", *common, "--batch-size", "18"):
+        run_train(*arguments)
+    runs = both_stages(data, tmp_path / "two", *common, "--batch-size", "9")
+    for log in train_on_ranks(2, runs, tmp_path):
+        assert all(output.endswith("exit status 0\n") for output in log), log
+    for stage in ("teach", "align"):
+        one, two = (load_checkpoint(tmp_path / n / stage / "checkpoint_last.pt")["model"] for n in ("one", "two"))
+        compared = [name for name in one if one[name].is_floating_point() and one[name].numel()]
+        assert max(float((one[name] - two[name]).abs().max()) for name in compared) < 1e-5, stage
+
+
+def test_a_stopped_run_resumes_exactly(data: dict[str, Path], run_train: Train, tmp_path: Path) -> None:
+    for name, updates in (("whole", 7), ("parts", 3), ("parts", 7)):
+        for arguments in both_stages(data, tmp_path / name, "--max-update", updates, "--disable-validation"):
+            run_train(*arguments)
+    for stage in ("teach", "align"):
+        whole, parts = (
+            load_checkpoint(tmp_path / n / stage / "checkpoint_last.pt")["model"] for n in ("whole", "parts")
+        )
+        assert all(torch.equal(whole[name], parts[name]) for name in whole), stage
 
 
 def test_projected_text_features_are_refused(

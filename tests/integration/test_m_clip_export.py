@@ -1,6 +1,7 @@
 """M-CLIP: heads and pooling, directories as the authors save them, and a trained text encoder that goes out as one."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from mclip_fairseq import MultilingualCLIP
+from mclip_fairseq.cli.convert import main as convert
 from mclip_fairseq.cli.export import main as export
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.losses import distillation_loss
@@ -126,6 +129,47 @@ def test_other_heads_train_and_go_out(
         portable = module.portable_text()(trained.tokenizer(TEXTS))
     torch.testing.assert_close(portable, trained.encode_text(TEXTS), rtol=0, atol=2e-5)
     assert export([*command, str(tmp_path / "published"), "--format", "m-clip"]) == 2
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_a_legacy_head_is_joined_with_its_encoder(suffix: str, shared_dir: Path, tmp_path: Path) -> None:
+    fixture = shared_dir / "fixtures" / "altclip"
+    expected = np.load(fixture / "mclip_outputs.npz")
+    head = tmp_path / f"head.{suffix}"
+    if suffix == "npz":
+        np.savez(head, W=expected["legacy_W"], b=expected["legacy_b"])
+    else:
+        save_file({"W": torch.from_numpy(expected["legacy_W"]), "b": torch.from_numpy(expected["legacy_b"])}, head)
+    command = ["m-clip", str(fixture / "mclip_legacy_tiny"), "--head", str(head), "--output", str(tmp_path / "m")]
+    assert convert(command) == 0
+    model = MultilingualCLIP.from_pretrained(tmp_path / "m", device="cpu")
+    texts = [str(text) for text in expected["texts"]]
+    assert np.abs(model.encode_text(texts, normalize=False).numpy() - expected["legacy_embedding"]).max() < 2e-5
+
+
+def test_a_legacy_head_that_is_a_pickle_or_does_not_fit_is_refused(
+    shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trap = tmp_path / "ran"
+
+    class Trap:
+        """Runs when it is unpickled."""
+
+        def __reduce__(self) -> Any:
+            return Path.touch, (trap,)
+
+    encoder = str(shared_dir / "fixtures" / "altclip" / "mclip_legacy_tiny")
+    (tmp_path / "head.npz").write_bytes(pickle.dumps([Trap()]))
+    command = ["m-clip", encoder, "--output", str(tmp_path / "m"), "--head"]
+    assert convert([*command, str(tmp_path / "head.npz")]) == 2
+    assert "cannot be read as .npz or .safetensors" in capsys.readouterr().err
+    assert not trap.exists()
+    np.savez(tmp_path / "small.npz", W=np.zeros((3, 2), np.float32), b=np.zeros(2, np.float32))
+    assert convert([*command, str(tmp_path / "small.npz")]) == 2
+    assert "but the encoder has 40 columns" in capsys.readouterr().err
+    np.savez(tmp_path / "other.npz", V=np.zeros((3, 2)))
+    assert convert([*command, str(tmp_path / "other.npz")]) == 2
+    assert "holds no matrix W and vector b" in capsys.readouterr().err
 
 
 def test_heads_compute_what_they_say() -> None:

@@ -20,6 +20,8 @@ from mclip_fairseq.evaluation.benchmarks.settings import Settings
 from mclip_fairseq.evaluation.metrics.languages import evaluate_languages
 from mclip_fairseq.storage.errors import UserError
 
+ONE_IMAGE = "One image"  # how the note on such captions begins
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -75,10 +77,14 @@ class RetrievalBenchmark(Benchmark):
         self.captions = captions
         self.galleries = galleries
         self.folds = dict(folds or {})
-        self.notes = notes
+        self.notes: Sequence[str] = [*notes, *(note for each in captions for note in one_image_note(each, galleries))]
         for gallery in galleries:  # find unknown images now, before a model is loaded
             for language in captions:
                 gallery.index.rows(language)
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Language -> the number of images that its captions name, and of its captions."""
+        return {each.language: (len(set(each.ids)), len(each.texts)) for each in self.captions}
 
     def describe(self) -> dict[str, Any]:
         """Files and hashes of the captions of each language and of the galleries, and the folds."""
@@ -169,6 +175,18 @@ class RetrievalBenchmark(Benchmark):
         return sizes | evaluate_languages(
             encoded.text, encoded.image[inside], own, settings.protocol, encoded.captioned_only, folds=folds
         )
+
+
+def one_image_note(captions: Captions, galleries: Sequence[Gallery]) -> list[str]:
+    """A note where all captions of a language name one image, so that there is nothing to confuse it with."""
+    sizes = [len(gallery.index.names) for gallery in galleries]
+    if len(set(captions.ids)) > 1:
+        return []
+    beside = f" of the {max(sizes)}" if sizes and max(sizes) > 1 else ""
+    return [
+        f"{ONE_IMAGE}: the captions of {captions.language} name only {captions.ids[0]!r}{beside}; searched in the "
+        "images that captions name, every recall is 100 and says nothing."
+    ]
 
 
 def first_captions(captions: Captions) -> Captions:

@@ -12,7 +12,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields, has_type
 
 NAMES = {"name": str, "benchmark": str, "kind": str, "headline": str}
-CHOICES = {"protocol": str, "captions": str, "gallery": str}  # of retrieval
+CHOICES = {"protocol": str, "captions": str, "gallery": str, "partial": dict | None}  # of retrieval
 FOLDS = {"number": int, "images": int}
 
 

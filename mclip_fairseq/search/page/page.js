@@ -66,12 +66,14 @@ async function ask(question) {
   const start = performance.now();
   try {
     const answer = await fetch(question.url, { method: "POST", headers: question.headers, body: question.body });
-    const content = await answer.json();
-    if (!answer.ok) throw new Error(content.error);
+    // A server or a proxy that is too busy may answer with something else than JSON.
+    const content = await answer.json().catch(() => ({ error: "the server is too busy; try again in a moment" }));
+    if (!answer.ok || content.error) throw new Error(content.error);
     if (!next && question.valid()) {
       show(content.results);
       const seconds = ((performance.now() - start) / 1000).toFixed(2);
       setStatus(content.results.length ? `${content.results.length} images in ${seconds} s` : "no images");
+      if (content.warning) setStatus(content.warning, true);
     }
   } catch (error) {
     if (!next && question.valid()) setStatus(error instanceof TypeError ? "the server does not answer" : error.message, true);
