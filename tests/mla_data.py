@@ -88,7 +88,8 @@ def untrained_directory(folder: Path, photos: Path, corpus: Path) -> Path:
     from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
     from mclip_fairseq.export.mla import save_directory
     from mclip_fairseq.formats.mla import make_tower
-    from mclip_fairseq.models.mla import MLAModel, MLAModelConfig
+    from mclip_fairseq.models.mla import MLAModel
+    from mclip_fairseq.models.mla_options import MLAModelConfig
     from mclip_fairseq.models.teacher import DualEncoderTeacher
 
     tokenizer = PieceTokenizer.from_pretrained(corpus / "vocab.txt")

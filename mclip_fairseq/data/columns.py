@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +35,11 @@ class Column(ABC):
 
     Attributes:
         names: the entries of `net_input` that it fills.
+        options: entry that such a column can fill -> the option that gives it, for messages.
     """
 
     names: tuple[str, ...]
+    options: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def batch(self, rows: Rows) -> Mapping[str, Tensor | str]:
@@ -76,6 +79,7 @@ class StateColumn(Column):
     """Cached token states of the frozen text encoder, instead of token ids."""
 
     names = ("text_states", "text_padding")
+    options: ClassVar = dict.fromkeys(names, "--text-state-cache")
 
     def __init__(self, states: TokenStates) -> None:
         self.states = states
@@ -98,6 +102,8 @@ class FeatureColumn(Column):
         UserError: an id that the features do not have.
     """
 
+    options: ClassVar = {"image_features": "--image-features", "teacher_text": "--text-features"}
+
     def __init__(self, name: str, store: FeatureStore, ids: Sequence[str]) -> None:
         self.names = (name,)
         self.store = store
@@ -118,6 +124,7 @@ class PixelColumn:
     """
 
     names = ("pixel_values",)
+    options: ClassVar = {"pixel_values": "--image-root"}
 
     def __init__(self, ids: Sequence[str], pixels: Pixels) -> None:
         self.ids = np.asarray(ids)
@@ -129,3 +136,11 @@ class PixelColumn:
 
     def set_epoch(self, epoch: int) -> None:
         """Images look the same in every epoch, unless a subclass augments them."""
+
+
+def option_of(name: str) -> str:
+    """The option that gives a batch entry, for messages; every column names its own."""
+    options: dict[str, str] = dict(PixelColumn.options)
+    for kind in Column.__subclasses__():
+        options |= kind.options
+    return options.get(name, f"data with {name}")

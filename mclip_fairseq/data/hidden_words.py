@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ class HiddenWordColumn(Column):
     """
 
     names = ("masked_tokens", "masked_labels")
+    options: ClassVar = dict.fromkeys(names, "--hide-words")
 
     def __init__(
         self, tokens: FlatTokens, share: float, mask: int, specials: int, seed: int, fixed: bool = False

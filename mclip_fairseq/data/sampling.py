@@ -36,9 +36,9 @@ def temperature_sizes(sizes: Sequence[int], temperature: float) -> npt.NDArray[n
 
 def draw_rows(size: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Draw rows by whole passes and one partial pass, so that no row is seen twice before another is seen once."""
-    passes, rest = divmod(count, size)
+    passes, partial = divmod(count, size)
     whole = np.tile(np.arange(size), passes)
-    return np.concatenate([whole, rng.permutation(size)[:rest]])
+    return np.concatenate([whole, rng.permutation(size)[:partial]])
 
 
 class TemperatureSampledDataset(FairseqDataset):
@@ -156,9 +156,9 @@ class TemperatureSampledDataset(FairseqDataset):
             own = indices[part == number]
             batches.extend(super().batch_by_size(own, **limits))
             # fairseq drops a last batch that is not a multiple of --required-batch-size-multiple, also in evaluation.
-            rest = own[sum(len(batch) for batch in batches) - done :]
-            if len(rest):
-                batches.append(rest)
+            left = own[sum(len(batch) for batch in batches) - done :]
+            if len(left):
+                batches.append(left)
             done += len(own)
         return batches
 

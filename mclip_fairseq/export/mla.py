@@ -30,8 +30,9 @@ from mclip_fairseq.formats.mla import (
 from mclip_fairseq.formats.openai_clip import read_state_dict
 from mclip_fairseq.formats.saved import CONFIG, FORMAT
 from mclip_fairseq.formats.towers import Tower
-from mclip_fairseq.models.mla import ENGLISH, ImagePath
+from mclip_fairseq.models.mla_options import ENGLISH
 from mclip_fairseq.models.mla_parts import WEIGHTS
+from mclip_fairseq.models.mla_portable import ImagePath
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra

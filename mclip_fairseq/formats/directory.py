@@ -72,6 +72,7 @@ def load_directory(path: Path) -> TrainedTower:
         )
     kind = dual_encoder_class(config["architecture"], place)
     options = stored_options(kind, config["model"], place)
+    # All weights are in this directory, also those that a training checkpoint leaves to the archive.
     options.text_encoder, options.save_frozen = "", True
     weights = _read_weights(path / WEIGHTS)
     for name, source in kind.tied_weights.items():

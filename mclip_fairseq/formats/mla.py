@@ -23,7 +23,8 @@ from mclip_fairseq.formats.openai_clip import Preprocessing, image_processor, pi
 from mclip_fairseq.formats.openai_names import to_openai
 from mclip_fairseq.formats.saved import CONFIG, REMEDY, read_config
 from mclip_fairseq.models.freezing import IDENTITY, encode_identity
-from mclip_fairseq.models.mla import ENGLISH, MLAModel, MLAModelConfig
+from mclip_fairseq.models.mla import MLAModel
+from mclip_fairseq.models.mla_options import ENGLISH, MLAModelConfig
 from mclip_fairseq.models.mla_parts import WEIGHTS, read_base
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError

@@ -47,11 +47,13 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     kind = dual_encoder_class(stored.get("_name"), file)
     options = stored_options(kind, stored, file)
     check_fields(file, task, TASK_OPTIONS, "give another checkpoint")
+    # A model whose parts are not XLM-R beside a teacher has a reader of its own.
     if kind.format_module:
         reader = importlib.import_module(kind.format_module)
         own: Tower = reader.load_checkpoint(file, kind, options, task, state["model"], text_encoder, teacher)
         return own
     directory = find_text_encoder(file, text_encoder or options.text_encoder or options.text_tokenizer)
+    # Weights that the checkpoint holds need no archive; of the archive only the tokenizer is read then.
     kind.use_stored_weights(options)
     if options.text_encoder:
         options.text_encoder = str(directory)

@@ -4,14 +4,12 @@ import logging
 import re
 from argparse import Namespace
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
@@ -19,6 +17,7 @@ from mclip_fairseq.models.acquirers import block_states, make_acquirers, pool_fi
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
 from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, state_hash
+from mclip_fairseq.models.mla_options import ENGLISH, MLAModelConfig, check_options, split_names
 from mclip_fairseq.models.mla_parts import (
     covered_languages,
     end_token_of,
@@ -27,15 +26,14 @@ from mclip_fairseq.models.mla_parts import (
     text_tower,
     word_embeddings,
 )
+from mclip_fairseq.models.mla_portable import TextPath
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import same_teacher
 
 logger = logging.getLogger(__name__)
-ENGLISH = "en"
 # The released code's factor of the cosine in all stages; CLIP's own training ends there.
 SCALE = 100.0
-PARTS = ("acquirers", "embedding", "linear", "clip")
 QUERY_KEY_VALUE = re.compile(r"[qkv]_proj(?=\.(weight|bias)$)")
 CITATION = """@inproceedings{zhang-etal-2022-mla,
   title = {Generalizing Multimodal Pre-training into Multilingual via Language Acquisition},
@@ -43,57 +41,6 @@ CITATION = """@inproceedings{zhang-etal-2022-mla,
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2022},
 }"""
-
-
-@dataclass
-class MLAModelConfig(FairseqDataclass):
-    """CLIP, the languages it acquires, and what of them is trained."""
-
-    teacher: str = field(default="", metadata={"help": "CLIP as a transformers directory or Hub name"})
-    teacher_revision: str = field(default="", metadata={"help": "branch, tag or commit of CLIP on the Hub"})
-    acquirers: str = field(
-        default="", metadata={"help": "languages that the model acquires, separated by commas; English needs none"}
-    )
-    acquirer_dim: int = field(default=256, metadata={"help": "width inside an acquirer"})
-    embedding: str = field(
-        default="",
-        metadata={
-            "help": "transformers model whose word embeddings the shared table starts from, such as "
-            "bert-base-multilingual-cased; empty: random, or those of --base"
-        },
-    )
-    embedding_dim: int = field(default=768, metadata={"help": "width of a random table"})
-    embedding_rows: int = field(
-        default=0, metadata={"help": "rows of a random table; 0: as many as the data's dictionary has entries"}
-    )
-    end_token: int = field(
-        default=-1, metadata={"help": "id that ends a text of other languages; -1: that of the data's dictionary"}
-    )
-    base: str = field(
-        default="",
-        metadata={
-            "help": "mla checkpoint, or directory of mclip-convert mla, to start from: its table, linear map and "
-            "acquirers; languages it does not have start at random"
-        },
-    )
-    train_parts: str = field(
-        default="acquirers,embedding,linear",
-        metadata={"help": "what is trained, separated by commas: acquirers, embedding, linear, clip (both towers)"},
-    )
-    train_langs: str = field(
-        default="", metadata={"help": "languages whose acquirers are trained, separated by commas (all)"}
-    )
-    drop_frozen: bool = field(
-        default=False,
-        metadata={
-            "help": "leave out of checkpoints what is frozen and comes from --base or --embedding, too: a checkpoint "
-            "of one added language then has about 12 MB, and needs that file to be loaded"
-        },
-    )
-    text_tokenizer: str = field(
-        default="",
-        metadata={"help": "directory of the tokenizer of all languages but English, for inference"},
-    )
 
 
 @register_model("mla", dataclass=MLAModelConfig)
@@ -390,39 +337,6 @@ class MLAModel(DualEncoder):
         return name.startswith("acquirers.") and name.split(".")[1] not in self.languages
 
 
-class TextPath(nn.Module):
-    """One language of an `mla`: ids to the rows of `encode_text`, for other runtimes.
-
-    Args:
-        model: the model.
-        language: one of its languages, or `en`.
-    """
-
-    def __init__(self, model: MLAModel, language: str) -> None:
-        super().__init__()
-        self.model, self.language = model, language
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """(batch, length) right-padded ids -> (batch, dim), L2-normalised."""
-        return self.model.encode_text(input_ids, self.language)
-
-
-class ImagePath(nn.Module):
-    """The image tower of an `mla` likewise.
-
-    Args:
-        model: the model.
-    """
-
-    def __init__(self, model: MLAModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(batch, channels, height, width) -> (batch, dim), L2-normalised."""
-        return self.model.encode_image(pixel_values)
-
-
 # Option -> the weights that show it, and in which dimension.
 SIZES = (
     ("embedding_rows", "embedding.weight", 0),
@@ -435,33 +349,6 @@ def last(items: Iterable[Tensor]) -> Tensor:
     """The last of some tensors, without keeping the others."""
     (item,) = deque(items, maxlen=1)
     return item
-
-
-def split_names(value: str) -> list[str]:
-    """The items of a comma-separated option."""
-    return [item.strip() for item in value.split(",") if item.strip()]
-
-
-def check_options(cfg: Any, languages: Sequence[str], trained: Sequence[str]) -> None:
-    """Refuse options that contradict each other.
-
-    Raises:
-        UserError: naming the option.
-    """
-    if not cfg.teacher:
-        raise UserError("--teacher is empty; give the CLIP that acquires languages")
-    if not languages or ENGLISH in languages or len(set(languages)) < len(languages):
-        raise UserError(
-            f"--acquirers is {cfg.acquirers!r}; name each language once, and not English, which takes CLIP's own path"
-        )
-    if unknown := [part for part in split_names(cfg.train_parts) if part not in PARTS]:
-        raise UserError(f"--train-parts: {unknown[0]} is not one of {', '.join(PARTS)}")
-    if unknown := [language for language in trained if language not in languages]:
-        raise UserError(f"--train-langs: {unknown[0]} is not among --acquirers {cfg.acquirers}")
-    if cfg.base and cfg.embedding:
-        raise UserError("--base and --embedding are both given; the shared table comes from one of them")
-    if cfg.drop_frozen and not (cfg.base or cfg.embedding):
-        raise UserError("--drop-frozen needs --base or --embedding, the file that holds what is left out")
 
 
 def check_unchanged(own: Mapping[str, Tensor], given: Mapping[str, Tensor], cfg: Any) -> None:

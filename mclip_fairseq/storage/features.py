@@ -79,6 +79,7 @@ class FeatureStore:
             for folder, manifest in zip(folders, manifests, strict=True)
         ]
         check_hashes({check.folder / name: check.expected[name] for check in checks for name in sorted(check.due)})
+        # Ids of millions of rows cost seconds: they are read now only if something has to be compared by id.
         ids = None
         if any(check.due for check in checks) or (verify and len(folders) > 1):
             ids = list(chain.from_iterable(map(read_ids, folders, manifests)))
@@ -98,7 +99,7 @@ class FeatureStore:
             ]
             check_finite(folders[0], ids, shards, due)
         for check in checks:
-            check.remember()
+            check.remember()  # only now, when every check has passed
         return cls(folders, manifests, ids, shards)
 
     def __reduce__(self) -> tuple[Any, ...]:

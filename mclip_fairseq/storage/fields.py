@@ -34,7 +34,8 @@ def check_fields(place: str | Path, value: Any, fields: Mapping[str, Kind], reme
         if name not in value and not has_type(None, kind):
             raise UserError(f"{place}: {name} is missing; {remedy}")
         if not has_type(value.get(name), kind):
-            raise UserError(f"{place}: {name} is a {type(value[name]).__name__}, not {kind_name(kind)}; {remedy}")
+            actual = "null" if value[name] is None else type(value[name]).__name__
+            raise UserError(f"{place}: {name} has the type {actual}, not {kind_name(kind)}; {remedy}")
     return value
 
 

@@ -25,30 +25,21 @@ from mclip_fairseq.data.columns import (
     PixelColumn,
     StateColumn,
     TokenColumn,
+    option_of,
 )
 from mclip_fairseq.data.pixels import PixelLoader
 from mclip_fairseq.data.states import cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.feature_files import same_teacher
-from mclip_fairseq.storage.features import FeatureStore
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
 from mclip_fairseq.storage.projection import Projection
+from mclip_fairseq.tasks.caption_files import caption_prefix, check_one_dictionary, check_same_teacher, open_features
 from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, model_class, split_list
 from mclip_fairseq.tasks.validation_retrieval import validation_recalls
 
 logger = logging.getLogger(__name__)
 Ids = list[str] | None
-# Where a batch column comes from, for messages.
-COLUMN_OPTIONS = {
-    "text_states": "--text-state-cache",
-    "image_features": "--image-features",
-    "pixel_values": "--image-root",
-    "teacher_text": "--text-features",
-    "masked_tokens": "--hide-words",
-    "masked_labels": "--hide-words",
-}
 
 
 @dataclass
@@ -263,7 +254,7 @@ class CaptionTask(SampledTask):
             missing = [group for group in (*columns.required, *self.needed) if not part.names & set(group)]
             if missing:
                 wanted = " or ".join(missing[0])
-                options = " or ".join(COLUMN_OPTIONS[column] for column in missing[0] if column in COLUMN_OPTIONS)
+                options = " or ".join(option_of(column) for column in missing[0])
                 raise UserError(
                     f"{split} {name}: the model needs {wanted} for every caption; give {options}, and the ids in "
                     f"{split}.{name.split(':')[0]}.ids"
@@ -271,7 +262,7 @@ class CaptionTask(SampledTask):
             unread = sorted(part.names - columns.all)
             if unread:
                 raise UserError(
-                    f"{split} {name}: the model does not read {unread[0]}; leave out {COLUMN_OPTIONS[unread[0]]}"
+                    f"{split} {name}: the model does not read {unread[0]}; leave out {option_of(unread[0])}"
                 )
 
     def load_captions(self, number: int, directory: Path, split: str, lang: str, training: bool) -> CaptionDataset:
@@ -395,49 +386,3 @@ class CaptionTask(SampledTask):
         if self.validating:
             for name, value in self.recalls.items():
                 metrics.log_scalar(name, value, round=2)
-
-
-def caption_prefix(directory: str | Path, split: str, lang: str) -> str:
-    """Where fairseq-preprocess --only-source puts a language."""
-    return f"{directory}/{split}.{lang}-None.{lang}"
-
-
-def check_one_dictionary(directories: Sequence[str], dictionaries: Sequence[Dictionary]) -> None:
-    """Refuse data directories of one text encoder that were made with different dictionaries.
-
-    Raises:
-        UserError: naming both directories.
-    """
-    for directory, dictionary in zip(directories, dictionaries, strict=True):
-        if dictionary.symbols != dictionaries[0].symbols:
-            raise UserError(
-                f"{directory}: its dictionary differs from that of {directories[0]}; binarise both with the text "
-                "encoder's dict.txt"
-            )
-
-
-def open_features(paths: str, modality: str) -> FeatureStore | None:
-    """Open and verify the feature directories of a colon-separated option.
-
-    Raises:
-        UserError: they are damaged, or of the other modality.
-    """
-    if not paths:
-        return None
-    store = FeatureStore.open_all(utils.split_paths(paths))
-    if store.manifest["modality"] != modality:
-        raise UserError(
-            f"{store.paths[0]}: holds {store.manifest['modality']} features; --{modality}-features needs those of "
-            f"{modality}s"
-        )
-    return store
-
-
-def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:
-    """Refuse image and text features of two teachers; the model compares their widths and spaces."""
-    same_width = images.dim == texts.dim or "pooled" in (images.space, texts.space)
-    if not same_width or not same_teacher(images.identity, texts.identity):
-        raise UserError(
-            f"the image features are of {images.identity} ({images.dim} columns) and the text features of "
-            f"{texts.identity} ({texts.dim} columns); both must come from one teacher"
-        )

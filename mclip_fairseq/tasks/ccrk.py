@@ -19,7 +19,8 @@ from mclip_fairseq.data.masking import MaskedColumn, WordMasking
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.models.ccrk import CCRKModel
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.tasks.captions import CaptionTask, CaptionTaskConfig, Ids, caption_prefix
+from mclip_fairseq.tasks.caption_files import caption_prefix
+from mclip_fairseq.tasks.captions import CaptionTask, CaptionTaskConfig, Ids
 from mclip_fairseq.tasks.sampled import split_list
 
 logger = logging.getLogger(__name__)

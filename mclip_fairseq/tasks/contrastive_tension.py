@@ -17,7 +17,7 @@ from torch import Tensor
 from mclip_fairseq.data.sentence_groups import PAIRINGS, SentenceGroups
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.tasks.captions import caption_prefix, check_one_dictionary
+from mclip_fairseq.tasks.caption_files import caption_prefix, check_one_dictionary
 from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, split_list
 from mclip_fairseq.tasks.validation_similarity import SimilarityFile
 

@@ -69,6 +69,13 @@ class SampledTaskConfig(FairseqDataclass):
 class SampledTask(FairseqTask):
     """A task whose datasets are `TemperatureSampledDataset`s and whose losses look across ranks.
 
+    | batch entry | shape | meaning |
+    |---|---|---|
+    | `id` | (batch,) int64 | numbers of the samples, named where something is not finite |
+    | `part` | str | language or direction of the batch |
+    | `is_dummy` | bool | the batch only keeps the rank in step; absent means False |
+    | the others | | those of the dataset and the criterion |
+
     Attributes:
         model: the model built last, or None.
         skips: what training leaves out within --skip-budget.

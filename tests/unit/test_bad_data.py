@@ -29,7 +29,7 @@ from mclip_fairseq.inference import MultilingualCLIP, to_pil
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
-from mclip_fairseq.tasks.captions import check_same_teacher
+from mclip_fairseq.tasks.caption_files import check_same_teacher
 from tests import hostile, hostile_images
 from tests.tiny_models import tiny_clip_directory
 

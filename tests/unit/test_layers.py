@@ -26,7 +26,7 @@ ALLOWED = {
     "encoding": "storage",
     "evaluation": "encoding losses storage",
     "tasks": "criterions data evaluation models registration resilience storage",
-    "formats": "compat data export models registration storage",
+    "formats": "compat data models registration storage",
     "inference": "formats models storage",
     "export": "data encoding evaluation formats inference models registration storage",
     "search": "encoding evaluation storage",
@@ -36,8 +36,8 @@ ALLOWED = {
     "user_dir": "tasks",
     "__init__": "compat inference user_dir",
 }
-# Imports against that order: the module that sentence-transformers finds in formats/ also saves.
-UPWARDS = {("formats", "export")}
+# Imports against that order.
+UPWARDS: set[tuple[str, str]] = set()
 
 
 def imported(tree: ast.AST, names: set[str]) -> Iterator[str]:
