@@ -39,8 +39,9 @@ def run(options: argparse.Namespace) -> None:
 
     reports = [read_report(file) for file in options.report]
     tower = load_exportable(options.model, options.text_encoder, options.teacher)
-    write_model(tower, options.output, CardFacts(options.output.name, options.license, options.data, reports))
-    print(f"Written: {options.output}")
+    facts = CardFacts(options.output.name, options.license, options.data, reports)
+    written = write_model(tower, options.output, facts)
+    print(f"Written: {options.output}" if written else f"{options.output}: holds this model already")
     if options.onnx or options.int8:
         from mclip_fairseq.export.onnx import RecallData, export_onnx
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mclip_fairseq.export.card import CardFacts, model_card
 from mclip_fairseq.export.directory import save_directory
+from mclip_fairseq.formats.saved import is_saved_directory
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.storage.errors import UserError
@@ -31,8 +32,8 @@ def load_exportable(model: str, text_encoder: str = "", teacher: str = "") -> Tr
     return loaded.tower
 
 
-def write_model(tower: TrainedTower, output: Path, facts: CardFacts) -> None:
-    """Write the directory, with its card.
+def write_model(tower: TrainedTower, output: Path, facts: CardFacts) -> bool:
+    """Write the directory, with its card; returns False where the same one is there already.
 
     Args:
         tower: the model.
@@ -43,8 +44,22 @@ def write_model(tower: TrainedTower, output: Path, facts: CardFacts) -> None:
         UserError: a report is of a different model, or the directory is not empty; nothing is written then.
     """
     card = model_card(tower, facts)
-    save_directory(tower, output)
-    (output / "README.md").write_text(card, encoding="utf-8")
+    if is_written(tower, output, card):
+        return False
+    save_directory(tower, output, card=card)
+    return True
+
+
+def is_written(tower: TrainedTower, output: Path, card: str) -> bool:
+    """Whether a directory holds this model and this card."""
+    readme = output / "README.md"
+    if not (is_saved_directory(output) and readme.is_file() and readme.read_text(encoding="utf-8") == card):
+        return False
+    try:
+        stored = MultilingualCLIP.from_pretrained(output, device="cpu")
+    except UserError:  # damaged: not what would be written
+        return False
+    return stored.fingerprint == MultilingualCLIP(tower, device="cpu").fingerprint
 
 
 def upload(folder: Path, repository: str) -> str:
