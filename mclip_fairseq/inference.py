@@ -1,5 +1,6 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ class MultilingualCLIP:
         path_or_name: str | Path,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        language: str | None = None,
         *,
         text_encoder: str | Path | None = None,
         teacher: str | Path | None = None,
@@ -65,6 +67,7 @@ class MultilingualCLIP:
                 sentence-transformers.
             device: see the class.
             dtype: see the class.
+            language: of the texts, for a model that reads each in its own way; see `for_language`.
             text_encoder: where the text encoder's archive is now, if not where the training found it.
             teacher: where the teacher is now, likewise; for a text tower, the image tower it was trained for.
 
@@ -78,14 +81,36 @@ class MultilingualCLIP:
 
             tower = load_training_checkpoint(path, str(text_encoder or ""), str(teacher or ""))
         elif is_saved_directory(path):
-            from mclip_fairseq.formats.directory import load_directory
+            from mclip_fairseq.formats.directory import load_saved
 
-            tower = load_directory(path)
+            tower = load_saved(path)
         else:
             from mclip_fairseq.formats.peers import load_peer
 
             tower = load_peer(str(path_or_name), str(teacher or ""))
-        return cls(tower, device, dtype)
+        model = cls(tower, device, dtype)
+        return model if language is None else model.for_language(language)
+
+    def for_language(self, language: str) -> "MultilingualCLIP":
+        """The view that reads texts of one language, over the same weights.
+
+        Args:
+            language: a code such as `de`. A model that reads all languages in the same way takes any.
+
+        Raises:
+            UserError: a model with a text path per language does not have this one.
+        """
+        tower = self.tower.for_language(language)
+        if tower is self.tower:
+            return self
+        view = copy.copy(self)
+        view.tower = tower
+        return view
+
+    @property
+    def reads_any_language(self) -> bool:
+        """Whether texts can be encoded before `for_language` has named their language."""
+        return self.tower.reads_any_language
 
     @property
     def name(self) -> str:
@@ -257,6 +282,82 @@ class MultilingualCLIP:
             return self.tower.project(self.to_device(rows[numbers]))
 
         return self.run(list(range(len(rows))), encode, batch_size, normalize, False, "features")
+
+    @property
+    def can_match(self) -> bool:
+        """Whether the model can look at a text and an image together, as CCRK does to re-rank."""
+        return self.tower.matcher is not None
+
+    def match(
+        self,
+        texts: str | Sequence[str] | Tensor,
+        images: ImageInput | Sequence[ImageInput] | Tensor,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """How well each text matches the image of the same number.
+
+        Args:
+            texts: n texts, or (n, length) token ids.
+            images: n images, or (n, channels, height, width) floats that `transform` made.
+            batch_size: pairs at a time.
+
+        Returns:
+            (n,) float32 matching logits on the CPU; larger is better.
+
+        Raises:
+            UserError: the model compares features only, or the numbers of texts and images differ.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        items: Any = [images] if single else images
+        if len(texts) != len(items):
+            raise UserError(f"{len(texts)} texts and {len(items)} images; give one image for each text")
+        scores = [torch.zeros(0)]
+        for start in range(0, len(texts), batch_size):
+            rows = slice(start, start + batch_size)
+            text, padding = self.text_states(texts[rows])
+            scores.append(self.match_states(text, padding, self.image_states(items[rows])).float().cpu())
+        return torch.cat(scores)
+
+    @torch.inference_mode()
+    def text_states(self, texts: Sequence[str] | Tensor) -> tuple[Tensor, Tensor]:
+        """States of texts for `match_states`, in one batch on the model's device.
+
+        Args:
+            texts: n texts, or (n, length) token ids.
+
+        Returns:
+            (n, length, dim) and (n, length) bool, True at pads.
+        """
+        matcher = self._matcher()
+        if not isinstance(texts, Tensor):
+            check_texts(texts)
+        inputs = self.tower.model_input(texts) if isinstance(texts, Tensor) else self.tower.tokenize(texts)
+        return matcher.text_states(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+
+    @torch.inference_mode()
+    def image_states(self, images: Sequence[ImageInput] | Tensor) -> Tensor:
+        """(n, tokens, dim) states of images for `match_states`, in one batch on the model's device."""
+        matcher = self._matcher()
+        pixels = images
+        if not isinstance(images, Tensor):
+            pixels = self.transform([to_pil(image, self.max_pixels) for image in images])
+        assert isinstance(pixels, Tensor)
+        return matcher.image_states(self.to_device(pixels))
+
+    @torch.inference_mode()
+    def match_states(self, text: Tensor, padding: Tensor, image: Tensor) -> Tensor:
+        """(n,) matching logits from the states of both sides, on the model's device."""
+        states = self._matcher().match_states(self.to_device(text), padding.to(self.device), self.to_device(image))
+        return states[:, 1]
+
+    def _matcher(self) -> Any:
+        if self.tower.matcher is None:
+            raise UserError(
+                f"{self.name} compares features of texts and images and cannot look at both together; matching and "
+                "re-ranking need a model such as ccrk"
+            )
+        return self.tower.matcher
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """Move floats to the model's device and dtype."""

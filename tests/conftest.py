@@ -278,3 +278,11 @@ def photos(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import tiny_data
 
     return tiny_data.make_photos(tmp_path_factory.mktemp("photos"), tiny_corpus / "captions")
+
+
+@pytest.fixture(scope="session")
+def mla_corpus(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny corpus with a data directory per tokenizer, and CLIP's features of the English captions."""
+    from tests import mla_data
+
+    return mla_data.make_mla_corpus(tmp_path_factory.mktemp("mla"), photos)

@@ -45,7 +45,9 @@ def evaluate_models(options: argparse.Namespace, command: Sequence[str]) -> None
     benchmarks = open_benchmarks(options)
     for note in dict.fromkeys(note for benchmark in benchmarks for note in benchmark.notes if note.startswith(WARNED)):
         print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
-    settings = Settings(options.batch_size, options.protocol, options.gallery, options.captions_per_image)
+    settings = Settings(
+        options.batch_size, options.protocol, options.gallery, options.captions_per_image, options.rerank
+    )
     evaluate(candidates(options), benchmarks, settings, output_of(options, command))
 
 

@@ -88,6 +88,10 @@ def data_rules(options: argparse.Namespace) -> Rules:
             roots not in (0, 1, benchmarks or 1),
             f"--images-root: {roots} given for {benchmarks or 1} benchmarks; give one for all, or one each",
         ),
+        (
+            bool(options.rerank) and options.protocol != "strict",
+            "--rerank counts as the strict protocol does; leave out --protocol",
+        ),
         (options.published and not benchmarks, "--published compares benchmarks; name one"),
     ]
 
@@ -170,6 +174,8 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
     ):
         texts = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
         group.add_argument(option, choices=tuple(meanings), default=default, help=texts)
+    again = "also put the nearest K of every query in the order of the model's matching scores (ccrk; published: 128)"
+    group.add_argument("--rerank", type=_positive, default=0, metavar="K", help=again)
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

@@ -14,6 +14,7 @@ from mclip_fairseq.cli.options import count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import DTYPES
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels, find_images
+from mclip_fairseq.storage.projection import SPACES
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,9 @@ model have changed since, the command is refused: old and new rows are never mix
 output directory can share the work: give --machines 4 to all four, --machine 0 to the first, ... --machine 3 to the
 last. The one that finishes last writes the manifest.
 
-example:
+examples:
   mclip-features --model openai/clip-vit-base-patch32 --images photos --output features/image --dtype bfloat16
+  mclip-features --model openai/clip-vit-base-patch32 --captions en.tsv --space pooled --output features/text
 """
 
 
@@ -69,11 +71,13 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     images, skip_budget = listed_images(options) if options.images else ([], options.skip_budget)
     teacher = DualEncoderTeacher.from_pretrained(options.model, options.revision).to(device)
     source = open_source(options, teacher, captions, images)
+    projection = teacher.projection(source.modality) if options.space == "pooled" else None
+    dim = teacher.dim if projection is None else projection.weight.shape[1]
     writer = FeatureWriter(
         options.output,
         source.ids,
         teacher=teacher.identity,
-        dim=teacher.dim,
+        dim=dim,
         modality=source.modality,
         normalized=options.normalize,
         preprocessing=source.preprocessing,
@@ -84,6 +88,7 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
             "inputs_content": source.content,
             "model_settings": digest(teacher.text_settings if captions else teacher.image_settings),
         },
+        projection=projection,
     )
     settings = BulkSettings(
         options.batch_size,
@@ -98,7 +103,7 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
         missing = len(writer.pending())
         return f"{options.output}: {missing} of {writer.shards} shards are left to other machines"
     skipped = len(writer.skipped())
-    return f"{options.output}: {len(source.ids) - skipped} rows of {teacher.dim} columns, {skipped} skipped"
+    return f"{options.output}: {len(source.ids) - skipped} rows of {dim} columns, {skipped} skipped"
 
 
 def listed_images(options: argparse.Namespace) -> tuple[list[tuple[str, Path]], int | None]:
@@ -123,11 +128,14 @@ def open_source(
     from mclip_fairseq.encoding.bulk import CaptionSource, ImageSource
 
     if not captions:
+        encode_image = teacher.encoder("image", options.space)
         return ImageSource(
-            images, teacher.transform, teacher.encode_image, options.workers, options.max_pixels, options.hash_images
+            images, teacher.transform, encode_image, options.workers, options.max_pixels, options.hash_images
         )
     preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
-    return CaptionSource(captions, options.captions, teacher.tokenize, teacher.encode_text, preprocessing)
+    return CaptionSource(
+        captions, options.captions, teacher.tokenize, teacher.encoder("text", options.space), preprocessing
+    )
 
 
 def made_by(command: Sequence[str], device: torch.device) -> dict[str, object]:
@@ -184,6 +192,13 @@ def build_parser() -> argparse.ArgumentParser:
     hidden = "also take hidden images, and those of recycle bins and thumbnail folders"
     add("--hidden", action="store_true", help=hidden)
     add("--normalize", action="store_true", help="store L2-normalised features")
+    add(
+        "--space",
+        choices=SPACES,
+        default="joint",
+        help="joint (default): features whose cosines compare images and texts; pooled: the states before the model's "
+        "projection, which is stored beside them (for altclip)",
+    )
     add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=f"per image (default {MAX_PIXELS})")
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable inputs, listed in skipped.tsv")
     return parser

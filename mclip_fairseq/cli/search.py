@@ -181,7 +181,7 @@ class Question:
 
     Attributes:
         texts: checked texts, or the names of the images.
-        languages: of the texts, for `--languages`; otherwise empty.
+        languages: of the texts, where `--language` or `--languages` names them; otherwise empty.
         images: decoded images; empty for texts.
     """
 
@@ -198,8 +198,8 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
 
     index = SearchIndex.open(options.index, options.images_root)
     model = load_model_of(index, options)
-    answers = answer(index, model, question, options.k, options.unique)
-    comparison = compare(index, model, question, options) if question.languages else None
+    answers = answer(index, model, question, options.k, options.unique, options.rerank)
+    comparison = compare(index, model, question, options) if options.languages else None
     if options.show is not None:
         show(index, answers, options)
     from mclip_fairseq.search.query import answers_as_json, format_answers, format_languages
@@ -217,6 +217,8 @@ def check_query_options(options: argparse.Namespace) -> None:
         raise UserError("give a text, --queries FILE, --image FILE or --languages LANG=TEXT, and only one of them")
     if options.target is not None and not options.languages:
         raise UserError("--target is for --languages, which reports the rank of that image; give both")
+    if options.rerank and not (options.text or options.queries):
+        raise UserError("--rerank puts the answers of texts in order; give a text or --queries FILE")
     if options.show is not None and not options.show.suffix:
         raise UserError(f"--show {options.show}: has no image extension; write {options.show}.png")
     check_max_pixels(options.max_pixels)
@@ -234,11 +236,15 @@ def question_from_options(options: argparse.Namespace) -> Question:
             list(map(str, options.image)), [], [load_image(path, options.max_pixels) for path in options.image]
         )
     texts = [check_query(text) for text in options.text] if options.queries is None else read_texts(options.queries)
-    return Question(texts, [], [])
+    return Question(texts, [options.language] * len(texts) if options.language else [], [])
 
 
-def answer(index: SearchIndex, model: Any, question: Question, k: int, unique: bool) -> list[Answer]:
-    """The k nearest images of each text or image; with `unique`, images with equal vectors count as one."""
+def answer(index: SearchIndex, model: Any, question: Question, k: int, unique: bool, rerank: int = 0) -> list[Answer]:
+    """The k nearest images of each text or image.
+
+    With `unique`, images with equal vectors count as one. With `rerank`, the model itself puts the first images of a
+    text, that many of them, in order.
+    """
     from mclip_fairseq.search.query import (
         COPIES,
         DEPTH,
@@ -253,11 +259,15 @@ def answer(index: SearchIndex, model: Any, question: Question, k: int, unique: b
     if question.images:
         hits = search_images(index, model, question.images, depth)
     else:
-        hits = search_texts(index, model, question.texts, depth)
+        hits = search_texts(index, model, question.texts, max(depth, rerank), languages=question.languages)
+    if rerank and question.texts:
+        from mclip_fairseq.search.reranking import Reranker
+
+        hits = [nearest[:depth] for nearest in Reranker(index, model, rerank)(index, question.texts, hits)]
     if unique:
         hits = [without_copies(index, nearest, k) for nearest in hits]
     languages = question.languages or [""] * len(hits)
-    warnings = [""] * len(hits) if question.images else unknown_words(model, question.texts)
+    warnings = [""] * len(hits) if question.images else unknown_words(model, question.texts, question.languages)
     for warning in filter(None, warnings):
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     return [Answer(*parts) for parts in zip(question.texts, hits, languages, warnings, strict=True)]
@@ -287,7 +297,7 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
     from mclip_fairseq.search.server import serve
 
     index = SearchIndex.open(options.index, options.images_root)
-    serve(index, load_model_of(index, options), options.host, options.port, options.allowed_host)
+    serve(index, load_model_of(index, options), options.host, options.port, options.allowed_host, options.rerank)
     return "stopped"
 
 

@@ -129,14 +129,21 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     add("--queries", type=Path, metavar="FILE", help="texts, one per line, searched as one batch")
     add("--image", type=Path, action="append", default=[], metavar="FILE", help="search with an image; repeatable")
     _pixel_option(parser)
+    add("--language", default="", help="language of the texts, for a model that reads each in its own way (by script)")
     add("--languages", nargs="+", default=[], metavar="LANG=TEXT", help="compare one question in several languages")
     target = "image whose rank --languages reports (default: the first language's nearest)"
     add("--target", metavar="ID", help=target)
     add("-k", "--top", dest="k", type=positive, default=10, metavar="K", help="number of images (default 10)")
+    _rerank_option(parser)
     add("--unique", action="store_true", help="show images with equal vectors, such as copies, once, with their number")
     add("--json", action="store_true", help="print JSON")
     add("--show", type=Path, metavar="PNG", help="draw the images to a file")
     add("--font", type=Path, action="append", default=[], metavar="FILE", help="font for --show; repeatable")
+
+
+def _rerank_option(parser: argparse.ArgumentParser) -> None:
+    help_text = "put the nearest K images of a text in the order of the model's matching scores (ccrk only)"
+    parser.add_argument("--rerank", type=positive, default=0, metavar="K", help=help_text)
 
 
 def _serve_options(parser: argparse.ArgumentParser) -> None:
@@ -146,6 +153,7 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
     add("--port", type=count, default=8000, metavar="N", help="port (default 8000; 0 picks a free one)")
     hosts = "accept this host name besides --host; repeatable; *.example.org accepts all below it, * every name"
+    _rerank_option(parser)
     add("--allowed-host", type=_host, action="append", default=[], metavar="NAME", help=hosts)
 
 

@@ -87,6 +87,13 @@ class CaptionDataset:
         own = {name for column in self.columns for name in column.names}
         return own if self.pixels is None else own | set(self.pixels.names)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let the columns and images change with the epoch, where anything of them is drawn."""
+        for column in self.columns:
+            column.set_epoch(epoch)
+        if self.pixels is not None:
+            self.pixels.set_epoch(epoch)
+
     def rows(self, rows: Rows) -> dict[str, Any]:
         """A batch, without the captions whose images cannot be read.
 
@@ -94,14 +101,14 @@ class CaptionDataset:
             the entries of the class's table. If no image can be read, one caption with a blank image, marked
             `is_dummy`: it counts as nothing and is not a negative of any other.
         """
-        net_input: dict[str, torch.Tensor] = {}
+        net_input: dict[str, torch.Tensor | str] = {}
         dummy = False
         if self.pixels is not None and len(rows):
             readable, net_input["pixel_values"] = self.pixels.read(rows)
             dummy = not readable
             rows = rows[readable or [0]]
         for column in self.columns:
-            net_input |= column.batch(rows)
+            net_input.update(column.batch(rows))
         return {
             "id": torch.from_numpy(rows),
             "nsentences": len(rows),

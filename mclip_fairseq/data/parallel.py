@@ -75,6 +75,7 @@ class ParallelDataset:
         }
         if self.target is not None:
             target = self.target.batch(rows, bos=False)
+            # Teacher forcing as in fairseq: the decoder reads `</s> w1 ... wn` and is to say `w1 ... wn </s>`.
             previous = torch.full_like(target, self.target.pad)
             previous[:, 0] = self.target.eos
             shifted = target[:, :-1]

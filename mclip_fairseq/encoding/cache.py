@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mclip_fairseq.encoding.galleries import Encoder
+from mclip_fairseq.encoding.galleries import Encoder, reader_of
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, first_line
 from mclip_fairseq.storage.fingerprints import text_side
@@ -36,6 +36,11 @@ class CachedEncoder:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.encoder, name)
+
+    def for_language(self, language: str) -> Encoder:
+        """The encoder of one language, with entries of its own where the model reads it in another way."""
+        view = reader_of(self.encoder, language)
+        return self if view is self.encoder else CachedEncoder(view, self.folder, f"{self.fingerprint} {language}")
 
     def encode_text(self, texts: list[str], batch_size: int = 256, normalize: bool = True) -> Tensor:
         """(n, D) features of texts, from the cache where the same texts were encoded before."""

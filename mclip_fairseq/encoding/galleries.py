@@ -38,6 +38,16 @@ class Encoder(Protocol):
         """(n, D) features from raw teacher features."""
 
 
+def reader_of(model: Encoder, language: str) -> Encoder:
+    """The view of a model that reads texts of one language; the model itself where it has no text paths.
+
+    Raises:
+        UserError: a model with a text path per language does not have this one.
+    """
+    for_language: Callable[[str], Encoder] | None = getattr(model, "for_language", None)
+    return model if for_language is None else for_language(language)
+
+
 class Store(Protocol):
     """What evaluation needs of an indexed feature directory, such as `FeatureStore`."""
 

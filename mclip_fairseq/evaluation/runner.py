@@ -19,7 +19,7 @@ from mclip_fairseq.evaluation.reports.comparison import format_comparison
 from mclip_fairseq.evaluation.reports.examples import examples_of
 from mclip_fairseq.evaluation.reports.pages import write_comparison
 from mclip_fairseq.evaluation.reports.pictures import draw_examples, draw_recalls
-from mclip_fairseq.evaluation.reports.report import check_comparable, format_notes, format_table, write_report
+from mclip_fairseq.evaluation.reports.report import check_comparable, format_notes, format_tables, write_report
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import read_json
@@ -135,7 +135,7 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
             "captions": described["captions"],
             "gallery": encoded.gallery.describe() | {"searched": len(encoded.used)},
         }
-        choices = {name: value for name, value in asdict(settings).items() if name != "batch_size"}
+        choices = {name: value for name, value in choices_of(settings).items() if name != "batch_size"}
         partial = missing_from_published(benchmark.name, benchmark.counts())
         if partial:
             choices["partial"] = partial
@@ -157,7 +157,7 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
         "seconds": round(time.monotonic() - start, 1),
         "key": key,
     }
-    print(f"{candidate.name}\n\n{format_table(report)}\n\n{format_notes(report)}")
+    print(f"{candidate.name}\n\n{format_tables(report)}\n\n{format_notes(report)}")
     if folder is not None:
         print("Written: " + ", ".join(map(str, write_files(report, encoded, folder, output.pictures))))
     return report
@@ -168,8 +168,13 @@ def report_key(
 ) -> str:
     """SHA-256 of everything that numbers and pictures depend on."""
     stamps = [gallery.stamp() for gallery in benchmark.galleries]
-    facts = [candidate.model.fingerprint, benchmark.kind, described, stamps, asdict(settings), asdict(pictures)]
+    facts = [candidate.model.fingerprint, benchmark.kind, described, stamps, choices_of(settings), asdict(pictures)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def choices_of(settings: Settings) -> dict[str, Any]:
+    """Every choice; re-ranking only where there is some, so that reports made before it existed are recognised."""
+    return {name: value for name, value in asdict(settings).items() if name != "rerank" or value}
 
 
 def read_earlier_report(folder: Path, key: str) -> Report | None:

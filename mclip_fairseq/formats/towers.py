@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from PIL import Image
@@ -31,7 +31,29 @@ class Tower(Protocol):
     languages: list[str]
     identity: dict[str, Any]
     module: Any
-    tokenizer: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        """Texts to model input."""
+
+    @property
+    def writer(self) -> str:
+        """Module with `save_directory` and `write_onnx` for such a tower; empty for models of other projects."""
+
+    @property
+    def image_module(self) -> nn.Module | None:
+        """The image tower, where it is not part of `module`."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of the longest text; None where the model does not say."""
+
+    @property
+    def reads_any_language(self) -> bool:
+        """Whether texts can be encoded before `for_language` has named their language."""
+
+    def for_language(self, language: str) -> Tower:
+        """The tower that reads texts of one language; itself where all languages share one text path."""
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Model input of texts, over-long ones cut."""
@@ -58,6 +80,10 @@ class Tower(Protocol):
         """What image vectors depend on besides; None where the image tower is not on this machine."""
 
     @property
+    def matcher(self) -> DualEncoder | None:
+        """The model, where it can look at a text and an image together."""
+
+    @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """Image preprocessing."""
 
@@ -68,7 +94,16 @@ class Tower(Protocol):
 
 SPACE_MARK = "\u2581"
 # Options that name files of the machine that trained, or what only training uses.
-NOT_STORED = ("text_encoder", "text_tokenizer", "teacher", "teacher_revision", "save_frozen", "_name", "_parent")
+NOT_STORED = (
+    "text_encoder",
+    "text_tokenizer",
+    "image_encoder",
+    "teacher",
+    "teacher_revision",
+    "save_frozen",
+    "_name",
+    "_parent",
+)
 
 
 def option_settings(module: DualEncoder) -> dict[str, Any]:
@@ -104,7 +139,27 @@ def count_known_by(tokenizer: Any, ids: Tensor) -> list[tuple[int, int]]:
     return count_known_ids(ids, unknown, getattr(tokenizer, "all_special_ids", ()))
 
 
-class TrainedTower:
+class OneTextPath:
+    """A tower that reads all languages in the same way."""
+
+    tokenizer: Any
+    writer = ""
+    image_module: nn.Module | None = None
+    reads_any_language = True
+    matcher: DualEncoder | None = None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens of the longest text, where the tokenizer says so."""
+        limit: int | None = getattr(self.tokenizer, "max_tokens", None)
+        return limit
+
+    def for_language(self, language: str) -> Self:
+        """Itself."""
+        return self
+
+
+class TrainedTower(OneTextPath):
     """A model trained here, and the teacher whose image features it takes.
 
     Args:
@@ -116,6 +171,8 @@ class TrainedTower:
         read_settings: gives the image settings of that teacher without its weights, or None where its files are not on
             this machine; without it, the teacher is loaded for them.
     """
+
+    writer = "mclip_fairseq.export.directory"
 
     def __init__(
         self,
@@ -160,6 +217,11 @@ class TrainedTower:
         return settings and [self.identity["teacher"].get("sha256"), settings]
 
     @property
+    def image_module(self) -> nn.Module:  # type: ignore[override]
+        """The teacher."""
+        return self.teacher
+
+    @property
     def teacher(self) -> DualEncoderTeacher:
         """The image tower, loaded when first needed, and checked to be the one of the training."""
         if self._teacher is None:
@@ -199,11 +261,16 @@ class TrainedTower:
         """(images, channels, height, width) -> (images, dim), L2-normalised."""
         if self.module.image_transform is not None:  # a model with an image tower of its own
             return self.module.encode_image(pixel_values)
-        return self.project(self.teacher.encode_image(pixel_values))
+        return self.project(self.teacher.encoder("image", self.module.image_space)(pixel_values))
 
     def project(self, features: Tensor) -> Tensor:
         """(images, feature dim) -> (images, dim), L2-normalised."""
         return self.module.encode_image(features=features)
+
+    @property
+    def matcher(self) -> DualEncoder | None:  # type: ignore[override]
+        """The model, where it can look at a text and an image together."""
+        return self.module if self.module.can_match else None
 
     @property
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
@@ -216,7 +283,7 @@ class TrainedTower:
         return self.module.scale.detach().float().cpu()
 
 
-class TeacherTower:
+class TeacherTower(OneTextPath):
     """A `transformers` dual encoder on its own, to be compared in the same tables."""
 
     def __init__(self, name: str) -> None:
@@ -273,7 +340,7 @@ class TeacherTower:
         return None if self.module.logit_scale is None else torch.tensor(self.module.logit_scale)
 
 
-class PairTower:
+class PairTower(OneTextPath):
     """A text tower of another project beside the image tower whose space it was trained for.
 
     Args:

@@ -37,6 +37,7 @@ from mclip_fairseq.search.kinds import (
     training_rows,
     write_index,
 )
+from mclip_fairseq.search.languages import encode_texts
 from mclip_fairseq.search.places import KnownPlaces, remember
 from mclip_fairseq.search.recall import Yardstick, recall_sentence
 from mclip_fairseq.search.settings import (
@@ -119,7 +120,7 @@ def build_index(
         factory = factory_string(settings, model.dim, count)
         plan = {"factory": factory, "model": model_entry["fingerprint"]}
         index = fill_index(settings.kind, model.dim, vectors, folder / PARTIAL, plan)
-        texts = model.encode_text(list(queries)).numpy() if queries and efforts(settings.kind, index) else None
+        texts = encode_texts(model, list(queries)).numpy() if queries and efforts(settings.kind, index) else None
         recall = measure_recall(index, settings, vectors, texts)
         roots, lines = picture_lines(gallery, vectors.ids, [])
         facts = {"model": model_entry, "dim": model.dim, "kind": settings.kind, "factory": factory}

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.languages import encode_texts
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
 from mclip_fairseq.storage.images import ImageError, load_image
@@ -37,12 +38,14 @@ class Hit:
         row: of the index.
         id: of the image.
         score: cosine.
+        match: matching score, where the hits were re-ranked.
         copies: how many further images with the same vector it stands for.
     """
 
     row: int
     id: str
     score: float
+    match: float | None = None
     copies: int = 0
 
 
@@ -81,18 +84,20 @@ def check_query(text: str) -> str:
     return text
 
 
-def unknown_words(model: Any, texts: Sequence[str]) -> list[str]:
+def unknown_words(model: Any, texts: Sequence[str], languages: Sequence[str] = ()) -> list[str]:
     """A warning per text of which the model's tokenizer knows no part or not all; empty where it knows all.
 
     Args:
         model: the dual encoder; without `count_known`, nothing is said.
         texts: checked queries.
+        languages: of the texts, for a model that reads each in its own way.
     """
-    count_known = getattr(model, "count_known", None)
-    if count_known is None or not texts:
+    if getattr(model, "count_known", None) is None or not texts:
         return [""] * len(texts)
+    readers = [model.for_language(language) if language else model for language in languages or [""] * len(texts)]
+    counts = [reader.count_known([text])[0] for reader, text in zip(readers, texts, strict=True)]
     warnings = []
-    for text, (known, total) in zip(texts, count_known(list(texts)), strict=True):
+    for text, (known, total) in zip(texts, counts, strict=True):
         short = text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + "…"
         if not known:
             warnings.append(f"the model knows no part of {short!r}, so these images say nothing about it")
@@ -104,10 +109,19 @@ def unknown_words(model: Any, texts: Sequence[str]) -> list[str]:
 
 
 def search_texts(
-    index: SearchIndex, model: Any, texts: Sequence[str], k: int, batch_size: int = 256
+    index: SearchIndex, model: Any, texts: Sequence[str], k: int, batch_size: int = 256, languages: Sequence[str] = ()
 ) -> list[list[Hit]]:
-    """Hits of checked texts; texts of similar length are encoded together, `batch_size` at a time."""
-    return hits_of(index, model.encode_text(list(texts), batch_size=batch_size), k)
+    """Hits of checked texts; texts of similar length are encoded together, `batch_size` at a time.
+
+    Args:
+        index: what is searched.
+        model: the dual encoder.
+        texts: the queries.
+        k: hits of each.
+        batch_size: texts at a time.
+        languages: of the texts, for a model that reads each in its own way; see `encode_texts`.
+    """
+    return hits_of(index, encode_texts(model, texts, languages, batch_size), k)
 
 
 def search_images(index: SearchIndex, model: Any, images: Sequence[Path | Image.Image], k: int) -> list[list[Hit]]:
@@ -178,7 +192,9 @@ def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, 
 
 def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
     file = index.picture(hit.row)
-    facts = {"rank": rank, "score": round(hit.score, 6), "id": hit.id, "file": None if file is None else str(file)}
+    facts: dict[str, Any] = {"rank": rank, "score": round(hit.score, 6)}
+    facts |= {} if hit.match is None else {"match": round(hit.match, 6)}
+    facts |= {"id": hit.id, "file": None if file is None else str(file)}
     facts |= {"copies": hit.copies} if hit.copies else {}
     return facts | ({"missing": True} if index.is_missing(hit.row) else {})
 
@@ -247,7 +263,9 @@ def compare_languages(
         raise UserError(f"{index.path}: has no images left; add some with mclip-search add")
     if target is not None and target not in index.row_of:
         raise UserError(f"{index.path}: has no image {target!r}; --target must be an id of the index")
-    hits_by_language = dict(zip(queries, search_texts(index, model, list(queries.values()), DEPTH), strict=True))
+    hits_by_language = dict(
+        zip(queries, search_texts(index, model, list(queries.values()), DEPTH, languages=list(queries)), strict=True)
+    )
     first = next(iter(hits_by_language.values()))
     target = first[0].id if target is None else target
     reference = {hit.row for hit in first[:k]}

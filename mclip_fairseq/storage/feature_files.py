@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import first_line, read_json, read_lines
+from mclip_fairseq.storage.projection import check_space
 
 FORMAT = "mclip_fairseq features"
 VERSION = 1
@@ -75,6 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     wrong = [f"{name} is {manifest[name]!r:.40}" for name, as_expected in expected.items() if not as_expected]
     if wrong:
         raise UserError(f"{path}: is damaged ({', '.join(wrong)}); {REMAKE}")
+    check_space(manifest, path)
     return manifest
 
 
@@ -151,7 +153,8 @@ def same_teacher(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def expected_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """File name -> SHA-256 in a manifest."""
-    return {"ids.txt": manifest["ids_sha256"], **{entry["file"]: entry["sha256"] for entry in manifest["shards"]}}
+    entries = [*manifest["shards"], *filter(None, [manifest.get("projection")])]
+    return {"ids.txt": manifest["ids_sha256"], **{entry["file"]: entry["sha256"] for entry in entries}}
 
 
 def encode_ids(ids: Sequence[str]) -> bytes:

@@ -111,7 +111,7 @@ def test_a_directory_that_cuts_texts_to_nothing(tokens: Any, exported: Path, tmp
     shutil.copytree(exported, tmp_path / "m")
     edit(tmp_path / "m", max_tokens=tokens)
     with pytest.raises(
-        ValueError, match=r"config.json: (says max_tokens -?\d, but <s>|max_tokens is a (str|list|float|NoneType))"
+        ValueError, match=r"config.json: (says max_tokens -?\d, but <s>|max_tokens has the type (str|list|float|null))"
     ):
         MultilingualCLIP.from_pretrained(tmp_path / "m", device="cpu")
 

@@ -141,7 +141,7 @@ def test_copies_are_shown_once_on_request(mclip_search: Run, kind: str) -> None:
 def test_an_awkward_name_costs_one_of_the_skip_budget(mclip_search: Run, command: str) -> None:
     if command == "add":
         mclip_search(*BUILD)
-    shutil.copy("photos/red.png", os.fsencode("photos/caf") + b"\xe9.png")
+    shutil.copy("photos/red.png", os.fsdecode(os.fsencode("photos/caf") + b"\xe9.png"))
     Path("photos/broken.png").write_text("no picture")
     line = BUILD if command == "build" else ["add", "index", "photos", *QUICK]
     message = mclip_search(*line, status=2)

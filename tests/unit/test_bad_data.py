@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from mclip_fairseq.inference import MultilingualCLIP, to_pil
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
-from mclip_fairseq.tasks.captions import check_same_teacher
+from mclip_fairseq.tasks.caption_files import check_same_teacher
 from tests import hostile, hostile_images
 from tests.tiny_models import tiny_clip_directory
 
@@ -219,9 +220,9 @@ def test_ids_that_are_no_file_names(image_id: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ features
 
 
-def features(folder: Path, **options: str) -> FeatureStore:
+def features(folder: Path, **options: Any) -> FeatureStore:
     return write_features(
-        folder, [f"id{n}" for n in range(10)], np.ones((10, 3), np.float32), **({"model": "clip"} | options),
+        folder, [f"id{n}" for n in range(10)], np.ones((10, 3), np.float32), **{"model": "clip", **options},
         normalized=False, shard_rows=4,
     )  # fmt: skip
 
