@@ -67,8 +67,15 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
         source = teacher or options.teacher
         if not source:
             raise UserError(f"{file}: was trained on features and names no teacher; pass teacher= to encode images")
-        revision = None if teacher else options.teacher_revision or None
-        return DualEncoderTeacher.from_pretrained(source, revision=revision)
+        if teacher or Path(source).is_dir():
+            return DualEncoderTeacher.from_pretrained(source, None if teacher else options.teacher_revision or None)
+        try:  # a checkpoint may come from anywhere: the name in it downloads nothing
+            return DualEncoderTeacher.from_pretrained(source, options.teacher_revision or None, fetch=False)
+        except UserError as error:
+            raise UserError(
+                f"{file}: names the teacher {source!r}, which is not on this machine; name it with --teacher "
+                "(teacher=) to download it"
+            ) from error
 
     def read_settings() -> Any:
         source, revision = teacher or options.teacher, None if teacher else options.teacher_revision or None

@@ -1,6 +1,7 @@
 """Checkpoints and an exported directory made by version 0.1.0 load, and give what they gave then."""
 
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mclip_fairseq import MultilingualCLIP
+from mclip_fairseq.formats.training import load_training_checkpoint
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "legacy"
@@ -84,3 +86,20 @@ def test_a_stored_run_resumes(
         float(value.double().abs().sum()) for _, value in sorted(state["model"].items()) if value.is_floating_point()
     ]
     np.testing.assert_allclose(sums, recorded[f"{name}.after8"], rtol=1e-5)
+
+
+def test_the_name_of_a_teacher_in_a_checkpoint_downloads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legacy = Path(__file__).resolve().parents[1] / "data/legacy"
+    state = load_checkpoint(legacy / "mclip.pt")
+    state["cfg"]["model"]["teacher"] = "someone/some-clip"
+    torch.save(state, tmp_path / "mclip.pt")
+    tower = load_training_checkpoint(tmp_path / "mclip.pt", str(legacy / "encoder"))
+
+    def unexpected(*arguments: object) -> None:
+        raise AssertionError(f"opens a connection to {arguments}")
+
+    monkeypatch.setattr(socket.socket, "connect", unexpected)
+    with pytest.raises(ValueError, match="names the teacher 'someone/some-clip', which is not on this machine"):
+        tower.image_settings() or tower.teacher
