@@ -6,19 +6,20 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch.distributed as dist
 from fairseq.file_io import PathManager
 from fairseq.logging import metrics
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mclip_fairseq.resilience.best import changed_measurement, forget_best
 from mclip_fairseq.resilience.checking import (
     check_data,
     check_dictionary,
     check_optimizer,
     check_seen_by_all,
     check_settings,
+    log_changed_steps,
 )
 from mclip_fairseq.resilience.choosing import LAST, choose_checkpoint, remove_leftovers
+from mclip_fairseq.resilience.holding import decided_by_rank_zero
 from mclip_fairseq.resilience.program import early_stopping
 from mclip_fairseq.resilience.saving import options_changed
 from mclip_fairseq.resilience.stopping import listen_for
@@ -50,10 +51,10 @@ def load_newest_sound(original: Callable[..., Any], cfg: Any, trainer: Any, **pa
 
     install_for_run()
     listen_for(trainer)
-    path = None
+    path, changed = None, list[str]()
     # fairseq adds a suffix of its own where each rank has its own checkpoint (FSDP); these are left to fairseq.
     if trainer.checkpoint_suffix == (cfg.checkpoint_suffix or ""):
-        path = decided_by_rank_zero(trainer, lambda: find_checkpoint(cfg, trainer))
+        path, changed = decided_by_rank_zero(lambda: find_checkpoint(cfg, trainer), trainer.data_parallel_rank)
     changes: dict[str, Any] = {}
     if path is not None:
         changes = {"restore_file": path, "finetune_from_model": None}
@@ -68,6 +69,8 @@ def load_newest_sound(original: Callable[..., Any], cfg: Any, trainer: Any, **pa
         _checked.clear()
     if extra_state is not None:
         restore_state(cfg, trainer, extra_state, resumed=path is not None)
+        if changed:
+            forget_best(cfg, trainer, extra_state, changed)
     if path is not None:
         replay_validation_loss(trainer, extra_state)
         end_if_complete(trainer)
@@ -95,8 +98,11 @@ def restore_state(cfg: Any, trainer: Any, extra_state: dict[str, Any], resumed: 
     warn_of_annealing(trainer, extra_state)
 
 
-def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
-    """Path of the checkpoint in this run's own directory to continue from; None leaves the choice to fairseq.
+def find_checkpoint(cfg: Any, trainer: Any) -> tuple[str | None, list[str]]:
+    """Find the checkpoint in this run's own directory to continue from.
+
+    Returns:
+        its path, None where the choice is fairseq's; and what its best value was measured with, where that has changed.
 
     Raises:
         UserError: see `load_newest_sound`.
@@ -116,7 +122,9 @@ def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
                 check_settings(stored, trainer.cfg)
             check_optimizer(stored, cfg.reset_optimizer)
             check_dictionary(stored, trainer.task)
-            return str(path.with_name(f"{path.name.removesuffix(f'{suffix}.pt')}.pt"))  # fairseq adds the suffix again
+            log_changed_steps(stored, trainer.cfg)
+            resumed = str(path.with_name(f"{path.name.removesuffix(f'{suffix}.pt')}.pt"))  # fairseq adds it again
+            return resumed, changed_measurement(stored, trainer)
     given = cfg.restore_file if cfg.restore_file != LAST else cfg.finetune_from_model
     if given and PathManager.isfile(given) and not PathManager.path_requires_pathmanager(given):
         stored = _checked[given] = StoredCheckpoint(given)
@@ -126,7 +134,10 @@ def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
             if not cfg.reset_dataloader:
                 check_settings(stored, trainer.cfg)
         check_dictionary(stored, trainer.task)
-    return None
+        if given == cfg.restore_file:
+            log_changed_steps(stored, trainer.cfg)
+            return None, changed_measurement(stored, trainer)
+    return None, []
 
 
 def read_safely(
@@ -153,26 +164,6 @@ def read_safely(
         raise UserError(f"{path}: is not a checkpoint of fairseq, or is damaged ({reason})") from error
 
 
-def decided_by_rank_zero(trainer: Any, decide: Callable[[], str | None]) -> str | None:
-    """Let rank 0 decide, and pass its decision, or its error, to all ranks.
-
-    Raises:
-        UserError: on all ranks, where `decide` raises one on rank 0.
-    """
-    if trainer.data_parallel_world_size == 1:
-        return decide()
-    answer: list[str | None] = [None, None]
-    if trainer.data_parallel_rank == 0:
-        try:
-            answer[0] = decide()
-        except UserError as error:
-            answer[1] = str(error)
-    dist.broadcast_object_list(answer, src=0, device=trainer.device)
-    if answer[1] is not None:
-        raise UserError(answer[1])
-    return answer[0]
-
-
 def restore_inner_metrics(extra_state: dict[str, Any]) -> None:
     """Bring back the averages since the last log line.
 
@@ -187,12 +178,11 @@ def restore_inner_metrics(extra_state: dict[str, Any]) -> None:
 
 
 def replay_validation_loss(trainer: Any, extra_state: dict[str, Any] | None) -> None:
-    """Pass the last validation loss to a schedule that looks at it: fairseq does so only after it has saved."""
+    """Pass the last validation loss to the schedule, which keeps the best one: fairseq does so only after saving."""
     state = extra_state or {}
     position = state.get("train_iterator") or {}
     loss = state.get("val_loss")
-    watches_loss = isinstance(getattr(trainer.lr_scheduler, "lr_scheduler", None), ReduceLROnPlateau)
-    if watches_loss and loss is not None and position.get("iterations_in_epoch") == 0:
+    if loss is not None and position.get("iterations_in_epoch") == 0:
         trainer.lr_step(position["epoch"] - 1, loss)
 
 
