@@ -21,7 +21,7 @@ from mclip_fairseq.storage.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the clock decides, and what names the run's own folder.
-CLOCK = {"wps", "ups", "wall", "train_wall", "previous_training_time", "save_dir", "restore_file", "metrics"}
+CLOCK = {"wps", "ups", "wall", "train_wall", "previous_training_time", "save_dir", "restore_file", "metrics", "places"}
 GLOO = ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp")
 RANK = "__rank__"
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mclip_fairseq.resilience.checking import changes_in
 from mclip_fairseq.resilience.preflight import RECALL
 from mclip_fairseq.resilience.program import early_stopping
+from mclip_fairseq.resilience.unsaved import watching_schedule
 from mclip_fairseq.storage.checkpoints import StoredCheckpoint
 
 logger = logging.getLogger(__name__)
@@ -71,11 +71,10 @@ def forget_best(cfg: Any, trainer: Any, extra_state: dict[str, Any], changed: li
     """
     extra_state.pop("val_loss", None)
     early_stopping().clear()
-    schedule = trainer.lr_scheduler
-    schedule.best = None
-    watching = getattr(schedule, "lr_scheduler", None)
-    if isinstance(watching, ReduceLROnPlateau):
-        watching.best = watching.mode_worse
+    trainer.lr_scheduler.best = None
+    watching = watching_schedule(trainer)
+    if watching is not None:
+        watching.best, watching.num_bad_epochs = watching.mode_worse, 0
     best = vars(checkpoint_utils.save_checkpoint).pop("best", None)
     if best is None:
         return

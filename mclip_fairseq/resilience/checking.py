@@ -146,6 +146,27 @@ def check_optimizer(stored: StoredCheckpoint, reset: bool) -> None:
         )
 
 
+def check_components(stored: StoredCheckpoint, cfg: Any) -> None:
+    """Refuse another optimizer, loss or schedule, whose state a checkpoint does not hold, unless it begins afresh.
+
+    Raises:
+        UserError: naming the option that restarts it.
+    """
+    options, reset = stored.state.get("cfg"), cfg.checkpoint.reset_optimizer
+    resets = {
+        "criterion._name": ("--reset-optimizer", reset),
+        "optimizer._name": ("--reset-optimizer", reset),
+        "lr_scheduler._name": ("--reset-lr-scheduler", reset or cfg.checkpoint.reset_lr_scheduler),
+    }
+    for name, (option, is_reset) in resets.items():
+        changed = [] if is_reset or not isinstance(options, Mapping) else changes_in([name], options, cfg)
+        if changed:
+            raise UserError(
+                f"{stored.path}: was written with {changed[0]}, which does not read its state; go back to that, or "
+                f"pass {option} to restart it"
+            )
+
+
 def check_dictionary(stored: StoredCheckpoint, task: Any) -> None:
     """Refuse a checkpoint whose embeddings belong to a different dictionary.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fairseq.file_io import PathManager
@@ -11,6 +13,7 @@ from fairseq.logging import metrics
 
 from mclip_fairseq.resilience.best import changed_measurement, forget_best
 from mclip_fairseq.resilience.checking import (
+    check_components,
     check_data,
     check_dictionary,
     check_optimizer,
@@ -27,6 +30,7 @@ from mclip_fairseq.resilience.unsaved import KEY, restore
 from mclip_fairseq.storage.checkpoints import StoredCheckpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.places import find_part, stored_places
 
 logger = logging.getLogger(__name__)
 # Checkpoints that were checked when one was chosen, for `read_safely`, which fairseq calls with a path alone.
@@ -121,6 +125,7 @@ def find_checkpoint(cfg: Any, trainer: Any) -> tuple[str | None, list[str]]:
             if not cfg.reset_dataloader:
                 check_settings(stored, trainer.cfg)
             check_optimizer(stored, cfg.reset_optimizer)
+            check_components(stored, trainer.cfg)
             check_dictionary(stored, trainer.task)
             log_changed_steps(stored, trainer.cfg)
             resumed = str(path.with_name(f"{path.name.removesuffix(f'{suffix}.pt')}.pt"))  # fairseq adds it again
@@ -131,6 +136,7 @@ def find_checkpoint(cfg: Any, trainer: Any) -> tuple[str | None, list[str]]:
         stored.check()
         if given == cfg.restore_file:
             check_optimizer(stored, cfg.reset_optimizer)
+            check_components(stored, trainer.cfg)
             if not cfg.reset_dataloader:
                 check_settings(stored, trainer.cfg)
         check_dictionary(stored, trainer.task)
@@ -158,10 +164,31 @@ def read_safely(
         return original(path, arg_overrides, load_on_all_ranks)
     (_checked.get(str(path)) or StoredCheckpoint(path)).check()
     try:
-        return original(path, arg_overrides, load_on_all_ranks)
+        state = original(path, arg_overrides, load_on_all_ranks)
     except Exception as error:  # fairseq converts old formats, and foreign contents can make that raise anything
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{path}: is not a checkpoint of fairseq, or is damaged ({reason})") from error
+    point_to_parts(Path(path), state, arg_overrides or {})
+    return state
+
+
+def point_to_parts(path: Path, state: Any, overrides: Mapping[str, Any]) -> None:
+    """Replace relative directories in a checkpoint's options by where the training found them.
+
+    A part that is nowhere is left as it is: a model that does not need it is built without it, and the loader of
+    one that does says what is missing.
+
+    Args:
+        path: of the checkpoint.
+        state: its content, which is changed.
+        overrides: options that the caller gives instead of the stored ones.
+    """
+    places, model = stored_places(state.get("extra_state")), (state.get("cfg") or {}).get("model")
+    for name in places if model is not None else ():
+        given = getattr(model, name, "")
+        if given and name not in overrides:
+            with contextlib.suppress(UserError):
+                setattr(model, name, str(find_part(path, name, given, places)))
 
 
 def restore_inner_metrics(extra_state: dict[str, Any]) -> None:

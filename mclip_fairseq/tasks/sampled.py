@@ -29,6 +29,7 @@ from mclip_fairseq.models.stored_options import missing_options
 from mclip_fairseq.resilience.program import early_stopping
 from mclip_fairseq.resilience.workers import discard
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.places import relative_places
 
 logger = logging.getLogger(__name__)
 DATA_FILES = (".bin", ".ids")
@@ -237,6 +238,7 @@ class SampledTask(FairseqTask):
             "parts": self.parts(),
             "dictionary": self.dictionary_identity(),
             "validation": self.validation_identity(),
+            "places": relative_places(getattr(self.model, "cfg", None), self.cfg.save_dir),
         }
         return {type(self).__name__: state}
 
