@@ -18,6 +18,15 @@ def children(pid: int) -> list[int]:
     return [one for child in map(int, names) for one in [child, *children(child)]]
 
 
+def wait_for_children(count: int, process: subprocess.Popen[bytes]) -> list[int]:
+    """All descendants of a process, once there are as many; data workers come and go with their epoch."""
+    end = time.monotonic() + HANG
+    while len(pids := children(process.pid)) < count and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.01)
+    assert len(pids) >= count
+    return pids
+
+
 def obey_interrupts() -> None:
     """Undo what a shell does to programs started with `&`: they and their children ignore interrupts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
