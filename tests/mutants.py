@@ -1,8 +1,8 @@
 """Small faults put into the code one by one, each with the tests that must notice it: `make mutants`.
 
 `python -m tests.mutants [WORD ...]` copies the checkout, changes one line at a time and runs the tests of its row;
-words choose the rows whose file or change contains one of them. It prints what survived and exits with status 1 if anything
-did. `tests/unit/test_mutants.py` checks in the suite that every row still fits the code.
+words choose the rows whose file or change contains one of them. It prints what survived and exits with status 1 if
+anything did. `tests/unit/test_mutants.py` checks in the suite that every row still fits the code.
 """
 
 from __future__ import annotations
