@@ -22,7 +22,9 @@ TRACED = (
     "mknod,mknodat"
 )
 SCRIPT = "import sys; from {} import {} as main; sys.argv[0] = 'program'; sys.exit(main())"
-WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|creat\(|mkdir|rename|link|truncate\(|mknod")
+CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
+OPENED = ("open", "openat")
+FOR_WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC")
 ALLOWED = ("/dev/null", "/dev/shm", "/dev/tty", "/proc/self")
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -52,9 +54,12 @@ def traced(folder: Path, code: str, *arguments: object) -> tuple[list[str], list
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     sockets, written = list[str](), set[str]()
     for line in log.read_text(errors="replace").splitlines():
-        if re.search(r"\bsocket\(AF_INET", line):
-            sockets.append(line)
-        elif WRITING.search(line) and not re.search(r"= -1 ", line):
+        call = CALL.match(line)
+        if call is None or " = -1 " in line:
+            continue
+        if call[1] == "socket":
+            sockets += [line] if "AF_INET" in line else []
+        elif call[1] not in OPENED or FOR_WRITING.search(line):
             written |= {str(folder / path) for path in re.findall(r'"([^"]+)"', line)}
     outside = [path for path in sorted(written) if not path.startswith((str(folder), *ALLOWED))]
     return sockets, outside
