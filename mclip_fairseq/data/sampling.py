@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from fairseq.data import FairseqDataset
 
-from mclip_fairseq.data.batches import RowDataset
+from mclip_fairseq.data.batches import Redrawn, RowDataset
 from mclip_fairseq.resilience.workers import shield_worker
 from mclip_fairseq.storage.errors import UserError
 
@@ -42,9 +42,9 @@ def temperature_sizes(sizes: Sequence[int], temperature: float) -> npt.NDArray[n
 
 def draw_rows(size: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Draw rows by whole passes and one partial pass, so that no row is seen twice before another is seen once."""
-    passes, rest = divmod(count, size)
+    passes, partial = divmod(count, size)
     whole = np.tile(np.arange(size), passes)
-    return np.concatenate([whole, rng.permutation(size)[:rest]])
+    return np.concatenate([whole, rng.permutation(size)[:partial]])
 
 
 def has_short_tail(batches: Sequence[npt.NDArray[np.int64]]) -> bool:
@@ -54,6 +54,12 @@ def has_short_tail(batches: Sequence[npt.NDArray[np.int64]]) -> bool:
 
 class TemperatureSampledDataset(FairseqDataset):
     """Several row datasets as one, redrawn at every epoch from (seed, epoch) alone.
+
+    | batch entry | shape | present |
+    |---|---|---|
+    | the entries of one part's dataset | see there | always |
+    | `part` | str, the name of that part | always |
+    | `id` | (batch,) int64, rows of the part; without `shuffle`, rows of the whole | always |
 
     Args:
         parts: name -> dataset; a batch holds samples of one part.
@@ -84,7 +90,10 @@ class TemperatureSampledDataset(FairseqDataset):
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the epoch's samples."""
+        """Draw the epoch's samples, and let the parts draw theirs."""
+        for part in self.parts:
+            if isinstance(part, Redrawn):
+                part.set_epoch(epoch)
         sizes = [len(part) for part in self.parts]
         counts = temperature_sizes(sizes, self.temperature) if self.shuffle else np.asarray(sizes)
         rng = np.random.default_rng([self.seed, epoch])
@@ -166,9 +175,9 @@ class TemperatureSampledDataset(FairseqDataset):
             own = indices[part == number]
             of_part = list(super().batch_by_size(own, **limits))
             # fairseq drops a last batch that is not a multiple of --required-batch-size-multiple, also in evaluation.
-            rest = own[sum(len(batch) for batch in of_part) :]
-            if len(rest):
-                of_part.append(rest)
+            left = own[sum(len(batch) for batch in of_part) :]
+            if len(left):
+                of_part.append(left)
             if self.shuffle and has_short_tail(of_part):
                 short.append(f"{self.names[number]} {len(of_part[-1])} after {len(of_part[-2])}")
                 of_part = self.without_short_tail(of_part, own, limits.get("max_tokens"))

@@ -42,8 +42,8 @@ STEP_OPTIONS = ("optimization.lr", "optimization.clip_norm", "optimization.sente
 STEP_GROUPS = ("optimizer", "lr_scheduler", "criterion")
 
 
-def check_settings(stored: StoredCheckpoint, cfg: Any) -> None:
-    """Refuse to continue in mid-epoch with options that give the position a different meaning.
+def check_position_options(stored: StoredCheckpoint, cfg: Any) -> None:
+    """Refuse to continue in the middle of an epoch with options that give the position a different meaning.
 
     At the start of an epoch, they are logged.
 
@@ -167,7 +167,7 @@ def check_components(stored: StoredCheckpoint, cfg: Any) -> None:
             )
 
 
-def check_dictionary(stored: StoredCheckpoint, task: Any) -> None:
+def check_same_dictionary(stored: StoredCheckpoint, task: Any) -> None:
     """Refuse a checkpoint whose embeddings belong to a different dictionary.
 
     Raises:
@@ -187,7 +187,7 @@ def check_dictionary(stored: StoredCheckpoint, task: Any) -> None:
 
 
 def check_data(task: Any, extra_state: Mapping[str, Any]) -> None:
-    """Refuse to continue in mid-epoch with different training data; at the start of an epoch, log it.
+    """Refuse to continue in the middle of an epoch with different training data; at the start of an epoch, log it.
 
     Args:
         task: whose `stored_parts`, of the checkpoint, are compared with `parts()`, of the data.
@@ -216,7 +216,7 @@ def check_data(task: Any, extra_state: Mapping[str, Any]) -> None:
 
 
 def check_seen_by_all(trainer: Any, path: str) -> None:
-    """Refuse to continue where some ranks do not see the file: they would start from scratch beside the others.
+    """Refuse to continue where some ranks do not see the file: they would start from scratch while the others continue.
 
     Raises:
         UserError: on all ranks.

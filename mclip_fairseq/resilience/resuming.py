@@ -15,10 +15,10 @@ from mclip_fairseq.resilience.best import changed_measurement, forget_best
 from mclip_fairseq.resilience.checking import (
     check_components,
     check_data,
-    check_dictionary,
     check_optimizer,
+    check_position_options,
+    check_same_dictionary,
     check_seen_by_all,
-    check_settings,
     log_changed_steps,
 )
 from mclip_fairseq.resilience.choosing import LAST, choose_checkpoint, remove_leftovers
@@ -123,10 +123,10 @@ def find_checkpoint(cfg: Any, trainer: Any) -> tuple[str | None, list[str]]:
                 logger.warning("continuing from %s", path)
             stored = _checked[str(path)] = StoredCheckpoint(path, verified=True)
             if not cfg.reset_dataloader:
-                check_settings(stored, trainer.cfg)
+                check_position_options(stored, trainer.cfg)
             check_optimizer(stored, cfg.reset_optimizer)
             check_components(stored, trainer.cfg)
-            check_dictionary(stored, trainer.task)
+            check_same_dictionary(stored, trainer.task)
             log_changed_steps(stored, trainer.cfg)
             resumed = str(path.with_name(f"{path.name.removesuffix(f'{suffix}.pt')}.pt"))  # fairseq adds it again
             return resumed, changed_measurement(stored, trainer)
@@ -138,8 +138,8 @@ def find_checkpoint(cfg: Any, trainer: Any) -> tuple[str | None, list[str]]:
             check_optimizer(stored, cfg.reset_optimizer)
             check_components(stored, trainer.cfg)
             if not cfg.reset_dataloader:
-                check_settings(stored, trainer.cfg)
-        check_dictionary(stored, trainer.task)
+                check_position_options(stored, trainer.cfg)
+        check_same_dictionary(stored, trainer.task)
         if given == cfg.restore_file:
             log_changed_steps(stored, trainer.cfg)
             return None, changed_measurement(stored, trainer)

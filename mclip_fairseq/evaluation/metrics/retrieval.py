@@ -33,7 +33,7 @@ class RetrievalRanks:
 
     Attributes:
         t2i: (T,) int64, number of foreign images that score at least as high as the caption's own image.
-        i2t: (Q,) int64, number of foreign captions (strict) or foreign images (released) that score at least as high
+        i2t: (Q,) int64, number of foreign captions (strict) or foreign images (the others) that score at least as high
             as the best own caption.
         i2t_images: (Q,) int64, the image index of each image query.
         t2i_tied: (T,) bool, whether the own image ties with a foreign one, so the rank depends on how ties are broken.
@@ -61,7 +61,7 @@ def retrieval_metrics(
         text: (T, D) caption features.
         image: (I, D) image features.
         text_to_image: (T,) index into `image` of each caption's own image.
-        protocol: "strict" or "released", see `retrieval_ranks`.
+        protocol: "strict", "released" or "caption_max", see `retrieval_ranks`.
 
     Returns:
         `t2i_R@1 t2i_R@5 t2i_R@10 i2t_R@1 i2t_R@5 i2t_R@10 mean_recall` in percent, and `ties`, the number of queries
@@ -100,11 +100,15 @@ def retrieval_ranks(
     caption scoring at least as high. Each image is a query once per caption. The script looks at 100 hits only, which
     matters only for images with more than ten captions; that limit is not repeated.
 
+    "caption_max" is CLIP4Clip's and MLA's: as "released", with each image a query once. An image is found as soon as
+    its best caption is, so recalls from images are higher than with "strict". Images without a caption are left out.
+    Where scores tie, MLA's code counts one row for each tied position; here ties count against the query, as always.
+
     Args:
         text: (T, D) caption features.
         image: (I, D) image features.
         text_to_image: (T,) index into `image` of each caption's own image.
-        protocol: "strict" or "released".
+        protocol: "strict", "released" or "caption_max".
 
     Returns:
         the ranks, on the device of `image`.
@@ -118,7 +122,7 @@ def retrieval_ranks(
     if protocol == "strict":
         return _strict_ranks(text, _unit(image), own)
     captioned, own = own.unique(return_inverse=True)
-    ranks = _released_ranks(text, _unit(image[captioned]), own)
+    ranks = _ranks_by_image(text, _unit(image[captioned]), own, once=protocol == "caption_max")
     return RetrievalRanks(ranks.t2i, ranks.i2t, captioned[ranks.i2t_images], ranks.t2i_tied, ranks.i2t_tied)
 
 
@@ -176,8 +180,8 @@ def _strict_ranks(text: Tensor, image: Tensor, own: Tensor) -> RetrievalRanks:
     return RetrievalRanks(t2i, i2t, queries, t2i != torch.cat(t2i_above), i2t != i2t_above[queries])
 
 
-def _released_ranks(text: Tensor, image: Tensor, own: Tensor) -> RetrievalRanks:
-    """Ranks by distinct image, one image query per caption; every image owns a caption."""
+def _ranks_by_image(text: Tensor, image: Tensor, own: Tensor, once: bool) -> RetrievalRanks:
+    """Ranks by distinct image; every image owns a caption, and is a query once per caption, or `once`."""
     strict = _strict_ranks(text, image, own)
     best = _group_max(_own_scores(text, image, own), own, len(image))
     unit_text = _unit(text)
@@ -192,8 +196,9 @@ def _released_ranks(text: Tensor, image: Tensor, own: Tensor) -> RetrievalRanks:
         counts = _counts(by_image, best[columns, None], dim=1)
         at_least.append(counts[0])
         above.append(counts[1])
-    ranks, optimistic = torch.cat(at_least)[own], torch.cat(above)[own]
-    return RetrievalRanks(strict.t2i, ranks, own, strict.t2i_tied, ranks != optimistic)
+    queries = torch.arange(len(image), device=own.device) if once else own
+    ranks, optimistic = torch.cat(at_least)[queries], torch.cat(above)[queries]
+    return RetrievalRanks(strict.t2i, ranks, queries, strict.t2i_tied, ranks != optimistic)
 
 
 def _counts(scores: Tensor, threshold: Tensor, dim: int) -> tuple[Tensor, Tensor]:
