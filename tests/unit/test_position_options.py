@@ -36,7 +36,9 @@ POSITIONS: list[tuple[Any, str, str, str | None]] = [
     (config, group, name, None) for config, (group, names) in FAIRSEQ_OPTIONS.items() for name in names
 ]
 POSITIONS += [
-    (TASK_DATACLASS_REGISTRY.get(task), "task", name, task) for task, names in TASK_OPTIONS.items() for name in sorted(names)
+    (TASK_DATACLASS_REGISTRY.get(task), "task", name, task)
+    for task, names in TASK_OPTIONS.items()
+    for name in sorted(names)
 ]
 
 
