@@ -73,8 +73,8 @@ def pooled_layer(layer: TransformerEncoderLayerBase, pooled: Tensor, states: Ten
 def attend_once(attention: MultiheadAttention, query: Tensor, states: Tensor, padding: Tensor) -> Tensor:
     """Self-attention for one query a sentence, without projecting the other tokens.
 
-    A score q . (W_k x + b_k) equals (W_k^T q) . x + q . b_k, and a weighted sum of W_v x + b_v is W_v times the weighted
-    sum of the x, so both matrices are applied once a sentence and head instead of once a token.
+    A score q . (W_k x + b_k) equals (W_k^T q) . x + q . b_k, and a weighted sum of W_v x + b_v is W_v times the
+    weighted sum of the x, so both matrices are applied once a sentence and head instead of once a token.
 
     Args:
         attention: the weights.
