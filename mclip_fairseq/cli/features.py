@@ -107,7 +107,9 @@ def open_source(
     if not captions:
         return ImageSource(images, teacher.transform, teacher.encode_image, options.workers, options.max_pixels)
     preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
-    return CaptionSource(captions, options.captions, teacher.tokenize, teacher.encode_text, preprocessing)
+    return CaptionSource(
+        captions, options.captions, teacher.tokenize, teacher.token_mask, teacher.encode_text, preprocessing
+    )
 
 
 def made_by(command: Sequence[str], device: torch.device) -> dict[str, object]:
