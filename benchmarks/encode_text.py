@@ -53,7 +53,8 @@ def made_up_tokenizer() -> Any:
 def save_model(folder: Path, layers: int, tokenizer: Any) -> None:
     """A sentence-transformers directory of XLM-R base with random weights."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     torch.manual_seed(0)
