@@ -26,7 +26,7 @@ OURS, PAD = "fused", 1
 def inputs_of(tokens: int, classes: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Decoder states, token table and targets."""
     torch.manual_seed(0)
-    return torch.randn(tokens, dim), torch.randn(classes, dim) / dim**0.5, torch.randint(2, classes, (tokens,))
+    return torch.randn(tokens, dim), torch.randn(classes, dim).div_(dim**0.5), torch.randint(2, classes, (tokens,))
 
 
 def fused(features: Tensor, table: Tensor, target: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mclip_fairseq.models.fast_transform import fast_transform
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.teacher_loading import load_dual_encoder
 from mclip_fairseq.storage.errors import UserError
@@ -31,9 +32,12 @@ class ImageTransform:
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
+        self.fast = fast_transform(processor)
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images -> (n, channels, height, width) float32."""
+        if self.fast is not None:
+            return self.fast(images)
         pixels: Tensor = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         if pixels.ndim != 4:
             raise UserError(
