@@ -52,7 +52,10 @@ class FastTransform:
             left, top = ((whole - part) // 2 for whole, part in zip(new, self.crop[::-1], strict=True))
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         levels = np.asarray(image)
-        return np.stack([row[levels[..., channel]] for channel, row in enumerate(self.table)])
+        pixels = np.empty((len(self.table), *levels.shape[:2]), dtype=np.float32)
+        for channel, row in enumerate(self.table):
+            row.take(levels[..., channel], out=pixels[channel], mode="clip")  # no value is clipped; "raise" would copy
+        return pixels
 
 
 def fast_transform(processor: Any) -> FastTransform | None:

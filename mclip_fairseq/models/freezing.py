@@ -23,7 +23,7 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         if tensor.numel():
-            digest.update(memoryview(tensor.view(torch.uint8).numpy()))
+            digest.update(tensor.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
