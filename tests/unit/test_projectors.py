@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mclip_fairseq.models.pooling import pool_last
 from mclip_fairseq.models.projectors import XProjector, attend_once
+from tests.plain_projector import all_positions
 
 DIM, LENGTHS = 48, (7, 1, 4)
 
@@ -25,13 +26,6 @@ def sentences(left: bool) -> tuple[Tensor, Tensor]:
     position = torch.arange(max(LENGTHS))
     padding = torch.stack([(position < max(LENGTHS) - n) if left else (position >= n) for n in LENGTHS])
     return torch.randn(len(LENGTHS), max(LENGTHS), DIM), padding
-
-
-def all_positions(projector: XProjector, states: Tensor, padding: Tensor) -> Tensor:
-    """The plain formula: every layer at every position, of which one is kept."""
-    for layer in projector.layers:
-        states = layer(states.transpose(0, 1), encoder_padding_mask=padding).transpose(0, 1)
-    return pool_last(states, padding)
 
 
 def gradients(projector: XProjector, way: Callable[..., Tensor], states: Tensor, padding: Tensor) -> list[Tensor]:
