@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
-EXTRAS := dev,demo,evaluate,export,prepare,search
+EXTRAS := dev,demo,evaluate,export,heic,prepare,search
 
 ifneq ($(strip $(VENV)),)
   PREFIX := $(abspath $(VENV))

@@ -73,6 +73,32 @@ train() {
 }
 TRAIN=(fairseq-train)
 
+# stages "STAGE STAGE..." ARGUMENTS...: read --dry-run, --tiny, --gpus N and the stages of a recipe into DRY, TINY, GPUS,
+# STAGES and the launcher TRAIN.
+stages() {
+  local all=$1 stage
+  shift
+  TINY=0 GPUS=1
+  while [[ ${1:-} == --* ]]; do
+    case $1 in
+      --help) usage "$0"; exit 0 ;;
+      --dry-run) DRY=1 ;;
+      --tiny) TINY=1 ;;
+      --gpus) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "--gpus needs a number"; GPUS=$2; shift ;;
+      *) fail "unknown option $1; --help lists the options" ;;
+    esac
+    shift
+  done
+  STAGES=("$@")
+  ((${#STAGES[@]})) || read -ra STAGES <<< "$all"
+  for stage in "${STAGES[@]}"; do
+    [[ " $all " == *" $stage "* ]] || fail "$stage is not a stage; name some of $all"
+  done
+  ((GPUS == 1)) || TRAIN=(torchrun --standalone --nproc-per-node "$GPUS" -m fairseq_cli.train)
+  [[ -z ${LAUNCHER:-} ]] || read -ra TRAIN <<< "$LAUNCHER -m fairseq_cli.train"
+  export TINY # recipes read it
+}
+
 # pieces TOKENIZER_DIR OUT FILE...: SentencePiece pieces of text files.
 pieces() {
   local tokenizer=$1 out=$2

@@ -66,7 +66,7 @@ def root_logger_kept() -> Iterator[None]:
 
 
 class QuietFairseq(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports fairseq, whoever asks for it, so that a user's process stays as it is.
+    """Imports fairseq, whichever module asks for it, so that a user's process stays as it is.
 
     fairseq sets the root logger to DEBUG and logs as it is imported, and a torchaudio that it requires but that cannot
     be loaded breaks `transformers`. Modules of this package import fairseq where they need it; this finder stands in

@@ -5,7 +5,6 @@ Every import is tried here, so that the doctor also works where fairseq or torch
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import json
@@ -23,7 +22,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from mclip_fairseq import compat
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 
 PROGRAM = "mclip-doctor"
 Status = Literal["ok", "warning", "error"]
@@ -296,7 +295,7 @@ def report(checks: Sequence[Check]) -> str:
     errors = sum(check.status == "error" for check in checks)
     warnings = sum(check.status == "warning" for check in checks)
     verdict = "Training works here" if not errors else f"Training cannot work here: {errors} error(s)"
-    return "\n".join([*lines, f"{verdict}; {warnings} warning(s)."])
+    return "\n".join([*lines, f"{verdict}; {warnings} warning(s)"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -305,9 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if training can work, else 1; see `run_main` for the rest.
     """
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description="Show what is installed, what is broken, and how to fix it."
-    )
+    parser = Parser(prog=PROGRAM, description="Show what is installed, what is broken, and how to fix it.")
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     arguments = parser.parse_args(argv)
     return run_main(PROGRAM, lambda: diagnose(arguments.json))

@@ -1,7 +1,6 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
-import hashlib
-import json
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +16,11 @@ from tqdm import tqdm
 from mclip_fairseq.batching import batch_cost, split_padded
 from mclip_fairseq.formats.saved import is_saved_directory
 from mclip_fairseq.models.freezing import state_hash
+from mclip_fairseq.models.settings import digest
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fingerprints import HALF, NO_IMAGE_TOWER
 from mclip_fairseq.storage.images import MAX_PIXELS, load_image, upright_rgb
+from mclip_fairseq.storage.texts import without_splitters
 
 if TYPE_CHECKING:
     from mclip_fairseq.formats.towers import Tower
@@ -57,6 +59,7 @@ class MultilingualCLIP:
         path_or_name: str | Path,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        language: str | None = None,
         *,
         text_encoder: str | Path | None = None,
         teacher: str | Path | None = None,
@@ -69,11 +72,12 @@ class MultilingualCLIP:
                 sentence-transformers.
             device: see the class.
             dtype: see the class.
+            language: of the texts, for a model that reads each in its own way; see `for_language`.
             text_encoder: where the text encoder's archive is now, if not where the training found it.
             teacher: where the teacher is now, likewise; for a text tower, the image tower it was trained for.
 
         Raises:
-            UserError: a file is missing or of another kind, or the frozen parts are not those of the training.
+            UserError: a file is missing or of the wrong kind, or the frozen parts are not those of the training.
         """
         # Each loader imports what its models need; one of `transformers` alone needs no fairseq.
         path, tower = Path(path_or_name), None  # type: Path, Any
@@ -82,14 +86,36 @@ class MultilingualCLIP:
 
             tower = load_training_checkpoint(path, str(text_encoder or ""), str(teacher or ""))
         elif is_saved_directory(path):
-            from mclip_fairseq.formats.directory import load_directory
+            from mclip_fairseq.formats.directory import load_saved
 
-            tower = load_directory(path)
+            tower = load_saved(path)
         else:
             from mclip_fairseq.formats.peers import load_peer
 
             tower = load_peer(str(path_or_name), str(teacher or ""))
-        return cls(tower, device, dtype)
+        model = cls(tower, device, dtype)
+        return model if language is None else model.for_language(language)
+
+    def for_language(self, language: str) -> "MultilingualCLIP":
+        """The view that reads texts of one language, over the same weights.
+
+        Args:
+            language: a code such as `de`. A model that reads all languages in the same way takes any.
+
+        Raises:
+            UserError: a model with a text path per language does not have this one.
+        """
+        tower = self.tower.for_language(language)
+        if tower is self.tower:
+            return self
+        view = copy.copy(self)
+        view.tower = tower
+        return view
+
+    @property
+    def reads_any_language(self) -> bool:
+        """Whether texts can be encoded before `for_language` has named their language."""
+        return self.tower.reads_any_language
 
     @property
     def name(self) -> str:
@@ -118,13 +144,23 @@ class MultilingualCLIP:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything the features depend on: weights of both towers, tokens per text, numeric type."""
-        parameters = self.tower.module.state_dict()
-        weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in parameters.items()})
-        limit = getattr(self.tower.tokenizer, "max_tokens", None)
-        dtype = str(next(self.tower.module.parameters()).dtype)
-        facts = json.dumps([weights, self.identity, limit, dtype], sort_keys=True)
-        return hashlib.sha256(facts.encode()).hexdigest()
+        """What the vectors depend on, free of paths; compare two with `same_vectors`.
+
+        The first half stands for the text side and the projections: weights, heads and other structure, tokenizer,
+        longest text, numeric type. The second half stands for the image tower and its image processor; it is zeros
+        where these are not on this machine.
+        """
+        tower, named = self.tower, [*self.tower.module.named_parameters(), *self.tower.module.named_buffers()]
+        tied = getattr(tower.module, "tied_weights", {})
+        # Also the frozen weights that a checkpoint leaves out: its exported directory has the same fingerprint.
+        weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in named if name not in tied})
+        dtype = str(next(tower.module.parameters()).dtype)
+        # Names of directories are no part of an identity that has a hash.
+        parts = {part: value and (value.get("sha256") or value) for part, value in self.identity.items()}
+        text = digest([weights, parts.get("teacher"), tower.text_settings(), dtype])
+        settings = tower.image_settings()
+        image = digest([weights, parts.get("teacher"), settings, dtype]) if settings else NO_IMAGE_TOWER
+        return text[:HALF] + image[:HALF]
 
     @property
     def tokenizer(self) -> Any:
@@ -135,6 +171,13 @@ class MultilingualCLIP:
     def transform(self) -> Callable[[list[Image.Image]], Tensor]:
         """PIL images to (images, channels, height, width)."""
         return self.tower.transform
+
+    def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Per text, how many of its tokens the tokenizer knows, and how many it has.
+
+        A text of unknown tokens has a vector like any other, which says nothing about it.
+        """
+        return self.tower.count_known([without_splitters(text) for text in texts])
 
     def encode_text(
         self,
@@ -165,6 +208,7 @@ class MultilingualCLIP:
         else:
             strings = [texts] if isinstance(texts, str | bytes | None) else list(texts)
             check_texts(strings)
+            strings = [without_splitters(text) for text in strings]
             # Tokenised window by window, which bounds the memory. A window holds texts of similar length.
             order = sorted(range(len(strings)), key=lambda i: len(strings[i]))
             windows = [order[start : start + WINDOW] for start in range(0, len(order), WINDOW)]
@@ -240,7 +284,7 @@ class MultilingualCLIP:
             (images, dim) float32 on the CPU.
 
         Raises:
-            UserError: features of another width than the teacher's.
+            UserError: features whose width is not the teacher's.
         """
         rows = torch.as_tensor(np.asarray(features), dtype=torch.float32)
         if rows.ndim != 2 or rows.shape[1] != self.tower.feature_dim:
@@ -253,6 +297,82 @@ class MultilingualCLIP:
             return self.tower.project(self.to_device(rows[numbers]))
 
         return self.run(in_batches(encode, len(rows), batch_size), len(rows), normalize, False, "features")
+
+    @property
+    def can_match(self) -> bool:
+        """Whether the model can look at a text and an image together, as CCRK does to re-rank."""
+        return self.tower.matcher is not None
+
+    def match(
+        self,
+        texts: str | Sequence[str] | Tensor,
+        images: ImageInput | Sequence[ImageInput] | Tensor,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """How well each text matches the image of the same number.
+
+        Args:
+            texts: n texts, or (n, length) token ids.
+            images: n images, or (n, channels, height, width) floats that `transform` made.
+            batch_size: pairs at a time.
+
+        Returns:
+            (n,) float32 matching logits on the CPU; larger is better.
+
+        Raises:
+            UserError: the model compares features only, or the numbers of texts and images differ.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        items: Any = [images] if single else images
+        if len(texts) != len(items):
+            raise UserError(f"{len(texts)} texts and {len(items)} images; give one image for each text")
+        scores = [torch.zeros(0)]
+        for start in range(0, len(texts), batch_size):
+            rows = slice(start, start + batch_size)
+            text, padding = self.text_states(texts[rows])
+            scores.append(self.match_states(text, padding, self.image_states(items[rows])).float().cpu())
+        return torch.cat(scores)
+
+    @torch.inference_mode()
+    def text_states(self, texts: Sequence[str] | Tensor) -> tuple[Tensor, Tensor]:
+        """States of texts for `match_states`, in one batch on the model's device.
+
+        Args:
+            texts: n texts, or (n, length) token ids.
+
+        Returns:
+            (n, length, dim) and (n, length) bool, True at pads.
+        """
+        matcher = self._matcher()
+        if not isinstance(texts, Tensor):
+            check_texts(texts)
+        inputs = self.tower.model_input(texts) if isinstance(texts, Tensor) else self.tower.tokenize(texts)
+        return matcher.text_states(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+
+    @torch.inference_mode()
+    def image_states(self, images: Sequence[ImageInput] | Tensor) -> Tensor:
+        """(n, tokens, dim) states of images for `match_states`, in one batch on the model's device."""
+        matcher = self._matcher()
+        pixels = images
+        if not isinstance(images, Tensor):
+            pixels = self.transform([to_pil(image, self.max_pixels) for image in images])
+        assert isinstance(pixels, Tensor)
+        return matcher.image_states(self.to_device(pixels))
+
+    @torch.inference_mode()
+    def match_states(self, text: Tensor, padding: Tensor, image: Tensor) -> Tensor:
+        """(n,) matching logits from the states of both sides, on the model's device."""
+        states = self._matcher().match_states(self.to_device(text), padding.to(self.device), self.to_device(image))
+        return states[:, 1]
+
+    def _matcher(self) -> Any:
+        if self.tower.matcher is None:
+            raise UserError(
+                f"{self.name} compares features of texts and images and cannot look at both together; matching and "
+                "re-ranking need a model such as ccrk"
+            )
+        return self.tower.matcher
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """Move floats to the model's device and dtype."""

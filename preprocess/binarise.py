@@ -17,7 +17,7 @@ from corpora.files import numbered_lines
 from corpora.output import make_folder
 from tqdm import tqdm
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -136,6 +136,27 @@ def check_dictionary(path: Path) -> None:
         raise UserError(f"{path}: has no entries; give the text encoder's dict.txt")
 
 
+def tokenize(options: argparse.Namespace) -> str:
+    """Make captions into ids of a Hugging Face tokenizer; returns what to tell the user.
+
+    Raises:
+        UserError: an option or a file cannot be used.
+    """
+    from corpora.tokenized import binarise_captions
+
+    if not options.captions:
+        raise UserError("--tokenizer makes ids of captions; name their languages with --captions")
+    files = {}
+    for lang in options.captions:
+        caption_options(options.pieces, options.splits, lang)  # all files are there, and UTF-8
+        for split in options.splits:
+            if (options.pieces / f"{split}.{lang}").is_file():
+                files[f"{split}.{lang}-None.{lang}"] = options.pieces / f"{split}.{lang}"
+    make_folder(options.output)
+    captions = binarise_captions(options.tokenizer, files, options.output)
+    return f"{options.output}: {captions} captions in {', '.join(options.captions)}"
+
+
 def make(options: argparse.Namespace) -> str:
     """Check everything, then run all jobs; returns a summary for the user.
 
@@ -146,6 +167,8 @@ def make(options: argparse.Namespace) -> str:
         raise UserError(f"--pairs {wrong[0]}: write a pair as SRC-TGT, such as en-de")
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: give at least 1")
+    if options.tokenizer:
+        return tokenize(options)
     check_dictionary(options.dictionary)
     jobs = {pair: pair_options(options.pieces, options.splits, *pair.split("-")) for pair in options.pairs or []}
     jobs |= {lang: caption_options(options.pieces, options.splits, lang) for lang in options.captions or []}
@@ -156,9 +179,15 @@ def make(options: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pieces", type=Path, required=True, help="directory that encode.py wrote")
-    parser.add_argument("--dictionary", type=Path, required=True, help="the text encoder's dict.txt")
+    ids = parser.add_mutually_exclusive_group(required=True)
+    ids.add_argument("--dictionary", type=Path, help="the text encoder's dict.txt")
+    ids.add_argument(
+        "--tokenizer",
+        help="Hugging Face tokenizer (Hub name, directory, or mBERT's vocab.txt): --pieces then has plain text, and "
+        "the ids are the tokenizer's own",
+    )
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     parser.add_argument("--workers", type=int, default=1, help="processes per file (default: 1)")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to write (default: all)")

@@ -62,7 +62,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     if tars and options.images is not None:
         raise UserError("--images belongs to --tsv; tars hold their own images")
     for split, path in tables.items():
-        yield from read_table(sources.file(path), split)
+        yield from read_split(sources.file(path), split)
     for split, paths in tars.items():
         yield from read_tars(options, paths, split, sources)
 
@@ -73,7 +73,7 @@ def sources_by_split(options: Options, kind: str) -> dict[str, Any]:
     return {split: value for split, value in values.items() if value is not None}
 
 
-def read_table(path: Path, split: str) -> Iterator[Caption]:
+def read_split(path: Path, split: str) -> Iterator[Caption]:
     """Captions of a split; an image is named by its line number."""
     number = 0
     for place, row in table_rows(path, 2):

@@ -4,7 +4,6 @@
 Every input line, even an empty one, gives exactly one output line, so that ids and translations stay aligned.
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Sequence
@@ -15,8 +14,9 @@ from corpora.files import check_plain_files, numbered_lines
 from corpora.output import check_not_overwritten, make_folder, written_whole
 from tqdm import tqdm
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.texts import without_splitters
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -32,7 +32,7 @@ def encode_file(processor: "sentencepiece.SentencePieceProcessor", source: Path,
     """
     lines = 0
     # Other line breaks (U+2028 ...) would end the output line early, so all white space becomes one space.
-    texts = (" ".join(line.split()) for _, line in numbered_lines(source))
+    texts = (" ".join(without_splitters(line).split()) for _, line in numbered_lines(source))
     with written_whole(target) as writer, tqdm(desc=source.name, unit="line") as progress:
         while chunk := list(itertools.islice(texts, CHUNK)):
             for pieces in processor.encode(chunk, out_type=str):
@@ -69,7 +69,7 @@ def encode(model: Path, output: Path, files: Sequence[Path]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="sentencepiece.bpe.model")
     parser.add_argument(
         "--output", type=Path, required=True, help="directory for the encoded files, which keep their names"

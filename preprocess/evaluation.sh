@@ -94,4 +94,4 @@ IMAGENET=()
 make babel-imagenet babel-imagenet "" babel_imagenet --labels "$DIR/babel-imagenet/data/babel_imagenet.json" \
   --prompts "$DIR/babel-imagenet/data/nllb_dist13b_prompts.json" "${IMAGENET[@]}"
 ((${#ABSENT[@]} == 0)) || printf 'not downloaded: %s\n' "${ABSENT[@]}"
-((${#FAILED[@]} == 0)) || fail "these sets failed, for the reasons above: ${FAILED[*]}"
+((${#FAILED[@]} == 0)) || fail "these sets failed (see the errors above): ${FAILED[*]}"

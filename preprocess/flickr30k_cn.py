@@ -42,7 +42,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
     if not files:
         raise UserError("give at least one of --train, --valid and --test")
     for split, path in files.items():
-        pairs = read_jsonl(sources.file(path)) if path.suffix == ".jsonl" else read_table(sources.file(path))
+        pairs = read_jsonl(sources.file(path)) if path.suffix == ".jsonl" else read_text(sources.file(path))
         for place, number, text in pairs:
             if looks_tagged(text) and not options.segmented:
                 raise UserError(
@@ -63,7 +63,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, str, str]]:
             yield place, str(image).removesuffix(".jpg"), text
 
 
-def read_table(path: Path) -> Iterator[tuple[str, str, str]]:
+def read_text(path: Path) -> Iterator[tuple[str, str, str]]:
     """(place, image number, caption) in the other formats."""
     for count, (place, line) in enumerate(numbered_lines(path)):
         if not line.strip() or (count == 0 and HEADER.fullmatch(line.strip())):

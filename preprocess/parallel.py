@@ -32,7 +32,7 @@ from corpora.sources import Sources
 from corpora.text import clean_text, fold_text, one_line
 from tqdm import tqdm
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 
 SCRIPT = "parallel.py"
@@ -247,7 +247,7 @@ def check_options(options: Options) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=SCRIPT, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument

@@ -10,9 +10,13 @@ From the web sites of the shared tasks, or the repository named below:
 - --sts2017 DIR: STS 2017 (Cer et al.) with the extensions of sentence-transformers (Reimers and Gurevych, 2020),
   `STS.LANG-LANG.txt` of `STS2017-extended.zip`: tab separated sentence, sentence, score;
 - --sts2017-tracks DIR: the original, `STS.input.trackN.LANG-LANG.txt` and `STS.gs.trackN.LANG-LANG.txt`, anywhere in
-  DIR.
+  DIR;
+- --sts-years DIR: STS 2012 to 2016 in English, a folder for each year below DIR that has `12` or `2012` (and so on) in
+  its name: `STS.input.SET.txt` with `STS.gs.SET.txt` (2016: `STS2016.input.SET.txt`), tab separated sentences; pairs
+  without a score, which the organisers did not judge, are left out and counted;
+- --sick DIR: SICK-R (Marelli et al., 2014), `SICK_{train,trial,test_annotated}.txt`.
 
-Writes `stsb.SPLIT.LANG.tsv` and `sts2017.test.LANG-LANG.tsv`.
+Writes `stsb.SPLIT.LANG.tsv`, `sts2017.test.LANG-LANG.tsv`, `stsYY.test.SET.tsv` and `sick.SPLIT.en.tsv`.
 """
 
 import math
@@ -37,6 +41,25 @@ STSB = {"train": 5749, "valid": 1500, "test": 1379}
 STS2017 = dict.fromkeys(
     ["ar-ar", "ar-en", "en-ar", "en-en", "es-es", "es-en", "en-tr", "tr-en", "en-de", "fr-en", "it-en", "nl-en"], 250
 )
+# STS 2012 to 2016: the pairs that have a score. SMT of 2013 is not public.
+YEARS = {
+    "12": {"MSRpar": 750, "MSRvid": 750, "SMTeuroparl": 459, "surprise.OnWN": 750, "surprise.SMTnews": 399},
+    "13": {"FNWN": 189, "headlines": 750, "OnWN": 561},
+    "14": {
+        **{"deft-forum": 450, "deft-news": 300, "headlines": 750, "images": 750},
+        **{"OnWN": 750, "tweet-news": 750},
+    },
+    "15": {"answers-forums": 375, "answers-students": 750, "belief": 375, "headlines": 750, "images": 750},
+    "16": {
+        **{"answer-answer": 254, "headlines": 249, "plagiarism": 230, "postediting": 244},
+        "question-question": 209,
+    },
+}
+SICK = {
+    "SICK_train.txt": ("train", 4500),
+    "SICK_trial.txt": ("valid", 500),
+    "SICK_test_annotated.txt": ("test", 4927),
+}
 NOTES = (
     "Scores range from 0 to 5; report Pearson and Spearman of the cosine.",
     "The translations of STS-B are machine translations.",
@@ -86,11 +109,42 @@ def read_tracks(options: Options, sources: Sources) -> Iterator[Table]:
         yield f"sts2017.test.{match[3]}{second}", rows, STS2017.get(match[3])
 
 
+def read_years(options: Options, sources: Sources) -> Iterator[Table]:
+    """STS 2012 to 2016: all existing sets, without the pairs that have no score."""
+    root = check_folder(options.sts_years)
+    for year, expected in YEARS.items():
+        of_year = regex.compile(rf"(?<!\d)(20)?{year}(?!\d)")
+        inputs = sorted(root.rglob("STS*.input.*.txt"))
+        for path in (path for path in inputs if of_year.search(str(path.relative_to(root)))):
+            prefix, _, name = path.stem.partition(".input.")
+            if name not in expected:
+                continue
+            gold = path.with_name(f"{prefix}.gs.{name}.txt")
+            sides, scores = list(table_rows(sources.file(path), 2)), list(numbered_lines(sources.file(gold)))
+            check_same_length({path: sides, gold: scores})
+            rows = [
+                (p, score, row[0], row[1]) for (p, row), (_, score) in zip(sides, scores, strict=True) if score.strip()
+            ]
+            print(f"sts{year}.test.{name}: {len(sides) - len(rows)} pairs have no score", file=sys.stderr)
+            yield f"sts{year}.test.{name}", iter(rows), expected[name]
+
+
+def read_sick(options: Options, sources: Sources) -> Iterator[Table]:
+    """SICK-R: the relatedness scores, from 1 to 5."""
+    for name, (split, expected) in SICK.items():
+        path = check_folder(options.sick) / name
+        if path.is_file():
+            rows = [(place, row[3], row[1], row[2]) for place, row in table_rows(sources.file(path), 4)]
+            yield f"sick.{split}.en", iter(rows[1:]), expected  # the first line names the columns
+
+
 READERS: dict[str, tuple[str, Callable[[Options, Sources], Iterator[Table]]]] = {
     "stsb": ("STS-B's folder stsbenchmark", read_stsb),
     "stsb_multi": ("data of stsb-multi-mt", read_stsb_multi),
     "sts2017": ("STS2017-extended", read_sts2017),
     "sts2017_tracks": ("folder that holds STS 2017's inputs and scores", read_tracks),
+    "sts_years": ("folder that holds STS 2012 to 2016, a folder for each year", read_years),
+    "sick": ("folder of SICK", read_sick),
 }
 
 

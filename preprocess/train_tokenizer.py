@@ -4,7 +4,6 @@
 For experiments too small for XLM-R's 250,000 pieces. With the real XLM-R, use the files of its release.
 """
 
-import argparse
 import io
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from corpora.files import check_plain_files, numbered_lines
 from corpora.output import check_not_overwritten, make_folder
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
 
@@ -77,7 +76,7 @@ def train(files: Sequence[Path], output: Path, vocabulary: int, model_type: str)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="directory for the two files")
     parser.add_argument("--vocabulary", type=int, default=8000, help="largest number of pieces (default: 8000)")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """What every test shares: an offline, CPU-only, single-threaded, seeded process, and ways to run scripts.
 
-Tests run on the CPU and without a network. ``MCLIP_TEST_GPU=1`` leaves the GPUs visible (tests marked
-``gpu``), ``MCLIP_SHARED`` names the folder of shared fixtures when it does not lie beside the checkout.
+Tests run on the CPU and without a network. `MCLIP_TEST_GPU=1` leaves the GPUs visible (tests marked
+`gpu`), `MCLIP_SHARED` names the folder of shared fixtures when it is not next to the checkout.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ LOG_FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where torch sees none."""
+    """Skip tests marked `gpu` where torch sees none."""
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA device is visible (MCLIP_TEST_GPU=1 shows them)")
@@ -122,17 +122,17 @@ def _command(name: str) -> list[str]:
 
 
 def _module_of(name: str) -> str:
-    """The module behind one of fairseq's console scripts: ``fairseq-eval-lm`` -> ``fairseq_cli.eval_lm``."""
+    """The module behind one of fairseq's console scripts: `fairseq-eval-lm` -> `fairseq_cli.eval_lm`."""
     return "fairseq_cli." + name.removeprefix("fairseq-").replace("-", "_")
 
 
 @pytest.fixture(scope="session")
 def fairseq_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a console script (fairseq's, ours, ``torchrun`` or ``python``) as a process (4 s each).
+    """Run a console script (fairseq's, ours, `torchrun` or `python`) as a process (4 s each).
 
-    ``fairseq_cli("fairseq-train", data, "--task", "mte", cwd=..., env={...}, check=False, input="text")``
-    returns the ``CompletedProcess`` with decoded stdout and stderr. A non-zero status raises an
-    AssertionError that shows both, unless ``check=False``. The checkout is on PYTHONPATH; ``env`` adds
+    `fairseq_cli("fairseq-train", data, "--task", "mte", cwd=..., env={...}, check=False, input="text")`
+    returns the `CompletedProcess` with decoded stdout and stderr. A non-zero status raises an
+    AssertionError that shows both, unless `check=False`. The checkout is on PYTHONPATH; `env` adds
     variables, and a value of None removes one.
     """
 
@@ -171,7 +171,7 @@ def fairseq_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def installed_dir(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory into which ``pip install`` has put this checkout (without its dependencies)."""
+    """A directory into which `pip install` has put this checkout (without its dependencies)."""
     source = tmp_path_factory.mktemp("source")  # setuptools leaves build/ and *.egg-info beside what it builds
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(repository_root / name, source)
@@ -204,7 +204,7 @@ def _forget_last_run() -> None:
 
 @contextlib.contextmanager
 def _captured(argv: Sequence[str]) -> Iterator[io.StringIO]:
-    """Stand in for a process: ``sys.argv``, stdout and the root logger's INFO messages in one buffer."""
+    """Stand in for a process: `sys.argv`, stdout and the root logger's INFO messages in one buffer."""
     buffer, root, old_argv = io.StringIO(), logging.getLogger(), sys.argv
     handler, level = logging.StreamHandler(buffer), root.level
     handler.setFormatter(logging.Formatter(LOG_FORMAT, datefmt="%Y-%m-%d %H:%M:%S"))
@@ -226,8 +226,8 @@ def _captured(argv: Sequence[str]) -> Iterator[io.StringIO]:
 def run_in_process() -> Callable[..., str]:
     """Run one of fairseq's console scripts inside this process (one rank, CPU): no import time, shared state.
 
-    ``run_in_process("fairseq-generate", data, "--user-dir", ...)`` returns what it logged (level INFO) and
-    printed. Exceptions come through as they are; argparse's ``SystemExit`` becomes an AssertionError.
+    `run_in_process("fairseq-generate", data, "--user-dir", ...)` returns what it logged (level INFO) and
+    printed. Exceptions come through as they are; argparse's `SystemExit` becomes an AssertionError.
     """
 
     def run(name: str, *args: object) -> str:
@@ -249,10 +249,10 @@ def run_in_process() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def run_train(run_in_process: Callable[..., str]) -> Callable[..., str]:
-    """``run_train(data, "--task", "mte", ...)``: fairseq-train in this process, our ``--user-dir``.
+    """`run_train(data, "--task", "mte", ...)`: fairseq-train in this process, our `--user-dir`.
 
-    Returns the log, in fairseq's format; with ``--log-format json`` the lines of the loggers ``train_inner``,
-    ``train`` and ``valid`` end with a JSON object.
+    Returns the log, in fairseq's format; with `--log-format json` the lines of the loggers `train_inner`,
+    `train` and `valid` end with a JSON object.
     """
 
     def run(*args: object) -> str:
@@ -278,3 +278,11 @@ def photos(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import tiny_data
 
     return tiny_data.make_photos(tmp_path_factory.mktemp("photos"), tiny_corpus / "captions")
+
+
+@pytest.fixture(scope="session")
+def mla_corpus(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny corpus with a data directory per tokenizer, and CLIP's features of the English captions."""
+    from tests import mla_data
+
+    return mla_data.make_mla_corpus(tmp_path_factory.mktemp("mla"), photos)

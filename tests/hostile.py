@@ -54,12 +54,15 @@ CAPTIONS = {
     "blank": Caption("  \u3000\u00a0".encode(), "the caption is empty", "line 2: is empty; evaluation skips nothing"),
     "100,000 tokens": Caption(b"dog " * 100_000),
     "one word of 100,000 letters": Caption(b"a" * 100_000),
-    "control characters": Caption(b"\x00\x01\x07\x08\x0b\x1b[31m\x7f"),
+    "control characters": Caption(b"\x01\x07\x08\x0b\x1b[31m\x7f"),
+    "NUL": Caption(b"a\x00dog", None, "line 2: has a NUL character"),
     "invalid UTF-8": Caption(b"a \xff dog", "line 2: is not UTF-8 text", "line 2: is not UTF-8 text"),
     "a surrogate": Caption(b"\xed\xa0\x80", "line 2: is not UTF-8 text", "line 2: is not UTF-8 text"),
     "overlong UTF-8": Caption(b"\xc0\xaf", "line 2: is not UTF-8 text", "line 2: is not UTF-8 text"),
     "right-to-left marks": Caption("\u202eshalom\u200f \u05e9\u05dc\u05d5\u05dd\u202c".encode()),
-    "marks alone": Caption("\u200f\u200e\u200b\ufeff".encode()),
+    "marks alone": Caption(
+        "\u200f\u200e\u200b\ufeff".encode(), "the caption is empty", "line 2: is empty; evaluation skips nothing"
+    ),
     "emoji alone": Caption("🐕‍🦺🏳️‍🌈👩🏽‍🚀".encode()),
     "combining marks": Caption(("e" + "\u0301" * 500).encode()),
     "carriage return": Caption(b"a dog\r"),
@@ -145,7 +148,7 @@ def empty_first_shard(folder: Path) -> None:
 
 
 NOT_NPY = r"features-00000.npy: is truncated or not a \.npy file"
-# name -> (damage to a directory of ten float32 rows of three columns in shards of four, what is said of it)
+# name -> (damage to a directory of ten float32 rows of three columns in shards of four, part of the message)
 FEATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "NaN": (lambda f: replace_shard(f, with_value(np.nan)), r"the features of 'id2' \(row 2\) are not finite"),
     "infinity": (lambda f: replace_shard(f, with_value(-np.inf)), r"the features of 'id2' \(row 2\) are not finite"),
@@ -177,7 +180,7 @@ FEATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a shard with a line break": (lambda f: shard_entry(f, file="a\nb.npy"), r"shard 0: file is 'a\\nb\.npy'"),
     "a shard with a null": (lambda f: shard_entry(f, file="a\0.npy"), r"shard 0: file is 'a\\x00\.npy'"),
     "rows below zero": (lambda f: shard_entry(f, rows=-1), "shard 0: .* rows -1; make"),
-    "rows that are true": (lambda f: shard_entry(f, rows=True), "shard 0: rows is a bool, not int"),
+    "rows that are true": (lambda f: shard_entry(f, rows=True), "shard 0: rows has the type bool, not int"),
     "rows beyond count": (lambda f: shard_entry(f, rows=10**30), "shard 0: .* rows 1000000"),
     "no columns": (lambda f: manifest(f, dim=0), r"is damaged \(dim is 0"),
     "too many columns": (lambda f: manifest(f, dim=10**12), r"is damaged \(dim is 1000000000000"),
@@ -251,13 +254,13 @@ BENCHMARK_FILES = {
 
 # ------------------------------------------------------------------------------------------ dictionaries, indexes
 
-# name -> (content of dict.txt, what is said of it)
+# name -> (content of dict.txt, part of the message)
 DICTIONARIES = {
-    "no counts": (b"one\ntwo\n", "is no dictionary, Incorrect dictionary format"),
-    "a word twice": (b"one 1\none 1\n", "is no dictionary, Duplicate word found"),
-    "invalid UTF-8": (b"\xff 1\n", "is no dictionary, Incorrect encoding"),
-    "a count that is no number": (b"one many\n", "is no dictionary, Incorrect dictionary format"),
-    "a pickle": (pickle.dumps(Trap(Path("trap"))), "is no dictionary"),
+    "no counts": (b"one\ntwo\n", "is not a dictionary (Incorrect dictionary format"),
+    "a word twice": (b"one 1\none 1\n", "is not a dictionary (Duplicate word found"),
+    "invalid UTF-8": (b"\xff 1\n", "is not a dictionary (Incorrect encoding"),
+    "a count that is not a number": (b"one many\n", "is not a dictionary (Incorrect dictionary format"),
+    "a pickle": (pickle.dumps(Trap(Path("trap"))), "is not a dictionary"),
 }
 
 
@@ -275,7 +278,7 @@ def tokens(*ids: int) -> bytes:
 
 
 TOKENS = tokens(4, 5, 2, 6, 2)
-# name -> (.idx, .bin, what is said of them beside a dictionary of ten entries)
+# name -> (.idx, .bin, part of the message with a dictionary of ten entries)
 INDEXES = {
     "another format": (b"HUFFMAN\0\0" * 9, TOKENS, "is not an index of fairseq-preprocess"),
     "a pickle": (pickle.dumps(Trap(Path("trap"))), TOKENS, "is not an index of fairseq-preprocess"),

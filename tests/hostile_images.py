@@ -78,7 +78,7 @@ def animated(format: str) -> bytes:
 
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) (w) file\n%%EOF\n"
-# name -> (file name, bytes, what is said about it)
+# name -> (file name, bytes, part of the message)
 BAD_IMAGES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "HTML": ("x.jpg", lambda: b"<!DOCTYPE html><html>404 Not Found</html>", "is not an image in a known format"),
     "zero bytes": ("x.jpg", lambda: b"", "is not an image in a known format"),

@@ -100,3 +100,12 @@ def _save(path: Path, model: Any, config: Any, seed: int) -> None:
         model(config).save_pretrained(path)
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size).save_pretrained(path)
+
+
+def tiny_wordpiece(path: Path, words: Sequence[str] = ("ein", "Hund", "Katze", "rot", "blau")) -> Path:
+    """A WordPiece `vocab.txt` as mBERT's: specials, letters at both places of a word, and some words."""
+    letters = [chr(code) for code in range(33, 127)] + list("äöüßéèêçàûôîçğışö猫犬")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *words]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{piece}\n" for piece in dict.fromkeys(pieces)), encoding="utf-8")
+    return path

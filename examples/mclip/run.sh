@@ -83,15 +83,15 @@ mte() { # mte NAME OPTION...: what both stages have in common
   local name=$1
   shift
   train "$OUT/$name" "$MT" --task mte --langs "en,$PAIRS" --lang-pairs "$(pairs)" --both-directions \
-    --sampling-temperature 5 --truncate --arch "$MTE_ARCH" --xlmr "$XLMR" --criterion mte --dropout 0.1 \
+    --sampling-temperature 5 --truncate --arch "$MTE_ARCH" --text-encoder "$XLMR" --criterion mte --dropout 0.1 \
     --optimizer fused_adamw --adamw-betas "(0.9, 0.98)" --lr-scheduler inverse_sqrt --clip-norm 2 "$@" \
     "${COMMON[@]}" "${PRECISION[@]}"
 }
 mte1() {
-  mte mte1 --freeze encoder --lr 5e-4 --warmup-updates 4000 --warmup-init-lr 1e-7 --max-tokens 4096 "${MTE1_LENGTH[@]}"
+  mte mte1 --freeze-text all --lr 5e-4 --warmup-updates 4000 --warmup-init-lr 1e-7 --max-tokens 4096 "${MTE1_LENGTH[@]}"
 }
 mte2() {
-  mte mte2 --freeze embeddings --finetune-from-model "$OUT/mte1/checkpoint_best.pt" --contrastive-weight 2 \
+  mte mte2 --freeze-text embeddings --finetune-from-model "$OUT/mte1/checkpoint_best.pt" --contrastive-weight 2 \
     --contrastive-temperature 0.1 --lr 1e-4 --warmup-updates 10 --warmup-init-lr 2e-5 --max-tokens 1024 \
     --update-freq 4 "${MTE2_LENGTH[@]}"
 }

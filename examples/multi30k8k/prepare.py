@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line, read_lines, write_json
 
@@ -149,7 +149,7 @@ def prepare(data: Path, output: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the multi30k8k directory")
     parser.add_argument("output", type=Path, help="directory to write")
     args = parser.parse_args(argv)

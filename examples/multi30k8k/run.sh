@@ -170,9 +170,9 @@ strengthen() { # the encoder of this variant, in $RUN/encoder
 }
 
 stages() { # the two stages of MTE as published: the decoder alone, then encoder and decoder with contrast
-  local name common=(--xlmr "$ENCODER" --dropout 0.1 --batch-size 128)
-  step mte1 "$RUN/mte1/finished" mte 1200 "$RUN/mte1" "${common[@]}" --freeze encoder --contrastive-weight 0
-  common+=(--freeze embeddings --finetune-from-model "$RUN/mte1/checkpoint_last.pt" --lr 5e-4)
+  local name common=(--text-encoder "$ENCODER" --dropout 0.1 --batch-size 128)
+  step mte1 "$RUN/mte1/finished" mte 1200 "$RUN/mte1" "${common[@]}" --freeze-text all --contrastive-weight 0
+  common+=(--freeze-text embeddings --finetune-from-model "$RUN/mte1/checkpoint_last.pt" --lr 5e-4)
   step mte2 "$RUN/mte2/finished" mte 300 "$RUN/mte2" "${common[@]}"
   step longer "$RUN/longer/finished" mte 300 "$RUN/longer" "${common[@]}" --contrastive-weight 0
   for name in mte1 mte2 longer; do

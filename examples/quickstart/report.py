@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.evaluation.metrics.retrieval import retrieval_ranks, top_images
 from mclip_fairseq.evaluation.reports.pictures import Example, draw_examples
 from mclip_fairseq.inference import MultilingualCLIP
@@ -279,9 +279,7 @@ def print_summary(report: Mapping[str, Any], output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add("--corpus", type=Path, required=True, help="output of build_corpus.py")
     add("--evaluations", type=Path, required=True, help="folder with GALLERY.SYSTEM/report.json of mclip-evaluate")

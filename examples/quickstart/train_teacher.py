@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.evaluation import retrieval_metrics
 from mclip_fairseq.losses import symmetric_info_nce
@@ -278,9 +278,7 @@ def train(model: Any, tokenizer: Any, data: Captions, pixels: Tensor, options: a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--corpus", type=Path, required=True, help="output of build_corpus.py")
     parser.add_argument("--output", type=Path, required=True, help="directory for the teacher")
     parser.add_argument("--epochs", type=int, default=48, help="passes over the concepts (default: 48)")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 
 PROGRAM = "mclip-convert"
@@ -13,7 +13,12 @@ EPILOG = """\
 examples:
   mclip-convert released mclip_plus_base.pt --xlmr xlmr.base --output mclip-plus
   mclip-convert encoder mte_mclip_plus.pt --xlmr xlmr.base --output mte-plus
+  mclip-convert m-clip M-CLIP/M-BERT-Distil-40 --head head.npz --output m-bert-distil-40
+  mclip-convert altclip BAAI/AltCLIP --output altclip
   mclip-convert clip ViT-B-32.pt --trust --tokenizer openai/clip-vit-base-patch32 --output clip-b32
+  mclip-convert mla finetune.bin.4 --acquirers le.bin.1 --vocabulary vocab.txt --bpe clip-tokenizer --output mla
+  mclip-convert ccrk ccrk_3m_10lan_epoch_29.th --text-encoder xlmr.large --output ccrk
+  mclip-convert ccrk-to-released ccrk --output released
   mclip-convert xlmr-to-transformers mte --output mte-transformers
   mclip-convert xlmr-to-fairseq xlm-roberta-base --output xlmr.base
 """
@@ -40,6 +45,20 @@ def released(options: argparse.Namespace) -> None:
     convert_released(options.checkpoint, options.xlmr, options.output, options.resize, options.tokenizer)
 
 
+def altclip(options: argparse.Namespace) -> None:
+    """A published AltCLIP, Hub name or transformers directory, to a directory for MultilingualCLIP.from_pretrained."""
+    from mclip_fairseq.export.conversions import convert_altclip
+
+    convert_altclip(options.source, options.output)
+
+
+def m_clip(options: argparse.Namespace) -> None:
+    """A legacy M-CLIP, an encoder with a linear layer apart, to a directory in M-CLIP's later layout."""
+    from mclip_fairseq.formats.m_clip import write_legacy_m_clip
+
+    write_legacy_m_clip(options.encoder, options.head, options.output)
+
+
 def translation(options: argparse.Namespace) -> None:
     """A translation model of the released mCLIP to a checkpoint for fairseq-generate --task mte."""
     from mclip_fairseq.export.conversions import convert_translation
@@ -64,6 +83,44 @@ def clip(options: argparse.Namespace) -> None:
     convert_clip(options.checkpoint, options.output, reading)
 
 
+def mla(options: argparse.Namespace) -> None:
+    """Published MLA files to a directory for MultilingualCLIP.from_pretrained."""
+    from mclip_fairseq.export.mla import load_published, save_directory
+
+    tower = load_published(
+        options.checkpoint,
+        options.acquirers,
+        options.vocabulary,
+        options.bpe,
+        options.resize,
+        options.released_rounding,
+        options.trust,
+    )
+    save_directory(tower, options.output)
+
+
+def mla_to_published(options: argparse.Namespace) -> None:
+    """An mla, checkpoint or directory, to a state dict that the released code of MLA reads."""
+    from mclip_fairseq.export.mla import save_published
+    from mclip_fairseq.inference import MultilingualCLIP
+
+    save_published(MultilingualCLIP.from_pretrained(options.source, "cpu").tower, options.output / "pytorch_model.bin")
+
+
+def ccrk(options: argparse.Namespace) -> None:
+    """A checkpoint of CCRK or CCLM to a directory for MultilingualCLIP.from_pretrained."""
+    from mclip_fairseq.export.ccrk import convert_ccrk
+
+    convert_ccrk(options.checkpoint, options.text_encoder, options.output, options.head_dim)
+
+
+def ccrk_to_released(options: argparse.Namespace) -> None:
+    """A ccrk model to checkpoint_best.pth, which CCRK's own retrieval scripts read."""
+    from mclip_fairseq.export.ccrk import write_released_ccrk
+
+    write_released_ccrk(options.model, options.text_encoder, options.output)
+
+
 def xlmr_to_transformers(options: argparse.Namespace) -> None:
     """A fairseq XLM-R archive to a transformers directory with the same token ids."""
     from mclip_fairseq.formats.xlmr import write_transformers
@@ -79,7 +136,7 @@ def xlmr_to_fairseq(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -122,14 +179,72 @@ def _parser() -> argparse.ArgumentParser:
             metavar="PIXELS",
             help=f"resize an image's shorter edge to this before the crop ({default})",
         )
+    _add_mla_options(command("mla", mla))
+    to_published = command("mla-to-published", mla_to_published)
+    to_published.add_argument("source", help="training checkpoint (.pt), or directory of mclip-convert mla")
+    _add_ccrk_options(command("ccrk", ccrk), command("ccrk-to-released", ccrk_to_released))
     to_transformers = command("xlmr-to-transformers", xlmr_to_transformers)
     to_transformers.add_argument(
         "archive", type=Path, help="directory with model.pt, dict.txt and sentencepiece.bpe.model"
+    )
+    from_altclip = command("altclip", altclip)
+    from_altclip.add_argument("source", help="Hub name or transformers directory")
+    from_m_clip = command("m-clip", m_clip)
+    from_m_clip.add_argument("encoder", help="Hub name or transformers directory of the encoder, with its tokenizer")
+    from_m_clip.add_argument(
+        "--head",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".npz or .safetensors with W (encoder columns, dimensions) and b; a pickle is never read",
     )
     to_fairseq = command("xlmr-to-fairseq", xlmr_to_fairseq)
     to_fairseq.add_argument("source", help="Hub name or transformers directory")
     to_fairseq.add_argument("--revision", default="", help="branch, tag or commit on the Hub")
     return parser
+
+
+def _add_mla_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="pytorch_model.bin.N of MLA, or OpenAI's CLIP with --acquirers")
+    parser.add_argument(
+        "--acquirers", type=Path, metavar="FILE", help="take acquirers, table and linear map from this file instead"
+    )
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        required=True,
+        metavar="VOCAB.txt",
+        help="mBERT's vocab.txt (cased), or its directory",
+    )
+    parser.add_argument(
+        "--bpe", default="", metavar="DIR", help="CLIP's tokenizer, Hub name or directory, to encode English text"
+    )
+    parser.add_argument(
+        "--resize",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="shorter edge before the crop (default: CLIP's resolution)",
+    )
+    parser.add_argument(
+        "--released-rounding",
+        action="store_true",
+        help="round the layers of CHECKPOINT to half, as the released code does when it loads one as clip_ckpt",
+    )
+    parser.add_argument("--trust", action="store_true", help="read a TorchScript archive, which can run code")
+
+
+def _add_ccrk_options(reader: argparse.ArgumentParser, writer: argparse.ArgumentParser) -> None:
+    reader.add_argument(
+        "checkpoint", type=Path, help="model_state_epoch_N.th, a file of the Hub, or checkpoint_best.pth"
+    )
+    files = "directory with XLM-R's dict.txt and sentencepiece.bpe.model"
+    reader.add_argument("--text-encoder", type=Path, required=True, metavar="DIR", help=files)
+    reader.add_argument(
+        "--head-dim", type=int, default=64, metavar="N", help="columns of an attention head of the text layers (64)"
+    )
+    writer.add_argument("model", help="training checkpoint or exported directory of a ccrk model")
+    writer.add_argument("--text-encoder", default="", metavar="DIR", help=f"{files}, if they have moved")
 
 
 def _add_clip_options(parser: argparse.ArgumentParser) -> None:

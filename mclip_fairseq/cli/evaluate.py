@@ -18,12 +18,14 @@ from mclip_fairseq.cli.evaluate_options import (
 from mclip_fairseq.cli.main import run_main
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
 
-LEAK = "Leak"  # how the scripts of preprocess/ begin a note on test data that were seen in training
+# How notes begin that are also warnings: of the scripts of preprocess/ on test data that were seen in training, and of
+# captions that name one image.
+WARNED = ("Leak", "One image")
 
 if TYPE_CHECKING:
     from mclip_fairseq.encoding.galleries import Gallery
     from mclip_fairseq.evaluation.benchmarks.base import Benchmark
-    from mclip_fairseq.evaluation.runner import Candidate, Output
+    from mclip_fairseq.evaluation.runner import Candidate, ReportOutput
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,9 +43,11 @@ def evaluate_models(options: argparse.Namespace, command: Sequence[str]) -> None
 
     check_different("models", options.name or ())
     benchmarks = open_benchmarks(options)
-    for note in dict.fromkeys(note for benchmark in benchmarks for note in benchmark.notes if note.startswith(LEAK)):
+    for note in dict.fromkeys(note for benchmark in benchmarks for note in benchmark.notes if note.startswith(WARNED)):
         print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
-    settings = Settings(options.batch_size, options.protocol, options.gallery, options.captions_per_image)
+    settings = Settings(
+        options.batch_size, options.protocol, options.gallery, options.captions_per_image, options.rerank
+    )
     evaluate(candidates(options), benchmarks, settings, output_of(options, command))
 
 
@@ -62,13 +66,13 @@ def score_translations(options: argparse.Namespace, command: Sequence[str]) -> N
         print("Written: " + ", ".join(map(str, write_report(report, options.output))))
 
 
-def output_of(options: argparse.Namespace, command: Sequence[str]) -> Output:
+def output_of(options: argparse.Namespace, command: Sequence[str]) -> ReportOutput:
     """What is written, and where: one model on data without a name needs no comparison."""
-    from mclip_fairseq.evaluation.runner import Output, Pictures
+    from mclip_fairseq.evaluation.runner import Pictures, ReportOutput
 
     pictures = Pictures(DEFAULT_QUERIES if options.queries is None else options.queries, options.font)
     compare = len(options.model) > 1 or bool(options.benchmark)
-    return Output(options.output, pictures, command, compare, options.published)
+    return ReportOutput(options.output, pictures, command, compare, options.published)
 
 
 def open_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
@@ -95,7 +99,10 @@ def open_galleries(options: argparse.Namespace) -> list[Gallery]:
     from mclip_fairseq.storage.features import FeatureStore
 
     if options.images is not None:
-        return [ImageGallery(options.images)]
+        gallery = ImageGallery(options.images, hidden=options.hidden)
+        for note in [*gallery.listing.skipped(options.images), *gallery.listing.notes(options.images)]:
+            print(f"{PROGRAM}: {note}", file=sys.stderr)
+        return [gallery]
     root = options.images_root[0] if options.images_root else None
     return [FeatureGallery(FeatureStore.open(path), path, root) for path in options.features]
 
@@ -104,13 +111,14 @@ def candidates(options: argparse.Namespace) -> Iterator[Candidate]:
     """The models that `--model` names, each loaded when it is its turn."""
     from mclip_fairseq.encoding.cache import CachedEncoder
     from mclip_fairseq.evaluation.runner import Candidate
+    from mclip_fairseq.storage.provenance import shareable
 
     file_names = [Path(model).name for model in options.model]
     for number, path in enumerate(options.model):
         model = load_model(options, number)
         # Checkpoints are often called alike: their paths tell them apart.
-        own_name = path if file_names.count(file_names[number]) > 1 else str(getattr(model, "name", path))
-        facts = {"path": path, "identity": getattr(model, "identity", None)}
+        own_name = shareable(path) if file_names.count(file_names[number]) > 1 else str(getattr(model, "name", path))
+        facts = {"path": shareable(path), "identity": getattr(model, "identity", None)}
         facts |= {"device": options.device, "dtype": options.dtype, "batch_size": options.batch_size}
         encoder = CachedEncoder(model, options.cache, model.fingerprint) if options.cache else model
         yield Candidate(options.name[number] if options.name else own_name, encoder, facts)

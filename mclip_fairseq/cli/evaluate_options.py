@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mclip_fairseq.cli.main import Parser
 from mclip_fairseq.evaluation.benchmarks.settings import CAPTIONS, GALLERIES
 from mclip_fairseq.evaluation.metrics.protocols import PROTOCOLS
 from mclip_fairseq.storage.errors import UserError
@@ -87,6 +88,10 @@ def data_rules(options: argparse.Namespace) -> Rules:
             roots not in (0, 1, benchmarks or 1),
             f"--images-root: {roots} given for {benchmarks or 1} benchmarks; give one for all, or one each",
         ),
+        (
+            bool(options.rerank) and options.protocol != "strict",
+            "--rerank counts as the strict protocol does; leave out --protocol",
+        ),
         (options.published and not benchmarks, "--published compares benchmarks; name one"),
     ]
 
@@ -108,7 +113,7 @@ def model_rules(options: argparse.Namespace) -> Rules:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `mclip-evaluate`."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=PROGRAM,
         description="Retrieval, translation matching, similarity and classification in many languages.",
         epilog=EPILOG,
@@ -148,6 +153,8 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     add("--ids", nargs="+", default=[], metavar="[LANG=]FILE", help=ids)
     add("--features", type=_path, nargs="+", default=[], metavar="DIR", help="feature directories of mclip-features")
     add("--images", type=_path, metavar="PATH", help="folder of pictures, or a list of paths")
+    hidden = "of the folder --images, also take hidden images, and those of recycle bins and thumbnail folders"
+    add("--hidden", action="store_true", help=hidden)
     roots = f"image folder: one for all benchmarks, or one per benchmark ({NOTHING} = none)"
     with_features = "with --features, where the original images are"
     add("--images-root", nargs="+", type=_path, metavar="DIR", help=f"{roots}; {with_features}")
@@ -167,6 +174,8 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
     ):
         texts = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
         group.add_argument(option, choices=tuple(meanings), default=default, help=texts)
+    again = "also put the nearest K of every query in the order of the model's matching scores (ccrk; published: 128)"
+    group.add_argument("--rerank", type=_positive, default=0, metavar="K", help=again)
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

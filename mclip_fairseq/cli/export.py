@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 
 PROGRAM = "mclip-export"
+# Options that the other formats have no use for.
+ONLY_DIRECTORY = ("license", "data", "report", "onnx", "int8", "captions", "ids", "features", "push")
 EPILOG = """\
 The directory holds safetensors, configuration, tokenizer, image processor and a model card, but no pickle.
 MultilingualCLIP.from_pretrained(DIR) and sentence_transformers.SentenceTransformer(DIR) read it.
@@ -21,6 +23,7 @@ examples:
       --license mit --data "CC3M, English captions" --report results/report.json
   mclip-export checkpoints/mclip.pt --output mclip-base --onnx --int8 \\
       --captions en=valid.en de=valid.de --ids valid.ids --features features/valid
+  mclip-export checkpoints/altclip.pt --teacher openai/clip-vit-large-patch14 --format altclip --output altclip
 """
 
 
@@ -32,20 +35,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Write what the options ask for, and say where it is."""
+    unused = [name for name in ONLY_DIRECTORY if getattr(options, name)]
+    if options.format != "directory" and unused:
+        raise UserError(f"--{unused[0]} is for --format directory; leave it out with --format {options.format}")
     if options.int8 and not (options.captions and options.features):
         raise UserError("--int8 needs --captions and --features, to measure how much recall it loses")
     from mclip_fairseq.export.card import CardFacts, read_report
-    from mclip_fairseq.export.publish import load_exportable, upload, write_model
+    from mclip_fairseq.export.publish import load_exportable, upload, write_model, write_onnx, write_published
 
+    tower = load_exportable(options.model, options.text_encoder, options.teacher, options.language)
+    if options.format != "directory":
+        write_published(tower, options.format, options.output)
+        print(f"Written: {options.output}")
+        return
     reports = [read_report(file) for file in options.report]
-    tower = load_exportable(options.model, options.text_encoder, options.teacher)
     write_model(tower, options.output, CardFacts(options.output.name, options.license, options.data, reports))
     print(f"Written: {options.output}")
     if options.onnx or options.int8:
-        from mclip_fairseq.export.onnx import RecallData, export_onnx
+        from mclip_fairseq.export.onnx import RecallData
 
         data = RecallData(options.captions, options.ids, options.features) if options.int8 else None
-        _print_onnx(options.output / "onnx", export_onnx(tower, options.output / "onnx", data))
+        _print_onnx(options.output / "onnx", write_onnx(tower, options.output / "onnx", data))
     if options.push:
         print(f"Uploaded: {upload(options.output, options.push)}")
 
@@ -58,7 +68,7 @@ def _print_onnx(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="training checkpoint, or exported directory")
@@ -68,6 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--teacher", default="", help="current Hub name or directory of the teacher (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=["directory", "m-clip", "altclip", "sentence-transformers"],
+        default="directory",
+        help="directory (default): what this project and sentence-transformers read; m-clip: a text encoder for "
+        "M-CLIP's class; altclip: a directory for transformers' AltCLIPModel; sentence-transformers: the sentence "
+        "encoder of contrastive_tension",
+    )
+    parser.add_argument(
+        "--language", default="", help="the one language to export, of a model that reads each in its own way (mla)"
     )
     parser.add_argument("--license", default="", help="licence identifier for the model card, such as mit")
     parser.add_argument(

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.cli.options import count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import DTYPES
-from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
+from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels, find_images
+from mclip_fairseq.storage.projection import SPACES
 
 if TYPE_CHECKING:
     import torch
@@ -30,12 +31,14 @@ ids:
   --captions FILE   the line number, from 0: row n of the features is line n of the file (.gz works too)
   --captions X.tsv  each line is 'id, tab, caption' (.tsv.gz works too)
 
-Run the same command again to continue a run that was stopped: finished shards are kept. Machines that share the
+Run the same command again to continue a run that was stopped: finished shards are kept. If captions, images or the
+model have changed since, the command is refused: old and new rows are never mixed. Machines that share the
 output directory can share the work: give --machines 4 to all four, --machine 0 to the first, ... --machine 3 to the
 last. The one that finishes last writes the manifest.
 
-example:
+examples:
   mclip-features --model openai/clip-vit-base-patch32 --images photos --output features/image --dtype bfloat16
+  mclip-features --model openai/clip-vit-base-patch32 --captions en.tsv --space pooled --output features/text
 """
 
 
@@ -57,33 +60,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Run the command; returns the line to print."""
     check_options(options)
-    from mclip_fairseq.encoding.bulk import BulkSettings, compute, list_images, read_caption_list
+    from mclip_fairseq.encoding.bulk import BulkSettings, compute, read_caption_list
+    from mclip_fairseq.models.settings import digest
     from mclip_fairseq.models.teacher import DualEncoderTeacher
     from mclip_fairseq.storage.feature_writer import FeatureWriter
 
     device = pick_device(options.device, options.dtype)
     # Inputs are listed before the model is loaded, so that a wrong list fails at once.
     captions = read_caption_list(options.captions) if options.captions else []
-    images = list_images(options.images, options.root) if options.images else []
+    images, skip_budget = listed_images(options) if options.images else ([], options.skip_budget)
     teacher = DualEncoderTeacher.from_pretrained(options.model, options.revision).to(device)
     source = open_source(options, teacher, captions, images)
+    projection = teacher.projection(source.modality) if options.space == "pooled" else None
+    dim = teacher.dim if projection is None else projection.weight.shape[1]
     writer = FeatureWriter(
         options.output,
         source.ids,
         teacher=teacher.identity,
-        dim=teacher.dim,
+        dim=dim,
         modality=source.modality,
         normalized=options.normalize,
         preprocessing=source.preprocessing,
         dtype=options.store_dtype,
         shard_rows=options.shard_rows,
-        settings={"compute_dtype": options.dtype},
+        settings={
+            "compute_dtype": options.dtype,
+            "inputs_content": source.content,
+            "model_settings": digest(teacher.text_settings if captions else teacher.image_settings),
+        },
+        projection=projection,
     )
     settings = BulkSettings(
         options.batch_size,
         options.dtype,
         options.normalize,
-        options.skip_budget,
+        skip_budget,
         options.machine,
         options.machines,
     )
@@ -92,7 +103,19 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
         missing = len(writer.pending())
         return f"{options.output}: {missing} of {writer.shards} shards are left to other machines"
     skipped = len(writer.skipped())
-    return f"{options.output}: {len(source.ids) - skipped} rows of {teacher.dim} columns, {skipped} skipped"
+    return f"{options.output}: {len(source.ids) - skipped} rows of {dim} columns, {skipped} skipped"
+
+
+def listed_images(options: argparse.Namespace) -> tuple[list[tuple[str, Path]], int | None]:
+    """The images that the command line names, and what awkward names leave of the skip budget."""
+    folder = options.images.is_dir()
+    listing = find_images(
+        options.images if folder else options.root, None if folder else options.images, options.hidden
+    )
+    skip_budget = listing.check_names(options.images, options.skip_budget)
+    for note in [*listing.skipped(options.images), *listing.notes(options.images)]:
+        print(f"{PROGRAM}: {note}", file=sys.stderr)
+    return listing.images, skip_budget
 
 
 def open_source(
@@ -105,10 +128,14 @@ def open_source(
     from mclip_fairseq.encoding.bulk import CaptionSource, ImageSource
 
     if not captions:
-        return ImageSource(images, teacher.transform, teacher.encode_image, options.workers, options.max_pixels)
+        encode_image = teacher.encoder("image", options.space)
+        return ImageSource(
+            images, teacher.transform, encode_image, options.workers, options.max_pixels, options.hash_images
+        )
     preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
     return CaptionSource(
-        captions, options.captions, teacher.tokenize, teacher.token_mask, teacher.encode_text, preprocessing
+        *(captions, options.captions, teacher.tokenize, teacher.token_mask),
+        *(teacher.encoder("text", options.space), preprocessing),
     )
 
 
@@ -120,11 +147,12 @@ def made_by(command: Sequence[str], device: torch.device) -> dict[str, object]:
     import torch
 
     import mclip_fairseq
+    from mclip_fairseq.storage.provenance import shareable
 
     versions = {"mclip_fairseq": mclip_fairseq.__version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"command": list(command), "versions": versions, "device": hardware}
+    return {"command": [shareable(word) for word in command], "versions": versions, "device": hardware}
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -132,13 +160,15 @@ def check_options(options: argparse.Namespace) -> None:
     if options.machine >= options.machines:
         raise UserError(f"--machine must be 0 to {options.machines - 1} with --machines {options.machines}")
     check_max_pixels(options.max_pixels)
+    if options.hash_images and options.images is None:
+        raise UserError("--hash-images is for images, texts are always compared by their hash; leave it out")
     if options.root is not None and (options.images is None or options.images.is_dir()):
         raise UserError("--root is the folder of a list's relative paths; give it with --images LIST only")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -158,7 +188,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--shard-rows", type=positive, default=65536, metavar="N", help="inputs per shard (default 65536)")
     add("--machines", type=positive, default=1, metavar="N", help="machines that share the work (default 1)")
     add("--machine", type=count, default=0, metavar="I", help="index of this machine, from 0 (default 0)")
+    hashed = "notice changed images by the hashes of their files (default: by size and time of change)"
+    add("--hash-images", action="store_true", help=hashed)
+    hidden = "also take hidden images, and those of recycle bins and thumbnail folders"
+    add("--hidden", action="store_true", help=hidden)
     add("--normalize", action="store_true", help="store L2-normalised features")
+    add(
+        "--space",
+        choices=SPACES,
+        default="joint",
+        help="joint (default): features whose cosines compare images and texts; pooled: the states before the model's "
+        "projection, which is stored beside them (for altclip)",
+    )
     add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=f"per image (default {MAX_PIXELS})")
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable inputs, listed in skipped.tsv")
     return parser

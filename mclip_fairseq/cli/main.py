@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
 
 BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages escape control characters, which an argument may hold."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with status 2."""
+        super().error(shown(message))
 
 
 def run_main(program: str, run: Callable[[], int | None], when_interrupted: str = "") -> int:

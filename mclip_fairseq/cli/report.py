@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 
 PROGRAM = "mclip-report"
 EPILOG = """\
@@ -21,7 +21,7 @@ Several .log files are read oldest first; a resumed run replaces the values that
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `mclip-report`; returns 0, or 2 after one sentence on stderr when something cannot be used."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Losses, scale and recalls of a training over time, as one HTML page.",
         epilog=EPILOG,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
@@ -27,21 +29,36 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `mclip-search`; returns its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
+    arguments, after_dashes = split_at_dashes(parser, given)
     options, more = parser.parse_known_args(arguments)
     if more and (options.command != "query" or any(word.startswith("-") for word in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
+        hint = "; write -- before a text that begins with -" if options.command == "query" else ""
+        parser.error(f"unrecognized arguments: {' '.join(more)}{hint}")
     if options.command == "query":  # argparse does not take texts after an option
-        options.text += more
+        options.text += [*more, *after_dashes]
     # A tokenizer with threads must not be used before decoding processes are forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    resumes = options.command in ("build", "add")
+    resumes = options.command in ("build", "add", "sync")
     return run_main(
         PROGRAM,
-        lambda: print_all(COMMANDS[options.command](options, [PROGRAM, *arguments])),
+        lambda: print_all(COMMANDS[options.command](options, [PROGRAM, *given])),
         when_interrupted="run the same command again to continue" if resumes else "",
     )
+
+
+def split_at_dashes(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments of a query before a -- and the texts behind it, which argparse does not take after an option."""
+    if arguments[:1] != ["query"] or "--" not in arguments:
+        return arguments, []
+    place = arguments.index("--")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            parser.parse_known_args(arguments[:place])
+    except SystemExit:  # INDEX stands behind the dashes too: argparse reads that rightly
+        return arguments, []
+    return arguments[:place], arguments[place + 1 :]
 
 
 def print_all(text: str) -> None:
@@ -68,13 +85,18 @@ def load_model_of(index: SearchIndex, options: argparse.Namespace) -> Any:
     Raises:
         UserError: it has moved, or is a different model.
     """
-    stored = index.model["load"]
-    path = options.model or stored.get("path")
-    if not path or (os.path.isabs(path) and not os.path.exists(path)):
+    known = index.places.model if index.places else ModelPaths("")
+    path = options.model or known.path
+    if not path:
+        raise UserError(
+            f"{index.path}: was built on another machine or by an earlier version, so nothing here says where its "
+            f"model {index.model.get('name')!r} is; name it with --model"
+        )
+    if not options.model and os.path.isabs(path) and not os.path.exists(path):
         raise UserError(f"{index.path}: its model is no longer at {path}; say where it is now with --model")
-    paths = ModelPaths(
-        path, options.text_encoder or stored.get("text_encoder"), options.teacher or stored.get("teacher")
-    )
+    # What goes with another model is not taken over.
+    beside = known if not options.model or options.model == known.path else ModelPaths("")
+    paths = ModelPaths(path, options.text_encoder or beside.text_encoder, options.teacher or beside.teacher)
     model = load_model(paths, options.device)
     index.check_model(model)
     return model
@@ -89,6 +111,7 @@ def image_settings(options: argparse.Namespace) -> ImageSettings:
         options.workers,
         options.max_pixels,
         options.skip_budget,
+        options.hidden,
     )
 
 
@@ -127,6 +150,21 @@ def run_add(options: argparse.Namespace, command: Sequence[str]) -> str:
     )
 
 
+def run_sync(options: argparse.Namespace, command: Sequence[str]) -> str:
+    """Bring an index up to date with a folder: add, encode again, and remove."""
+    from mclip_fairseq.search.change import add_images
+    from mclip_fairseq.search.index import SearchIndex
+
+    return add_images(
+        options.index,
+        image_settings(options),
+        lambda: load_model_of(SearchIndex.open(options.index), options),
+        command,
+        moved=options.moved,
+        drop=True,
+    )
+
+
 def run_remove(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Remove images."""
     from mclip_fairseq.search.change import remove_images
@@ -143,7 +181,7 @@ class Question:
 
     Attributes:
         texts: checked texts, or the names of the images.
-        languages: of the texts, for `--languages`; otherwise empty.
+        languages: of the texts, where `--language` or `--languages` names them; otherwise empty.
         images: decoded images; empty for texts.
     """
 
@@ -155,13 +193,13 @@ class Question:
 def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Query an index."""
     check_query_options(options)
-    question = read_question(options)  # before the model is loaded
+    question = question_from_options(options)  # before the model is loaded
     from mclip_fairseq.search.index import SearchIndex
 
     index = SearchIndex.open(options.index, options.images_root)
     model = load_model_of(index, options)
-    answers = answer(index, model, question, options.k)
-    comparison = compare(index, model, question, options) if question.languages else None
+    answers = answer(index, model, question, options.k, options.unique, options.rerank)
+    comparison = compare(index, model, question, options) if options.languages else None
     if options.show is not None:
         show(index, answers, options)
     from mclip_fairseq.search.query import answers_as_json, format_answers, format_languages
@@ -169,7 +207,7 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     if options.json:
         content = answers_as_json(index, answers) | ({"comparison": comparison} if comparison else {})
         return json.dumps(content, indent=1, ensure_ascii=False)
-    return format_languages(comparison) if comparison else format_answers(answers)
+    return format_languages(comparison) if comparison else format_answers(index, answers)
 
 
 def check_query_options(options: argparse.Namespace) -> None:
@@ -179,12 +217,14 @@ def check_query_options(options: argparse.Namespace) -> None:
         raise UserError("give a text, --queries FILE, --image FILE or --languages LANG=TEXT, and only one of them")
     if options.target is not None and not options.languages:
         raise UserError("--target is for --languages, which reports the rank of that image; give both")
+    if options.rerank and not (options.text or options.queries):
+        raise UserError("--rerank puts the answers of texts in order; give a text or --queries FILE")
     if options.show is not None and not options.show.suffix:
         raise UserError(f"--show {options.show}: has no image extension; write {options.show}.png")
     check_max_pixels(options.max_pixels)
 
 
-def read_question(options: argparse.Namespace) -> Question:
+def question_from_options(options: argparse.Namespace) -> Question:
     """The texts or images of `query`, checked."""
     from mclip_fairseq.search.query import check_query
 
@@ -196,19 +236,41 @@ def read_question(options: argparse.Namespace) -> Question:
             list(map(str, options.image)), [], [load_image(path, options.max_pixels) for path in options.image]
         )
     texts = [check_query(text) for text in options.text] if options.queries is None else read_texts(options.queries)
-    return Question(texts, [], [])
+    return Question(texts, [options.language] * len(texts) if options.language else [], [])
 
 
-def answer(index: SearchIndex, model: Any, question: Question, k: int) -> list[Answer]:
-    """The k nearest images of each text or image."""
-    from mclip_fairseq.search.query import Answer, search_images, search_texts
+def answer(index: SearchIndex, model: Any, question: Question, k: int, unique: bool, rerank: int = 0) -> list[Answer]:
+    """The k nearest images of each text or image.
 
+    With `unique`, images with equal vectors count as one. With `rerank`, the model itself puts the first images of a
+    text, that many of them, in order.
+    """
+    from mclip_fairseq.search.query import (
+        COPIES,
+        DEPTH,
+        Answer,
+        search_images,
+        search_texts,
+        unknown_words,
+        without_copies,
+    )
+
+    depth = max(k, min(COPIES * k, DEPTH)) if unique else k
     if question.images:
-        hits = search_images(index, model, question.images, k)
+        hits = search_images(index, model, question.images, depth)
     else:
-        hits = search_texts(index, model, question.texts, k)
+        hits = search_texts(index, model, question.texts, max(depth, rerank), languages=question.languages)
+    if rerank and question.texts:
+        from mclip_fairseq.search.reranking import Reranker
+
+        hits = [nearest[:depth] for nearest in Reranker(index, model, rerank)(index, question.texts, hits)]
+    if unique:
+        hits = [without_copies(index, nearest, k) for nearest in hits]
     languages = question.languages or [""] * len(hits)
-    return [Answer(*parts) for parts in zip(question.texts, hits, languages, strict=True)]
+    warnings = [""] * len(hits) if question.images else unknown_words(model, question.texts, question.languages)
+    for warning in filter(None, warnings):
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+    return [Answer(*parts) for parts in zip(question.texts, hits, languages, warnings, strict=True)]
 
 
 def compare(index: SearchIndex, model: Any, question: Question, options: argparse.Namespace) -> dict[str, Any]:
@@ -235,13 +297,14 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
     from mclip_fairseq.search.server import serve
 
     index = SearchIndex.open(options.index, options.images_root)
-    serve(index, load_model_of(index, options), options.host, options.port, options.allowed_host)
+    serve(index, load_model_of(index, options), options.host, options.port, options.allowed_host, options.rerank)
     return "stopped"
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], str]] = {
     "build": run_build,
     "add": run_add,
+    "sync": run_sync,
     "remove": run_remove,
     "query": run_query,
     "serve": run_serve,

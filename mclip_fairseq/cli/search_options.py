@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from mclip_fairseq.cli.main import Parser
 from mclip_fairseq.cli.options import count, positive, share
 from mclip_fairseq.search.settings import DEFAULT_RECALL, KINDS
 from mclip_fairseq.storage.images import MAX_PIXELS
@@ -25,7 +26,7 @@ example:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -34,7 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
 
     _build_options(command("build", "build an index of images or image features, or continue an interrupted build"))
-    _add_options(command("add", "add the images that are not in an index yet"))
+    _add_options(command("add", "add new images to an index, and encode images again that have changed"))
+    _sync_options(command("sync", "like add, and also remove the images whose files are gone from the folder"))
     _remove_options(command("remove", "remove images from an index by their ids"))
     _query_options(command("query", "find images by texts in any language, or by an image"))
     _serve_options(command("serve", "search an index on a web page"))
@@ -59,6 +61,8 @@ def _source_options(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=count, default=workers, metavar="N", help=f"processes that decode (default {workers})")
     _pixel_option(parser)
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable images")
+    hidden = "also take hidden images, and those of recycle bins and thumbnail folders"
+    add("--hidden", action="store_true", help=hidden)
 
 
 def _pixel_option(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +92,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     _source_options(parser)
     _model_options(parser, required=False)
     add = parser.add_argument
-    add("--replace", action="store_true", help="encode images again whose id is already in the index")
+    again = "encode images again whose id is already in the index, changed or not"
+    add("--replace", action="store_true", help=again)
+    _moved_option(parser, "--moved")
+
+
+def _sync_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
+    _source_options(parser)
+    _model_options(parser, required=False)
     _moved_option(parser, "--moved")
 
 
@@ -117,13 +129,21 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     add("--queries", type=Path, metavar="FILE", help="texts, one per line, searched as one batch")
     add("--image", type=Path, action="append", default=[], metavar="FILE", help="search with an image; repeatable")
     _pixel_option(parser)
+    add("--language", default="", help="language of the texts, for a model that reads each in its own way (by script)")
     add("--languages", nargs="+", default=[], metavar="LANG=TEXT", help="compare one question in several languages")
     target = "image whose rank --languages reports (default: the first language's nearest)"
     add("--target", metavar="ID", help=target)
     add("-k", "--top", dest="k", type=positive, default=10, metavar="K", help="number of images (default 10)")
+    _rerank_option(parser)
+    add("--unique", action="store_true", help="show images with equal vectors, such as copies, once, with their number")
     add("--json", action="store_true", help="print JSON")
     add("--show", type=Path, metavar="PNG", help="draw the images to a file")
     add("--font", type=Path, action="append", default=[], metavar="FILE", help="font for --show; repeatable")
+
+
+def _rerank_option(parser: argparse.ArgumentParser) -> None:
+    help_text = "put the nearest K images of a text in the order of the model's matching scores (ccrk only)"
+    parser.add_argument("--rerank", type=positive, default=0, metavar="K", help=help_text)
 
 
 def _serve_options(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +153,7 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
     add("--port", type=count, default=8000, metavar="N", help="port (default 8000; 0 picks a free one)")
     hosts = "accept this host name besides --host; repeatable; *.example.org accepts all below it, * every name"
+    _rerank_option(parser)
     add("--allowed-host", type=_host, action="append", default=[], metavar="NAME", help=hosts)
 
 

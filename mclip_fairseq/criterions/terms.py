@@ -127,6 +127,7 @@ def contrast_term(
     *,
     ids: Tensor | None = None,
     reduction: str = "mean",
+    direction: str = "both",
     hits: tuple[str, str] | None = None,
 ) -> Term:
     """InfoNCE over the rows of all ranks; a rank with nothing to compare still takes part in the gathering.
@@ -140,6 +141,7 @@ def contrast_term(
         scale: factor of the cosine.
         ids: (batch,) int64, equal for positives; None: each row is its own.
         reduction: over the positives of a row.
+        direction: `both`, or `xy` for x -> y alone.
         hits: names under which correct answers x -> y and y -> x are logged.
     """
     # No early return: every rank must meet the same collectives, in the forward and in the backward pass.
@@ -151,6 +153,7 @@ def contrast_term(
         scale,
         ids=None if ids is None else ids[:rows],
         reduction=reduction,
+        direction=direction,
         gather=batch.gather and weight != 0,
     )
     logged: Log = {f"{name}_rows": out.rows}

@@ -51,6 +51,14 @@ def read_caption_ids(path: str | Path, lines: int) -> tuple[list[str] | None, li
 class CaptionDataset:
     """Captions of one language: lengths, columns, and a group number for each caption.
 
+    | batch entry | shape | present |
+    |---|---|---|
+    | `net_input` | the entries of all columns, see `mclip_fairseq.data.columns` | always |
+    | `group` | (batch,) int64, equal for captions of one image | always |
+    | `id` | (batch,) int64, rows of this dataset | always |
+    | `nsentences`, `ntokens` | int | always |
+    | `is_dummy` | True | if no image of the batch could be read |
+
     Args:
         sizes: (captions,) tokens as the encoder sees them.
         columns: what a batch holds.
@@ -79,22 +87,28 @@ class CaptionDataset:
         own = {name for column in self.columns for name in column.names}
         return own if self.pixels is None else own | set(self.pixels.names)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let the columns and images change with the epoch, where anything of them is drawn."""
+        for column in self.columns:
+            column.set_epoch(epoch)
+        if self.pixels is not None:
+            self.pixels.set_epoch(epoch)
+
     def rows(self, rows: Rows) -> dict[str, Any]:
         """A batch, without the captions whose images cannot be read.
 
         Returns:
-            `net_input` with the entries of all columns; `group`, (batch,) int64; `id`, `nsentences`, `ntokens`. Where
-            no image can be read, one caption with a blank image, marked `is_dummy`: it counts nothing and is not a
-            negative of any other.
+            the entries of the class's table. If no image can be read, one caption with a blank image, marked
+            `is_dummy`: it counts as nothing and is not a negative of any other.
         """
-        net_input: dict[str, torch.Tensor] = {}
+        net_input: dict[str, torch.Tensor | str] = {}
         dummy = False
         if self.pixels is not None and len(rows):
             readable, net_input["pixel_values"] = self.pixels.read(rows)
             dummy = not readable
             rows = rows[readable or [0]]
         for column in self.columns:
-            net_input |= column.batch(rows)
+            net_input.update(column.batch(rows))
         return {
             "id": torch.from_numpy(rows),
             "nsentences": len(rows),

@@ -3,6 +3,7 @@
 | column | batch entry | shape | option that gives it |
 |---|---|---|---|
 | `TokenColumn` | `text_tokens` | (batch, length) int64 | the data directory |
+| `LanguageColumn` | `language` | str | `--langs`, for models with a text path per language |
 | `StateColumn` | `text_states`, `text_padding` | (batch, length, dim), (batch, length) bool | `--text-state-cache` |
 | `FeatureColumn` | `image_features` | (batch, teacher dim) float32 | `--image-features` |
 | `FeatureColumn` | `teacher_text` | (batch, teacher dim) float32 | `--text-features` |
@@ -12,7 +13,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +35,18 @@ class Column(ABC):
 
     Attributes:
         names: the entries of `net_input` that it fills.
+        options: entry that such a column can fill -> the option that gives it, for messages.
     """
 
     names: tuple[str, ...]
+    options: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
-    def batch(self, rows: Rows) -> dict[str, Tensor]:
+    def batch(self, rows: Rows) -> Mapping[str, Tensor | str]:
         """The entries of these rows, built without a loop over them."""
+
+    def set_epoch(self, epoch: int) -> None:  # noqa: B027 (most columns are the same in every epoch)
+        """Change with the epoch, where anything is drawn."""
 
 
 class TokenColumn(Column):
@@ -55,10 +62,24 @@ class TokenColumn(Column):
         return {"text_tokens": self.tokens.batch(rows)}
 
 
+class LanguageColumn(Column):
+    """The language of all captions of a dataset, by which a model chooses its text path."""
+
+    names = ("language",)
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+
+    def batch(self, rows: Rows) -> dict[str, str]:
+        """`language`, one for the batch."""
+        return {"language": self.language}
+
+
 class StateColumn(Column):
     """Cached token states of the frozen text encoder, instead of token ids."""
 
     names = ("text_states", "text_padding")
+    options: ClassVar = dict.fromkeys(names, "--text-state-cache")
 
     def __init__(self, states: TokenStates) -> None:
         self.states = states
@@ -81,6 +102,8 @@ class FeatureColumn(Column):
         UserError: an id that the features do not have.
     """
 
+    options: ClassVar = {"image_features": "--image-features", "teacher_text": "--text-features"}
+
     def __init__(self, name: str, store: FeatureStore, ids: Sequence[str]) -> None:
         self.names = (name,)
         self.store = store
@@ -101,6 +124,7 @@ class PixelColumn:
     """
 
     names = ("pixel_values",)
+    options: ClassVar = {"pixel_values": "--image-root"}
 
     def __init__(self, ids: Sequence[str], pixels: Pixels) -> None:
         self.ids = np.asarray(ids)
@@ -109,3 +133,14 @@ class PixelColumn:
     def read(self, rows: Rows) -> tuple[list[int], Tensor]:
         """Positions in `rows` whose image could be read, and their pixels; see `Pixels`."""
         return self.pixels(self.ids[rows].tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Images look the same in every epoch, unless a subclass augments them."""
+
+
+def option_of(name: str) -> str:
+    """The option that gives a batch entry, for messages; every column names its own."""
+    options: dict[str, str] = dict(PixelColumn.options)
+    for kind in Column.__subclasses__():
+        options |= kind.options
+    return options.get(name, f"data with {name}")

@@ -20,6 +20,15 @@ BETTER_FIT = 0.8
 class ParallelDataset:
     """Aligned sentences of one direction.
 
+    | batch entry | shape | present |
+    |---|---|---|
+    | `net_input.src_tokens`, `src_lengths` | (batch, length), (batch,) int64: `<s> ... </s>` | always |
+    | `net_input.src_lang_id`, `tgt_lang_id` | (batch,) int64 | always |
+    | `net_input.prev_output_tokens` | (batch, length) int64: `</s> ...` | with a target |
+    | `target` | (batch, length) int64: `... </s>`; None without a target | always |
+    | `id` | (batch,) int64, rows of this dataset | always |
+    | `nsentences`, `ntokens` | int; tokens of the target, else of the source | always |
+
     Args:
         source: source sentences.
         target: their translations, or None at inference.
@@ -50,11 +59,7 @@ class ParallelDataset:
         return np.stack([self.source.sizes, target.sizes], axis=1)
 
     def rows(self, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """A translation batch, right-padded, sources and targets as `<s> ... </s>` and `... </s>`.
-
-        Returns:
-            fairseq's usual keys; `net_input` also carries `src_lang_id` and `tgt_lang_id`, (batch,) int64.
-        """
+        """A translation batch, right-padded, with the entries of the class's table."""
         source = self.source.batch(rows)
         batch: dict[str, Any] = {
             "id": torch.from_numpy(rows),
@@ -70,6 +75,7 @@ class ParallelDataset:
         }
         if self.target is not None:
             target = self.target.batch(rows, bos=False)
+            # Teacher forcing as in fairseq: the decoder reads `</s> w1 ... wn` and is to say `w1 ... wn </s>`.
             previous = torch.full_like(target, self.target.pad)
             previous[:, 0] = self.target.eos
             shifted = target[:, :-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -37,14 +37,11 @@ class PixelLoader:
         self.skips = skips
 
     def __call__(self, image_ids: Sequence[str]) -> tuple[list[int], Tensor]:
-        """Decode images and apply the teacher's preprocessing.
+        """Decode images and apply the teacher's preprocessing; see `decode` and `prepare`."""
+        return self.prepare(self.decode(image_ids))
 
-        Args:
-            image_ids: of the images.
-
-        Returns:
-            the numbers of those that could be read, and their (readable, channels, height, width) pixels; without any,
-            those of one blank image.
+    def decode(self, image_ids: Sequence[str]) -> dict[int, Image.Image]:
+        """The images that can be read, by their number.
 
         Raises:
             UserError: an image cannot be read, and no budget is left for it.
@@ -60,4 +57,8 @@ class PixelLoader:
                 lost.append((image_id, error.reason))
         if self.skips is not None:
             self.skips.add(lost)
+        return images
+
+    def prepare(self, images: Mapping[int, Image.Image]) -> tuple[list[int], Tensor]:
+        """The numbers of the images, and their (n, channels, height, width) pixels; without any, those of a blank."""
         return list(images), self.transform(list(images.values()) or [Image.new("RGB", BLANK)])

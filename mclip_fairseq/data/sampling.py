@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from fairseq.data import FairseqDataset
 
-from mclip_fairseq.data.batches import RowDataset
+from mclip_fairseq.data.batches import Redrawn, RowDataset
 from mclip_fairseq.resilience.workers import shield_worker
 from mclip_fairseq.storage.errors import UserError
 
@@ -36,13 +36,19 @@ def temperature_sizes(sizes: Sequence[int], temperature: float) -> npt.NDArray[n
 
 def draw_rows(size: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Draw rows by whole passes and one partial pass, so that no row is seen twice before another is seen once."""
-    passes, rest = divmod(count, size)
+    passes, partial = divmod(count, size)
     whole = np.tile(np.arange(size), passes)
-    return np.concatenate([whole, rng.permutation(size)[:rest]])
+    return np.concatenate([whole, rng.permutation(size)[:partial]])
 
 
 class TemperatureSampledDataset(FairseqDataset):
     """Several row datasets as one, redrawn at every epoch from (seed, epoch) alone.
+
+    | batch entry | shape | present |
+    |---|---|---|
+    | the entries of one part's dataset | see there | always |
+    | `part` | str, the name of that part | always |
+    | `id` | (batch,) int64, rows of the part; without `shuffle`, rows of the whole | always |
 
     Args:
         parts: name -> dataset; a batch holds samples of one part.
@@ -65,7 +71,10 @@ class TemperatureSampledDataset(FairseqDataset):
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the epoch's samples."""
+        """Draw the epoch's samples, and let the parts draw theirs."""
+        for part in self.parts:
+            if isinstance(part, Redrawn):
+                part.set_epoch(epoch)
         sizes = [len(part) for part in self.parts]
         counts = temperature_sizes(sizes, self.temperature) if self.shuffle else np.asarray(sizes)
         rng = np.random.default_rng([self.seed, epoch])
@@ -147,9 +156,9 @@ class TemperatureSampledDataset(FairseqDataset):
             own = indices[part == number]
             batches.extend(super().batch_by_size(own, **limits))
             # fairseq drops a last batch that is not a multiple of --required-batch-size-multiple, also in evaluation.
-            rest = own[sum(len(batch) for batch in batches) - done :]
-            if len(rest):
-                batches.append(rest)
+            left = own[sum(len(batch) for batch in batches) - done :]
+            if len(left):
+                batches.append(left)
             done += len(own)
         return batches
 

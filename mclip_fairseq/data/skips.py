@@ -66,9 +66,9 @@ class SkipList:
         Raises:
             UserError: with the budget that is needed.
         """
-        known = len(self.listed())
-        if 0 < self.budget < known:
-            raise UserError(f"{self.path}: {known} items were skipped before, so it needs --skip-budget {known}")
+        earlier = len(self.listed())
+        if 0 < self.budget < earlier:
+            raise UserError(f"{self.path}: {earlier} items were skipped before, so it needs --skip-budget {earlier}")
 
     def listed(self) -> list[str]:
         """Ids in the file, in its order.

@@ -11,6 +11,7 @@ from torch import Tensor
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.pieces import SENTENCEPIECE, load_sentencepiece, piece_list
+from mclip_fairseq.storage.texts import without_splitters
 
 # A dictionary counted from a corpus also has characters that are not pieces of the model. The dictionary of another
 # text encoder shares far fewer entries.
@@ -53,7 +54,7 @@ class XLMRTokenizer:
         Args:
             texts: any number of texts, which may be empty; line breaks count as spaces.
         """
-        pieces = self.processor.encode([" ".join(text.split()) for text in texts], out_type=str)
+        pieces = self.processor.encode([" ".join(without_splitters(text).split()) for text in texts], out_type=str)
         eos, index = self.dictionary.eos(), self.dictionary.index
         ids = [[*(index(piece) for piece in sentence), eos] for sentence in pieces]
         values = np.fromiter((i for sentence in ids for i in sentence), dtype=np.int64)

@@ -9,6 +9,7 @@ import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
+from mclip_fairseq.data.vocabulary import VOCABULARY, TokenizerDictionary
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
 from mclip_fairseq.storage.indexed import MappedValues, read_indexed
@@ -36,14 +37,14 @@ def load_dictionary(path: str | Path) -> Dictionary:
         dictionary = Dictionary.load(str(file))
     except Exception as error:  # fairseq raises plain Exceptions and RuntimeErrors here
         raise UserError(
-            f"{file}: is no dictionary, {first_line(error)}; copy the text encoder's dict.txt to this place"
+            f"{file}: is not a dictionary ({first_line(error)}); copy the text encoder's dict.txt to this path"
         ) from error
     dictionary.add_symbol(MASK)
     return dictionary
 
 
 def data_dictionary(data: str | Path) -> Dictionary:
-    """The one dictionary of a `fairseq-preprocess` directory.
+    """The one dictionary of a data directory: of `fairseq-preprocess`, or of a Hugging Face tokenizer.
 
     fairseq writes a copy per language (`dict.de.txt`); since all languages share the text encoder's table, the
     copies must be equal.
@@ -54,6 +55,8 @@ def data_dictionary(data: str | Path) -> Dictionary:
     Raises:
         UserError: no dictionary, or two that differ.
     """
+    if (Path(data) / VOCABULARY).is_file():
+        return TokenizerDictionary.load_vocabulary(Path(data) / VOCABULARY)
     files = sorted(Path(data).glob("dict*.txt"))
     if not files:
         raise UserError(f"{data}: no dict*.txt; make this directory with fairseq-preprocess --srcdict dict.txt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,9 @@ from mclip_fairseq.batching import batch_cost, encode_padded
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import is_usable_id
 from mclip_fairseq.storage.feature_writer import FeatureWriter
-from mclip_fairseq.storage.files import read_lines, shown
+from mclip_fairseq.storage.files import file_sha256, read_lines, shown, size_and_time
 from mclip_fairseq.storage.images import ImageError, load_image, resolve_images
+from mclip_fairseq.storage.texts import is_blank
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class BulkSettings:
 
 
 @dataclass(frozen=True)
-class Batch:
+class InputBatch:
     """Some inputs of one shard, ready for the model.
 
     Attributes:
@@ -63,17 +65,19 @@ class Source(Protocol):
 
     Attributes:
         ids: one per input.
+        content: hash of what the inputs contain; it differs when one of them was changed.
         modality: `image` or `text`.
         preprocessing: what happens to the inputs, in words, for the manifest.
         place: where they come from, as messages append it: " of FILE", or nothing.
     """
 
     ids: list[str]
+    content: str
     modality: str
     preprocessing: str
     place: str
 
-    def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
+    def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Prepare the inputs with these numbers, batch by batch, in order."""
 
     def encode(self, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
@@ -106,11 +110,11 @@ class Decoded(Dataset[tuple[str, Tensor | str]]):
             return name, error.reason
 
 
-def collate(items: Sequence[tuple[str, Tensor | str]]) -> Batch:
+def collate(items: Sequence[tuple[str, Tensor | str]]) -> InputBatch:
     """Stack the images of a batch that could be read."""
     pixels = [item for _, item in items if isinstance(item, Tensor)]
     unreadable = [(name, item) for name, item in items if isinstance(item, str)]
-    return Batch(len(items), {"pixel_values": torch.stack(pixels)} if pixels else {}, unreadable)
+    return InputBatch(len(items), {"pixel_values": torch.stack(pixels)} if pixels else {}, unreadable)
 
 
 class ImageSource:
@@ -122,6 +126,7 @@ class ImageSource:
         encode_image: (n, channels, height, width) pixels -> (n, dim).
         workers: processes that decode; 0 decodes in this one.
         max_pixels: see `load_image`.
+        hashed: recognise changed images by the hashes of their files, not by size and time of change.
     """
 
     modality = "image"
@@ -134,14 +139,16 @@ class ImageSource:
         encode_image: Callable[[Tensor], Tensor],
         workers: int,
         max_pixels: int,
+        hashed: bool = False,
     ) -> None:
         self.ids = [name for name, _ in images]
+        self.content = images_content([path for _, path in images], hashed)
         self.preprocessing: str = transform.description
         self.encode_image = encode_image
         self.images = Decoded(images, transform, max_pixels)
         self.workers = workers
 
-    def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
+    def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Decode the images with these numbers, batch by batch, in order."""
         workers = min(self.workers, len(numbers))
         loader: Any = DataLoader(self.images, batch_sampler=numbers, collate_fn=collate, num_workers=workers)
@@ -177,19 +184,18 @@ class CaptionSource:
     ) -> None:
         self.place = f" of {shown(file)}"
         self.ids = [name for name, _ in captions]
+        self.content = texts_content([caption for _, caption in captions])
         self.captions = captions
         self.tokenize, self.token_mask = tokenize, token_mask
         self.encode_text, self.preprocessing = encode_text, preprocessing
 
-    def batches(self, numbers: list[list[int]]) -> Iterator[Batch]:
+    def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Tokenize the captions with these numbers, batch by batch, in order."""
         for batch in numbers:
             rows = [(number + 1, *self.captions[number]) for number in batch]
-            texts = [caption for _, _, caption in rows if caption.strip()]
-            empty = [
-                (name, f"line {line}: the caption is empty") for line, name, caption in rows if not caption.strip()
-            ]
-            yield Batch(len(batch), self.tokenize(texts) if texts else {}, empty)
+            texts = [caption for _, _, caption in rows if not is_blank(caption)]
+            empty = [(name, f"line {line}: the caption is empty") for line, name, caption in rows if is_blank(caption)]
+            yield InputBatch(len(batch), self.tokenize(texts) if texts else {}, empty)
 
     def encode(self, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
         """Token ids and mask (n, length) -> (n, dim), in batches of similar length."""
@@ -197,6 +203,25 @@ class CaptionSource:
             lambda batch: self.encode_text(**{name: tensor.to(device) for name, tensor in batch.items()}),
             *(inputs, self.token_mask(inputs), batch_cost(device)),
         )
+
+
+def images_content(paths: Sequence[Path], hashed: bool) -> str:
+    """A hash over size and time of change of image files, which costs no reading, or over their own hashes."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if hashed:
+            digest.update(f"{file_sha256(path) if path.is_file() else None}\n".encode())
+        else:
+            digest.update(f"{size_and_time(path)}\n".encode())
+    return f"{'hashes' if hashed else 'sizes and times'} {digest.hexdigest()}"
+
+
+def texts_content(texts: Sequence[str]) -> str:
+    """A hash over texts."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{text}\n".encode("utf-8", "surrogatepass"))
+    return f"texts {digest.hexdigest()}"
 
 
 def read_caption_list(path: Path) -> list[tuple[str, str]]:
@@ -214,6 +239,9 @@ def read_caption_list(path: Path) -> list[tuple[str, str]]:
     first_line_of: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         name, tab, caption = line.partition("\t")
+        if "\t" in caption:
+            columns = line.count("\t") + 1
+            raise UserError(f"{path}, line {number}: has {columns} columns; keep the id and the caption only")
         if not (name.strip() and tab):
             raise UserError(f"{path}, line {number}: write it as 'id, tab, caption'")
         if not is_usable_id(name):

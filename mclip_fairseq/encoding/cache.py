@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mclip_fairseq.encoding.galleries import Encoder
+from mclip_fairseq.encoding.galleries import Encoder, reader_of
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, first_line
+from mclip_fairseq.storage.fingerprints import text_side
 
 
 class CachedEncoder:
@@ -36,6 +37,11 @@ class CachedEncoder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.encoder, name)
 
+    def for_language(self, language: str) -> Encoder:
+        """The encoder of one language, with entries of its own where the model reads it in another way."""
+        view = reader_of(self.encoder, language)
+        return self if view is self.encoder else CachedEncoder(view, self.folder, f"{self.fingerprint} {language}")
+
     def encode_text(self, texts: list[str], batch_size: int = 256, normalize: bool = True) -> Tensor:
         """(n, D) features of texts, from the cache where the same texts were encoded before."""
         contents = (text.encode("utf-8", "surrogatepass") for text in texts)
@@ -51,7 +57,8 @@ class CachedEncoder:
     def _cached(
         self, kind: str, normalize: bool, rows: int, contents: Iterable[bytes], compute: Callable[[], Tensor]
     ) -> Tensor:
-        digest = hashlib.sha256(f"{self.fingerprint} {kind} {normalize}".encode())
+        side = text_side(self.fingerprint) if kind == "text" else self.fingerprint
+        digest = hashlib.sha256(f"{side} {kind} {normalize}".encode())
         for content in contents:
             # With its length in front, so that "ab", "c" and "a", "bc" differ.
             digest.update(len(content).to_bytes(8, "little") + content)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, read_lines
+from mclip_fairseq.storage.provenance import shareable
+from mclip_fairseq.storage.texts import is_blank
 
 TSV_SUFFIXES = (".tsv", ".tsv.gz")
+# As in the token files of Flickr30k: 1000092795.jpg#0.
+NUMBERED_ID = re.compile(r"\.[A-Za-z]{3,4}#\d+$")
+HEADER_IDS = {"id", "image", "images", "image_id", "imageid", "image id", "img", "file", "filename", "file_name", "key"}
+HEADER_TEXTS = {"caption", "captions", "text", "sentence", "comment", "description", "raw"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,9 @@ class Captions:
 
     def describe(self) -> dict[str, object]:
         """Files, their SHA-256 and the counts, for a report."""
-        facts: dict[str, object] = {"path": str(self.path), "sha256": file_sha256(self.path)}
+        facts: dict[str, object] = {"path": shareable(self.path), "sha256": file_sha256(self.path)}
         if self.ids_path != self.path:
-            facts |= {"ids_path": str(self.ids_path), "ids_sha256": file_sha256(self.ids_path)}
+            facts |= {"ids_path": shareable(self.ids_path), "ids_sha256": file_sha256(self.ids_path)}
         return facts | {"captions": len(self.texts), "images": len(set(self.ids))}
 
 
@@ -54,10 +61,12 @@ def read_language_captions(language: str, path: Path, ids_path: Path | None = No
     lines = read_lines(path)
     if not lines:
         raise UserError(f"{path}: is empty; give at least one caption")
+    check_lines(path, lines)
     if is_tsv(path):
+        check_table(path, lines)
         fields = [line.partition("\t") for line in lines]
         for number, (image_id, tab, text) in enumerate(fields, start=1):
-            if not (image_id.strip() and tab and text.strip()):
+            if is_blank(image_id) or not tab or is_blank(text):
                 raise UserError(f"{path}, line {number}: is not 'image id, tab, caption'; complete the line")
         return Captions(language, path, path, [text for *_, text in fields], [i.strip() for i, *_ in fields])
     if ids_path is None:
@@ -66,7 +75,9 @@ def read_language_captions(language: str, path: Path, ids_path: Path | None = No
             "with 'image id, tab, caption' lines"
         )
     _check_no_empty_line(path, lines)
-    ids = [line.split("\t")[0].strip() for line in read_lines(ids_path)]
+    id_lines = read_lines(ids_path)
+    check_lines(ids_path, id_lines)
+    ids = [line.split("\t")[0].strip() for line in id_lines]
     _check_no_empty_line(ids_path, ids)
     if len(ids) != len(lines):
         raise UserError(
@@ -94,6 +105,54 @@ def read_caption_files(captions: Sequence[str], ids: Sequence[str]) -> list[Capt
     if shared and not texts - own.keys():
         raise UserError(f"--ids {shared}: every caption file has image ids already; omit the option")
     return [read_language_captions(language, path, own.get(language, shared)) for language, path in files.items()]
+
+
+def check_lines(path: Path, lines: Sequence[str]) -> None:
+    """Check that the lines of a file are lines of text.
+
+    Raises:
+        UserError: naming the first line with a carriage return or a NUL in it.
+    """
+    for number, line in enumerate(lines, start=1):
+        if "\r" in line:
+            raise UserError(
+                f"{path}, line {number}: has a carriage return inside, as files of old Macs have at the end of each "
+                "line; end lines with line feeds"
+            )
+        if "\0" in line:
+            raise UserError(f"{path}, line {number}: has a NUL character, so it is not UTF-8 text; convert it to UTF-8")
+
+
+def check_table(path: Path, lines: Sequence[str]) -> None:
+    """Check that the lines of a `.tsv` file are ids and captions as this project writes them.
+
+    Raises:
+        UserError: naming the first line with a third column, the quotes of a csv writer, an id with the number of its
+            caption, or a header.
+    """
+    for number, line in enumerate(lines, start=1):
+        image_id, _, text = line.partition("\t")
+        if "\t" in text:
+            columns = line.count("\t") + 1
+            raise UserError(f"{path}, line {number}: has {columns} columns; keep the image id and the caption only")
+        if is_quoted(image_id) or (is_quoted(text) and '""' in text[1:-1]):
+            raise UserError(
+                f"{path}, line {number}: is quoted as csv writers do, and the quotes would become part of the caption; "
+                "write the table without quoting"
+            )
+        if NUMBERED_ID.search(image_id):
+            raise UserError(
+                f"{path}, line {number}: the id {image_id!r} ends with the number of its caption; ids may not carry "
+                f"#N, so write {image_id.rpartition('#')[0]!r}"
+            )
+    image_id, _, text = lines[0].partition("\t")
+    if image_id.strip().lower() in HEADER_IDS and text.strip().lower() in HEADER_TEXTS:
+        raise UserError(f"{path}, line 1: looks like a header; remove it")
+
+
+def is_quoted(field: str) -> bool:
+    """Whether a csv writer may have quoted a field: quotes around it, and inside only doubled ones."""
+    return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', "")
 
 
 def is_tsv(path: Path) -> bool:
@@ -138,6 +197,6 @@ def _split_ids(options: Sequence[str], files: dict[str, Path]) -> tuple[dict[str
 
 
 def _check_no_empty_line(path: Path, lines: Sequence[str]) -> None:
-    number = next((number for number, line in enumerate(lines, start=1) if not line.strip()), None)
+    number = next((number for number, line in enumerate(lines, start=1) if is_blank(line)), None)
     if number is not None:
         raise UserError(f"{path}, line {number}: is empty; evaluation skips nothing, so complete or remove the line")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +16,10 @@ from tqdm import tqdm
 
 from mclip_fairseq.encoding.captions import Captions
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import file_sha256
-from mclip_fairseq.storage.images import SUFFIXES, resolve_images
+from mclip_fairseq.storage.files import file_sha256, similar_name, size_and_time
+from mclip_fairseq.storage.folders import SUFFIXES
+from mclip_fairseq.storage.images import find_images
+from mclip_fairseq.storage.provenance import shareable
 
 # Batches handed over at once, so that the encoder can sort texts by length and decode pictures ahead.
 CHUNK_BATCHES = 16
@@ -33,6 +36,16 @@ class Encoder(Protocol):
 
     def encode_image_features(self, features: Tensor, batch_size: int = ..., normalize: bool = ...) -> Tensor:
         """(n, D) features from raw teacher features."""
+
+
+def reader_of(model: Encoder, language: str) -> Encoder:
+    """The view of a model that reads texts of one language; the model itself where it has no text paths.
+
+    Raises:
+        UserError: a model with a text path per language does not have this one.
+    """
+    for_language: Callable[[str], Encoder] | None = getattr(model, "for_language", None)
+    return model if for_language is None else for_language(language)
 
 
 class Store(Protocol):
@@ -112,9 +125,12 @@ class IdIndex:
         missing = [line for line, row in enumerate(rows) if row is None]
         if missing:
             of_language, lines = (f" ({language})", "captions") if language else ("", "lines")
+            name = ids[missing[0]]
+            similar = similar_name(name, self.names) or similar_name(name, self._without_extension())
             raise UserError(
-                f"{file}, line {missing[0] + 1}: image {ids[missing[0]]!r}{of_language} is not in {self.place}; "
-                f"correct the ids, or add the images ({len(missing)} of {len(rows)} {lines} name an unknown one)"
+                f"{file}, line {missing[0] + 1}: image {name!r}{of_language} is not in {self.place}"
+                f"{similar and ', but ' + similar}; correct the ids, or add the images ({len(missing)} of {len(rows)} "
+                f"{lines} name an unknown one)"
             )
         return np.array(rows, dtype=np.int64)
 
@@ -135,13 +151,18 @@ class ImageGallery:
         source: a folder (searched recursively; an id is a path relative to it) or a list file with one path, or one
             `id<TAB>path`, per line.
         root: folder that the paths of a list are relative to; None for the list's own folder.
+        hidden: of a folder, also take hidden images.
+
+    Attributes:
+        listing: also says what was left out.
     """
 
     has_pictures = True
 
-    def __init__(self, source: Path, root: Path | None = None) -> None:
+    def __init__(self, source: Path, root: Path | None = None, hidden: bool = False) -> None:
         self.source = source
-        names = resolve_images(source) if source.is_dir() else resolve_images(root, source)
+        self.listing = find_images(source, hidden=hidden) if source.is_dir() else find_images(root, source)
+        names = self.listing.images
         self.index = IdIndex([name for name, _ in names], source)
         self.paths = [path for _, path in names]
 
@@ -163,18 +184,22 @@ class ImageGallery:
         """The file of a row."""
         return self.paths[row]
 
+    @cached_property
+    def times(self) -> list[tuple[int, int] | None]:
+        """Size and time of the last change of every picture, as they were when first asked for; None if missing."""
+        return [size_and_time(path) for path in self.paths]
+
     def stamp(self) -> str:
-        """SHA-256 over every picture's name, size and modification time; differs when a picture was changed."""
+        """SHA-256 over every picture's name, size and time of change; differs when a picture was changed."""
         digest = hashlib.sha256()
-        for name, path in zip(self.index.names, self.paths, strict=True):
-            status = path.stat() if path.is_file() else None
-            digest.update(f"{name}\t{status and (status.st_size, status.st_mtime_ns)}\n".encode())
+        for name, time in zip(self.index.names, self.times, strict=True):
+            digest.update(f"{name}\t{time}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:
         """Where the pictures are, how many, and the SHA-256 of their sorted list of ids."""
         digest = hashlib.sha256("\n".join(sorted(self.index.names)).encode()).hexdigest()
-        return {"images": str(self.source), "list_sha256": digest, "count": len(self.index.names)}
+        return {"images": shareable(self.source), "list_sha256": digest, "count": len(self.index.names)}
 
 
 class FeatureGallery:
@@ -244,7 +269,7 @@ class FeatureGallery:
     def describe(self) -> dict[str, object]:
         """Where the features are, how many, the SHA-256 of their manifest, and the teacher that made them."""
         return {
-            "features": str(self.folder),
+            "features": shareable(self.folder),
             "manifest_sha256": file_sha256(self.folder / "manifest.json"),
             "count": len(self.index.names),
             "identity": self.store.identity,

@@ -14,12 +14,12 @@ from typing import Any
 from mclip_fairseq.evaluation.benchmarks.base import Benchmark
 from mclip_fairseq.evaluation.benchmarks.retrieval import Encoded, RetrievalBenchmark
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
-from mclip_fairseq.evaluation.published import format_published, published_beside
+from mclip_fairseq.evaluation.published import format_published, missing_from_published, published_beside
 from mclip_fairseq.evaluation.reports.comparison import format_comparison
 from mclip_fairseq.evaluation.reports.examples import examples_of
 from mclip_fairseq.evaluation.reports.pages import write_comparison
 from mclip_fairseq.evaluation.reports.pictures import draw_examples, draw_recalls
-from mclip_fairseq.evaluation.reports.report import check_comparable, format_notes, format_table, write_report
+from mclip_fairseq.evaluation.reports.report import check_comparable, format_notes, format_tables, write_report
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import read_json
@@ -57,7 +57,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Output:
+class ReportOutput:
     """Where files go, and which are written.
 
     Attributes:
@@ -82,7 +82,7 @@ class Output:
 
 
 def evaluate(
-    candidates: Iterable[Candidate], benchmarks: Sequence[Benchmark], settings: Settings, output: Output
+    candidates: Iterable[Candidate], benchmarks: Sequence[Benchmark], settings: Settings, output: ReportOutput
 ) -> list[Report]:
     """Evaluate every model on every benchmark, print tables and write files.
 
@@ -115,19 +115,19 @@ def evaluate(
     return reports
 
 
-def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings, output: Output) -> Report:
+def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings, output: ReportOutput) -> Report:
     """Evaluate one model on one benchmark, print the table and write the files; nothing is measured twice."""
     folder = output.folder_of(benchmark, candidate)
     described = benchmark.describe()
     key = None
     if folder is not None:
-        key = key_of(candidate, benchmark, described, settings, output.pictures)
+        key = report_key(candidate, benchmark, described, settings, output.pictures)
         earlier = read_earlier_report(folder, key)
         if earlier is not None:
             print(f"{candidate.name}, {benchmark.name}: {folder}/report.json is up to date")
             return earlier | {"name": candidate.name}
     start = time.monotonic()
-    encoded, choices = None, {}
+    encoded, choices, notes = None, {}, list(benchmark.notes)
     if isinstance(benchmark, RetrievalBenchmark):
         encoded = benchmark.encode_all(candidate.model, settings)
         measured = benchmark.measure(encoded, settings)
@@ -135,7 +135,12 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
             "captions": described["captions"],
             "gallery": encoded.gallery.describe() | {"searched": len(encoded.used)},
         }
-        choices = {name: value for name, value in asdict(settings).items() if name != "batch_size"}
+        choices = {name: value for name, value in choices_of(settings).items() if name != "batch_size"}
+        partial = missing_from_published(benchmark.name, benchmark.counts())
+        if partial:
+            choices["partial"] = partial
+            lacking = "; ".join(f"{language} has {what}" for language, what in partial.items())
+            notes.append(f"A part of the published set, not comparable with published numbers: {lacking}.")
     else:
         measured = benchmark.evaluate(candidate.model, settings)
     report: Report = {
@@ -148,23 +153,28 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
         **choices,
         "data": described,
         **measured,
-        "notes": list(benchmark.notes),
+        "notes": notes,
         "seconds": round(time.monotonic() - start, 1),
         "key": key,
     }
-    print(f"{candidate.name}\n\n{format_table(report)}\n\n{format_notes(report)}")
+    print(f"{candidate.name}\n\n{format_tables(report)}\n\n{format_notes(report)}")
     if folder is not None:
         print("Written: " + ", ".join(map(str, write_files(report, encoded, folder, output.pictures))))
     return report
 
 
-def key_of(
+def report_key(
     candidate: Candidate, benchmark: Benchmark, described: dict[str, Any], settings: Settings, pictures: Pictures
 ) -> str:
     """SHA-256 of everything that numbers and pictures depend on."""
     stamps = [gallery.stamp() for gallery in benchmark.galleries]
-    facts = [candidate.model.fingerprint, benchmark.kind, described, stamps, asdict(settings), asdict(pictures)]
+    facts = [candidate.model.fingerprint, benchmark.kind, described, stamps, choices_of(settings), asdict(pictures)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def choices_of(settings: Settings) -> dict[str, Any]:
+    """Every choice; re-ranking only where there is some, so that reports made before it existed are recognised."""
+    return {name: value for name, value in asdict(settings).items() if name != "rerank" or value}
 
 
 def read_earlier_report(folder: Path, key: str) -> Report | None:

@@ -11,7 +11,7 @@ from typing import Any
 import mclip_fairseq
 from mclip_fairseq.evaluation.metrics.languages import COUNTS
 from mclip_fairseq.evaluation.reports.report import format_markdown
-from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields, has_type
 from mclip_fairseq.storage.files import read_json
@@ -82,7 +82,7 @@ def check_report(file: Path, report: Any) -> None:
         raise UserError(f"{file}: has an average, a gallery or a note that mclip-evaluate does not write; {REMEDY}")
 
 
-def model_card(tower: TrainedTower, facts: CardFacts) -> str:
+def model_card(tower: Tower, facts: CardFacts) -> str:
     """Write the card.
 
     Args:
@@ -90,12 +90,12 @@ def model_card(tower: TrainedTower, facts: CardFacts) -> str:
         facts: what its author says.
 
     Raises:
-        UserError: a report is of another model.
+        UserError: a report is of a different model.
     """
     for report in facts.reports:
         if report["model"].get("identity") != tower.identity:
             raise UserError(
-                f"the report of {report['command']!r} is of another model ({report['model'].get('identity')}); "
+                f"the report of {report['command']!r} is of a different model ({report['model'].get('identity')}); "
                 "evaluate the model that is exported"
             )
     sections = {
@@ -118,7 +118,7 @@ def model_card(tower: TrainedTower, facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def metadata(tower: TrainedTower, licence: str) -> list[str]:
+def metadata(tower: Tower, licence: str) -> list[str]:
     """The head of the card, in YAML, which the Hub reads."""
     head = {
         "library_name": "mclip_fairseq",
@@ -131,8 +131,9 @@ def metadata(tower: TrainedTower, licence: str) -> list[str]:
     return ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
 
 
-def introduction(tower: TrainedTower, name: str) -> list[str]:
+def introduction(tower: Tower, name: str) -> list[str]:
     """Title, one paragraph, and how to use the model."""
+    view = "" if tower.reads_any_language else f'.for_language("{tower.languages[-1]}")'
     return [
         f"# {name}",
         "",
@@ -142,7 +143,7 @@ def introduction(tower: TrainedTower, name: str) -> list[str]:
         "```python",
         "from mclip_fairseq import MultilingualCLIP",
         "",
-        f'model = MultilingualCLIP.from_pretrained("{name}")',
+        f'model = MultilingualCLIP.from_pretrained("{name}"){view}',
         'scores = model.encode_text(["ein Hund am Strand"]) @ model.encode_image(["photo.jpg"]).T',
         "```",
     ]
@@ -153,7 +154,7 @@ def measured(report: Mapping[str, Any]) -> list[str]:
     return [f"### {', '.join(report['results'])}", "", format_markdown(report)]
 
 
-def model_parts(tower: TrainedTower) -> list[str]:
+def model_parts(tower: Tower) -> list[str]:
     """What the model is made of, one line per part."""
     teacher = tower.identity["teacher"]
     text = tower.identity.get("text_encoder") or {}
@@ -161,5 +162,5 @@ def model_parts(tower: TrainedTower) -> list[str]:
         f"images: {teacher.get('name', 'unknown')} ({teacher.get('architecture', 'unknown')}, revision "
         f"{teacher.get('revision') or 'unknown'}, weights SHA-256 `{teacher.get('sha256', 'unknown')}`)",
         f"text: {tower.module.text_description}, weights SHA-256 "
-        f"`{text.get('sha256', 'trained')}`; texts are cut to {tower.tokenizer.max_tokens} tokens",
+        f"`{text.get('sha256', 'trained')}`; texts are cut to {tower.max_tokens} tokens",
     ]

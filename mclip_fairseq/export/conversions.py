@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import torch
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.export.directory import save_directory
+from mclip_fairseq.formats.altclip import load_altclip
 from mclip_fairseq.formats.openai_clip import (
     Preprocessing,
     image_processor,
@@ -58,6 +60,20 @@ def convert_released(checkpoint: Path, xlmr: Path, output: Path, resize: int = 0
         UserError: a file cannot be read, or holds other weights.
     """
     save_directory(load_released(checkpoint, xlmr, resize, load_tokenizer(tokenizer)), output)
+
+
+def convert_altclip(source: str, output: Path) -> None:
+    """Write a published AltCLIP as a directory for `MultilingualCLIP.from_pretrained`, as a model `altclip`.
+
+    Args:
+        source: Hub name or `transformers` directory.
+        output: directory to make.
+
+    Raises:
+        UserError: a file cannot be read, or holds another model.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        save_directory(load_altclip(source, Path(folder)), output)
 
 
 def convert_translation(checkpoint: Path, xlmr: Path, output: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from mclip_fairseq.export.onnx import RecallData, export_onnx
 from mclip_fairseq.formats.directory import TEACHER, VERSION, WEIGHTS
 from mclip_fairseq.formats.saved import CONFIG, FORMAT
-from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.formats.towers import NOT_STORED, TrainedTower
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, write_json
@@ -24,15 +25,13 @@ SENTENCE_TRANSFORMERS_MODULE = {
     "path": "",
     "type": "mclip_fairseq.formats.sentence_transformers.MCLIPModule",
 }
-# Options that name files of the machine that trained, or what only training uses.
-NOT_STORED = ("text_encoder", "text_tokenizer", "teacher", "teacher_revision", "save_frozen", "_name", "_parent")
 
 
 def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> None:
     """Write a model with everything that inference needs.
 
     Args:
-        tower: the model; its teacher is loaded and written too.
+        tower: the model; a teacher outside it is loaded and written too.
         output: directory to make; it must be empty or absent.
         into: write into a directory that holds files already.
 
@@ -41,9 +40,11 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
     """
     if not into and output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: is not empty; give a new directory")
-    teacher = tower.teacher
+    # A model with an image tower of its own has all weights in one file, and its options hold the image size.
+    teacher = None if tower.module.image_transform is not None else tower.teacher
     output.mkdir(parents=True, exist_ok=True)
-    teacher.save(output / TEACHER)
+    if teacher is not None:
+        teacher.save(output / TEACHER)
     for name in tower.module.tokenizer_files:
         shutil.copyfile(tower.tokenizer.directory / name, output / name)
     save_file(portable_weights(tower.module), output / WEIGHTS)
@@ -55,7 +56,7 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
         "model": {key: getattr(value, "value", value) for key, value in options.items()},
         "max_tokens": tower.tokenizer.max_tokens,
         "files": {name: file_sha256(output / name) for name in tower.module.tokenizer_files},
-        "image_size": teacher.image_size,
+        "image_size": 0 if teacher is None else teacher.image_size,
         "languages": tower.languages,
         "identity": tower.identity,
     }
@@ -65,10 +66,10 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
 
 def portable_weights(module: DualEncoder) -> dict[str, Tensor]:
     """All weights but the teacher's, tied ones once, contiguous on the CPU."""
-    named = [*module.named_parameters(), *module.named_buffers()]
+    # The model's own `state_dict` leaves frozen parts out; buffers that no state dict has are computed when built.
     return {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in named
+        for name, tensor in nn.Module.state_dict(module).items()
         if name not in module.tied_weights and not name.startswith("teacher.")
     }
 
@@ -76,3 +77,8 @@ def portable_weights(module: DualEncoder) -> dict[str, Tensor]:
 def as_namespace(cfg: Any) -> Namespace:
     """A model configuration, of whichever kind fairseq gave it, as a namespace."""
     return cfg if isinstance(cfg, Namespace) else Namespace(**(cfg if isinstance(cfg, Mapping) else vars(cfg)))
+
+
+def write_onnx(tower: TrainedTower, output: Path, data: RecallData | None = None) -> dict[str, Any]:
+    """Both towers as ONNX, compared with torch; see `mclip_fairseq.export.onnx.export_onnx`."""
+    return export_onnx(tower, output, data)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 from mclip_fairseq.export.card import CardFacts, model_card
-from mclip_fairseq.export.directory import save_directory
-from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.export.onnx import RecallData
+from mclip_fairseq.formats.altclip import write_altclip
+from mclip_fairseq.formats.m_clip import write_m_clip
+from mclip_fairseq.formats.sentence_encoder import write_sentence_encoder
+from mclip_fairseq.formats.towers import Tower, TrainedTower
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
 
 
-def load_exportable(model: str, text_encoder: str = "", teacher: str = "") -> TrainedTower:
+def load_exportable(model: str, text_encoder: str = "", teacher: str = "", language: str = "") -> Tower:
     """Load a model that was trained here.
 
     Args:
         model: training checkpoint, or exported directory.
         text_encoder: current path of the text encoder's archive; empty: the checkpoint's.
         teacher: current Hub name or directory of the teacher; empty: the checkpoint's.
+        language: the one to export, of a model with a text path per language; empty: all.
 
     Raises:
         UserError: it cannot be loaded, or is a model of another project.
@@ -26,12 +32,16 @@ def load_exportable(model: str, text_encoder: str = "", teacher: str = "") -> Tr
     loaded = MultilingualCLIP.from_pretrained(
         model, device="cpu", text_encoder=text_encoder or None, teacher=teacher or None
     )
-    if not isinstance(loaded.tower, TrainedTower):
+    if not loaded.tower.writer:
         raise UserError(f"{model}: is a transformers model already; mclip-export takes a model that was trained here")
-    return loaded.tower
+    if not language:
+        return loaded.tower
+    if loaded.reads_any_language:
+        raise UserError(f"{model}: reads all languages in the same way; leave out --language")
+    return loaded.for_language(language).tower
 
 
-def write_model(tower: TrainedTower, output: Path, facts: CardFacts) -> None:
+def write_model(tower: Tower, output: Path, facts: CardFacts) -> None:
     """Write the directory, with its card.
 
     Args:
@@ -40,11 +50,48 @@ def write_model(tower: TrainedTower, output: Path, facts: CardFacts) -> None:
         facts: for the card.
 
     Raises:
-        UserError: a report is of another model, or the directory is not empty; nothing is written then.
+        UserError: a report is of a different model, or the directory is not empty; nothing is written then.
     """
     card = model_card(tower, facts)
-    save_directory(tower, output)
+    importlib.import_module(tower.writer).save_directory(tower, output)
     (output / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_onnx(tower: Tower, output: Path, data: RecallData | None) -> dict[str, Any]:
+    """Write both towers as ONNX and compare them with torch.
+
+    Args:
+        tower: the model, on the CPU.
+        output: directory to make.
+        data: captions and features on which the recall of an int8 text tower is measured; None: no int8.
+
+    Returns:
+        the report, which is also written.
+
+    Raises:
+        UserError: onnx is not installed, or the numbers of a tower are not those of torch.
+    """
+    report: dict[str, Any] = importlib.import_module(tower.writer).write_onnx(tower, output, data)
+    return report
+
+
+def write_published(tower: Tower, layout: str, output: Path) -> None:
+    """Write the directory in the layout of a published model.
+
+    Args:
+        tower: the model.
+        layout: `m-clip`, `altclip` or `sentence-transformers`.
+        output: directory to make.
+
+    Raises:
+        UserError: the directory is not empty, or the model is not of this layout.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output}: is not empty; give a new directory")
+    if not isinstance(tower, TrainedTower):
+        raise UserError(f"{tower.name}: cannot be written as {layout}; use --format directory")
+    writers = {"m-clip": write_m_clip, "altclip": write_altclip, "sentence-transformers": write_sentence_encoder}
+    writers[layout](tower, output)
 
 
 def upload(folder: Path, repository: str) -> str:

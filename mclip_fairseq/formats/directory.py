@@ -9,6 +9,8 @@
 Nothing in it is a pickle, and no path leads out of it.
 """
 
+import importlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from torch import Tensor
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.saved import CONFIG, REMEDY, read_config
-from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.formats.towers import Tower, TrainedTower
 from mclip_fairseq.formats.training import build_module, dual_encoder_class, stored_options
 from mclip_fairseq.models.freezing import IDENTITY, encode_identity
+from mclip_fairseq.models.settings import stored_image_settings
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
@@ -38,6 +41,19 @@ CONFIG_FIELDS = {
     "identity": dict,
 }
 LEAST_TOKENS = 3
+
+
+def load_saved(path: Path) -> Tower:
+    """Read a directory of this project: its model says which module reads it.
+
+    Raises:
+        UserError: a file is missing or damaged, or parts do not belong together.
+    """
+    config = check_fields(path / CONFIG, read_config(path), {"architecture": str}, REMEDY)
+    kind = dual_encoder_class(config["architecture"], path / CONFIG)
+    reader = importlib.import_module(kind.format_module) if kind.format_module else None
+    tower: Tower = load_directory(path) if reader is None else reader.load_directory(path)
+    return tower
 
 
 def load_directory(path: Path) -> TrainedTower:
@@ -58,6 +74,7 @@ def load_directory(path: Path) -> TrainedTower:
         )
     kind = dual_encoder_class(config["architecture"], place)
     options = stored_options(kind, config["model"], place)
+    # All weights are in this directory, also those that a training checkpoint leaves to the archive.
     options.text_encoder, options.save_frozen = "", True
     weights = _read_weights(path / WEIGHTS)
     for name, source in kind.tied_weights.items():
@@ -78,7 +95,8 @@ def load_directory(path: Path) -> TrainedTower:
             )
         return teacher
 
-    return TrainedTower(module, tokenizer, path.resolve().name, config["languages"], load_teacher)
+    read_settings = partial(stored_image_settings, path / TEACHER)
+    return TrainedTower(module, tokenizer, path.resolve().name, config["languages"], load_teacher, read_settings)
 
 
 def check_files(path: Path, hashes: dict[str, Any]) -> None:

@@ -4,27 +4,37 @@
 `transformer.` and `LinearTransformation.`. The image tower is published elsewhere: OpenAI's or open_clip's CLIP.
 """
 
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.formats.towers import PairTower
+from mclip_fairseq.formats.towers import PairTower, TrainedTower
+from mclip_fairseq.formats.xlmr import check_order, write_xlmr_tokenizer
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.teacher_loading import check_text_limit, load_with_transformers, model_without_memory
 from mclip_fairseq.models.weights import check_weights
+from mclip_fairseq.models.xlmr_transformers import to_transformers
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
-from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.files import first_line, write_json
 from mclip_fairseq.storage.hub import published_file
 
 MAX_TOKENS = 512
 # Recorded in identities, and through them in indexes and features on disk.
 ARCHITECTURE = "MCLIPText"
+# The width under the name that the authors' class saves, and under that of its constructor.
+WIDTH_NAMES = ("numDims", "imageDimSize")
+WEIGHTS = "pytorch_model.bin"
+# The base models of M-CLIP by layers, width and number of tokens.
+BASES = {(12, 768, 250002): "xlm-roberta-base", (24, 1024, 250002): "xlm-roberta-large"}
 
 
 class DistilledTextEncoder(nn.Module):
@@ -49,7 +59,7 @@ class DistilledTextEncoder(nn.Module):
 
 def is_m_clip(config: Any) -> bool:
     """Whether a `config.json` is that of a text encoder of M-CLIP."""
-    return isinstance(config, dict) and "modelBase" in config and "imageDimSize" in config
+    return isinstance(config, dict) and "modelBase" in config and any(name in config for name in WIDTH_NAMES)
 
 
 def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairTower:
@@ -67,10 +77,12 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     remedy = "restore the published config.json"
-    base_name = check_fields(f"{source}/config.json", config, {"modelBase": str, "imageDimSize": int}, remedy)[
-        "modelBase"
-    ]
-    dim = config["imageDimSize"]
+    width_name = next(name for name in WIDTH_NAMES if name in config)
+    check_fields(f"{source}/config.json", config, {"modelBase": str, width_name: int}, remedy)
+    dim = config[width_name]
+    # A base model of one's own lies below the directory; the Hub's have a name.
+    own_base = Path(source) / config["modelBase"]
+    base_name = str(own_base) if own_base.is_dir() else config["modelBase"]
     base = load_with_transformers(
         source, "M-CLIP: its base model", lambda: AutoConfig.from_pretrained(base_name, trust_remote_code=False)
     )
@@ -80,7 +92,7 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
     check_text_limit(tokenizer, source)
     if dim < 1 or not isinstance(getattr(base, "hidden_size", None), int) or tokenizer.pad_token_id is None:
         raise UserError(
-            f"{source}: needs a positive imageDimSize, a base model with a hidden_size and a tokenizer with a padding "
+            f"{source}: needs a positive {width_name}, a base model with a hidden_size and a tokenizer with a padding "
             f"token; {remedy}, or the tokenizer's files"
         )
     # The sizes of the base model are anybody's: compare them with the weights before memory is allocated.
@@ -98,7 +110,7 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
 
     images = DualEncoderTeacher.from_pretrained(teacher) if teacher else None
     text.requires_grad_(False).eval()
-    tower = PairTower(text, tokenize, int(tokenizer.pad_token_id), Path(source).name, images, dim)
+    tower = PairTower(text, tokenize, int(tokenizer.pad_token_id), Path(source).name, images, dim, tokenizer)
     tower.identity["text_encoder"]["architecture"] = ARCHITECTURE
     return tower
 
@@ -128,3 +140,117 @@ def read_weights(source: str) -> dict[str, Tensor]:
     raise UserError(
         f"{source}: has neither model.safetensors nor pytorch_model.bin, or the Hub cannot be reached; download one"
     )
+
+
+def write_m_clip(tower: TrainedTower, output: Path) -> None:
+    """Write a trained text encoder as M-CLIP's directory, which the published class reads, with XLM-R's tokenizer.
+
+    Args:
+        tower: of a model `teacher_learning` with mean pooling and a linear head.
+        output: directory to make.
+
+    Raises:
+        UserError: another model; or the dictionary is not in the order of the SentencePiece model.
+    """
+    module: Any = tower.module
+    cfg = module.cfg
+    if module.registered_name() != "teacher_learning" or (str(cfg.pooling), str(cfg.student_head)) != (
+        "mean",
+        "linear",
+    ):
+        raise UserError(
+            f"{tower.name}: is not an M-CLIP; --format m-clip takes a model teacher_learning with --pooling mean and "
+            "--student-head linear"
+        )
+    check_order(tower.tokenizer)
+    encoder = to_transformers(module.plain_encoder)
+    config = encoder.config
+    sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size)
+    output.mkdir(parents=True, exist_ok=True)
+    # The published class loads the base model first, weights and all, and replaces them afterwards.
+    base = BASES.get(sizes, "base")
+    weights = {
+        name.replace("roberta.", "transformer.", 1): tensor.detach().cpu().clone()
+        for name, tensor in encoder.state_dict().items()
+        if name.startswith("roberta.")
+    }
+    # The published class loads strictly, and its base model has these, which play no part.
+    weights |= {
+        "transformer.pooler.dense.weight": torch.zeros(config.hidden_size, config.hidden_size),
+        "transformer.pooler.dense.bias": torch.zeros(config.hidden_size),
+        "LinearTransformation.weight": module.projection.weight.detach().cpu().clone(),
+        "LinearTransformation.bias": module.projection.bias.detach().cpu().clone(),
+    }
+    if base == "base":
+        encoder.roberta.save_pretrained(output / base)
+    torch.save(weights, output / WEIGHTS)
+    write_xlmr_tokenizer(tower.tokenizer, output)
+    names = {"modelBase": base, "transformerDimensions": config.hidden_size, "numDims": module.dim}
+    write_json(output / "config.json", {"model_type": "M-CLIP", **names})
+
+
+def write_legacy_m_clip(encoder: str, head: Path, output: Path) -> None:
+    """Write a legacy text encoder, whose linear layer was published apart, as M-CLIP's directory.
+
+    Args:
+        encoder: Hub name or directory of the base model, of any kind, with its tokenizer.
+        head: `.npz` or `.safetensors` with `W`, (width of the encoder, dim), and `b`, (dim,). The published file is a
+            pickle, which can run code, so it is not read here.
+        output: directory to make.
+
+    Raises:
+        UserError: a file cannot be read, or the two do not fit.
+    """
+    shield_torchaudio()
+    from transformers import AutoModel, AutoTokenizer
+
+    weight, bias = read_head(head)
+    model, info = load_with_transformers(
+        encoder,
+        "a text encoder",
+        lambda: AutoModel.from_pretrained(
+            encoder, dtype=torch.float32, weights_only=True, output_loading_info=True, trust_remote_code=False
+        ),
+    )
+    if missing := sorted(name for name in info["missing_keys"] if not is_unused(f"transformer.{name}")):
+        raise UserError(f"{encoder}: lacks {len(missing)} weights, such as {missing[0]}; give the published directory")
+    width = getattr(model.config, "hidden_size", None)
+    if weight.shape[0] != width or bias.shape != weight.shape[1:]:
+        raise UserError(
+            f"{head}: has W {tuple(weight.shape)} and b {tuple(bias.shape)}, but the encoder has {width} columns; give "
+            "the head that was published with it"
+        )
+    tokenizer = load_with_transformers(
+        encoder, "a tokenizer", lambda: AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output / "base")
+    weights = {f"transformer.{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    weights |= {"LinearTransformation.weight": weight.T.contiguous(), "LinearTransformation.bias": bias}
+    torch.save(weights, output / WEIGHTS)
+    tokenizer.save_pretrained(output)
+    names = {"modelBase": "base", "transformerDimensions": width, "numDims": len(bias)}
+    write_json(output / "config.json", {"model_type": "M-CLIP", **names})
+
+
+def read_head(file: Path) -> tuple[Tensor, Tensor]:
+    """The arrays `W` and `b` of a `.npz` or `.safetensors` file, as float32.
+
+    Raises:
+        UserError: it cannot be read, or has other arrays.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        # Neither reader unpickles.
+        stored = load_file(file) if file.suffix == ".safetensors" else np.load(file, allow_pickle=False)
+        names = [name for name in ("W", "b") if isinstance(stored, Mapping) and name in stored]
+        arrays = {name: torch.as_tensor(stored[name]) for name in names}
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        reason = first_line(error)
+        raise UserError(f"{file}: cannot be read as .npz or .safetensors: {reason}; write W and b again") from error
+    weight, bias = arrays.get("W"), arrays.get("b")
+    if weight is None or bias is None or weight.ndim != 2 or bias.ndim != 1:
+        raise UserError(f"{file}: holds no matrix W and vector b; write the published pickle's two arrays into it")
+    return weight.float(), bias.float()

@@ -82,4 +82,4 @@ def load_sentence_transformer(source: str, teacher: str = "") -> PairTower:
     images = DualEncoderTeacher.from_pretrained(teacher) if teacher else None
     padding = getattr(model.tokenizer, "pad_token_id", None) or 0
     name, dim = Path(source).name, int(model.get_embedding_dimension() or 0)
-    return PairTower(SentenceText(model), tokenize, int(padding), name, images, dim)
+    return PairTower(SentenceText(model), tokenize, int(padding), name, images, dim, model.tokenizer)

@@ -22,7 +22,7 @@ from mclip_fairseq.models.mte import MTEModel, MTEModelConfig
 from mclip_fairseq.models.sizes import DECODER, PROJECTORS, check_heads, check_sizes
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.weights import check_state_dict, check_weights
-from mclip_fairseq.models.xlmr_encoder import XLMREncoder, stored_options
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder, stored_xlmr_options
 from mclip_fairseq.storage.checkpoints import load_checkpoint, untrained_bookkeeping
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import Kind, check_fields
@@ -79,7 +79,7 @@ def load_released(checkpoint: Path, xlmr: Path, resize: int = 0, tokenizer: Any 
     weights = check_state_dict(f"{checkpoint}: model", state.get("model"), REMEDY)
     if "encoder.xlmr._float_tensor" not in weights:
         raise UserError(f"{checkpoint}: is not a checkpoint of the released mCLIP: it has no encoder.xlmr; {REMEDY}")
-    options = stored_options(state, checkpoint)
+    options = stored_xlmr_options(state, checkpoint)
     check_fields(checkpoint, vars(options), MCLIP_OPTIONS, REMEDY)
     parts = split_parts(weights, checkpoint)
     scale = learned_scale(state, checkpoint)
@@ -208,7 +208,7 @@ def load_released_mte(checkpoint: Path, xlmr: Path) -> tuple[MTEModel, MTEModelC
         raise UserError(
             f"{checkpoint}: is not a translation model of the released mCLIP: it has no encoder.lang_proj; {REMEDY}"
         )
-    options = stored_options(state, checkpoint)
+    options = stored_xlmr_options(state, checkpoint)
     check_fields(checkpoint, vars(options), MTE_OPTIONS, REMEDY)
     check_sizes(checkpoint, options, weights, DECODER)
     if not 0 < options.max_target_positions <= MAX_POSITIONS:

@@ -1,4 +1,4 @@
-"""Recognises a directory that `mclip-export` wrote; `mclip_fairseq.formats.directory` loads it."""
+"""Recognises a directory that `mclip-export` or `mclip-convert` wrote; `formats.directory.load_saved` loads it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ REMEDY = "put back the file that belongs to the model"
 
 
 def is_saved_directory(path: Path) -> bool:
-    """Whether a directory was written by `mclip_fairseq.export.directory.save_directory`."""
+    """Whether a directory is one of this project."""
     return (path / CONFIG).is_file() and read_config(path).get("format") == FORMAT
 
 

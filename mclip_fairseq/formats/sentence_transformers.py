@@ -3,6 +3,7 @@
 `modules.json` in the directory names the class below, so mclip_fairseq must be installed where the model is loaded.
 """
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from sentence_transformers.base.modules import InputModule
 from sentence_transformers.util import load_dir_path
 from torch import Tensor
 
-from mclip_fairseq.formats.directory import load_directory
-from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.formats.directory import load_saved
+from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import upright_rgb
 
@@ -27,11 +28,11 @@ class MCLIPModule(InputModule):
 
     save_in_root = True
 
-    def __init__(self, tower: TrainedTower) -> None:
+    def __init__(self, tower: Tower) -> None:
         super().__init__()
         self.tower = tower
         self.text_model = tower.module  # registered, so that `to` moves it
-        self.image_model = tower.teacher
+        self.image_model = tower.image_module
 
     @property
     def modalities(self) -> list[Any]:
@@ -41,7 +42,7 @@ class MCLIPModule(InputModule):
     @property
     def max_seq_length(self) -> int:
         """Longest text in tokens."""
-        return self.tower.tokenizer.max_tokens
+        return int(self.tower.max_tokens or 0)
 
     def get_embedding_dimension(self) -> int:
         """Width of the joint space."""
@@ -66,16 +67,14 @@ class MCLIPModule(InputModule):
         """Add `sentence_embedding`, (batch, dim), L2-normalised."""
         pixels: Tensor | None = features.get("pixel_values")
         if pixels is not None:
-            embedding = self.tower.project(self.image_model.encode_image(pixels))
+            embedding = self.tower.encode_pixels(pixels)
         else:
             embedding = self.tower.encode_text({"tokens": features["tokens"]})
         return {**features, "sentence_embedding": embedding}
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the directory again."""
-        from mclip_fairseq.export.directory import save_directory  # only saving needs the writer
-
-        save_directory(self.tower, Path(output_path), into=True)
+        importlib.import_module(self.tower.writer).save_directory(self.tower, Path(output_path), into=True)
 
     @classmethod
     def load(
@@ -93,4 +92,4 @@ class MCLIPModule(InputModule):
         folder = load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
         if folder is None:
             raise UserError(f"{model_name_or_path}: is not a directory written by mclip-export; give one")
-        return cls(load_directory(Path(folder)))
+        return cls(load_saved(Path(folder)))

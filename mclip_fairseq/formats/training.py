@@ -1,6 +1,7 @@
 """A checkpoint of `fairseq-train`, read for inference."""
 
 import dataclasses
+import importlib
 from argparse import Namespace
 from collections.abc import Mapping
 from enum import EnumMeta
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.data.tokens import load_dictionary
-from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.formats.towers import Tower, TrainedTower
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.models.freezing import IDENTITY, decode_identity
+from mclip_fairseq.models.settings import stored_image_settings
 from mclip_fairseq.models.stored_options import missing_options
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.registration import import_components
@@ -26,7 +28,7 @@ from mclip_fairseq.storage.files import first_line
 TASK_OPTIONS = {"langs": str | None, "max_caption_tokens": int | None}
 
 
-def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = "") -> TrainedTower:
+def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = "") -> Tower:
     """Rebuild a trained model.
 
     Args:
@@ -46,7 +48,13 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     kind = dual_encoder_class(stored.get("_name"), file)
     options = stored_options(kind, stored, file)
     check_fields(file, task, TASK_OPTIONS, "give another checkpoint")
+    # A model whose parts are not XLM-R beside a teacher has a reader of its own.
+    if kind.format_module:
+        reader = importlib.import_module(kind.format_module)
+        own: Tower = reader.load_checkpoint(file, kind, options, task, state["model"], text_encoder, teacher)
+        return own
     directory = find_text_encoder(file, text_encoder or options.text_encoder or options.text_tokenizer)
+    # Weights that the checkpoint holds need no archive; of the archive only the tokenizer is read then.
     kind.use_stored_weights(options)
     if options.text_encoder:
         options.text_encoder = str(directory)
@@ -62,12 +70,17 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
         revision = None if teacher else options.teacher_revision or None
         return DualEncoderTeacher.from_pretrained(source, revision=revision)
 
+    def read_settings() -> Any:
+        source, revision = teacher or options.teacher, None if teacher else options.teacher_revision or None
+        return stored_image_settings(source, revision) if source else None
+
     return TrainedTower(
         module,
         tokenizer,
         name=f"{file.parent.name}/{file.stem}",
         languages=[lang for lang in languages if lang],
         load_teacher=load_teacher,
+        read_settings=read_settings,
     )
 
 
@@ -88,7 +101,7 @@ def stored_options(kind: type[DualEncoder], stored: Mapping[str, Any], place: Pa
     """The options of a model from a file, their types and choices checked; see `missing_options` for those it lacks.
 
     Raises:
-        UserError: an option of another type, or outside its choices.
+        UserError: an option of the wrong type, or outside its choices.
     """
     config = MODEL_DATACLASS_REGISTRY[kind.registered_name()]
     options = missing_options(config, stored)
@@ -142,6 +155,7 @@ def build_module(
         source_dictionary=load_dictionary(directory),
         needs_teacher=False,
         teacher_identity=stored.get("teacher") or {},
+        projections={},  # they are in the checkpoint
     )
     module = kind.build_model(options, task)
     try:

@@ -63,16 +63,28 @@ def write_transformers(archive: Path, output: Path) -> None:
     Raises:
         UserError: the archive cannot be read, or its dictionary is in another order.
     """
-    shield_torchaudio()
-    from transformers import XLMRobertaTokenizer
-
     tokenizer = XLMRTokenizer(archive)
     check_order(tokenizer)
     encoder = XLMREncoder.from_checkpoint(archive, tokenizer.dictionary).eval()
     output.mkdir(parents=True, exist_ok=True)
     to_transformers(encoder).save_pretrained(output)
-    shutil.copyfile(archive / SENTENCEPIECE, output / SENTENCEPIECE)
-    XLMRobertaTokenizer.from_pretrained(output, model_max_length=encoder.max_positions).save_pretrained(output)
+    write_xlmr_tokenizer(tokenizer, output, encoder.max_positions)
+
+
+def write_xlmr_tokenizer(tokenizer: XLMRTokenizer, output: Path, max_tokens: int = 0) -> None:
+    """Write a tokenizer as that of XLM-R in `transformers`; `check_order` says whether the ids are the same.
+
+    Args:
+        tokenizer: with a SentencePiece model.
+        output: directory.
+        max_tokens: longest text; 0: the tokenizer's own.
+    """
+    shield_torchaudio()
+    from transformers import XLMRobertaTokenizer
+
+    shutil.copyfile(tokenizer.directory / SENTENCEPIECE, output / SENTENCEPIECE)
+    longest = max_tokens or tokenizer.max_tokens
+    XLMRobertaTokenizer.from_pretrained(output, model_max_length=longest).save_pretrained(output)
 
 
 def write_fairseq(source: str, output: Path, revision: str | None = None) -> None:

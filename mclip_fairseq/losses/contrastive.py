@@ -89,7 +89,7 @@ def global_info_nce(
     """This rank's share of `symmetric_info_nce` over the rows of all ranks.
 
     The sum of the shares over ranks is the loss of the union, and the sum over ranks of the gradients of x, y, the
-    scale and whatever lies before them is its gradient. No rank holds more than (b, B) logits for each direction, and
+    scale and everything before them is its gradient. No rank holds more than (b, B) logits for each direction, and
     large batches are computed in blocks of rows (`tiled_sums`), so that memory is linear in the batch. Every rank must
     call this and run backward through it, even with zero rows.
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, encode_identity, frozen_names
 from mclip_fairseq.models.sizes import SizeGroup, check_sizes
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.features import FeatureStore
 
 ImageTransform = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -50,7 +52,11 @@ class DualEncoder(BaseFairseqModel):
         tied_weights: name of a weight -> the weight it shares its values with.
         text_encoder_prefix: what the names of the text encoder's weights begin with; empty without an XLM-R.
         tokenizer_files: files of its tokenizer, beside the weights in an exported directory.
+        one_dictionary: whether all its languages share one dictionary; else each data directory has its own.
+        format_module: module with `load_checkpoint`, which reads its checkpoints into a tower; empty: XLM-R beside a
+            teacher, which `formats.training` reads itself.
         citation: the paper, for model cards.
+        can_match: whether it can look at a text and an image together (`match_states`), to re-rank.
         cfg: its options.
         identity: part -> path-free identity of its weights.
     """
@@ -60,7 +66,10 @@ class DualEncoder(BaseFairseqModel):
     tied_weights: ClassVar[Mapping[str, str]] = {}
     text_encoder_prefix: ClassVar[str] = ""
     tokenizer_files: ClassVar[tuple[str, ...]] = ()
+    one_dictionary: ClassVar[bool] = True
+    format_module: ClassVar[str] = ""
     citation: ClassVar[str] = ""
+    can_match: ClassVar[bool] = False
 
     cfg: Any
     identity: dict[str, Any]
@@ -88,10 +97,27 @@ class DualEncoder(BaseFairseqModel):
     def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Pixels from `image_transform`, or features of the image tower -> (batch, dim), L2-normalised."""
 
+    def text_states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Where `can_match`: ids -> (batch, length, text dim) states and (batch, length) bool, True at pads."""
+        raise NotImplementedError(f"{type(self).__name__} cannot match")
+
+    def image_states(self, pixel_values: Tensor) -> Tensor:
+        """Where `can_match`: pixels -> (batch, tokens, image dim) states."""
+        raise NotImplementedError(f"{type(self).__name__} cannot match")
+
+    def match_states(self, text: Tensor, padding: Tensor, image: Tensor) -> Tensor:
+        """Where `can_match`: the states of n texts and n images -> (n, 2) logits of a mismatch and a match."""
+        raise NotImplementedError(f"{type(self).__name__} cannot match")
+
     @property
     def image_transform(self) -> ImageTransform | None:
         """RGB images -> (n, channels, height, width); None where the model was built without an image tower."""
         return None
+
+    @property
+    def image_space(self) -> str:
+        """The space of the image features that `encode_image` takes: `joint`, or `pooled` before the projection."""
+        return "joint"
 
     @property
     def feature_dim(self) -> int:
@@ -105,7 +131,7 @@ class DualEncoder(BaseFairseqModel):
 
     @property
     def encoder_languages(self) -> list[str]:
-        """Languages the text encoder was strengthened on before this training; empty where nothing says."""
+        """Languages the text encoder was strengthened on before this training; empty if unknown."""
         return []
 
     @property
@@ -122,8 +148,26 @@ class DualEncoder(BaseFairseqModel):
             dim: columns of the image and text features.
 
         Raises:
-            UserError: the options say another width.
+            UserError: the options give a different width.
         """
+
+    @classmethod
+    def fit_to_stores(cls, cfg: Any, images: FeatureStore | None, texts: FeatureStore | None) -> None:
+        """Take what the feature directories say into the options; at least one is given.
+
+        Models that read states before the teacher's projection (space `pooled`) override this.
+
+        Raises:
+            UserError: the features are not in the joint space, or the options say another width.
+        """
+        stores = [store for store in (images, texts) if store is not None]
+        for store in stores:
+            if store.space != "joint" or store.dim != stores[0].dim:
+                raise UserError(
+                    f"{store.paths[0]}: holds {store.dim} columns of the space {store.space}, but this model needs "
+                    "images and texts in one joint space; make them with mclip-features --space joint"
+                )
+        cls.fit_to_features(cfg, stores[0].dim)
 
     @classmethod
     def stores_text_encoder(cls, cfg: Any) -> bool:
@@ -133,7 +177,7 @@ class DualEncoder(BaseFairseqModel):
     @classmethod
     def use_stored_weights(cls, cfg: Any) -> None:
         """Change stored options so that the model is built without the archives whose weights the checkpoint holds."""
-        if cls.stores_text_encoder(cfg):
+        if cls.text_encoder_prefix and cls.stores_text_encoder(cfg):
             cfg.text_encoder = ""
 
     @classmethod
@@ -152,6 +196,17 @@ class DualEncoder(BaseFairseqModel):
             in_archive = prefix == cls.text_encoder_prefix and options.text_encoder
             if not in_archive:
                 check_sizes(place, options, weights, group, prefix=prefix)
+
+    def check_text_path(self, language: str, dictionary: Any) -> None:
+        """Refuse captions whose token ids are not those of their language; a model of one dictionary has no paths.
+
+        Args:
+            language: of the captions.
+            dictionary: of their data directory.
+
+        Raises:
+            UserError: the captions were made with another tokenizer.
+        """
 
     def external_parts(self) -> tuple[str, ...]:
         """Prefixes of the frozen weights that a checkpoint leaves out because they are stored elsewhere."""
@@ -198,12 +253,12 @@ class DualEncoder(BaseFairseqModel):
         own = super().state_dict()
         absent = {name for name in self.dropped_names() if name in own}  # a teacher has buffers that are never stored
         text = self.text_encoder_prefix
-        if text and self.cfg.text_encoder and not any(name.startswith(text) for name in state):
+        archive = self.cfg.text_encoder if text else ""
+        if archive and not any(name.startswith(text) for name in state):
             # The encoder was frozen there and is trained here: its weights come from the archive.
             absent |= {name for name in own if name.startswith(text)}
         absent -= state.keys()
         if stored is not None:
-            archive = self.cfg.text_encoder or "random weights"
-            check_same_parts(self.identity, decode_identity(stored), archive if absent else None)
+            check_same_parts(self.identity, decode_identity(stored), (archive or "random weights") if absent else None)
         state.update({name: own[name] for name in absent})
         return super().load_state_dict(state, strict, model_cfg, args)

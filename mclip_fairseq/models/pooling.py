@@ -4,6 +4,20 @@ import torch
 from torch import Tensor
 
 
+def pool_first(states: Tensor, padding: Tensor) -> Tensor:
+    """The state of the first real token, `<s>`, whichever side the padding is on.
+
+    Args:
+        states: (batch, length, dim).
+        padding: (batch, length) bool, True at pads.
+
+    Returns:
+        (batch, dim).
+    """
+    first = (~padding).to(torch.uint8).argmax(dim=1)
+    return states[torch.arange(states.shape[0], device=states.device), first]
+
+
 def pool_last(states: Tensor, padding: Tensor) -> Tensor:
     """The state of the last real token, `</s>`, whichever side the padding is on.
 
@@ -31,3 +45,6 @@ def pool_mean(states: Tensor, padding: Tensor) -> Tensor:
     """
     kept = (~padding).to(states.dtype).unsqueeze(2)
     return (states * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+POOLING = {"mean": pool_mean, "first": pool_first, "last": pool_last}

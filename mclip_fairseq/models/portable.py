@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mclip_fairseq.models.dual_encoder import DualEncoder
-from mclip_fairseq.models.pooling import pool_last, pool_mean
+from mclip_fairseq.models.pooling import POOLING, pool_last
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.models.xlmr_transformers import to_transformers
 
@@ -18,7 +18,7 @@ class PortableText(nn.Module):
 
     Args:
         encoder: the text encoder.
-        pooling: `mean` pools before the layers, `last` takes the state of `</s>` after them.
+        pooling: `mean` and `first` pool before the layers, `last` takes the state of `</s>` after them.
         layers: fairseq's post-norm transformer layers after the encoder.
         projection: of the pooled state.
     """
@@ -43,9 +43,9 @@ class PortableText(nn.Module):
         """
         padding = input_ids.eq(self.padding_idx)
         states = self.encoder(input_ids, attention_mask=(~padding).long()).last_hidden_state
-        if self.pooling == "mean":
+        if self.pooling != "last":  # one state per text is left, which is also the last one
             # "& False" keeps the mask's shape dynamic for ONNX, where a constant would not.
-            states, padding = pool_mean(states, padding)[:, None], padding[:, :1] & False
+            states, padding = POOLING[self.pooling](states, padding)[:, None], padding[:, :1] & False
         for layer in self.layers:
             states = layer(states, src_key_padding_mask=padding)
         return F.normalize(self.projection(pool_last(states, padding)), dim=1)
@@ -67,7 +67,10 @@ class PortableImage(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (batch, dim), L2-normalised."""
-        return self.module.encode_image(features=self.image_tower.encode_image(pixel_values))
+        if self.module.image_transform is not None:  # a model with an image tower of its own
+            return self.module.encode_image(pixel_values)
+        features = self.image_tower.encoder("image", self.module.image_space)(pixel_values)
+        return self.module.encode_image(features=features)
 
 
 def plain_layer(layer: Any) -> nn.TransformerEncoderLayer:

@@ -45,7 +45,7 @@ PROJECTORS = SizeGroup(
     "x_projector.layers.",
     {
         "projector_ffn_embed_dim": (("x_projector.layers.0.fc1.weight", 0),),
-        "teacher_dim": (("c_projector.weight", 1), ("projection.weight", 0)),
+        "teacher_dim": (("c_projector.weight", 1), ("projection.weight", 0), ("projection.linear.weight", 0)),
     },
 )
 

@@ -1,4 +1,4 @@
-"""A text encoder beside the frozen image-text teacher whose space it learns: what `mclip` and M-CLIP share."""
+"""A text encoder that learns the space of a frozen image-text teacher: what `mclip` and M-CLIP share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
-from mclip_fairseq.models.sizes import ENCODER, PROJECTORS
+from mclip_fairseq.models.sizes import ENCODER, PROJECTORS, SizeGroup
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.text_options import StudentConfig, frozen_part
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
@@ -31,7 +31,7 @@ class StudentModel(DualEncoder):
         optional=("text_padding", "image_features", "pixel_values", "teacher_text"),
     )
     text_encoder_prefix = "text_encoder.encoder."
-    size_groups = ((ENCODER, text_encoder_prefix), (PROJECTORS, ""))
+    size_groups: ClassVar[tuple[tuple[SizeGroup, str], ...]] = ((ENCODER, text_encoder_prefix), (PROJECTORS, ""))
     # The output layer of the masked-language model is the token table.
     tied_weights: ClassVar = {
         f"{text_encoder_prefix}lm_head.weight": f"{text_encoder_prefix}sentence_encoder.embed_tokens.weight"

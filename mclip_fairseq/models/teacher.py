@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.fast_transform import fast_transform
 from mclip_fairseq.models.freezing import state_hash
+from mclip_fairseq.models.settings import image_side_settings, structure_settings, tokenizer_settings
 from mclip_fairseq.models.teacher_loading import load_dual_encoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.projection import Projection
 
 # SigLIP pools the last position even if it is padding: in training, all texts were padded to one length.
 PADDED_TO_MAX_LENGTH = ("siglip", "siglip2")
@@ -122,6 +124,17 @@ class DualEncoderTeacher(nn.Module):
         return super().train(False)
 
     @property
+    def image_settings(self) -> dict[str, Any]:
+        """What image vectors depend on besides the weights."""
+        return image_side_settings(self.model.config, self.transform.processor)
+
+    @property
+    def text_settings(self) -> dict[str, Any]:
+        """What text vectors depend on besides the weights."""
+        tokenizer = tokenizer_settings(self.tokenizer)
+        return {"structure": structure_settings(self.model), "tokenizer": tokenizer, "limit": self.max_tokens}
+
+    @property
     def logit_scale(self) -> float | None:
         """The learned factor of the cosine (the exponential of the stored value); None if it has none."""
         stored = getattr(self.model, "logit_scale", None)
@@ -164,6 +177,22 @@ class DualEncoderTeacher(nn.Module):
                 "token embeddings; one of the two belongs to another model"
             )
 
+    def projection(self, modality: str) -> Projection:
+        """The linear layer behind the pooled states of `image` or `text`.
+
+        Raises:
+            UserError: the model has no such layer.
+        """
+        layer: Any = getattr(self.model, {"image": "visual_projection", "text": "text_projection"}[modality], None)
+        if type(layer) is not nn.Linear or getattr(layer, "bias", None) is not None:
+            raise UserError(
+                f"{self.identity['name']}: has no plain {modality} projection, so it has no states before one; use a "
+                "CLIP-like teacher or --space joint"
+            )
+        stored = getattr(self.model, "logit_scale", None)
+        log_scale = None if stored is None else float(stored.detach().float())
+        return Projection(layer.weight.detach().float().cpu().numpy(), log_scale)
+
     @torch.no_grad()
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """(n, channels, height, width) pixels from `transform` -> (n, dim) projections, not normalised."""
@@ -176,6 +205,27 @@ class DualEncoderTeacher(nn.Module):
         if attention_mask is not None:
             others["attention_mask"] = attention_mask
         return _projection(self.model.get_text_features(input_ids=input_ids, **others))
+
+    @torch.no_grad()
+    def pooled_image(self, pixel_values: Tensor) -> Tensor:
+        """As `encode_image`, but the states before the projection, (n, width of the image tower)."""
+        dtype = next(self.model.parameters()).dtype
+        return _projection(self.model.vision_model(pixel_values=pixel_values.to(dtype)))
+
+    @torch.no_grad()
+    def pooled_text(self, **inputs: Tensor) -> Tensor:
+        """As `encode_text`, but the states before the projection, (n, width of the text tower)."""
+        return _projection(self.model.text_model(**inputs))
+
+    def encoder(self, modality: str, space: str) -> Callable[..., Tensor]:
+        """The method that encodes `image` or `text` into the space `joint` or `pooled`."""
+        encoders: dict[tuple[str, str], Callable[..., Tensor]] = {
+            ("image", "joint"): self.encode_image,
+            ("text", "joint"): self.encode_text,
+            ("image", "pooled"): self.pooled_image,
+            ("text", "pooled"): self.pooled_text,
+        }
+        return encoders[modality, space]
 
 
 def _projection(output: Any) -> Tensor:

@@ -1,22 +1,27 @@
 """Model `teacher_learning`: M-CLIP's text tower (Carlsson et al., LREC 2022), mean pooling and a linear layer."""
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
+from mclip_fairseq.models.adapters import ADAPTERS, add_adapters
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.dual_encoder import Columns
-from mclip_fairseq.models.pooling import pool_mean
+from mclip_fairseq.models.pooling import POOLING
 from mclip_fairseq.models.student import StudentModel
+from mclip_fairseq.models.student_heads import HEADS, student_head
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.text_options import StudentConfig
+from mclip_fairseq.models.text_options import StudentConfig, frozen_part
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.storage.errors import UserError
 
 # CLIP's training ends at this factor of the cosine (Radford et al. 2021, section 2.5).
 CLIP_SCALE = 100.0
@@ -30,7 +35,31 @@ CITATION = """@inproceedings{carlsson-etal-2022-cross,
 
 @dataclass
 class TeacherLearningModelConfig(StudentConfig):
-    """The student text encoder."""
+    """The student text encoder, its pooling and head, and the scale of a contrast with the teacher."""
+
+    pooling: ChoiceEnum(list(POOLING)) = field(  # type: ignore[valid-type]
+        default="mean",
+        metadata={"help": "state of a text: mean of its token states (M-CLIP), first (AltCLIP) or last token"},
+    )
+    student_head: ChoiceEnum(HEADS) = field(  # type: ignore[valid-type]
+        default="linear",
+        metadata={"help": "linear (M-CLIP), norm_linear: LayerNorm first (AltCLIP), tanh: two layers and a tanh"},
+    )
+
+    adapter_dim: int = field(
+        default=0,
+        metadata={
+            "help": "train adapters of this width after each layer, and the head, while the text encoder is frozen; 0: "
+            "no adapters"
+        },
+    )
+    distillation_scale_init: float = field(
+        default=0.0,
+        metadata={
+            "help": "initial value of the learned factor of the cosine in criterion distillation's contrast (AltCLIP: "
+            "4.48, e to the 1.5); 0: no such factor"
+        },
+    )
 
 
 @register_model("teacher_learning", dataclass=TeacherLearningModelConfig)
@@ -45,6 +74,7 @@ class TeacherLearningModel(StudentModel):
         optional=("text_padding", "image_features", "pixel_values"),
     )
     citation = CITATION
+    size_groups = (*StudentModel.size_groups, (ADAPTERS, ""))
 
     def __init__(
         self,
@@ -54,7 +84,33 @@ class TeacherLearningModel(StudentModel):
         teacher_identity: Mapping[str, Any],
     ) -> None:
         super().__init__(cfg, text_encoder, teacher, teacher_identity)
-        self.projection = nn.Linear(text_encoder.dim, cfg.teacher_dim)
+        if cfg.adapter_dim:
+            add_adapters(text_encoder, cfg.adapter_dim, trained=frozen_part(cfg) != "all")
+        self.projection = student_head(str(cfg.student_head), text_encoder.dim, self.target_dim)
+        # The logarithm, without an upper limit, as in AltCLIP's code.
+        start = cfg.distillation_scale_init
+        self.distillation_log_scale = nn.Parameter(torch.tensor(math.log(start))) if start > 0 else None
+
+    @property
+    def target_dim(self) -> int:
+        """Width of what the student predicts."""
+        return int(self.cfg.teacher_dim)
+
+    @property
+    def text_head(self) -> nn.Module:
+        """From a pooled state, (batch, text dim), to the joint space, (batch, dim), not normalised."""
+        return self.projection
+
+    @property
+    def plain_encoder(self) -> XLMREncoder:
+        """The text encoder for other runtimes and layouts, which have no place for adapters.
+
+        Raises:
+            UserError: there are adapters.
+        """
+        if self.cfg.adapter_dim:
+            raise UserError("the model has adapters, which only --format directory without --onnx can hold")
+        return self.text_encoder
 
     @property
     def dim(self) -> int:
@@ -65,7 +121,8 @@ class TeacherLearningModel(StudentModel):
     def scale(self) -> Tensor:
         """The teacher's scale, 0-d; CLIP's where the model was built without its teacher."""
         stored = None if self.teacher is None else self.teacher.logit_scale
-        return self.projection.weight.new_tensor(CLIP_SCALE if stored is None else stored)
+        parameter = next(self.projection.parameters())
+        return parameter.new_tensor(CLIP_SCALE if stored is None else stored)
 
     def external_parts(self) -> tuple[str, ...]:
         """The teacher, and a text encoder of which nothing is trained."""
@@ -86,7 +143,8 @@ class TeacherLearningModel(StudentModel):
             (batch, teacher dim).
         """
         states, padding = self.token_states(tokens, states, padding)
-        return self.projection(pool_mean(states, padding).to(self.projection.weight.dtype))
+        pooled = POOLING[str(self.cfg.pooling)](states, padding)
+        return self.projection(pooled.to(next(self.projection.parameters()).dtype))
 
     def encode_text(
         self, tokens: Tensor | None = None, states: Tensor | None = None, padding: Tensor | None = None
@@ -115,7 +173,8 @@ class TeacherLearningModel(StudentModel):
 
         Returns:
             `student` and `teacher_text`, (batch, teacher dim) as they are; `text`, and `image` in validation,
-            (batch, teacher dim), L2-normalised; `scale`: 0-d. None where the input was.
+            (batch, teacher dim), L2-normalised; `scale`: 0-d. None where the input was. `distillation_scale`: 0-d, the
+            learned factor of the cosine of student and teacher, or None.
         """
         student = self.student(text_tokens, text_states, text_padding)
         has_image = not self.training and (image_features is not None or pixel_values is not None)
@@ -127,18 +186,32 @@ class TeacherLearningModel(StudentModel):
             "image": image,
             "teacher_text": teacher_text,
             "scale": self.scale,
+            "distillation_scale": None if self.distillation_log_scale is None else self.distillation_log_scale.exp(),
         }
 
     def portable_text(self) -> nn.Module:
-        """XLM-R and the linear layer, for other runtimes."""
+        """XLM-R, pooling and head, for other runtimes."""
         from mclip_fairseq.models.portable import PortableText
 
-        return PortableText(self.text_encoder, "mean", [], self.projection)
+        return PortableText(self.plain_encoder, str(self.cfg.pooling), [], self.text_head)
 
 
 @register_model_architecture("teacher_learning", "teacher_learning_base")
 def teacher_learning_base(args: Namespace) -> None:
     """XLM-R base."""
+
+
+@register_model_architecture("teacher_learning", "m_clip_base")
+def m_clip_base(args: Namespace) -> None:
+    """M-CLIP on XLM-R base: masked mean and a linear layer; the same as `teacher_learning_base`."""
+
+
+@register_model_architecture("teacher_learning", "m_clip_large")
+def m_clip_large(args: Namespace) -> None:
+    """M-CLIP on XLM-R large, as published beside ViT-B/32, ViT-B/16+ and ViT-L/14."""
+    set_defaults(
+        args, encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16
+    )
 
 
 @register_model_architecture("teacher_learning", "teacher_learning_tiny")

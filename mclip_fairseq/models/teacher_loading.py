@@ -19,7 +19,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
 from mclip_fairseq.storage.hub import packed_dual_encoder
 
-# No model has so many layers; each takes time to build even without memory.
+# No model has this many layers; each takes time to build even without memory.
 MAX_LAYERS = 1000
 # A processor may make images larger than the model's input, to crop them, but not many times larger.
 MAX_ENLARGEMENT, UNKNOWN_IMAGE_SIZE = 4, 1024
@@ -110,6 +110,32 @@ def load_dual_encoder(name_or_path: str | Path, revision: str | None = None) -> 
     commit = None if local else getattr(model.config, "_commit_hash", None) or revision
     name = Path(named).resolve().name if Path(named).is_dir() else named
     return DualEncoderFiles(model, processor, tokenizer, name, commit, source)
+
+
+def load_settings(name_or_path: str | Path, revision: str | None = None) -> tuple[Any, Any] | None:
+    """Configuration and image processor of a dual encoder, without its weights and without the network.
+
+    Args:
+        name_or_path: local directory, or Hub name whose files were downloaded before.
+        revision: branch, tag or commit of a Hub name.
+
+    Returns:
+        configuration and processor; None where they cannot be read here.
+    """
+    shield_torchaudio()
+    from transformers import AutoConfig, AutoImageProcessor
+
+    import mclip_fairseq.models.vision.clip_resnet  # noqa: F401  (registers its configuration)
+
+    named = str(name_or_path)
+    source = (packed_dual_encoder(named) if Path(named).is_dir() else None) or named
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    options |= {"trust_remote_code": False, "local_files_only": True}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        return config, AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+    except Exception:  # its loaders raise whatever missing or damaged files lead them to; loading the model says more
+        return None
 
 
 def load_tokenizer(name: str) -> Any:

@@ -35,7 +35,7 @@ class TextEncoderConfig(FairseqDataclass):
     encoder_max_positions: int = field(
         default=512, metadata={"help": "longest input of a random text encoder, in tokens"}
     )
-    dropout: float = field(default=0.1, metadata={"help": "dropout of whatever is trained"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout of the trained parts"})
     attention_dropout: float = field(default=0.1, metadata={"help": "dropout of attention weights"})
 
 

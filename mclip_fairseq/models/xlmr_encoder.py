@@ -221,7 +221,7 @@ class XLMREncoder(nn.Module):
         }
 
 
-def stored_options(state: dict[str, Any], file: Path) -> Namespace:
+def stored_xlmr_options(state: dict[str, Any], file: Path) -> Namespace:
     """The model options in a fairseq checkpoint, old (`args`) or new (`cfg.model`).
 
     Raises:
@@ -242,7 +242,7 @@ def stored_args(state: dict[str, Any], file: Path) -> Namespace:
     Raises:
         UserError: an option is missing, has another type, or is not a size that an encoder can have.
     """
-    args = stored_options(state, file)
+    args = stored_xlmr_options(state, file)
     check_encoder_options(file, vars(args))
     return args
 

@@ -38,8 +38,8 @@ POSITION_OPTIONS = (
 )
 
 
-def check_settings(stored: StoredCheckpoint, cfg: Any) -> None:
-    """Refuse to continue in mid-epoch with options that give the position a different meaning.
+def check_position_options(stored: StoredCheckpoint, cfg: Any) -> None:
+    """Refuse to continue in the middle of an epoch with options that give the position a different meaning.
 
     At the start of an epoch, they are logged.
 
@@ -104,7 +104,7 @@ def check_optimizer(stored: StoredCheckpoint, reset: bool) -> None:
         )
 
 
-def check_dictionary(stored: StoredCheckpoint, task: Any) -> None:
+def check_same_dictionary(stored: StoredCheckpoint, task: Any) -> None:
     """Refuse a checkpoint whose embeddings belong to a different dictionary.
 
     Raises:
@@ -124,7 +124,7 @@ def check_dictionary(stored: StoredCheckpoint, task: Any) -> None:
 
 
 def check_data(task: Any, extra_state: Mapping[str, Any]) -> None:
-    """Refuse to continue in mid-epoch with different training data; at the start of an epoch, log it.
+    """Refuse to continue in the middle of an epoch with different training data; at the start of an epoch, log it.
 
     Args:
         task: whose `stored_parts`, of the checkpoint, are compared with `parts()`, of the data.
@@ -153,7 +153,7 @@ def check_data(task: Any, extra_state: Mapping[str, Any]) -> None:
 
 
 def check_seen_by_all(trainer: Any, path: str) -> None:
-    """Refuse to continue where some ranks do not see the file: they would start from scratch beside the others.
+    """Refuse to continue where some ranks do not see the file: they would start from scratch while the others continue.
 
     Raises:
         UserError: on all ranks.

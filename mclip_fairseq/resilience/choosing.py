@@ -44,16 +44,18 @@ def choose_checkpoint(folder: str | Path, suffix: str = "") -> Choice:
     skipped: list[str] = []
     updates: dict[Path, int] = {}
     files = [path for path in folder.glob(f"checkpoint*{suffix}.pt") if _is_of_a_run(path.name, suffix)]
+    # A dangling link counts as a checkpoint that is damaged, so a run never restarts because its target moved.
     files = [path for path in files if path.is_file() or path.is_symlink()]
     for path in files:
         if not path.exists():
             skipped.append(f"{path.name} (is a link to a missing file)")
             continue
-        sealed = sealed_updates(path)
+        sealed = sealed_updates(path)  # reads the end of the file only
         try:
             updates[path] = _updates_inside(path) if sealed is None else sealed
         except UserError as error:
             skipped.append(f"{path.name} ({error})")
+    # Hashing reads whole files: the best candidate comes first, and is usually the only one.
     for path in _in_order(updates, folder / f"{Path(LAST).stem}{suffix}.pt"):
         reason = damage(path)
         if not reason:

@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mclip_fairseq.resilience.checking import (
     check_data,
-    check_dictionary,
     check_optimizer,
+    check_position_options,
+    check_same_dictionary,
     check_seen_by_all,
-    check_settings,
 )
 from mclip_fairseq.resilience.choosing import LAST, choose_checkpoint, remove_leftovers
 from mclip_fairseq.resilience.program import early_stopping
@@ -113,9 +113,9 @@ def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
                 logger.warning("continuing from %s", path)
             stored = _checked[str(path)] = StoredCheckpoint(path, verified=True)
             if not cfg.reset_dataloader:
-                check_settings(stored, trainer.cfg)
+                check_position_options(stored, trainer.cfg)
             check_optimizer(stored, cfg.reset_optimizer)
-            check_dictionary(stored, trainer.task)
+            check_same_dictionary(stored, trainer.task)
             return str(path.with_name(f"{path.name.removesuffix(f'{suffix}.pt')}.pt"))  # fairseq adds the suffix again
     given = cfg.restore_file if cfg.restore_file != LAST else cfg.finetune_from_model
     if given and PathManager.isfile(given) and not PathManager.path_requires_pathmanager(given):
@@ -124,8 +124,8 @@ def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
         if given == cfg.restore_file:
             check_optimizer(stored, cfg.reset_optimizer)
             if not cfg.reset_dataloader:
-                check_settings(stored, trainer.cfg)
-        check_dictionary(stored, trainer.task)
+                check_position_options(stored, trainer.cfg)
+        check_same_dictionary(stored, trainer.task)
     return None
 
 

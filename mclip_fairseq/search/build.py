@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
-from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, locked, write_manifest
+from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, Time, locked, write_manifest, write_times
 from mclip_fairseq.search.kinds import (
     efforts,
     factory_string,
@@ -24,6 +25,8 @@ from mclip_fairseq.search.kinds import (
     training_rows,
     write_index,
 )
+from mclip_fairseq.search.languages import encode_texts
+from mclip_fairseq.search.places import KnownPlaces, remember
 from mclip_fairseq.search.recall import Yardstick, recall_sentence
 from mclip_fairseq.search.settings import (
     DEFAULT_RECALL,
@@ -32,7 +35,14 @@ from mclip_fairseq.search.settings import (
     ModelPaths,
     check_settings,
 )
-from mclip_fairseq.search.sources import Gallery, ProjectedFeatures, describe_model, encode_images, open_gallery
+from mclip_fairseq.search.sources import (
+    Gallery,
+    ProjectedFeatures,
+    absolute_paths,
+    describe_model,
+    encode_images,
+    open_gallery,
+)
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import encode_ids
 from mclip_fairseq.storage.features import FeatureStore
@@ -69,12 +79,14 @@ def build_index(
         UserError: an option or a file cannot be used; finished work is kept.
     """
     check_max_pixels(images.max_pixels)
-    gallery = open_gallery(images.source, images.images_root)
+    gallery, images = open_gallery(images)
     with locked(folder):
         if (folder / MANIFEST).exists():
             raise UserError(f"{folder}: already holds an index; use mclip-search add, or choose another directory")
         model = load_model()
-        model_entry = describe_model(model, model_paths)
+        if isinstance(gallery, ImageGallery):
+            model.transform  # noqa: B018  (loads the image tower, which the fingerprint then covers)
+        model_entry = describe_model(model)
         listed = len(gallery.index.names)
         # Options are checked against the listed images before any of them is encoded.
         check_settings(settings, model.dim, listed)
@@ -87,11 +99,13 @@ def build_index(
         factory = factory_string(settings, model.dim, count)
         plan = {"factory": factory, "model": model_entry["fingerprint"]}
         index = fill_index(settings.kind, model.dim, vectors, folder / PARTIAL, plan)
-        texts = model.encode_text(list(queries)).numpy() if queries and efforts(settings.kind, index) else None
+        texts = encode_texts(model, list(queries)).numpy() if queries and efforts(settings.kind, index) else None
         recall = measure_recall(index, settings, vectors, texts)
         roots, lines = picture_lines(gallery, vectors.ids, [])
-        facts = {"model": model_entry, "dim": model.dim, "kind": settings.kind, "factory": factory, "roots": roots}
-        write_first_generation(folder, index, lines, recall, facts | {"made_by": [provenance(command)]})
+        facts = {"model": model_entry, "dim": model.dim, "kind": settings.kind, "factory": factory}
+        facts |= {"roots": names_of(roots), "id": uuid.uuid4().hex, "made_by": [provenance(command)]}
+        places = KnownPlaces(roots, absolute_paths(model_paths))
+        write_first_generation(folder, index, lines, picture_times(gallery, vectors.ids), recall, facts, places)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     skipped = f"; {listed - count} unreadable images skipped" if count < listed else ""
     summary = f"{folder}: {count} images of {model.dim} dimensions, {settings.kind}{skipped}"
@@ -99,7 +113,13 @@ def build_index(
 
 
 def write_first_generation(
-    folder: Path, index: Any, lines: Sequence[str], recall: dict[str, Any] | None, facts: Mapping[str, Any]
+    folder: Path,
+    index: Any,
+    lines: Sequence[str],
+    times: Sequence[Time],
+    recall: dict[str, Any] | None,
+    facts: Mapping[str, Any],
+    places: KnownPlaces,
 ) -> None:
     """Write the files of a new index and its manifest.
 
@@ -107,15 +127,25 @@ def write_first_generation(
         folder: the index directory.
         index: of faiss.
         lines: of the rows file.
+        times: of the image files.
         recall: its measurement; None for exact.
         facts: the other fields of the manifest.
+        places: where its images and its model are, for the record of this machine.
     """
     files = {
         "vectors": write_index(index, folder / "vectors-00001.faiss"),
         "rows": Rows(lines, folder).write(folder, 1),
+        "times": write_times(folder, 1, times),
     }
     counts = {"generation": 1, "rows": len(lines), "removed": [], "files": files}
-    write_manifest(folder, {**facts, **counts, "effort": recall and recall["effort"], "recall": recall})
+    manifest = {**facts, **counts, "effort": recall and recall["effort"], "recall": recall}
+    remember(manifest, places)
+    write_manifest(folder, manifest)
+
+
+def names_of(roots: Sequence[str]) -> list[str]:
+    """The folders of an index as its manifest has them: names without their parents."""
+    return [os.path.basename(root) for root in roots]
 
 
 def measure_recall(
@@ -202,6 +232,14 @@ def _saved_index(file: Path, record: Path, plan: dict[str, Any], kind: str, dim:
     if not isinstance(saved, dict) or saved != plan | {"rows": saved.get("rows"), "sha256": file_sha256(file)}:
         return None
     return read_index(file, kind, dim, saved["rows"], writable=True)
+
+
+def picture_times(gallery: Gallery, ids: Sequence[str]) -> list[Time]:
+    """Size and time of change of the image files of these ids as they were before encoding; None for features."""
+    if not isinstance(gallery, ImageGallery):
+        return [None] * len(ids)
+    time_of = dict(zip(gallery.index.names, gallery.times, strict=True))
+    return [time_of[name] for name in ids]
 
 
 def picture_lines(gallery: Gallery, ids: Sequence[str], roots: Sequence[str]) -> tuple[list[str], list[str]]:

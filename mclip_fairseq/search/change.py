@@ -5,19 +5,32 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mclip_fairseq.search.build import BLOCK, VectorSource, discard_if_changed, open_vectors, picture_lines
-from mclip_fairseq.search.files import PARTIAL, Rows, locked, read_manifest, write_manifest
+from mclip_fairseq.encoding.galleries import ImageGallery
+from mclip_fairseq.search.build import (
+    BLOCK,
+    VectorSource,
+    discard_if_changed,
+    names_of,
+    open_vectors,
+    picture_lines,
+    picture_times,
+)
+from mclip_fairseq.search.files import PARTIAL, Rows, Time, locked, read_index_manifest, write_manifest, write_times
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import compacted, read_index, write_index
+from mclip_fairseq.search.places import KnownPlaces, remember
 from mclip_fairseq.search.settings import ImageSettings
 from mclip_fairseq.search.sources import Gallery, open_gallery
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import similar_name
 from mclip_fairseq.storage.images import check_max_pixels
 from mclip_fairseq.storage.provenance import provenance
 
@@ -29,48 +42,121 @@ def add_images(
     command: Sequence[str],
     replace: bool = False,
     moved: Sequence[Path] = (),
+    drop: bool = False,
 ) -> str:
-    """Add the images that an index does not have yet; returns what to tell the user.
+    """Add the images that an index does not have yet, and encode changed ones again; returns what to tell the user.
 
     Args:
         folder: the index.
         images: what to add.
-        load_model: gives the dual encoder of the index; called if there is something to add.
+        load_model: gives the dual encoder of the index; called if there is something to encode.
         command: what the user typed, for the manifest.
-        replace: encode images again whose id is already in the index.
+        replace: encode images again whose id is already in the index, changed or not.
         moved: where the images of the index are now, if they have moved.
+        drop: remove the images of the same folder whose files are gone.
 
     Raises:
         UserError: a different model, an id that already names a different image, or what `build_index` refuses.
     """
     check_max_pixels(images.max_pixels)
-    read_manifest(folder)  # before locking: `locked` would create a mistyped directory
+    read_index_manifest(folder)  # before locking: `locked` would create a mistyped directory
     check_folders(moved)
     with locked(folder):
         index = SearchIndex.open(folder, moved)
-        gallery = open_gallery(images.source, images.images_root)
+        if index.manifest["roots"] and not index.roots:
+            raise UserError(
+                f"{folder}: was built on another machine or by an earlier version, so nothing here says where its "
+                "images are; name their folder with --moved, once for each folder"
+            )
+        gallery, images = open_gallery(images)
+        if drop and not isinstance(gallery, ImageGallery):
+            raise UserError(f"{images.source}: holds features; sync compares an index with its images, so give these")
         names = gallery.index.names
         indexed = [name for name in names if name in index.row_of]
         if not replace:
             check_same_images(index, gallery, indexed)
-        new_rows = [row for row, name in enumerate(names) if replace or name not in index.row_of]
-        if not new_rows:
+        state = compare_times(index, gallery, indexed)
+        again = set(indexed) if replace else state.changed
+        new_rows = [row for row, name in enumerate(names) if name in again or name not in index.row_of]
+        gone = gone_rows(index, gallery) if drop and isinstance(gallery, ImageGallery) else frozenset()
+        if not new_rows and not gone:
             if moved:
-                write_manifest(index.path, index.manifest | {"roots": absolute_roots(index)})
-            return f"{index.path}: nothing to add, all {len(names)} images are already in the index"
+                put_into_use(index, {}, absolute_roots(index))
+            note = state.note(index.path)
+            return f"{index.path}: nothing to add, all {len(names)} images are already in the index{note}"
+        if not new_rows:
+            drop_rows(index, gone, command)
+            left = len(index) - len(gone)
+            return f"{folder}: {len(gone)} removed whose files are gone, {left} left{recall_note(index)}"
         model = load_model()
         index.check_model(model)
         contents = "\n".join([gallery.stamp(), *(names[row] for row in new_rows)])
         discard_if_changed(index.path / PARTIAL, hashlib.sha256(contents.encode()).hexdigest())
         vectors = open_vectors(gallery, model, index.model, index.path / PARTIAL / "images", images, new_rows)
         replaced = [name for name in vectors.ids if name in index.row_of]
-        append(index, gallery, vectors, replaced, command)
+        append(index, gallery, vectors, replaced, gone, command)
         shutil.rmtree(index.path / PARTIAL, ignore_errors=True)
     kept, skipped = len(indexed) - len(replaced), len(new_rows) - len(vectors.ids)
+    counts = {
+        "replaced" if replace else "changed since and encoded again": len(replaced),
+        "removed whose files are gone": len(gone),
+        "already in the index": kept,
+        "unreadable images skipped": skipped,
+    }
     message = f"{folder}: {len(vectors.ids) - len(replaced)} images added"
-    message += f", {len(replaced)} replaced" if replaced else ""
-    message += f", {kept} already in the index" if kept else ""
-    return message + (f", {skipped} unreadable images skipped" if skipped else "") + recall_note(index)
+    message += "".join(f", {number} {what}" for what, number in counts.items() if number)
+    return message + ("" if replace else state.note(index.path)) + recall_note(index)
+
+
+@dataclass(frozen=True)
+class Times:
+    """The images of a gallery that an index has, compared by size and time of change.
+
+    Attributes:
+        changed: those whose file has changed since it was encoded.
+        unknown: how many have no recorded size and time.
+    """
+
+    changed: frozenset[str]
+    unknown: int
+
+    def note(self, place: Path) -> str:
+        """What to add to a message if changes would not be noticed."""
+        if not self.unknown:
+            return ""
+        return (
+            f"; for {self.unknown} of them the index has no size and time, so a change would not be noticed: "
+            "encode them again with --replace"
+        )
+
+
+def compare_times(index: SearchIndex, gallery: Gallery, names: Sequence[str]) -> Times:
+    """Compare the image files of these ids with what the index has recorded; costs one stat call per file."""
+    if not isinstance(gallery, ImageGallery):
+        return Times(frozenset(), 0)
+    now = dict(zip(gallery.index.names, gallery.times, strict=True))
+    recorded = {name: index.times[index.row_of[name]] for name in names}
+    # A file that is missing now cannot be encoded; `sync` drops it.
+    changed = [name for name, time in recorded.items() if time and now[name] and now[name] != time]
+    return Times(frozenset(changed), sum(time is None for time in recorded.values()))
+
+
+def gone_rows(index: SearchIndex, gallery: ImageGallery) -> frozenset[int]:
+    """Rows whose image is gone: from the gallery's folder, or, beside a list, from the disk.
+
+    A folder of the index that does not exist at all may be a disk that is not mounted: its rows are kept.
+    """
+    names, source = set(gallery.index.names), os.path.abspath(gallery.source)
+    roots = absolute_roots(index)
+    gone = set()
+    for name, row in index.row_of.items():
+        place = index.rows.picture(row)
+        if place is None or place[0] >= len(roots) or name in names:
+            continue
+        root = roots[place[0]]
+        if root == source or (not os.path.isdir(source) and os.path.isdir(root) and index.is_missing(row)):
+            gone.add(row)
+    return frozenset(gone)
 
 
 def append(
@@ -78,6 +164,7 @@ def append(
     gallery: Gallery,
     vectors: VectorSource,
     replaced: Sequence[str],
+    gone: Set[int],
     command: Sequence[str],
 ) -> None:
     """Write the next generation of an index, with these vectors after its own."""
@@ -86,8 +173,24 @@ def append(
     for start in range(0, len(vectors.ids), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(vectors.ids)))
         faiss_index.add(np.ascontiguousarray(vectors.take(rows), dtype=np.float32))
-    removed = index.removed | {index.row_of[name] for name in replaced}
-    write_generation(index, faiss_index, [*index.rows.lines, *lines], removed, roots, command)
+    removed = index.removed | gone | {index.row_of[name] for name in replaced}
+    table = Table([*index.rows.lines, *lines], [*index.times, *picture_times(gallery, vectors.ids)], roots)
+    write_generation(index, faiss_index, table, removed, command)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What an index says about its rows.
+
+    Attributes:
+        lines: of the rows file.
+        times: of the image files.
+        roots: the folders that the lines refer to.
+    """
+
+    lines: Sequence[str]
+    times: Sequence[Time]
+    roots: Sequence[str]
 
 
 def writable_index(index: SearchIndex) -> Any:
@@ -100,31 +203,47 @@ def writable_index(index: SearchIndex) -> Any:
 def write_generation(
     index: SearchIndex,
     faiss_index: Any,
-    lines: Sequence[str],
+    table: Table,
     removed: Set[int],
-    roots: Sequence[str],
     command: Sequence[str],
 ) -> None:
     """Write new files of an index and put them into use; removed rows are dropped once they are the majority."""
     manifest, generation = index.manifest, index.manifest["generation"] + 1
+    lines, times = table.lines, table.times
     if mostly_removed(len(lines), removed):
         keep = np.array([row not in removed for row in range(len(lines))])
         faiss_index = compacted(faiss_index, manifest["kind"], manifest["factory"], keep)
-        lines, removed = [line for line, kept in zip(lines, keep, strict=True) if kept], frozenset()
+        lines, times, removed = list(compress(lines, keep)), list(compress(times, keep)), frozenset()
     files = {
         "vectors": write_index(faiss_index, index.path / f"vectors-{generation:05d}.faiss"),
         "rows": Rows(lines, index.path).write(index.path, generation),
+        "times": write_times(index.path, generation, times),
     }
     changes = {
         "generation": generation,
         "rows": len(lines),
         "removed": sorted(removed),
-        "roots": roots,
         "files": files,
         "recall": None,
         "made_by": [*manifest["made_by"], provenance(command)],
     }
-    write_manifest(index.path, manifest | changes)
+    put_into_use(index, changes, table.roots)
+
+
+def put_into_use(index: SearchIndex, changes: Mapping[str, Any], roots: Sequence[str]) -> None:
+    """Write a changed manifest, and remember where the images and the model of the index are.
+
+    Args:
+        index: the index as it was.
+        changes: fields of the manifest.
+        roots: absolute folders of the images; empty where they are not known.
+    """
+    manifest = {**index.manifest, **changes}
+    if roots:
+        manifest["roots"] = names_of(roots)
+    if index.places is not None:
+        remember(manifest, KnownPlaces(roots, index.places.model))
+    write_manifest(index.path, manifest)
 
 
 def mostly_removed(rows: int, removed: Set[int]) -> bool:
@@ -178,25 +297,32 @@ def remove_images(folder: Path, names: Sequence[str], command: Sequence[str]) ->
     Raises:
         UserError: ids that are not in the index; nothing is removed then.
     """
-    read_manifest(folder)  # before locking: `locked` would create a mistyped directory
+    read_index_manifest(folder)  # before locking: `locked` would create a mistyped directory
     with locked(folder):
         index = SearchIndex.open(folder)
         unknown = [name for name in names if name not in index.row_of]
         if unknown:
             first = ", ".join(map(repr, unknown[:3]))
+            similar = similar_name(unknown[0], index.row_of)
             raise UserError(
-                f"{folder}: {len(unknown)} of the {len(names)} ids are not in the index, such as {first}; nothing was "
+                f"{folder}: {len(unknown)} of the {len(names)} ids are not in the index, such as {first}"
+                f"{similar and ', but ' + similar}; nothing was "
                 "removed, so correct them and run the command again"
             )
         rows = {index.row_of[name] for name in names}
-        removed = index.removed | rows
-        if mostly_removed(len(index.rows), removed):
-            write_generation(index, writable_index(index), index.rows.lines, removed, index.manifest["roots"], command)
-        else:
-            made_by = [*index.manifest["made_by"], provenance(command)]
-            changes = {"removed": sorted(removed), "recall": None, "made_by": made_by}
-            write_manifest(folder, index.manifest | changes)
+        drop_rows(index, rows, command)
     return f"{folder}: {len(rows)} images removed, {len(index) - len(rows)} left{recall_note(index)}"
+
+
+def drop_rows(index: SearchIndex, rows: Set[int], command: Sequence[str]) -> None:
+    """Put a manifest without these rows into use; the files are written again once most of their rows are removed."""
+    removed = index.removed | rows
+    if mostly_removed(len(index.rows), removed):
+        table = Table(index.rows.lines, index.times, absolute_roots(index))
+        write_generation(index, writable_index(index), table, removed, command)
+    else:
+        made_by = [*index.manifest["made_by"], provenance(command)]
+        put_into_use(index, {"removed": sorted(removed), "recall": None, "made_by": made_by}, absolute_roots(index))
 
 
 def recall_note(index: SearchIndex) -> str:

@@ -2,8 +2,9 @@
 
 `index.json` is written last, in one step: the files in use with their hashes, the model, the kind and, until a change,
 the recall measured at the build. `vectors-00001.faiss` is the faiss index; `rows-00001.tsv` has the id of each row and,
-where its image is known, the number of its root folder and the path below it. An addition writes the next generation of
-both files and then removes the old ones; so does a removal after which most rows would be dead. `partial/` is where an
+where its image is known, the number of its root folder and the path below it; `times-00001.tsv` has size and time of
+change of each image file that was encoded. An addition writes the next generation of
+these files and then removes the old ones; so does a removal after which most rows would be dead. `partial/` is where an
 interrupted build or addition continues.
 """
 
@@ -14,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ NO_PERMISSION = "permission denied; ask its owner for read access"
 REBUILD = "the index is damaged; build it again"
 MAX_EFFORT = 2**31 - 1  # faiss takes an int
 ROOT_DIGITS = 9
+NUMBER = re.compile(r"-?[0-9]{1,20}")
 MANIFEST_FIELDS = {
     "model": dict,
     "factory": str,
@@ -43,14 +46,16 @@ MANIFEST_FIELDS = {
     "recall": dict | None,
     "files": dict,
     "made_by": list,
+    "id": str | None,
 }
-MODEL_FIELDS = {"fingerprint": str, "name": str | None, "load": dict}
+MODEL_FIELDS = {"fingerprint": str, "name": str | None, "load": dict | None}
+# Earlier versions wrote where the model is; it is checked, and not used.
 LOAD_FIELDS = {"path": str | None, "text_encoder": str | None, "teacher": str | None}
 FILES_FIELDS = {"vectors": dict, "rows": dict}
 FILE_FIELDS = {"file": str, "sha256": str}
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_index_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an index directory, with all its fields checked.
 
     Raises:
@@ -80,7 +85,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     check_fields(path, manifest, MANIFEST_FIELDS, REBUILD)
     check_fields(path, manifest["model"], MODEL_FIELDS, REBUILD)
-    check_fields(path, manifest["model"]["load"], LOAD_FIELDS, REBUILD)
+    check_fields(path, manifest["model"].get("load") or {}, LOAD_FIELDS, REBUILD)
     check_fields(path, manifest["files"], FILES_FIELDS, REBUILD)
     for entry in manifest["files"].values():
         check_fields(path, entry, FILE_FIELDS, REBUILD)
@@ -108,7 +113,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     content = json.dumps({"format": FORMAT, "version": VERSION} | dict(manifest), indent=1, ensure_ascii=False)
     write_bytes(folder / MANIFEST, content.encode() + b"\n")
     used = {entry["file"] for entry in manifest["files"].values()}
-    for old in [*folder.glob("vectors-*.faiss*"), *folder.glob("rows-*.tsv*")]:
+    for old in [*folder.glob("vectors-*.faiss*"), *folder.glob("rows-*.tsv*"), *folder.glob("times-*.tsv*")]:
         if old.name not in used:
             old.unlink(missing_ok=True)
 
@@ -122,7 +127,7 @@ def state_of(path: Path) -> tuple[int, ...] | None:
     return status.st_mtime_ns, status.st_ino, status.st_size
 
 
-def check_file(folder: Path, entry: Mapping[str, Any]) -> Path:
+def check_index_file(folder: Path, entry: Mapping[str, Any]) -> Path:
     """A file of the index, after comparing its hash with the manifest's.
 
     Raises:
@@ -192,6 +197,30 @@ class Rows:
         content = "".join(f"{line}\n" for line in self.lines).encode()
         write_bytes(folder / name, content)
         return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+Time = tuple[int, int] | None  # size in bytes and time of the last change in ns; None where unknown
+
+
+def write_times(folder: Path, generation: int, times: Sequence[Time]) -> dict[str, str]:
+    """Write sizes and times of the image files of a generation; returns the file's entry of the manifest."""
+    name = f"times-{generation:05d}.tsv"
+    content = "".join(f"{time[0]}\t{time[1]}\n" if time else "\n" for time in times).encode()
+    write_bytes(folder / name, content)
+    return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def read_times(path: Path, count: int) -> list[Time]:
+    """Read what `write_times` wrote.
+
+    Raises:
+        UserError: it does not have `count` lines of two numbers each, or none.
+    """
+    fields = [line.split("\t") if line else [] for line in read_lines(path)]
+    numbers = all(len(field) in (0, 2) and all(NUMBER.fullmatch(value) for value in field) for field in fields)
+    if len(fields) != count or not numbers:
+        raise UserError(f"{path}: does not have a size and a time for {count} rows; {REBUILD}")
+    return [(int(field[0]), int(field[1])) if field else None for field in fields]
 
 
 @contextlib.contextmanager

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mclip_fairseq.search.files import MANIFEST, Rows, check_file, read_manifest, state_of
+from mclip_fairseq.search.files import MANIFEST, Rows, Time, check_index_file, read_index_manifest, read_times, state_of
 from mclip_fairseq.search.kinds import Searcher, Vectors, read_index
+from mclip_fairseq.search.places import recall
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.fingerprints import HALF, same_vectors, text_side
 from mclip_fairseq.storage.images import resolve_image
 
 
@@ -26,8 +28,12 @@ class SearchIndex:
         manifest: its checked `index.json`.
         rows: id and image of each row.
         searcher: the faiss index.
-        moved: where the images are now, if they have moved.
+        moved: where the images are now, if they have moved or the index comes from another machine.
         state: `state_of` the manifest file when it was read.
+
+    Attributes:
+        places: where its images and its model are, if it was made on this machine; otherwise None.
+        roots: folders of its images; empty where nobody says where they are.
     """
 
     def __init__(
@@ -41,7 +47,8 @@ class SearchIndex:
     ) -> None:
         self.path, self.manifest, self.rows, self.searcher = path, manifest, rows, searcher
         self.moved, self.state = list(moved), state
-        self.roots = self.moved or [Path(root) for root in manifest["roots"]]
+        self.places = recall(manifest)
+        self.roots = self.moved or [Path(root) for root in (self.places.roots if self.places else ())]
 
     @classmethod
     def open(cls, path: str | Path, roots: Sequence[Path] = ()) -> SearchIndex:
@@ -67,13 +74,13 @@ class SearchIndex:
 
     @classmethod
     def _open(cls, folder: Path, roots: Sequence[Path], state: tuple[int, ...] | None) -> SearchIndex:
-        manifest = read_manifest(folder)
+        manifest = read_index_manifest(folder)
         if roots and len(roots) != len(manifest["roots"]):
             raise UserError(
                 f"{folder}: has images in {len(manifest['roots'])} folders; give --images-root once for each"
             )
-        rows = Rows.read(check_file(folder, manifest["files"]["rows"]), manifest["rows"])
-        file = check_file(folder, manifest["files"]["vectors"])
+        rows = Rows.read(check_index_file(folder, manifest["files"]["rows"]), manifest["rows"])
+        file = check_index_file(folder, manifest["files"]["vectors"])
         index = read_index(file, manifest["kind"], manifest["dim"], manifest["rows"])
         searcher = Searcher(index, manifest["kind"], manifest["effort"], manifest["removed"])
         return cls(folder, manifest, rows, searcher, roots, state)
@@ -112,18 +119,39 @@ class SearchIndex:
         """Row of each id that is in the index."""
         return {self.rows.id(row): row for row in range(len(self.rows)) if row not in self.removed}
 
+    @cached_property
+    def times(self) -> list[Time]:
+        """Size and time of change of each row's image file when it was encoded; None where nobody recorded them.
+
+        Raises:
+            UserError: the file of these numbers is missing or altered.
+        """
+        entry = self.manifest["files"].get("times")
+        if entry is None:  # an earlier version built the index, or its rows are features
+            return [None] * len(self.rows)
+        return read_times(check_index_file(self.path, entry), len(self.rows))
+
     def check_model(self, model: Any) -> None:
         """Check that a model's vectors can be compared with those of the index.
 
         Raises:
             UserError: it is a different model; names both.
         """
-        if model.fingerprint != self.model["fingerprint"]:
+        made, given = self.model["fingerprint"], model.fingerprint
+        if same_vectors(made, given):
+            return
+        name, own = self.model.get("name"), model.name
+        if text_side(made) == text_side(given):
             raise UserError(
-                f"{self.path}: was made with the model {self.model.get('name')!r} (fingerprint "
-                f"{self.model['fingerprint'][:12]}), not with {model.name!r} ({model.fingerprint[:12]}), and vectors "
-                "of two models cannot be compared; use the model of the index, or build another index"
+                f"{self.path}: was made with the model {name!r}, whose image tower or image processor has changed "
+                f"since (fingerprint {made[HALF:][:12]}, now {given[HALF:][:12]}); restore the old files, or build "
+                "another index"
             )
+        raise UserError(
+            f"{self.path}: was made with the model {name!r} (fingerprint {made[:12]}), not with {own!r} "
+            f"({given[:12]}), and vectors of two models cannot be compared; use the model of the index, in the version "
+            "of mclip_fairseq that built it, or build another index"
+        )
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
         """Cosines and rows of the k nearest, (n, k) each, best first; a row of -1 where fewer were found."""
@@ -141,6 +169,13 @@ class SearchIndex:
         if place is None:
             return None
         root, name = place
-        if root >= len(self.roots):
-            raise UserError(f"{self.path}: row {row} is in folder {root} of {len(self.roots)}; build the index again")
-        return resolve_image(self.roots[root], name)
+        folders = self.manifest["roots"]
+        if root >= len(folders):
+            raise UserError(f"{self.path}: row {row} is in folder {root} of {len(folders)}; build the index again")
+        file = resolve_image(self.roots[root] if self.roots else Path(), name)
+        return file if self.roots else None
+
+    def is_missing(self, row: int) -> bool:
+        """Whether the index knows the image file of a row, and it no longer exists."""
+        file = self.picture(row)
+        return file is not None and not file.is_file()

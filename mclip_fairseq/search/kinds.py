@@ -226,6 +226,13 @@ class Searcher:
             scores[short], rows[short] = self._search_all(queries[short], k)
         return scores, rows
 
+    def vectors(self, rows: Sequence[int]) -> Vectors | None:
+        """(n, dim) stored vectors; None for the kinds that keep no exact ones, or none by row."""
+        if self.kind not in ("exact", "hnsw"):
+            return None
+        stored: Vectors = np.stack([self.index.reconstruct(int(row)) for row in rows])
+        return stored
+
     def _search(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
         """Search with the index's effort; a row is -1 where fewer than k were reached."""
         # Removed rows are visited too, so the effort grows with their share.

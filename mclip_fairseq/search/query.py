@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.languages import encode_texts
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
 from mclip_fairseq.storage.images import ImageError, load_image
+from mclip_fairseq.storage.texts import is_blank, without_splitters
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
 MAX_QUERY = 2000  # characters; text encoders read a few hundred tokens
 DEPTH = 1000  # ranks that --languages searches
 SHOWN_TEXT = 60
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+QUOTES = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("»", "«"), ("「", "」"), ("『", "』"))
+SAME_SCORE = 1e-5  # equal vectors differ by rounding only
+COPIES = 8  # with --unique, so many times more images are searched
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,15 @@ class Hit:
         row: of the index.
         id: of the image.
         score: cosine.
+        match: matching score, where the hits were re-ranked.
+        copies: how many further images with the same vector it stands for.
     """
 
     row: int
     id: str
     score: float
+    match: float | None = None
+    copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,34 +57,71 @@ class Answer:
         query: the text, or the name of the image file.
         hits: the images.
         language: of the query, if one was given.
+        warning: what the model does not know of the query.
     """
 
     query: str
     hits: list[Hit]
     language: str = ""
+    warning: str = ""
 
 
 def check_query(text: str) -> str:
-    """A query without outer spaces.
+    """A query without outer spaces, without quotes around it and without invisible characters that split words.
 
     Raises:
-        UserError: it is empty, too long, or not valid Unicode.
+        UserError: it is empty, shows nothing, is too long, or is not valid Unicode.
     """
-    text = text.strip()
-    if not text:
+    text = without_splitters(text).strip()
+    if len(text) > 2 and (text[0], text[-1]) in QUOTES and not is_blank(text[1:-1]):
+        text = text[1:-1].strip()
+    if is_blank(text) and "\0" not in text and not LONE_SURROGATE.search(text):
         raise UserError("the query is empty; say what the image shows")
     if len(text) > MAX_QUERY:
         raise UserError(f"the query has {len(text)} characters; give at most {MAX_QUERY}")
-    if any("\ud800" <= char <= "\udfff" or char == "\0" for char in text):
+    if "\0" in text or LONE_SURROGATE.search(text):
         raise UserError("the query is not valid Unicode text; type it again")
     return text
 
 
+def unknown_words(model: Any, texts: Sequence[str], languages: Sequence[str] = ()) -> list[str]:
+    """A warning per text of which the model's tokenizer knows no part or not all; empty where it knows all.
+
+    Args:
+        model: the dual encoder; without `count_known`, nothing is said.
+        texts: checked queries.
+        languages: of the texts, for a model that reads each in its own way.
+    """
+    if getattr(model, "count_known", None) is None or not texts:
+        return [""] * len(texts)
+    readers = [model.for_language(language) if language else model for language in languages or [""] * len(texts)]
+    counts = [reader.count_known([text])[0] for reader, text in zip(readers, texts, strict=True)]
+    warnings = []
+    for text, (known, total) in zip(texts, counts, strict=True):
+        short = text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + "…"
+        if not known:
+            warnings.append(f"the model knows no part of {short!r}, so these images say nothing about it")
+        elif known < total:
+            warnings.append(f"the model knows only {known} of the {total} parts of {short!r}")
+        else:
+            warnings.append("")
+    return warnings
+
+
 def search_texts(
-    index: SearchIndex, model: Any, texts: Sequence[str], k: int, batch_size: int = 256
+    index: SearchIndex, model: Any, texts: Sequence[str], k: int, batch_size: int = 256, languages: Sequence[str] = ()
 ) -> list[list[Hit]]:
-    """Hits of checked texts; texts of similar length are encoded together, `batch_size` at a time."""
-    return hits_of(index, model.encode_text(list(texts), batch_size=batch_size), k)
+    """Hits of checked texts; texts of similar length are encoded together, `batch_size` at a time.
+
+    Args:
+        index: what is searched.
+        model: the dual encoder.
+        texts: the queries.
+        k: hits of each.
+        batch_size: texts at a time.
+        languages: of the texts, for a model that reads each in its own way; see `encode_texts`.
+    """
+    return hits_of(index, encode_texts(model, texts, languages, batch_size), k)
 
 
 def search_images(index: SearchIndex, model: Any, images: Sequence[Path | Image.Image], k: int) -> list[list[Hit]]:
@@ -89,13 +138,38 @@ def hits_of(index: SearchIndex, queries: torch.Tensor, k: int) -> list[list[Hit]
     ]
 
 
-def format_answers(answers: Sequence[Answer]) -> str:
-    """A table per query, for a terminal."""
+MISSING = "  (its file is gone)"
+
+
+def without_copies(index: SearchIndex, hits: Sequence[Hit], k: int) -> list[Hit]:
+    """The first k hits, of which those with equal vectors, such as copies of a file, count as one."""
+    kept: list[Hit] = []
+    for hit in hits:
+        near = [place for place, first in enumerate(kept) if abs(first.score - hit.score) < SAME_SCORE]
+        same = next((place for place in near if same_vector(index, kept[place].row, hit.row)), None)
+        if same is not None:
+            kept[same] = replace(kept[same], copies=kept[same].copies + 1)
+        elif len(kept) < k:
+            kept.append(hit)
+    return kept
+
+
+def same_vector(index: SearchIndex, one: int, other: int) -> bool:
+    """Whether two rows with equal scores have equal vectors; true where the kind of index does not store them."""
+    vectors = index.searcher.vectors([one, other])
+    return vectors is None or bool(np.abs(vectors[0] - vectors[1]).max() < SAME_SCORE)
+
+
+def format_answers(index: SearchIndex, answers: Sequence[Answer]) -> str:
+    """A table per query, for a terminal; images whose files are gone are marked."""
     parts = []
     for answer in answers:
         label = f"{answer.language}: " if answer.language else ""
         lines = [shown(label + answer.query), f"{'rank':>4}  {'score':>6}  id"]
-        lines += [f"{rank:>4}  {hit.score:>6.3f}  {shown(hit.id)}" for rank, hit in enumerate(answer.hits, 1)]
+        for rank, hit in enumerate(answer.hits, 1):
+            mark = f"  (and {hit.copies} copies)" if hit.copies else ""
+            mark += MISSING if index.is_missing(hit.row) else ""
+            lines.append(f"{rank:>4}  {hit.score:>6.3f}  {shown(hit.id)}{mark}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -109,6 +183,7 @@ def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, 
         "answers": [
             {"query": answer.query}
             | ({"language": answer.language} if answer.language else {})
+            | ({"warning": answer.warning} if answer.warning else {})
             | {"results": [_hit_as_json(index, rank, hit) for rank, hit in enumerate(answer.hits, 1)]}
             for answer in answers
         ],
@@ -117,7 +192,11 @@ def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, 
 
 def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
     file = index.picture(hit.row)
-    return {"rank": rank, "score": round(hit.score, 6), "id": hit.id, "file": None if file is None else str(file)}
+    facts: dict[str, Any] = {"rank": rank, "score": round(hit.score, 6)}
+    facts |= {} if hit.match is None else {"match": round(hit.match, 6)}
+    facts |= {"id": hit.id, "file": None if file is None else str(file)}
+    facts |= {"copies": hit.copies} if hit.copies else {}
+    return facts | ({"missing": True} if index.is_missing(hit.row) else {})
 
 
 def draw_answers(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Sequence[Path] = ()) -> list[str]:
@@ -134,7 +213,7 @@ def draw_answers(index: SearchIndex, answers: Sequence[Answer], path: Path, font
     def picture(hit: Hit) -> Image.Image:
         file = index.picture(hit.row)
         if file is None:
-            raise UserError(f"{index.path}: does not know where its images are; build it with --images-root")
+            raise UserError(f"{index.path}: does not know where its images are; name their folder with --images-root")
         try:
             return load_image(file, near=THUMBNAIL)
         except ImageError:
@@ -184,7 +263,9 @@ def compare_languages(
         raise UserError(f"{index.path}: has no images left; add some with mclip-search add")
     if target is not None and target not in index.row_of:
         raise UserError(f"{index.path}: has no image {target!r}; --target must be an id of the index")
-    hits_by_language = dict(zip(queries, search_texts(index, model, list(queries.values()), DEPTH), strict=True))
+    hits_by_language = dict(
+        zip(queries, search_texts(index, model, list(queries.values()), DEPTH, languages=list(queries)), strict=True)
+    )
     first = next(iter(hits_by_language.values()))
     target = first[0].id if target is None else target
     reference = {hit.row for hit in first[:k]}

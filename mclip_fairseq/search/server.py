@@ -29,6 +29,7 @@ from starlette.routing import Route
 
 from mclip_fairseq.search.batching import Batcher, Busy
 from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.languages import guess_language
 from mclip_fairseq.search.limits import (
     MAX_CONNECTIONS,
     MAX_TEXT_BODY,
@@ -39,7 +40,8 @@ from mclip_fairseq.search.limits import (
     load_upload,
     read_body,
 )
-from mclip_fairseq.search.query import Hit, check_query, search_images, search_texts
+from mclip_fairseq.search.query import Hit, check_query, search_images, search_texts, unknown_words
+from mclip_fairseq.search.reranking import Reranker
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import parse_json, shown
@@ -51,7 +53,7 @@ MARKUP = re.compile(r"<\s*[/!]?\s*[a-zA-Z][\w:-]*(\s*/>|>|\s[^<>=]*=[^<]*>)")
 TEXT_BATCH = 8  # on few cores the padding of large batches costs more than small batches do
 DEFAULT_K = 24
 THUMBNAIL, FULL = 256, 1600  # longest edge in pixels
-QUESTION = {"query": str, "k": int | None}
+QUESTION = {"query": str, "k": int | None, "language": str | None}
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -68,10 +70,12 @@ class Search:
     Args:
         index: what is searched.
         model: of the index.
+        rerank: hits of a text that are put in the order of the model's matching scores; 0 for none.
     """
 
-    def __init__(self, index: SearchIndex, model: Any) -> None:
+    def __init__(self, index: SearchIndex, model: Any, rerank: int = 0) -> None:
         self.index, self.model = index, model
+        self.reranker = Reranker(index, model, rerank) if rerank else None
         # One thread computes, because the model is not thread-safe; uploads must not delay the index's own images.
         self.computing, self.decoding, self.uploaded = (ThreadPoolExecutor(threads) for threads in (1, 2, 1))
         self.texts, self.images = (Batcher(find, self.computing) for find in (self.find_texts, self.find_images))
@@ -81,7 +85,7 @@ class Search:
 
     def forget(self) -> None:
         """Replace the caches: requests in progress still write to the old ones."""
-        self.answers: Cache[list[dict[str, Any]]] = Cache(CACHED_ANSWERS)
+        self.answers: Cache[tuple[list[dict[str, Any]], str]] = Cache(CACHED_ANSWERS)
         self.pictures: Cache[bytes] = Cache(CACHED_PICTURES, len)
 
     async def refresh(self) -> None:
@@ -101,10 +105,29 @@ class Search:
             self.index = changed
             self.forget()
 
-    def find_texts(self, texts: Sequence[str]) -> list[list[dict[str, Any]]]:
-        """Images for each text, as the page shows them."""
-        index = self.index
-        return [hits_as_json(index, hits) for hits in search_texts(index, self.model, texts, MAX_K, TEXT_BATCH)]
+    def find_texts(self, questions: Sequence[tuple[str, str]]) -> list[tuple[list[dict[str, Any]], str]]:
+        """Images for each text and its language, as the page shows them, and what the model does not know of it."""
+        index, (texts, languages) = self.index, zip(*questions, strict=True)
+        found = search_texts(index, self.model, texts, MAX_K, TEXT_BATCH, languages)
+        if self.reranker is not None:
+            found = self.reranker(index, texts, found)
+        answers = [hits_as_json(index, hits) for hits in found]
+        return list(zip(answers, unknown_words(self.model, texts, languages), strict=True))
+
+    def check_language(self, text: str, language: str) -> str:
+        """The language in which a model with a text path per language reads a query; empty for other models.
+
+        Raises:
+            HTTPException: 400, the model does not have it.
+        """
+        if getattr(self.model, "reads_any_language", True):
+            return ""
+        try:
+            language = language or guess_language(text, self.model.languages)
+            self.model.for_language(language)
+        except UserError as error:
+            raise HTTPException(400, str(error)) from error
+        return language
 
     def find_images(self, images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
         """Images for each image, as the page shows them."""
@@ -115,20 +138,25 @@ class Search:
         """What is searched, for the page's footer."""
         await self.refresh()
         index = {"name": self.index.path.resolve().name, "model": self.index.model.get("name")}
-        return JSONResponse(index | {"images": len(self.index), "languages": list(self.model.languages)})
+        choose = not getattr(self.model, "reads_any_language", True)
+        facts = {"images": len(self.index), "languages": list(self.model.languages), "choose_language": choose}
+        return JSONResponse(index | facts)
 
     async def by_text(self, request: Request) -> Response:
-        """`{"query": text, "k": number}` -> the nearest images."""
+        """`{"query": text, "k": number, "language": code}` -> the nearest images."""
         if media_type_of(request) != "application/json":
             raise HTTPException(415, "send JSON")
-        text, k = read_question(await read_body(request, MAX_TEXT_BODY))
+        text, k, given = read_question(await read_body(request, MAX_TEXT_BODY))
+        language = self.check_language(text, given)
         await self.refresh()
         answers = self.answers
-        hits = answers.get(text)
-        if hits is None:
-            hits = await self.texts(text)
-            answers.put(text, hits)
-        return JSONResponse({"results": hits[:k]})
+        key = f"{language}\n{text}"
+        answer = answers.get(key)
+        if answer is None:
+            answer = await self.texts((text, language))
+            answers.put(key, answer)
+        hits, warning = answer
+        return JSONResponse({"results": hits[:k]} | ({"warning": warning} if warning else {}))
 
     async def by_image(self, request: Request) -> Response:
         """An image file -> the nearest images."""
@@ -182,8 +210,8 @@ class Search:
             raise HTTPException(status, reason) from error
 
 
-def read_question(body: bytes) -> tuple[str, int]:
-    """Text and number of images of a JSON question.
+def read_question(body: bytes) -> tuple[str, int, str]:
+    """Text, number of images and language (empty if none is named) of a JSON question.
 
     Raises:
         HTTPException: 400, with the reason.
@@ -199,7 +227,7 @@ def read_question(body: bytes) -> tuple[str, int]:
     k = DEFAULT_K if question.get("k") is None else question["k"]
     if not 1 <= k <= MAX_K:
         raise HTTPException(400, f"k must be a whole number from 1 to {MAX_K}")
-    return text, k
+    return text, k, question.get("language") or ""
 
 
 def media_type_of(request: Request) -> str:
@@ -209,7 +237,11 @@ def media_type_of(request: Request) -> str:
 
 def hits_as_json(index: SearchIndex, hits: Sequence[Hit]) -> list[dict[str, Any]]:
     """Hits as the page shows them."""
-    return [{"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)} for hit in hits]
+    return [
+        {"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)}
+        | ({"missing": True} if index.is_missing(hit.row) else {})
+        for hit in hits
+    ]
 
 
 def as_jpeg(image: Image.Image, size: int) -> bytes:
@@ -243,15 +275,16 @@ async def failure(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "the search failed"}, 500)
 
 
-def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> Starlette:
+def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0) -> Starlette:
     """The application.
 
     Args:
         index: what is searched.
         model: of the index.
         hosts: host names to accept besides those of this machine; `*` accepts all.
+        rerank: see `Search`.
     """
-    search = Search(index, model)
+    search = Search(index, model, rerank)
     routes = [
         *(Route(path, page_file) for path in PAGE),
         Route("/about", search.about),
@@ -266,14 +299,16 @@ def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> Starl
     return Starlette(routes=routes, middleware=[Middleware(SafeHeaders), trusted], exception_handlers=handlers)
 
 
-def make_server(index: SearchIndex, model: Any, hosts: Sequence[str] = ()) -> uvicorn.Server:
+def make_server(index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0) -> uvicorn.Server:
     """The uvicorn server of the application: no Server header, no access log."""
-    app = make_app(index, model, hosts)
+    app = make_app(index, model, hosts, rerank)
     quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
     return uvicorn.Server(uvicorn.Config(app, limit_concurrency=MAX_CONNECTIONS, **quiet))
 
 
-def serve(index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> None:
+def serve(
+    index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: Sequence[str] = (), rerank: int = 0
+) -> None:
     """Serve the page until the process is interrupted.
 
     Raises:
@@ -292,4 +327,4 @@ def serve(index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: S
     name = own[0] if own else "localhost"
     print(f"{len(index)} images at http://{name}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
     with listening, contextlib.suppress(KeyboardInterrupt):
-        make_server(index, model, hosts).run(sockets=[listening])
+        make_server(index, model, hosts, rerank).run(sockets=[listening])

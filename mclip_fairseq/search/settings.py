@@ -34,6 +34,7 @@ class ImageSettings:
         workers: processes that decode.
         max_pixels: of an image; larger ones cannot be read.
         skip_budget: unreadable images that may be skipped; None skips none, and lists all.
+        hidden: of a folder, also take hidden images.
     """
 
     source: Path
@@ -42,6 +43,7 @@ class ImageSettings:
     workers: int = 0
     max_pixels: int = MAX_PIXELS
     skip_budget: int | None = None
+    hidden: bool = False
 
 
 @dataclass(frozen=True)

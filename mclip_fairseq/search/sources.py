@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -25,18 +26,22 @@ PROJECTED_AT_ONCE = 4096
 Gallery = ImageGallery | FeatureGallery
 
 
-def describe_model(model: Any, paths: ModelPaths) -> dict[str, Any]:
-    """The model's entry in the manifest: what it is, and how it was loaded.
+def describe_model(model: Any) -> dict[str, Any]:
+    """The model's entry in the manifest: what it is, and not where it was loaded from.
 
     Args:
         model: with `name`, `dim`, `fingerprint` and `identity`.
-        paths: where it was loaded from; local ones are made absolute.
     """
-    load = {
+    return {"name": model.name, "fingerprint": model.fingerprint, "identity": model.identity}
+
+
+def absolute_paths(paths: ModelPaths) -> ModelPaths:
+    """Where a model was loaded from, with local paths made absolute."""
+    found = {
         name: os.path.abspath(value) if value and Path(value).exists() else value
         for name, value in asdict(paths).items()
     }
-    return {"name": model.name, "fingerprint": model.fingerprint, "identity": model.identity, "load": load}
+    return ModelPaths(**found)
 
 
 def is_feature_directory(path: Path) -> bool:
@@ -44,14 +49,20 @@ def is_feature_directory(path: Path) -> bool:
     return path.is_dir() and ((path / "manifest.json").is_file() or (path / "partial" / "plan.json").is_file())
 
 
-def open_gallery(path: Path, images_root: Path | None) -> Gallery:
+def open_gallery(settings: ImageSettings) -> tuple[Gallery, ImageSettings]:
     """A folder of images, a list of them, or a feature directory with or without its images.
 
+    What was left out is printed.
+
+    Returns:
+        the gallery, and the settings with what awkward names leave of the skip budget.
+
     Raises:
-        UserError: it is none of these, cannot be read, or has ids that are absolute paths.
+        UserError: it is none of these, cannot be read, or has ids that are absolute paths or too many awkward names.
     """
+    path = settings.source
     try:
-        gallery = _open_gallery(path, images_root)
+        gallery = _open_gallery(settings)
     except PermissionError as error:
         raise UserError(f"{path}: {NO_PERMISSION}") from error
     for row, name in enumerate(gallery.index.names):
@@ -60,17 +71,24 @@ def open_gallery(path: Path, images_root: Path | None) -> Gallery:
                 f"{path}: the id {name!r} (number {row + 1}) is an absolute path, and everyone who searches sees the "
                 "ids; list the images as id<TAB>path"
             )
-    return gallery
+    if not isinstance(gallery, ImageGallery):
+        return gallery, settings
+    listing = gallery.listing
+    left = replace(settings, skip_budget=listing.check_names(path, settings.skip_budget))
+    for note in [*listing.skipped(path), *listing.notes(path)]:
+        print(note, file=sys.stderr)
+    return gallery, left
 
 
-def _open_gallery(path: Path, images_root: Path | None) -> Gallery:
+def _open_gallery(settings: ImageSettings) -> Gallery:
+    path, images_root = settings.source, settings.images_root
     if not path.exists():
         raise UserError(f"{path}: no such folder, list or feature directory; check the path")
     if is_feature_directory(path):
         return FeatureGallery(FeatureStore.open(path), path, images_root)
     if images_root is not None:
         raise UserError("--images-root is for a feature directory; leave it out, the source already names the images")
-    return ImageGallery(path)
+    return ImageGallery(path, hidden=settings.hidden)
 
 
 class ProjectedFeatures:

@@ -30,7 +30,7 @@ def allow_checkpoint_globals() -> None:
         for name in ("scalar", "_reconstruct")
         for core in ("core", "_core")  # numpy 1 and 2 write different names
     ]
-    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")]
+    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "uint32", "bool")]
     torch.serialization.add_safe_globals([argparse.Namespace, np.ndarray, np.dtype, *dtypes, *arrays])
 
 

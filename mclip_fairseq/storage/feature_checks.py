@@ -30,6 +30,8 @@ def check_alike(first: Path, expected: Mapping[str, Any], other: Path, manifest:
             raise UserError(
                 f"{first} and {other} differ in {name} ({expected[name]} and {manifest[name]}); open them separately"
             )
+    if expected.get("projection") != manifest.get("projection"):
+        raise UserError(f"{first} and {other} differ in space or projection; open them separately")
     mine, theirs = expected["teacher"], manifest["teacher"]
     if not same_teacher(mine, theirs):
         raise UserError(f"{first} was made by {mine} and {other} by {theirs}; features of two teachers cannot be mixed")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import first_line, read_json, read_lines
+from mclip_fairseq.storage.projection import check_space
 
 FORMAT = "mclip_fairseq features"
 VERSION = 1
@@ -75,6 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     wrong = [f"{name} is {manifest[name]!r:.40}" for name, as_expected in expected.items() if not as_expected]
     if wrong:
         raise UserError(f"{path}: is damaged ({', '.join(wrong)}); {REMAKE}")
+    check_space(manifest, path)
     return manifest
 
 
@@ -108,11 +110,7 @@ def open_shard(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, An
     path, expected = folder / entry["file"], (entry["rows"], manifest["dim"])
     if not path.is_file():
         raise UserError(f"{path}: is missing; {REMAKE}, or copy the directory completely")
-    try:
-        shape, dtype, fortran, offset = _npy_header(path)
-    except Exception as error:  # NumPy's parser of headers raises whatever broken bytes lead it to
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{path}: is truncated or not a .npy file ({reason}); {REMAKE}") from error
+    shape, dtype, fortran, offset = _npy_header(path)
     if shape != expected or dtype != manifest["dtype"]:
         raise UserError(
             f"{path}: holds {dtype} of shape {shape}, but the manifest says {manifest['dtype']} of shape {expected}; "
@@ -126,16 +124,26 @@ def open_shard(folder: Path, manifest: Mapping[str, Any], entry: Mapping[str, An
 
 
 def _npy_header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
-    """Shape, type, order and offset of the first value; no value is read and nothing is unpickled."""
-    with path.open("rb") as stream:
-        version = np.lib.format.read_magic(stream)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        if version not in readers:
-            raise UserError(f"version {version} of the format is not supported")
-        shape, fortran, dtype = readers[version](stream)
-        if dtype.hasobject:
-            raise UserError("it holds Python objects")
-        return shape, dtype, fortran, stream.tell()
+    """Shape, type, order and offset of the first value; no value is read and nothing is unpickled.
+
+    Raises:
+        UserError: it is not a `.npy` file, or not one of plain numbers.
+    """
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        with path.open("rb") as stream:
+            version = np.lib.format.read_magic(stream)
+            header = readers[version](stream) if version in readers else None
+            offset = stream.tell()
+    except Exception as error:  # NumPy's parser of headers raises whatever broken bytes lead it to
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{path}: is truncated or not a .npy file ({reason}); {REMAKE}") from error
+    if header is None:
+        raise UserError(f"{path}: is truncated or not a .npy file of a version that is read ({version}); {REMAKE}")
+    shape, fortran, dtype = header
+    if dtype.hasobject:
+        raise UserError(f"{path}: is truncated or not a .npy file of numbers (it holds Python objects); {REMAKE}")
+    return shape, dtype, fortran, offset
 
 
 def same_teacher(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -145,7 +153,8 @@ def same_teacher(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def expected_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """File name -> SHA-256 in a manifest."""
-    return {"ids.txt": manifest["ids_sha256"], **{entry["file"]: entry["sha256"] for entry in manifest["shards"]}}
+    entries = [*manifest["shards"], *filter(None, [manifest.get("projection")])]
+    return {"ids.txt": manifest["ids_sha256"], **{entry["file"]: entry["sha256"] for entry in entries}}
 
 
 def encode_ids(ids: Sequence[str]) -> bytes:

@@ -26,12 +26,17 @@ from mclip_fairseq.storage.feature_files import (
 )
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import file_sha256, read_json, read_lines, write_bytes, write_json
+from mclip_fairseq.storage.projection import PROJECTION, Projection
 
 LABELS = {
     "inputs": "number of inputs",
     "inputs_sha256": "list of ids",
     "shard_rows": "number of rows per shard",
+    "inputs_content": "content of the inputs",
+    "model_settings": "configuration, image processor or tokenizer of the model",
 }
+# What an earlier version did not record.
+UNRECORDED = ("inputs_content", "model_settings")
 
 
 class FeatureWriter:
@@ -50,7 +55,9 @@ class FeatureWriter:
         preprocessing: description of what was done to the inputs.
         dtype: `float16` or `float32`.
         shard_rows: inputs per shard.
-        settings: anything else that must not change while the directory is written.
+        settings: anything else that must not change while the directory is written, or when it is written again:
+            `inputs_content` is a hash of the inputs, `model_settings` one of what the model does besides its weights.
+        projection: for features of the space `pooled`, the model's way from there to the joint space.
 
     Raises:
         UserError: unusable ids, or the directory was started with different settings.
@@ -69,6 +76,7 @@ class FeatureWriter:
         dtype: str = "float16",
         shard_rows: int = 65536,
         settings: Mapping[str, Any] | None = None,
+        projection: Projection | None = None,
     ) -> None:
         if dtype not in DTYPES or modality not in MODALITIES or shard_rows < 1 or dim < 1:
             raise UserError(
@@ -90,9 +98,13 @@ class FeatureWriter:
             "inputs": len(self.ids),
             "inputs_sha256": hashlib.sha256(encode_ids(self.ids)).hexdigest(),
             "settings": dict(settings or {}),
+            "space": "joint" if projection is None else "pooled",
+            "projection": None if projection is None else projection.entry(),
         }
         self._partial = self.path / "partial"
         self._check_plan()
+        if projection is not None and not (self.path / PROJECTION).exists():
+            write_bytes(self.path / PROJECTION, projection.encoded())
 
     def _check_plan(self) -> None:
         """Start the directory, or check that it was started with this plan."""
@@ -108,6 +120,14 @@ class FeatureWriter:
             started = check_fields(plan, read_json(plan), {"settings": dict}, f"remove {self.path} and start again")
         new, old = self._flat(self.plan), self._flat(started)
         differing = [LABELS.get(name, name) for name, value in new.items() if old.get(name) != value]
+        if new.get("inputs_sha256") != old.get("inputs_sha256"):  # with other ids the content is another one anyway
+            differing = [name for name in differing if name != LABELS["inputs_content"]]
+        if differing and differing == [LABELS[name] for name in UNRECORDED if name not in old]:
+            raise UserError(
+                f"{self.path}: was made by an earlier version, which did not record the content of its inputs, so a "
+                "change of them would not be noticed; use the features as they are, or remove the directory and run "
+                "the command again"
+            )
         if differing:
             raise UserError(
                 f"{self.path}: was started with a different {' and '.join(differing)}; remove it, use another "
@@ -116,7 +136,8 @@ class FeatureWriter:
 
     @staticmethod
     def _flat(plan: Mapping[str, Any]) -> dict[str, Any]:
-        return {**plan, **plan.get("settings", {}), "settings": None}
+        # Directories from before there were two spaces do not name theirs.
+        return {"space": "joint", "projection": None, **plan, **plan.get("settings", {}), "settings": None}
 
     @property
     def complete(self) -> bool:

@@ -19,6 +19,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_checks import check_alike, check_finite, check_hashes
 from mclip_fairseq.storage.feature_files import expected_hashes, first_duplicate, open_shard, read_ids, read_manifest
 from mclip_fairseq.storage.feature_writer import FeatureWriter
+from mclip_fairseq.storage.projection import Projection, read_projection
 from mclip_fairseq.storage.verified import Verification
 
 __all__ = ["FeatureStore", "FeatureWriter", "write_features"]
@@ -78,6 +79,7 @@ class FeatureStore:
             for folder, manifest in zip(folders, manifests, strict=True)
         ]
         check_hashes({check.folder / name: check.expected[name] for check in checks for name in sorted(check.due)})
+        # Ids of millions of rows cost seconds: they are read now only if something has to be compared by id.
         ids = None
         if any(check.due for check in checks) or (verify and len(folders) > 1):
             ids = list(chain.from_iterable(map(read_ids, folders, manifests)))
@@ -97,7 +99,7 @@ class FeatureStore:
             ]
             check_finite(folders[0], ids, shards, due)
         for check in checks:
-            check.remember()
+            check.remember()  # only now, when every check has passed
         return cls(folders, manifests, ids, shards)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -116,6 +118,16 @@ class FeatureStore:
     def dim(self) -> int:
         """Columns."""
         return int(self.manifest["dim"])
+
+    @property
+    def space(self) -> str:
+        """`joint`, or `pooled`: the states before the teacher's projection."""
+        return str(self.manifest.get("space", "joint"))
+
+    @cached_property
+    def projection(self) -> Projection | None:
+        """The teacher's projection of pooled features; None for joint ones."""
+        return read_projection(self.paths[0], self.manifest)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -194,6 +206,7 @@ def write_features(
     preprocessing: str = "",
     modality: str = "image",
     shard_rows: int = 65536,
+    projection: Projection | None = None,
 ) -> FeatureStore:
     """Turn an array into a feature directory; does nothing if the same one exists already.
 
@@ -207,6 +220,7 @@ def write_features(
         preprocessing: description of what was done to the inputs.
         modality: `image` or `text`.
         shard_rows: rows per shard.
+        projection: of pooled features; see `FeatureWriter`.
 
     Raises:
         UserError: ids and rows that do not match, or see `FeatureWriter`.
@@ -226,6 +240,7 @@ def write_features(
         dtype=features.dtype.name,
         shard_rows=shard_rows,
         settings={"content": hashlib.sha256(features.data).hexdigest()},
+        projection=projection,
     )
     for shard in writer.pending():
         rows = writer.inputs(shard)

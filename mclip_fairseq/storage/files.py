@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import unicodedata
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,8 +97,27 @@ def printable(text: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path for a message, with control characters escaped."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))
+    """A path for a message, with control characters and bytes that are not UTF-8 escaped."""
+    return "".join(letter if letter.isprintable() else escaped(letter) for letter in str(path))
+
+
+def escaped(letter: str) -> str:
+    """A character that cannot be printed, as in a string of Python; a byte that is not UTF-8 as in bytes."""
+    if "\udc80" <= letter <= "\udcff":  # how Python keeps such a byte of a file name
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return repr(letter)[1:-1]
+
+
+def fold_name(name: str) -> str:
+    """A key that names share if they differ only in case or Unicode form (macOS writes é as e and an accent)."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def similar_name(name: str, names: Iterable[str]) -> str:
+    """For a message: that a name differs only in case or Unicode form from an existing one; empty if none does."""
+    wanted = fold_name(name)
+    similar = next((other for other in names if fold_name(other) == wanted), None)
+    return "" if similar is None else f"{similar!a} exists, which differs only in case or Unicode form"
 
 
 class FileIdentity(NamedTuple):
@@ -132,6 +152,15 @@ def file_identity(path: Path) -> FileIdentity | None:
     except OSError:
         return None
     return FileIdentity(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
+
+
+def size_and_time(path: str | Path) -> tuple[int, int] | None:
+    """Size in bytes and time of the last change in ns of a file; None if it is missing."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def file_sha256(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -12,11 +12,18 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import printable, read_lines, shown
+from mclip_fairseq.storage.folders import READS_AVIF, READS_HEIC, SUFFIXES, Listing, list_folder
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Other formats are never tried, whatever the file name: Pillow would start Ghostscript for PostScript.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = (
+    *("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"),
+    *(("AVIF",) if READS_AVIF else ()),
+    *(("HEIF",) if READS_HEIC else ()),
+)
+# Files of whole numbers of more than 8 bits whose range is known: 0 to 65535.
+SIXTEEN_BITS = ("PNG", "PPM")
 # Checked against the header, before any pixel is decoded; a quarter of a gigabyte as RGB.
 MAX_PIXELS = 89_478_485
 # The shorter side is enlarged to the model's input size: a line of 1 x 60000 pixels would become gigabytes.
@@ -62,6 +69,8 @@ def load_image(
     try:
         if isinstance(path, str | Path) and os.path.exists(path) and not os.path.isfile(path):
             raise ImageError(path, "is not an ordinary file")  # opening a pipe would wait forever
+        if READS_HEIC:
+            register_heic()
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(path, too_large(path, f"{image.width} x {image.height}", max_pixels))
@@ -84,6 +93,12 @@ def load_image(
     except Exception as error:  # decoders raise whatever broken bytes lead them to
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(path, f"cannot be decoded: {reason}") from error
+
+
+@cache
+def register_heic() -> None:
+    """Let Pillow read HEIC, which phones write."""
+    import_extra("pillow_heif", "heic").register_heif_opener()
 
 
 def too_large(path: str | Path | BinaryIO, pixels: str, limit: int) -> str:
@@ -109,6 +124,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         UserError: pixels without a known range, such as floats.
     """
+    if image.mode == "I" and image.format is not None and image.format not in SIXTEEN_BITS:
+        raise UserError("32-bit integer pixels have no known range; convert the image to 8 bits")
     return to_rgb(ImageOps.exif_transpose(image))
 
 
@@ -160,27 +177,31 @@ def resolve_images(root: str | Path | None, list_file: str | Path | None = None)
         return _images_of_list(Path(list_file), root)
     if root is None or not Path(root).is_dir():
         raise UserError(f"{root}: is neither a folder of images nor a list file")
-    images = sorted((path.relative_to(root).as_posix(), path) for path in _walk(Path(root)))
-    if not images:
-        raise UserError(f"{root}: holds no images ({' '.join(SUFFIXES)})")
-    return images
+    listing = find_images(root)
+    listing.check_names(Path(root), None)
+    return listing.images
 
 
-def _walk(root: Path) -> Iterable[Path]:
-    """All image files below a folder; linked folders are followed, each folder once."""
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(root, onerror=_raise_unlistable, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (Path(parent, name) for name in names if name.lower().endswith(SUFFIXES))
+def find_images(root: str | Path | None, list_file: str | Path | None = None, hidden: bool = False) -> Listing:
+    """Like `resolve_images`, but also says what was left out; `Listing.check_names` checks the names.
 
+    Args:
+        root: see `resolve_images`.
+        list_file: see `resolve_images`.
+        hidden: of a folder, also take hidden images.
 
-def _raise_unlistable(error: OSError) -> None:
-    """Report a folder that cannot be listed, instead of treating it as empty."""
-    raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    Raises:
+        UserError: see `resolve_images`.
+    """
+    if list_file is not None:
+        return Listing(_images_of_list(Path(list_file), root))
+    if root is None or not Path(root).is_dir():
+        raise UserError(f"{root}: is neither a folder of images nor a list file")
+    listing = list_folder(Path(root), hidden)
+    if not listing.images and not listing.awkward:
+        notes = "".join(f"; {note}" for note in listing.notes(Path(root)))
+        raise UserError(f"{root}: holds no images ({' '.join(SUFFIXES)}){notes}")
+    return listing
 
 
 def _images_of_list(list_file: Path, root: str | Path | None) -> list[tuple[str, Path]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import mclip_fairseq
@@ -19,6 +22,8 @@ DISTRIBUTIONS = {
     "fairseq": "fairseq-fixed",
     "mclip_fairseq": "mclip-fairseq",
 }
+# At the start of an argument, or behind one of = and :, as in LANG=FILE and one:two; not the // of an address.
+ABSOLUTE = re.compile(r"(^|[=:])(/(?!/)[^=:]*)")
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:
@@ -28,18 +33,24 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
         command: program and arguments, one string each.
 
     Returns:
-        `command` (as typed in a shell), `time` (UTC, ISO 8601), `platform`, and `versions` of python, torch, numpy,
+        `command` (as typed in a shell, but see `shareable`), `time` (UTC, ISO 8601), `platform` (system and processor),
+        and `versions` of python, torch, numpy,
         transformers, fairseq and mclip_fairseq (None if not installed).
     """
     versions: dict[str, str | None] = {"python": platform.python_version()}
     versions |= {name: _version(distribution) for name, distribution in DISTRIBUTIONS.items()}
     versions["mclip_fairseq"] = mclip_fairseq.__version__  # of the checkout, if this is one
     return {
-        "command": shlex.join(command),
+        "command": shlex.join(map(shareable, command)),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "versions": versions,
     }
+
+
+def shareable(text: str | Path) -> str:
+    """A path, or an argument with paths in it, as others may read it: absolute paths lose their folders."""
+    return ABSOLUTE.sub(lambda match: f"{match[1]}.../{os.path.basename(match[2].rstrip('/'))}", str(text))
 
 
 def _version(distribution: str) -> str | None:

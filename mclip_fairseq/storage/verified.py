@@ -63,11 +63,15 @@ class Verification:
             write_bytes(self.record, json.dumps(settled).encode())
 
 
+def cache_folder() -> Path:
+    """What this project remembers for a user: `MCLIP_CACHE`, by default `~/.cache/mclip_fairseq`."""
+    return Path(os.environ.get("MCLIP_CACHE") or os.path.expanduser("~/.cache/mclip_fairseq"))
+
+
 def record_of(folder: Path) -> Path:
-    """The record of a directory: below `MCLIP_CACHE`, by default `~/.cache/mclip_fairseq`."""
-    cache = os.environ.get("MCLIP_CACHE") or os.path.expanduser("~/.cache/mclip_fairseq")
+    """The record of a directory, in the cache."""
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
-    return Path(cache) / "verified" / f"{name}.json"
+    return cache_folder() / "verified" / f"{name}.json"
 
 
 def _read_record(path: Path) -> dict[str, Any]:

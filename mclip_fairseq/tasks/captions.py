@@ -1,6 +1,7 @@
 """Base of the tasks that train on captions: data directories, features, pixels, validation by retrieval."""
 
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,27 +18,28 @@ from omegaconf import II
 from torch import Tensor
 
 from mclip_fairseq.data.captions import CaptionDataset, group_numbers, read_caption_ids
-from mclip_fairseq.data.columns import Column, FeatureColumn, PixelColumn, StateColumn, TokenColumn
+from mclip_fairseq.data.columns import (
+    Column,
+    FeatureColumn,
+    LanguageColumn,
+    PixelColumn,
+    StateColumn,
+    TokenColumn,
+    option_of,
+)
 from mclip_fairseq.data.pixels import PixelLoader
 from mclip_fairseq.data.states import cached_states
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.feature_files import same_teacher
-from mclip_fairseq.storage.features import FeatureStore
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
+from mclip_fairseq.storage.projection import Projection
+from mclip_fairseq.tasks.caption_files import caption_prefix, check_one_dictionary, check_same_teacher, open_features
 from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, model_class, split_list
 from mclip_fairseq.tasks.validation_retrieval import validation_recalls
 
 logger = logging.getLogger(__name__)
 Ids = list[str] | None
-# Where a batch column comes from, for messages.
-COLUMN_OPTIONS = {
-    "text_states": "--text-state-cache",
-    "image_features": "--image-features",
-    "pixel_values": "--image-root",
-    "teacher_text": "--text-features",
-}
 
 
 @dataclass
@@ -95,8 +97,13 @@ class CaptionTaskConfig(SampledTaskConfig):
 class CaptionTask(SampledTask):
     """Captions in many languages with the columns of `mclip_fairseq.data.columns`.
 
-    Batches hold captions of one language: `net_input` with the columns that the model reads, `group`, `id`,
-    `nsentences`, `ntokens`.
+    | batch entry | shape | needed by |
+    |---|---|---|
+    | `net_input` | the columns of the data, which `DualEncoder.columns` requires or allows | the model |
+    | `group` | (batch,) int64, equal for captions of one image | criterions with several positives |
+    | `id`, `nsentences`, `ntokens` | (batch,) int64, int, int | messages, the log |
+
+    A batch holds captions of one language.
 
     Args:
         cfg: options.
@@ -105,8 +112,8 @@ class CaptionTask(SampledTask):
 
     cfg: CaptionTaskConfig
     too_long = "lower --max-caption-tokens or raise --max-tokens"
-    # Tasks whose model has a text path per language may read data directories with different dictionaries.
-    one_dictionary: ClassVar[bool] = True
+    # Groups of alternatives that the task's criterions need, whatever the model could do without.
+    needed: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
     def __init__(self, cfg: CaptionTaskConfig, dictionaries: Sequence[Dictionary]) -> None:
         super().__init__(cfg)
@@ -128,16 +135,31 @@ class CaptionTask(SampledTask):
         if cfg.image_features and cfg.image_root:
             raise UserError("--image-features and --image-root are both given; the images come from one of them")
         check_max_pixels(cfg.max_pixels)
-        directories = utils.split_paths(cfg.data)
-        dictionaries = [data_dictionary(directory) for directory in directories]
-        if cls.one_dictionary:
-            check_one_dictionary(directories, dictionaries)
-        return cls(cfg, dictionaries)
+        return cls(cfg, [data_dictionary(directory) for directory in utils.split_paths(cfg.data)])
 
     @property
     def source_dictionary(self) -> Dictionary:
         """The dictionary of the first data directory, which is the text encoder's."""
         return self.dictionaries[0]
+
+    def dictionary_of(self, language: str) -> Dictionary:
+        """The dictionary of the first data directory with captions in a language.
+
+        Raises:
+            UserError: no directory has any.
+        """
+        for directory, dictionary in zip(utils.split_paths(self.cfg.data), self.dictionaries, strict=True):
+            if any(Path(directory).glob(f"*.{language}-None.{language}.idx")):
+                return dictionary
+        raise UserError(f"{self.cfg.data}: has no captions in {language}; give a data directory with some")
+
+    def dictionary_identity(self) -> dict[str, int]:
+        """Size and CRC-32 of the dictionary; where the data directories have several, of all of them."""
+        symbols = [dictionary.symbols for dictionary in self.dictionaries]
+        if all(other == symbols[0] for other in symbols):
+            return super().dictionary_identity()
+        joined = "\n".join("\n".join(own) for own in symbols)
+        return {"symbols": sum(map(len, symbols)), "crc32": zlib.crc32(joined.encode())}
 
     @property
     def target_dictionary(self) -> None:
@@ -148,6 +170,12 @@ class CaptionTask(SampledTask):
     def needs_teacher(self) -> bool:
         """Whether pixels are decoded here, so that the model must hold its image tower."""
         return bool(self.cfg.image_root)
+
+    @property
+    def projections(self) -> dict[str, Projection]:
+        """The teacher's projections behind pooled features: `image`, `text` or both."""
+        stores = {"image": self.images, "text": self.texts}
+        return {name: store.projection for name, store in stores.items() if store is not None and store.projection}
 
     @property
     def teacher_identity(self) -> dict[str, Any]:
@@ -165,9 +193,12 @@ class CaptionTask(SampledTask):
         Raises:
             UserError: the options, the data and the model do not fit together.
         """
-        kind, store = model_class(cfg), self.images or self.texts
-        if store is not None and kind is not None and issubclass(kind, DualEncoder):
-            kind.fit_to_features(cfg, store.dim)
+        kind = model_class(cfg)
+        if kind is not None and issubclass(kind, DualEncoder):
+            if kind.one_dictionary:
+                check_one_dictionary(utils.split_paths(self.cfg.data), self.dictionaries)
+            if self.images or self.texts:
+                kind.fit_to_stores(cfg, self.images, self.texts)
         model = super().build_model(cfg, from_checkpoint)
         if not isinstance(model, DualEncoder):
             raise UserError(f"--arch {getattr(cfg, '_name', None)}: is not a model of images and texts")
@@ -206,7 +237,7 @@ class CaptionTask(SampledTask):
         self.check_columns(split, parts)
         return parts
 
-    def check_columns(self, split: str, parts: Mapping[str, CaptionDataset]) -> None:
+    def check_columns(self, split: str, parts: Mapping[str, Any]) -> None:
         """Refuse data without a column that the model needs, or with one that it does not read.
 
         Args:
@@ -220,10 +251,10 @@ class CaptionTask(SampledTask):
             return
         columns = self.model.columns
         for name, part in parts.items():
-            missing = [group for group in columns.required if not part.names & set(group)]
+            missing = [group for group in (*columns.required, *self.needed) if not part.names & set(group)]
             if missing:
                 wanted = " or ".join(missing[0])
-                options = " or ".join(COLUMN_OPTIONS[column] for column in missing[0] if column in COLUMN_OPTIONS)
+                options = " or ".join(option_of(column) for column in missing[0])
                 raise UserError(
                     f"{split} {name}: the model needs {wanted} for every caption; give {options}, and the ids in "
                     f"{split}.{name.split(':')[0]}.ids"
@@ -231,7 +262,7 @@ class CaptionTask(SampledTask):
             unread = sorted(part.names - columns.all)
             if unread:
                 raise UserError(
-                    f"{split} {name}: the model does not read {unread[0]}; leave out {COLUMN_OPTIONS[unread[0]]}"
+                    f"{split} {name}: the model does not read {unread[0]}; leave out {option_of(unread[0])}"
                 )
 
     def load_captions(self, number: int, directory: Path, split: str, lang: str, training: bool) -> CaptionDataset:
@@ -245,6 +276,8 @@ class CaptionTask(SampledTask):
             training: whether lines and images that cannot be used may spend --skip-budget.
         """
         longest = self.max_positions()
+        if self.model is not None:
+            self.model.check_text_path(lang, self.dictionaries[number])
         prefix = caption_prefix(directory, split, lang)
         tokens = FlatTokens.from_prefix(prefix, self.dictionaries[number], longest)
         image_ids, text_ids = read_caption_ids(directory / f"{split}.{lang}.ids", len(tokens))
@@ -258,7 +291,10 @@ class CaptionTask(SampledTask):
         self.skips.add(empty)
         if training and self.skips.budget:
             tokens, image_ids, text_ids = self.without_unusable(tokens, image_ids, text_ids)
-        return self.make_dataset(tokens, image_ids, text_ids, training)
+        dataset = self.make_dataset(tokens, image_ids, text_ids, training)
+        if self.model is not None and "language" in self.model.columns.all:
+            dataset.columns.append(LanguageColumn(lang))
+        return dataset
 
     def make_dataset(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids, training: bool) -> CaptionDataset:
         """Captions with the columns that the options ask for.
@@ -276,7 +312,7 @@ class CaptionTask(SampledTask):
             columns.append(column)
             image_rows = column.store_rows
         elif self.needs_teacher and image_ids is not None:
-            pixels = PixelColumn(image_ids, self.pixel_loader(training))
+            pixels = self.pixel_column(image_ids, training)
         if self.texts is not None and text_ids is not None:
             column = FeatureColumn("teacher_text", self.texts, text_ids)
             columns.append(column)
@@ -292,6 +328,10 @@ class CaptionTask(SampledTask):
         encoder = self.model.frozen_text_encoder
         states = cached_states(self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype))
         return StateColumn(states)
+
+    def pixel_column(self, image_ids: Sequence[str], training: bool) -> PixelColumn:
+        """The images of captions; a task that augments them overrides this."""
+        return PixelColumn(image_ids, self.pixel_loader(training))
 
     def pixel_loader(self, training: bool) -> PixelLoader:
         """Images decoded for each batch; training spends --skip-budget on those that cannot be read."""
@@ -346,48 +386,3 @@ class CaptionTask(SampledTask):
         if self.validating:
             for name, value in self.recalls.items():
                 metrics.log_scalar(name, value, round=2)
-
-
-def caption_prefix(directory: str | Path, split: str, lang: str) -> str:
-    """Where fairseq-preprocess --only-source puts a language."""
-    return f"{directory}/{split}.{lang}-None.{lang}"
-
-
-def check_one_dictionary(directories: Sequence[str], dictionaries: Sequence[Dictionary]) -> None:
-    """Refuse data directories of one text encoder that were made with different dictionaries.
-
-    Raises:
-        UserError: naming both directories.
-    """
-    for directory, dictionary in zip(directories, dictionaries, strict=True):
-        if dictionary.symbols != dictionaries[0].symbols:
-            raise UserError(
-                f"{directory}: its dictionary differs from that of {directories[0]}; binarise both with the text "
-                "encoder's dict.txt"
-            )
-
-
-def open_features(paths: str, modality: str) -> FeatureStore | None:
-    """Open and verify the feature directories of a colon-separated option.
-
-    Raises:
-        UserError: they are damaged, or of the other modality.
-    """
-    if not paths:
-        return None
-    store = FeatureStore.open_all(utils.split_paths(paths))
-    if store.manifest["modality"] != modality:
-        raise UserError(
-            f"{store.paths[0]}: holds {store.manifest['modality']} features; --{modality}-features needs those of "
-            f"{modality}s"
-        )
-    return store
-
-
-def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:
-    """Refuse image and text features of two teachers: they do not live in one space."""
-    if images.dim != texts.dim or not same_teacher(images.identity, texts.identity):
-        raise UserError(
-            f"the image features are of {images.identity} ({images.dim} columns) and the text features of "
-            f"{texts.identity} ({texts.dim} columns); both must come from one teacher"
-        )

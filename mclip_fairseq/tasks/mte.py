@@ -67,7 +67,15 @@ class MTETaskConfig(SampledTaskConfig):
 
 @register_task("mte", dataclass=MTETaskConfig)
 class MTETask(SampledTask):
-    """Translation data for the multilingual text encoder."""
+    """Translation data for the multilingual text encoder.
+
+    | batch entry | shape | needed by |
+    |---|---|---|
+    | `net_input.src_tokens`, `src_lengths` | (batch, length), (batch,) int64 | the model |
+    | `net_input.tgt_lang_id` | (batch,) int64 | the model's language projection |
+    | `net_input.prev_output_tokens` | (batch, length) int64 | the decoder |
+    | `target` | (batch, length) int64 | both terms of the criterion |
+    """
 
     cfg: MTETaskConfig
     too_long = "pass --truncate to cut them, or raise --max-tokens"

@@ -69,6 +69,13 @@ class SampledTaskConfig(FairseqDataclass):
 class SampledTask(FairseqTask):
     """A task whose datasets are `TemperatureSampledDataset`s and whose losses look across ranks.
 
+    | batch entry | shape | meaning |
+    |---|---|---|
+    | `id` | (batch,) int64 | numbers of the samples, named where something is not finite |
+    | `part` | str | language or direction of the batch |
+    | `is_dummy` | bool | the batch only keeps the rank in step; absent means False |
+    | the others | | those of the dataset and the criterion |
+
     Attributes:
         model: the model built last, or None.
         skips: what training leaves out within --skip-budget.
@@ -110,18 +117,22 @@ class SampledTask(FairseqTask):
         if training:
             self.skips.check()
         parts = self.load_parts(split, training)
-        dataset = TemperatureSampledDataset(parts, self.cfg.sampling_temperature, seed=self.cfg.seed, shuffle=training)
+        dataset = self.sampled(parts, training)
         dataset.set_epoch(epoch)
         self.datasets[split] = dataset
         if training:
             self.trained_on = dataset
+
+    def sampled(self, parts: Mapping[str, RowDataset], training: bool) -> TemperatureSampledDataset:
+        """The parts of a split as one dataset: mixed by temperature in training, whole and in order otherwise."""
+        return TemperatureSampledDataset(parts, self.cfg.sampling_temperature, seed=self.cfg.seed, shuffle=training)
 
     def has_sharded_data(self, split: str) -> bool:
         """False: all directories of the data are read at once, where fairseq would take one of them an epoch."""
         return False
 
     def line_name(self, number: int, file: str, row: int) -> str:
-        """Name of a line in the skip list; data that lie elsewhere after a restart keep their names.
+        """Name of a line in the skip list; the name stays the same if the data have moved before a restart.
 
         Args:
             number: of the data directory, from 0.

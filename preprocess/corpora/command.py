@@ -9,7 +9,7 @@ from corpora.captions import TRAIN, Caption, CaptionWriter, Counts, Skipping
 from corpora.images import ImageFolder
 from corpora.output import Output
 from corpora.sources import Sources, check_folder
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 
 Options = argparse.Namespace
@@ -45,7 +45,7 @@ class Corpus:
 
 def start_parser(doc: str | None, script: str) -> argparse.ArgumentParser:
     """A parser with the options of all dataset scripts."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=script, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write")

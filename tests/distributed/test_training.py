@@ -33,6 +33,20 @@ def task_options(corpus: Path, task: str) -> list[str]:
             *("--text-features", str(corpus / "features" / "text"), "--criterion", "teacher_learning", *COMMON),
             *("--image-features", str(corpus / "features" / "image"), "--lr", "0.5"),
         ]
+    if task == "distillation":
+        return [
+            *(str(corpus / "captions"), "--task", "distillation", "--langs", "en", "--arch", "teacher_learning_tiny"),
+            *("--text-features", str(corpus / "features" / "text"), "--criterion", "distillation", *COMMON),
+            *("--mse-weight", "0.5", "--cosine-weight", "0.3", "--contrastive-weight", "2", "--lr", "0.5"),
+            *("--image-features", str(corpus / "features" / "image"), "--distillation-scale-init", "4.48"),
+        ]
+    if task == "image_text":
+        return [
+            *(str(corpus / "captions"), "--task", "image_text", "--langs", "en", "--freeze-text", "none"),
+            *("--image-features", str(corpus / "features" / "image"), "--criterion", "image_text", *COMMON),
+            *("--text-features", str(corpus / "features" / "text"), "--arch", "mclip_tiny"),
+            *("--positives", "image", "--contrast-direction", "released"),
+        ]
     return [
         *(
             str(corpus / "captions"),
@@ -64,7 +78,8 @@ def largest_difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor
 
 def test_two_processes_equal_one(run_train: Train, tiny_corpus: Path, tmp_path: Path) -> None:
     """With an uneven last step of 9 and 5 rows, and with one of 4 rows and a dummy."""
-    cases = [(task, batch_size) for task in ("mte", "trikd", "teacher_learning") for batch_size in (9, 10)]
+    tasks = ("mte", "trikd", "teacher_learning", "distillation", "image_text")
+    cases = [(task, batch_size) for task in tasks for batch_size in (9, 10)]
     runs = []
     for task, size in cases:
         common = [*task_options(tiny_corpus, task), "--save-dir"]

@@ -148,7 +148,7 @@ def test_a_line_too_few_is_counted(
 ) -> None:
     file = shifted / "pieces" / "train.de"
     file.write_text(file.read_text().partition("\n")[2])
-    with pytest.raises(AssertionError, match=r"train\.de has 103 lines but .*train\.en has 104"):
+    with pytest.raises(AssertionError, match=r"train\.de: has 103 lines, but .*train\.en has 104"):
         binarise(shifted, "mte", "--pairs", "en-de")
     # Made all the same, as fairseq-preprocess would: the training refuses it.
     whole = shutil.copytree(tiny_corpus / "mte", shifted / "mte")
@@ -212,14 +212,14 @@ def test_unusable_sentences_are_named_or_spend_the_budget(
         f"train.en-de, line 2\tde is empty {place}",
         f"train.en-de, line 5\ten has {LONG + 2} tokens, more than the 128 that --truncate cuts to {place}",
     ]
-    # A restart knows them where the data lie elsewhere by now, and evaluation has no part in the budget.
+    # A restart recognises them although the data have moved, and evaluation has no part in the budget.
     moved = shutil.copytree(holed / "holed" / "mte", tmp_path / "moved" / "mte")
     translate("--skip-budget", 2, "--max-update", 16, corpus=str(moved.parent))
     assert len((tmp_path / "run" / "skipped.tsv").read_text().splitlines()) == 2
     command = (moved, "--path", tmp_path / "run" / "checkpoint_last.pt", "--task", "mte", "--valid-subset", "train")
     with pytest.raises(ValueError, match=r"train\.en-de, line 2: de is empty .*; evaluation skips nothing"):
         run_in_process("fairseq-validate", *command, "--user-dir", ROOT / "mclip_fairseq", "--batch-size", 8, "--cpu")
-    # Nothing stands in for them: the run is that of data which never had them.
+    # Nothing replaces them: the run equals one on data that never had them.
     translate(corpus="whole", folder="whole")
     kept = load_checkpoint(next((tmp_path / "run").glob("checkpoint_*_15.pt")))["model"]
     for name, tensor in weights(tmp_path / "whole").items():

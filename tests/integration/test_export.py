@@ -102,7 +102,7 @@ def test_a_report_of_another_model_is_refused(
     assert evaluate(["--model", str(photos / "teacher"), *captions, "--output", str(tmp_path)]) == 0
     arguments = [str(checkpoint), "--output", str(tmp_path / "m"), "--report", str(tmp_path / "report.json")]
     assert export(arguments) == 2
-    assert "is of another model" in capsys.readouterr().err
+    assert "is of a different model" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
 
 
@@ -111,7 +111,7 @@ def test_a_directory_that_cuts_texts_to_nothing(tokens: Any, exported: Path, tmp
     shutil.copytree(exported, tmp_path / "m")
     edit(tmp_path / "m", max_tokens=tokens)
     with pytest.raises(
-        ValueError, match=r"config.json: (says max_tokens -?\d, but <s>|max_tokens is a (str|list|float|NoneType))"
+        ValueError, match=r"config.json: (says max_tokens -?\d, but <s>|max_tokens has the type (str|list|float|null))"
     ):
         MultilingualCLIP.from_pretrained(tmp_path / "m", device="cpu")
 

@@ -73,7 +73,7 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
     assert stages["mte1"][:4] == ["torchrun", "--standalone", "--nproc-per-node", "8"]
     assert value(stages["mte1"], "--lang-pairs") == "en-cs,en-de,en-es,en-ja,en-ru,en-zh"
     assert (value(stages["mte1"], "--lr"), value(stages["mte1"], "--max-update")) == ("5e-4", "400000")
-    assert (value(stages["mte2"], "--freeze"), value(stages["mte2"], "--update-freq")) == ("embeddings", "4")
+    assert (value(stages["mte2"], "--freeze-text"), value(stages["mte2"], "--update-freq")) == ("embeddings", "4")
     assert (value(stages["trikd"], "--batch-size"), value(stages["trikd"], "--max-epoch")) == ("2048", "15")
     assert value(stages["trikd"], "--validate-interval-updates") == "250"
     assert value(stages["finetune"], "--positives") == "image"
@@ -145,4 +145,4 @@ def test_all_stages_run_and_none_twice(repository_root: Path, tiny_corpus: Path,
     assert '"train_mean_recall"' not in (data / "out" / "trikd" / "train.log").read_text(encoding="utf-8")
     again = recipe(repository_root, "mclip", "--tiny", cwd=data, **places)
     assert again.count("is finished") == 4
-    assert "report.json is there" in again
+    assert "report.json is up to date" in again

@@ -37,18 +37,21 @@ def test_images_are_added_removed_and_replaced_without_a_rebuild(mclip_search: R
     mclip_search("add", "index", "photos", "--workers", 0)
     assert hits(mclip_search, "red")[0] == "red.png"
     Image.new("RGB", (9, 9), COLOURS["yellow"]).save("photos/green.png")
-    assert "1 replaced" not in mclip_search("add", "index", "photos")
+    printed = mclip_search("add", "index", "photos", "--workers", 0)
+    assert printed == "index: 0 images added, 1 changed since and encoded again, 6 already in the index\n"
+    assert hits(mclip_search, "yellow")[0] == "green.png"
     printed = mclip_search("add", "index", "photos", "--replace", "--workers", 0)
     assert printed == "index: 0 images added, 7 replaced\n"
     assert hits(mclip_search, "yellow")[0] == "green.png"
     after = json.loads(Path("index/index.json").read_text())
     assert after["model"] == before["model"]
-    assert len(after["made_by"]) == 5
+    assert len(after["made_by"]) == 6
     assert sorted(path.name for path in Path("index").iterdir()) == [
         ".lock",
         "index.json",
-        "rows-00004.tsv",
-        "vectors-00004.faiss",
+        "rows-00005.tsv",
+        "times-00005.tsv",
+        "vectors-00005.faiss",
     ]
 
 
@@ -84,17 +87,17 @@ def test_an_addition_may_finish_while_the_index_is_opened(
     part: str, mclip_search: Run, colour_model: ColourModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mclip_search(*BUILD)
-    check_file = searching.check_file
+    check_index_file = searching.check_index_file
 
     def slow(folder: Path, entry: Any) -> Path:
-        path = check_file(folder, entry)
+        path = check_index_file(folder, entry)
         if entry["file"].startswith(part):
-            monkeypatch.setattr(searching, "check_file", check_file)
+            monkeypatch.setattr(searching, "check_index_file", check_index_file)
             Image.new("RGB", (9, 9), COLOURS["red"]).save("photos/new.png")
             assert cli.main(["add", "index", "photos", "--workers", "0"]) == 0
         return path
 
-    monkeypatch.setattr(searching, "check_file", slow)
+    monkeypatch.setattr(searching, "check_index_file", slow)
     assert len(SearchIndex.open("index")) == 9
 
 

@@ -219,3 +219,31 @@ def test_a_command_imports_only_what_it_uses(
     modules = result.stdout.splitlines()[-1].split()
     assert expected in modules
     assert not set(unwanted) & set(modules)
+
+
+@pytest.mark.parametrize(
+    "words", [["index", "-k", 2, "--", "-20 °C"], ["--", "index", "-20 °C"], ["index", "--", "-20 °C"]]
+)
+def test_what_stands_behind_two_dashes_is_the_query(mclip_search: Run, words: list[object]) -> None:
+    mclip_search(*BUILD)
+    assert mclip_search("query", *words).startswith("-20 °C\n")
+
+
+def test_an_option_like_text_without_dashes_is_refused_with_a_hint(
+    mclip_search: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        mclip_search("query", "index", "-dog")
+    assert "write -- before a text that begins with -" in capsys.readouterr().err
+
+
+def test_a_query_that_the_model_does_not_know_is_said(
+    mclip_search: Run, colour_model: ColourModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(colour_model, "count_known", lambda texts: [(int("red" in t), 1) for t in texts], raising=False)
+    mclip_search(*BUILD)
+    answers = json.loads(mclip_search("query", "index", "red", "BUTTERFLY", "--json"))["answers"]
+    assert "warning" not in answers[0]
+    assert answers[1]["warning"] == "the model knows no part of 'BUTTERFLY', so these images say nothing about it"
+    assert cli.main(["query", "index", "BUTTERFLY"]) == 0
+    assert "mclip-search: warning: the model knows no part of 'BUTTERFLY'" in capsys.readouterr().err

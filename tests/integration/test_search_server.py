@@ -128,7 +128,7 @@ def test_the_printed_address_is_answered(
 class Idle:
     """Stands for `make_server` and for its server, which ends at once."""
 
-    def __call__(self, index: SearchIndex, model: Any, hosts: list[str]) -> Idle:
+    def __call__(self, index: SearchIndex, model: Any, hosts: list[str], rerank: int) -> Idle:
         self.hosts = hosts
         return self
 

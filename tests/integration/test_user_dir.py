@@ -24,17 +24,50 @@ import pytest
 COMMANDS = ("train", "generate", "validate", "interactive", "preprocess")
 HEAVY = ("transformers", "faiss", "matplotlib", "ftfy", "sentencepiece", "safetensors")
 OURS = {
-    "task": {"mte": "tasks.mte", "trikd": "tasks.trikd"},
-    "model": {"mte": "models.mte", "mclip": "models.mclip", "teacher_learning": "models.teacher_learning"},
+    "task": {
+        "mte": "tasks.mte",
+        "trikd": "tasks.trikd",
+        "distillation": "tasks.distillation",
+        "image_text": "tasks.image_text",
+        "contrastive_tension": "tasks.contrastive_tension",
+        "ccrk": "tasks.ccrk",
+    },
+    "model": {
+        "mte": "models.mte",
+        "mclip": "models.mclip",
+        "teacher_learning": "models.teacher_learning",
+        "altclip": "models.altclip",
+        "contrastive_tension": "models.contrastive_tension",
+        "mla": "models.mla",
+        "ccrk": "models.ccrk",
+    },
     "architecture": dict.fromkeys(("mte_base", "mte_tiny"), "models.mte")
     | dict.fromkeys(("mclip_base", "mclip_large", "mclip_tiny"), "models.mclip")
-    | dict.fromkeys(("teacher_learning_base", "teacher_learning_tiny"), "models.teacher_learning"),
+    | dict.fromkeys(("teacher_learning_base", "teacher_learning_tiny"), "models.teacher_learning")
+    | dict.fromkeys(("m_clip_base", "m_clip_large"), "models.teacher_learning")
+    | dict.fromkeys(
+        ("contrastive_tension_base", "contrastive_tension_large", "contrastive_tension_tiny"),
+        "models.contrastive_tension",
+    )
+    | dict.fromkeys(("ccrk_base", "ccrk_tiny"), "models.ccrk")
+    | dict.fromkeys(("mla_base", "mla_tiny"), "models.mla")
+    | dict.fromkeys(("altclip_base", "altclip_large", "altclip_tiny"), "models.altclip"),
     "criterion": {
         "mte": "criterions.mte",
         "trikd": "criterions.trikd",
         "teacher_learning": "criterions.teacher_learning",
+        "distillation": "criterions.distillation",
+        "image_text": "criterions.image_text",
+        "contrastive_tension": "criterions.contrastive_tension",
+        "ccrk": "criterions.ccrk",
     },
-    "optimizer": {"fused_adamw": "optim.fused_adamw", "mclip_lamb": "optim.mclip_lamb"},
+    "optimizer": {
+        "fused_adamw": "optim.fused_adamw",
+        "mclip_lamb": "optim.mclip_lamb",
+        "rmsprop": "optim.rmsprop",
+        "bert_adam": "optim.bert_adam",
+    },
+    "lr_scheduler": {"warmup_cosine": "optim.warmup_cosine"},
 }
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -46,7 +79,7 @@ def _registered() -> dict[str, dict[str, str]]:
     from fairseq.tasks import TASK_REGISTRY
 
     registries = {"task": TASK_REGISTRY, "model": MODEL_REGISTRY, "architecture": ARCH_MODEL_REGISTRY}
-    registries |= {kind: REGISTRIES[kind]["registry"] for kind in ("criterion", "optimizer")}
+    registries |= {kind: REGISTRIES[kind]["registry"] for kind in ("criterion", "optimizer", "lr_scheduler")}
     return {
         kind: {
             name: registries[kind][name].__module__.removeprefix("mclip_fairseq.")

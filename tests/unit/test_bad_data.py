@@ -1,4 +1,4 @@
-"""Every hostile input of the corpus is read as a viewer would, or refused with the sentence that stands beside it."""
+"""Every hostile input of the corpus is read as a viewer would, or refused with the sentence listed with it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from mclip_fairseq.inference import MultilingualCLIP, to_pil
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
-from mclip_fairseq.tasks.captions import check_same_teacher
+from mclip_fairseq.tasks.caption_files import check_same_teacher
 from tests import hostile, hostile_images
 from tests.tiny_models import tiny_clip_directory
 
@@ -219,9 +220,9 @@ def test_ids_that_are_no_file_names(image_id: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ features
 
 
-def features(folder: Path, **options: str) -> FeatureStore:
+def features(folder: Path, **options: Any) -> FeatureStore:
     return write_features(
-        folder, [f"id{n}" for n in range(10)], np.ones((10, 3), np.float32), **({"model": "clip"} | options),
+        folder, [f"id{n}" for n in range(10)], np.ones((10, 3), np.float32), **{"model": "clip", **options},
         normalized=False, shard_rows=4,
     )  # fmt: skip
 
@@ -266,7 +267,7 @@ def test_large_finite_values_are_no_false_alarm(tmp_path: Path) -> None:
 def test_dictionaries(name: str, tmp_path: Path) -> None:
     content, message = hostile.DICTIONARIES[name]
     (tmp_path / "dict.txt").write_bytes(content)
-    assert refused(message, lambda: load_dictionary(tmp_path)).startswith(f"{tmp_path / 'dict.txt'}: ")
+    assert refused(re.escape(message), lambda: load_dictionary(tmp_path)).startswith(f"{tmp_path / 'dict.txt'}: ")
 
 
 @pytest.fixture
@@ -386,7 +387,7 @@ def test_the_budget_is_shared_and_remembered(tmp_path: Path) -> None:
         lambda: SkipList(file, 0).add([("x", "gone")]),
     )
     torn = tmp_path / "torn.tsv"
-    torn.write_text("a\tbrok")  # whoever wrote it was killed
+    torn.write_text("a\tbrok")  # the process that wrote it was killed
     SkipList(torn, 2).add([("b\x1b[31m", "gone")])
     assert torn.read_text() == "a\tbrok\nb\\x1b[31m\tgone\n"
     refused(r"c\\x1b\[31m: gone; with the 2 in", lambda: SkipList(torn, 2).add([("c\x1b[31m", "gone")]))

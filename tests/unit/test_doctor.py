@@ -189,7 +189,7 @@ def test_report_and_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     text = capsys.readouterr().out
     assert "warning  faiss-cpu  gone" in text
     assert "-> Run pip." in text
-    assert "Training works here; 1 warning(s)." in text
+    assert "Training works here; 1 warning(s)" in text
     checks.append(Check("fairseq-fixed", "error", "gone", "Build it."))
     assert doctor.main(["--json"]) == 1
     report = json.loads(capsys.readouterr().out)

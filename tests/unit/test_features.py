@@ -126,7 +126,7 @@ def delete_ids(path: Path) -> None:
         (lambda path: edit_manifest(path, version=2), "manifest.json: has version 2"),
         (lambda path: edit_manifest(path, format="other"), "manifest.json: is not the manifest"),
         (lambda path: edit_manifest(path, dtype="float64"), r"manifest.json: is damaged \(dtype is"),
-        (lambda path: edit_manifest(path, teacher=None), "manifest.json: teacher is a NoneType, not dict; make"),
+        (lambda path: edit_manifest(path, teacher=None), "manifest.json: teacher has the type null, not dict; make"),
         (lambda path: edit_manifest(path, count=9), r"manifest.json: is damaged \(count is 9\)"),
         (lambda path: edit_manifest(path, dim=4), "features-00000.npy: holds float32 of shape"),
         (lambda path: edit_manifest(path, dtype="float16"), "features-00000.npy: holds float32"),

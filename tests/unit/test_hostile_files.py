@@ -177,7 +177,7 @@ def test_records_of_shards_that_are_damaged(record: str, tmp_path: Path) -> None
     writer = FeatureWriter(tmp_path / "f", ["a", "b"], **settings, dtype="float32", shard_rows=1)
     writer.write(0, values[:1])
     (tmp_path / "f" / "partial" / "00000.json").write_text(record)
-    assert "remove it, and the shard is made again" in refused(writer.pending)
+    assert "remove it, and the shard will be written again" in refused(writer.pending)
 
 
 # ------------------------------------------------------------------------------------------ archives
@@ -223,4 +223,4 @@ def test_archives_are_never_unpacked(kind: str, tmp_path: Path, capsys: pytest.C
 def test_a_tokenizer_that_is_something_else(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "dict.txt").write_text("a 1\n")
     (tmp_path / SENTENCEPIECE).write_bytes(content)
-    assert "is no SentencePiece model" in refused(lambda: XLMRTokenizer(tmp_path))
+    assert "is not a SentencePiece model" in refused(lambda: XLMRTokenizer(tmp_path))

@@ -111,7 +111,7 @@ def test_a_processor_of_huge_pictures_is_refused_before_it_makes_one(
     said = refused(lambda: DualEncoderTeacher.from_pretrained(clip))
     assert f"{clip}: its image processor has a " in said
     assert "size of 1" in said
-    assert "but the model reads 32; put back the preprocessor_config.json" in said
+    assert "but the model reads 32; restore the preprocessor_config.json" in said
 
 
 def test_a_crop_that_is_switched_off_may_have_any_size(clip: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_tokenizer_of_another_model(clip: Path) -> None:
     file.write_text(json.dumps(tokenizer), encoding="utf-8")
     model = MultilingualCLIP.from_pretrained(clip, device="cpu")
     assert model.encode_text("b").isfinite().all()
-    assert "clip: its tokenizer gives the id 1000000000, but the model knows 514" in refused(
+    assert "clip: its tokenizer gives the id 1000000000, but the model has 514" in refused(
         lambda: model.encode_text("a")
     )
 

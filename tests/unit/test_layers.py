@@ -20,24 +20,25 @@ ALLOWED = {
     "batching": "",
     "resilience": "losses storage",
     "registration": "compat resilience storage",  # and all that it registers, which it finds by folder
-    "models": "compat storage",
-    "data": "batching models resilience storage",
+    "models": "compat losses storage",
+    "data": "batching compat models resilience storage",
     "criterions": "losses storage",
     "optim": "storage",
     "encoding": "batching storage",
-    "evaluation": "encoding storage",
+    "evaluation": "encoding losses storage",
     "tasks": "batching criterions data evaluation models registration resilience storage",
-    "formats": "compat data export models registration storage",
+    "formats": "compat data models registration storage",
     "inference": "batching formats models storage",
     "export": "data encoding evaluation formats inference models registration storage",
     "search": "encoding evaluation storage",
-    "cli": "encoding evaluation export formats inference models search storage",
+    "translation": "data registration storage tasks",
+    "cli": "encoding evaluation export formats inference models search storage translation",
     "doctor": "cli compat",
     "user_dir": "tasks",
     "__init__": "compat inference user_dir",
 }
-# Imports against that order: the module that sentence-transformers finds in formats/ also saves.
-UPWARDS = {("formats", "export")}
+# Imports against that order.
+UPWARDS: set[tuple[str, str]] = set()
 
 
 def imported(tree: ast.AST, names: set[str]) -> Iterator[str]:

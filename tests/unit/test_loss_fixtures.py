@@ -28,7 +28,7 @@ def leaves(fixture: Fixture) -> dict[str, Tensor]:
 def trikd_terms(
     inputs: dict[str, Tensor], theta: Tensor, tt_scale: float, language: str, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Image-text and text-text term; away from English the reference puts images in the place of English texts."""
+    """Image-text and text-text term; away from English the reference puts images instead of English texts."""
     text, image, clip_text = (F.normalize(inputs[name], dim=1) for name in ("x_text", "image", "clip_text"))
     itc = symmetric_info_nce(text, image, theta.exp().clamp(max=100), **options)
     return itc, symmetric_info_nce(text, clip_text if language == "en" else image, tt_scale, **options)

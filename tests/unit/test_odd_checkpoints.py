@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mclip_fairseq.resilience.checking import changed_options, check_dictionary
+from mclip_fairseq.resilience.checking import changed_options, check_same_dictionary
 from mclip_fairseq.storage.checkpoints import StoredCheckpoint
 
 
@@ -44,5 +44,5 @@ def test_options_of_a_wrong_type_are_not_compared(group: Any) -> None:
 def test_a_dictionary_of_a_wrong_type_is_refused(tmp_path: Path) -> None:
     torch.save({"extra_state": {"SimpleNamespace": {"dictionary": {"symbols": "x"}}}}, tmp_path / "x.pt")
     task = SimpleNamespace(dictionary_identity=lambda: {"symbols": 3, "crc32": 0})
-    with pytest.raises(ValueError, match=r"x\.pt: symbols is a str, not int; give another checkpoint"):
-        check_dictionary(StoredCheckpoint(tmp_path / "x.pt"), task)
+    with pytest.raises(ValueError, match=r"x\.pt: symbols has the type str, not int; give another checkpoint"):
+        check_same_dictionary(StoredCheckpoint(tmp_path / "x.pt"), task)

@@ -1,4 +1,4 @@
-"""Which options a run may not change in mid-epoch: fairseq's own are listed, a task marks its own in their metadata."""
+"""Options that may not change in the middle of an epoch: fairseq's are listed, a task marks its own in metadata."""
 
 from __future__ import annotations
 

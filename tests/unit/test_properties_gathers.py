@@ -29,6 +29,7 @@ class Threads:
     """A process group of threads: what the module of gathers asks of `torch.distributed`."""
 
     ProcessGroup = object
+    ReduceOp = torch.distributed.ReduceOp
 
     def __init__(self, world: int) -> None:
         self.world = world
@@ -59,8 +60,9 @@ class Threads:
         for part, other in zip(parts, self.exchange(tensor), strict=True):
             part.copy_(other)
 
-    def all_reduce(self, tensor: Tensor, group: object = None) -> None:
-        tensor.copy_(torch.stack(self.exchange(tensor)).sum(0))
+    def all_reduce(self, tensor: Tensor, op: object = ReduceOp.SUM, group: object = None) -> None:
+        values = torch.stack(self.exchange(tensor))
+        tensor.copy_(values.amax(0) if op == self.ReduceOp.MAX else values.sum(0))
 
     def run(self, work: Callable[[int], Any]) -> list[Any]:
         """Do something on every rank."""

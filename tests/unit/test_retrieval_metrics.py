@@ -230,7 +230,7 @@ def test_released_with_ties_is_not_above_the_script(fixture: dict[str, np.ndarra
 
 
 def test_strict_and_released_differ_where_captions_are_many(fixture: dict[str, np.ndarray]) -> None:
-    strict, released = (retrieval_metrics(*variant(fixture, "k5"), protocol=p) for p in retrieval.PROTOCOLS)
+    strict, released = (retrieval_metrics(*variant(fixture, "k5"), protocol=p) for p in ("strict", "released"))
     assert released["i2t_R@5"] > strict["i2t_R@5"] + 1
 
 

@@ -33,6 +33,10 @@ def test_temperature_one_keeps_the_sizes() -> None:
     assert temperature_sizes([10, 90, 0], 1.0).tolist() == [10, 90, 0]
 
 
+def test_an_infinite_temperature_gives_equal_shares() -> None:
+    assert temperature_sizes([900, 90, 9], float("inf")).tolist() == [333, 333, 333]
+
+
 def test_high_temperature_evens_out() -> None:
     # Shares 0.1^(1/5) : 0.9^(1/5) = 0.631 : 0.979, so 39 and 61 of 100.
     assert temperature_sizes([10, 90], 5.0).tolist() == [39, 61]

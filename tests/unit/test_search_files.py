@@ -128,7 +128,7 @@ def test_lists_in_another_file_are_refused(index: Path, tmp_path: Path) -> None:
         (lambda m: m.update(version=2), "has version 2, but this program reads version 1"),
         (lambda m: m.pop("rows"), "rows is missing; the index is damaged; build it again"),
         (lambda m: m.update(kind="fast"), "kind has an impossible value"),
-        (lambda m: m.update(kind=["exact"]), "kind is a list, not str"),
+        (lambda m: m.update(kind=["exact"]), "kind has the type list, not str"),
         (lambda m: m.update(removed=[9]), "is damaged"),
         (lambda m: m.update(removed=["0"]), "is damaged"),
         (lambda m: m.update(effort="1"), "is damaged"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mclip_fairseq.encoding.galleries import Encoder, Gallery, encode_in_chunks, gallery_for
+from mclip_fairseq.encoding.galleries import Encoder, Gallery, encode_in_chunks, gallery_for, reader_of
 from mclip_fairseq.evaluation.benchmarks.base import Benchmark
 from mclip_fairseq.evaluation.benchmarks.files import AGAIN, choose_languages, file_below, read_table, whole_numbers
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
@@ -102,7 +102,10 @@ class ClassificationBenchmark(Benchmark):
             labels = order[np.searchsorted(numbers[order], self.labels[kept])]
             prompts = self.prompts[language]
             encode_names = partial(
-                encode_in_chunks, model.encode_text, batch_size=settings.batch_size, label=f"classes ({language})"
+                encode_in_chunks,
+                reader_of(model, language).encode_text,
+                batch_size=settings.batch_size,
+                label=f"classes ({language})",
             )
             features = class_features([name for _, name in classes], prompts or [BARE_NAME], encode_names)
             results[language], confidence[language] = zero_shot_accuracy(

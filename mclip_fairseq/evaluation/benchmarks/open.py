@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, cast
 
 from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.encoding.galleries import FeatureGallery, Gallery, ImageGallery
@@ -24,7 +25,7 @@ IMAGES = "images.tsv"
 DEFAULT_SPLIT = "test"
 # The kind of a benchmark is the first of these that its manifest names.
 KINDS = ("splits", "tables", "pairs", "languages")
-Names = list[Any] | dict[str, Any]  # of tables, pairs or languages; objects hold counts besides
+Names = cast(UnionType, list | dict)  # of tables, pairs or languages; objects hold counts besides
 FIELDS = {
     "name": str | None,
     "notes": list | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from mclip_fairseq.encoding.captions import Captions
-from mclip_fairseq.encoding.galleries import Encoder, Gallery, encode_in_chunks, gallery_for
+from mclip_fairseq.encoding.galleries import Encoder, Gallery, encode_in_chunks, gallery_for, reader_of
+from mclip_fairseq.encoding.matching import PairScorer, encode_image_states
 from mclip_fairseq.evaluation.benchmarks.base import Benchmark
 from mclip_fairseq.evaluation.benchmarks.files import AGAIN
+from mclip_fairseq.evaluation.benchmarks.reranking import reranked_languages
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
 from mclip_fairseq.evaluation.metrics.languages import evaluate_languages
 from mclip_fairseq.storage.errors import UserError
+
+ONE_IMAGE = "One image"  # how the note on such captions begins
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Encoded:
         text: language -> (T, D) caption features.
         own: language -> (T,) int64, index into `image` of each caption's own image.
         captioned_only: whether a language is searched only in the images that its captions name.
+        scorers: language -> matching scores of pairs of its captions and the images; empty without re-ranking.
     """
 
     captions: Sequence[Captions]
@@ -40,6 +45,7 @@ class Encoded:
     text: Mapping[str, Tensor]
     own: Mapping[str, Tensor]
     captioned_only: bool
+    scorers: Mapping[str, PairScorer] = field(default_factory=dict)
 
 
 class RetrievalBenchmark(Benchmark):
@@ -71,10 +77,14 @@ class RetrievalBenchmark(Benchmark):
         self.captions = captions
         self.galleries = galleries
         self.folds = dict(folds or {})
-        self.notes = notes
+        self.notes: Sequence[str] = [*notes, *(note for each in captions for note in one_image_note(each, galleries))]
         for gallery in galleries:  # find unknown images now, before a model is loaded
             for language in captions:
                 gallery.index.rows(language)
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Language -> the number of images that its captions name, and of its captions."""
+        return {each.language: (len(set(each.ids)), len(each.texts)) for each in self.captions}
 
     def describe(self) -> dict[str, Any]:
         """Files and hashes of the captions of each language and of the galleries, and the folds."""
@@ -98,19 +108,51 @@ class RetrievalBenchmark(Benchmark):
         image = gallery.encode(model, used, settings.batch_size)
         text = {
             each.language: encode_in_chunks(
-                model.encode_text, each.texts, settings.batch_size, f"captions ({each.language})"
+                reader_of(model, each.language).encode_text,
+                each.texts,
+                settings.batch_size,
+                f"captions ({each.language})",
             )
             for each in captions
         }
         own = {language: torch.from_numpy(np.searchsorted(used, images)) for language, images in rows.items()}
-        return Encoded(captions, gallery, used, image, text, own, captioned_only=not everything)
+        scorers = self.scorers(model, gallery, used, captions, settings) if settings.rerank else {}
+        return Encoded(captions, gallery, used, image, text, own, not everything, scorers)
+
+    def scorers(
+        self, model: Any, gallery: Gallery, used: np.ndarray, captions: Sequence[Captions], settings: Settings
+    ) -> dict[str, PairScorer]:
+        """Matching scores of any caption of a language with any image that is used.
+
+        Raises:
+            UserError: the model cannot match, or the gallery holds features only.
+        """
+        if not model.can_match:
+            raise UserError(
+                f"{model.name}: compares features only and cannot re-rank; leave out --rerank, or evaluate a model "
+                "such as ccrk"
+            )
+        states = encode_image_states(model, [gallery.picture(row) for row in used])
+        return {each.language: PairScorer(model, each.texts, states, settings.batch_size) for each in captions}
 
     def measure(self, encoded: Encoded, settings: Settings) -> dict[str, Any]:
         """The metrics of encoded captions and images: over all images and, if the benchmark has folds, their mean."""
         report = evaluate_languages(encoded.text, encoded.image, encoded.own, settings.protocol, encoded.captioned_only)
         report["gallery_searched"] = len(encoded.used)
+        if encoded.scorers:
+            report["reranked"] = self.measure_reranked(encoded, settings)
         if self.folds:
             report["folds"] = self.measure_folds(encoded, settings)
+        return report
+
+    def measure_reranked(self, encoded: Encoded, settings: Settings) -> dict[str, Any]:
+        """The same metrics after re-ranking: over all images and, if the benchmark has folds, their mean."""
+        everything = (encoded.text, encoded.image, encoded.own, encoded.scorers, settings.rerank)
+        report = reranked_languages(*everything, encoded.captioned_only)
+        if self.folds:
+            names = [encoded.gallery.index.names[row] for row in encoded.used]
+            folds = torch.tensor([self.folds.get(name, -1) for name in names])
+            report["folds"] = reranked_languages(*everything, encoded.captioned_only, folds)
         return report
 
     def measure_folds(self, encoded: Encoded, settings: Settings) -> dict[str, Any]:
@@ -133,6 +175,18 @@ class RetrievalBenchmark(Benchmark):
         return sizes | evaluate_languages(
             encoded.text, encoded.image[inside], own, settings.protocol, encoded.captioned_only, folds=folds
         )
+
+
+def one_image_note(captions: Captions, galleries: Sequence[Gallery]) -> list[str]:
+    """A note where all captions of a language name one image, so that there is nothing to confuse it with."""
+    sizes = [len(gallery.index.names) for gallery in galleries]
+    if len(set(captions.ids)) > 1:
+        return []
+    beside = f" of the {max(sizes)}" if sizes and max(sizes) > 1 else ""
+    return [
+        f"{ONE_IMAGE}: the captions of {captions.language} name only {captions.ids[0]!r}{beside}; searched in the "
+        "images that captions name, every recall is 100 and says nothing."
+    ]
 
 
 def first_captions(captions: Captions) -> Captions:

@@ -20,9 +20,11 @@ class Settings:
         protocol: of retrieval, one of `metrics.protocols.PROTOCOLS`.
         gallery: one of `GALLERIES`.
         captions: one of `CAPTIONS`.
+        rerank: how many nearest items a model that can match puts in order again; 0 for none.
     """
 
     batch_size: int = 256
     protocol: str = "strict"
     gallery: str = "captioned"
     captions: str = "all"
+    rerank: int = 0

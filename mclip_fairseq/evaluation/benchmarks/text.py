@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mclip_fairseq.encoding.galleries import Encoder, Gallery, encode_in_chunks
+from mclip_fairseq.encoding.galleries import Encoder, Gallery, encode_in_chunks, reader_of
 from mclip_fairseq.evaluation.benchmarks.base import Benchmark
 from mclip_fairseq.evaluation.benchmarks.files import AGAIN, choose_languages, file_below, read_table, real_numbers
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
 from mclip_fairseq.evaluation.metrics.bitext import bitext_accuracy
 from mclip_fairseq.evaluation.metrics.languages import average_languages
-from mclip_fairseq.evaluation.metrics.similarity import similarity_correlations
+from mclip_fairseq.evaluation.metrics.similarity import average_sets, similarity_correlations
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import file_sha256, read_lines
@@ -63,7 +63,10 @@ class BitextBenchmark(Benchmark):
         """Accuracy of finding each sentence's translation, per language, with averages and intervals."""
         results, confidence = {}, {}
         for language, sides in self.sides.items():
-            features = [encode_in_chunks(model.encode_text, side, settings.batch_size, language) for side in sides]
+            features = [
+                encode_in_chunks(reader_of(model, path.suffix[1:]).encode_text, side, settings.batch_size, language)
+                for path, side in zip(self.files[language], sides, strict=True)
+            ]
             results[language], interval = bitext_accuracy(*features)
             confidence[language] = {"accuracy": interval}
         return {"results": results, "confidence": confidence, "average": average_languages(results)}
@@ -109,8 +112,13 @@ class SimilarityBenchmark(Benchmark):
         results, confidence = {}, {}
         for table, rows in self.rows.items():
             _, *sides = zip(*rows, strict=True)
+            # A table is called SET.SPLIT.LANG, or SET.LANG-LANG where its sides are in two languages.
+            codes = table.rsplit(".", 1)[-1].split("-")
             first, second = (
-                encode_in_chunks(model.encode_text, list(side), settings.batch_size, table) for side in sides
+                encode_in_chunks(reader_of(model, code).encode_text, list(side), settings.batch_size, table)
+                for code, side in zip((codes[0], codes[-1]), sides, strict=True)
             )
             results[table], confidence[table] = similarity_correlations(first, second, self.scores[table])
-        return {"results": results, "confidence": confidence, "average": average_languages(results)}
+        pairs = {table: len(rows) for table, rows in self.rows.items()}
+        averages = average_languages(results) | average_sets(results, pairs)
+        return {"results": results, "confidence": confidence, "average": averages}

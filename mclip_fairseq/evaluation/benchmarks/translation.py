@@ -11,7 +11,7 @@ from mclip_fairseq.evaluation.metrics.languages import average_languages
 from mclip_fairseq.evaluation.metrics.translation import translation_scores
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, read_lines
-from mclip_fairseq.storage.provenance import provenance
+from mclip_fairseq.storage.provenance import provenance, shareable
 
 # Lines of fairseq-generate: detokenised hypotheses, number, score, text.
 GENERATED = re.compile(r"D-(\d+)\t[^\t]*\t(.*)")
@@ -83,7 +83,8 @@ def translation_report(
         "headline": "bleu",
         "data": {
             language: {
-                what: {"path": str(of[language]), "sha256": file_sha256(of[language])} for what, of in files.items()
+                what: {"path": shareable(of[language]), "sha256": file_sha256(of[language])}
+                for what, of in files.items()
             }
             for language in results
         },

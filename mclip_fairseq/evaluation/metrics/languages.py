@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,17 @@ def evaluate_languages(
             ranks[language] = [
                 retrieval_ranks(*fold, protocol) for fold in split_into_folds(features, images, own, fold_of_image)
             ]
+    # Ranks of the same item can only be compared where line n means the same item in every language.
+    return summarise_ranks(ranks, aligned=folds is None and are_aligned(text_to_image))
+
+
+def summarise_ranks(ranks: Mapping[str, Sequence[RetrievalRanks]], aligned: bool) -> dict[str, Any]:
+    """Everything that is reported of the ranks of each language; see `evaluate_languages`.
+
+    Args:
+        ranks: language -> ranks of each fold, one where there are no folds.
+        aligned: whether query n is the same item in every language.
+    """
     results = {
         language: _mean_over_folds([metrics_from_ranks(fold) for fold in of_folds])
         for language, of_folds in ranks.items()
@@ -71,11 +82,10 @@ def evaluate_languages(
         "confidence": {language: recall_intervals(of_folds) for language, of_folds in ranks.items()},
         "average": average_languages(results),
     }
-    if folds is None:
+    if all(len(of_folds) == 1 for of_folds in ranks.values()):
         whole = {language: of_folds[0] for language, of_folds in ranks.items()}
         report["curve"] = {language: recall_curve(values) for language, values in whole.items()}
-        # Ranks of the same item can only be compared where line n means the same item in every language.
-        if len(ranks) > 1 and _aligned(text_to_image):
+        if len(ranks) > 1 and aligned:
             report["mean_rank_variance"] = _rank_variances(whole)
     return report
 
@@ -140,7 +150,8 @@ def _mean_over_folds(folds: list[Metrics]) -> Metrics:
     return _mean(folds) | {"ties": sum(fold["ties"] for fold in folds)}
 
 
-def _aligned(text_to_image: Mapping[str, Tensor]) -> bool:
+def are_aligned(text_to_image: Mapping[str, Tensor]) -> bool:
+    """Whether the captions of all languages name the same images line by line."""
     first, *others = text_to_image.values()
     return all(torch.equal(first, own) for own in others)
 

@@ -33,7 +33,7 @@ class RetrievalRanks:
 
     Attributes:
         t2i: (T,) int64, number of foreign images that score at least as high as the caption's own image.
-        i2t: (Q,) int64, number of foreign captions (strict) or foreign images (released) that score at least as high
+        i2t: (Q,) int64, number of foreign captions (strict) or foreign images (the others) that score at least as high
             as the best own caption.
         i2t_images: (Q,) int64, the image index of each image query.
         t2i_tied: (T,) bool, whether the own image ties with a foreign one, so the rank depends on how ties are broken.
@@ -61,7 +61,7 @@ def retrieval_metrics(
         text: (T, D) caption features.
         image: (I, D) image features.
         text_to_image: (T,) index into `image` of each caption's own image.
-        protocol: "strict" or "released", see `retrieval_ranks`.
+        protocol: "strict", "released" or "caption_max", see `retrieval_ranks`.
 
     Returns:
         `t2i_R@1 t2i_R@5 t2i_R@10 i2t_R@1 i2t_R@5 i2t_R@10 mean_recall` in percent, and `ties`, the number of queries
@@ -100,11 +100,15 @@ def retrieval_ranks(
     caption scoring at least as high. Each image is a query once per caption. The script looks at 100 hits only, which
     matters only for images with more than ten captions; that limit is not repeated.
 
+    "caption_max" is CLIP4Clip's and MLA's: as "released", with each image a query once. An image is found as soon as
+    its best caption is, so recalls from images are higher than with "strict". Images without a caption are left out.
+    Where scores tie, MLA's code counts one row for each tied position; here ties count against the query, as always.
+
     Args:
         text: (T, D) caption features.
         image: (I, D) image features.
         text_to_image: (T,) index into `image` of each caption's own image.
-        protocol: "strict" or "released".
+        protocol: "strict", "released" or "caption_max".
 
     Returns:
         the ranks, on the device of `image`.
@@ -121,7 +125,9 @@ def retrieval_ranks(
         return RetrievalRanks(ranks.t2i, ranks.i2t[queries], queries, ranks.t2i_tied, ranks.i2t_tied[queries])
     captioned, own = own.unique(return_inverse=True)
     ranks = _ranks(text, _unit(image[captioned]), own, by_image=True)
-    return RetrievalRanks(ranks.t2i, ranks.i2t[own], captioned[own], ranks.t2i_tied, ranks.i2t_tied[own])
+    # An image is a query once per caption, or once.
+    queries = torch.arange(len(captioned), device=own.device) if protocol == "caption_max" else own
+    return RetrievalRanks(*(ranks.t2i, ranks.i2t[queries], captioned[queries], ranks.t2i_tied, ranks.i2t_tied[queries]))
 
 
 def top_images(text: Features, image: Features, k: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -45,6 +45,37 @@ def similarity_correlations(
     # A resample of few pairs may repeat one pair only; its correlation is undefined, and it is ignored.
     intervals = {name: interval(values[np.isfinite(values)]) for name, values in resampled.items()}
     return {name: float(value) for name, value in correlations.items()}, intervals
+
+
+def average_sets(results: Mapping[str, Mapping[str, float]], pairs: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """Averages over the sets of one year of STS (or another shared prefix), as SentEval has them.
+
+    Args:
+        results: table, such as `sts12.test.MSRpar` -> correlations.
+        pairs: table -> number of pairs.
+
+    Returns:
+        for each prefix with several tables, `PREFIX mean`, each table with the same weight, and `PREFIX wmean`,
+        weighted by pairs; then `mean` and `wmean` of these over the prefixes, a single table being a prefix of its own.
+    """
+    sets: dict[str, list[str]] = {}
+    for table in results:
+        sets.setdefault(table.split(".")[0], []).append(table)
+    averages: dict[str, dict[str, float]] = {}
+    totals: dict[str, list[dict[str, float]]] = {"mean": [], "wmean": []}
+    for prefix, tables in sets.items():
+        for kind, weights in (("mean", [1] * len(tables)), ("wmean", [pairs[table] for table in tables])):
+            average = {
+                name: float(np.average([results[table][name] for table in tables], weights=weights))
+                for name in results[tables[0]]
+            }
+            totals[kind].append(average)
+            if len(tables) > 1:
+                averages[f"{prefix} {kind}"] = average
+    if averages and len(sets) > 1:
+        for kind, values in totals.items():
+            averages[kind] = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+    return averages
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from mclip_fairseq.evaluation.reports.comparison import ReportRow, rows_by_table
 from mclip_fairseq.evaluation.reports.report import align_table
 
 TABLES = ("retrieval.tsv", "similarity.tsv")
+SIZES = "sizes.tsv"  # of whole sets; more exact lines come first, and 0 captions means any number
 
 
 @dataclass
@@ -64,6 +65,33 @@ def _rows(table: str) -> csv.DictReader[str]:
     return csv.DictReader(text.splitlines(), delimiter="\t")
 
 
+def missing_from_published(benchmark: str, counts: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """What a set lacks of the published one: language -> "950 of 1000 images"; empty where nothing is missing.
+
+    Args:
+        benchmark: its name, as in reports.
+        counts: language -> its number of images and of captions.
+    """
+    missing = {}
+    for language, own in counts.items():
+        size = next((row for row in _rows(SIZES) if _is_size_of(row, benchmark, language)), None)
+        if size is None:
+            continue
+        published = (int(size["images"]), int(size["captions"]))
+        lacking = [
+            f"{count} of {whole} {what}"
+            for count, whole, what in zip(own, published, ("images", "captions"), strict=True)
+            if count < whole
+        ]
+        if lacking:
+            missing[language] = " and ".join(lacking)
+    return missing
+
+
+def _is_size_of(row: Mapping[str, str], benchmark: str, language: str) -> bool:
+    return fnmatchcase(benchmark, row["benchmark"]) and row["language"] in (language, "*")
+
+
 def published_beside(reports: Sequence[Mapping[str, Any]]) -> list[Published]:
     """The published numbers of the benchmarks of some reports."""
     benchmarks = {report["benchmark"] for report in reports}
@@ -94,9 +122,11 @@ def _table_beside(metric: str, own: Sequence[ReportRow], published: Sequence[Pub
     languages = [language for language in own[0].results if language in everywhere]
     table = [["model", *languages, "average", "same protocol"]]
     for row in own:
-        table.append([row.model, *_cells(row.results, languages, metric), "own"])
+        own_row = "own, of a part of the set" if row.is_partial else "own"
+        table.append([row.model, *_cells(row.results, languages, metric), own_row])
     for entry in published:
         same = "yes" if entry.protocol == own[0].protocol else f"no: {entry.protocol}"
+        same = f"no: of the whole set, {entry.protocol}" if own[0].is_partial else same
         table.append([entry.system, *_cells(entry.results, languages, metric), same])
     sources = "\n".join(f"Source: {source}." for source in dict.fromkeys(entry.source for entry in published))
     return f"{own[0].title_of(metric)}, beside published numbers\n\n{align_table(table)}\n\n{sources}"

@@ -11,7 +11,8 @@ from typing import Any
 from mclip_fairseq.evaluation.reports.report import align_table
 
 Report = Mapping[str, Any]
-CSV_COLUMNS = ("benchmark", "part", "protocol", "model", "language", "metric", "value", "low", "high")
+PARTIAL = "a part of the published set"
+CSV_COLUMNS = ("benchmark", "part", "protocol", "model", "language", "metric", "value", "low", "high", "set")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ReportRow:
         results: language -> metrics.
         confidence: language -> metric -> interval.
         average: see `average_languages`.
+        is_partial: whether it was measured on a part of the published set.
     """
 
     benchmark: str
@@ -37,11 +39,12 @@ class ReportRow:
     results: Mapping[str, Mapping[str, float]]
     confidence: Mapping[str, Mapping[str, Sequence[float]]]
     average: Mapping[str, Mapping[str, float]]
+    is_partial: bool = False
 
     @property
     def title(self) -> str:
         """Of a table of the headline metric."""
-        return self.title_of(self.headline)
+        return self.title_of(self.headline) + (f", {PARTIAL}" if self.is_partial else "")
 
     def title_of(self, metric: str) -> str:
         """Of a table of any metric."""
@@ -63,6 +66,7 @@ def rows_by_table(reports: Sequence[Report]) -> dict[str, list[ReportRow]]:
                 results=values["results"],
                 confidence=values["confidence"],
                 average=values["average"],
+                is_partial=bool(report.get("partial")),
             )
             tables.setdefault(row.title, []).append(row)
     return tables
@@ -117,5 +121,5 @@ def format_csv(reports: Sequence[Report]) -> str:
                 for metric, value in metrics.items():
                     low, high = row.confidence.get(language, {}).get(metric, ("", ""))
                     words = (row.benchmark, row.part, row.protocol, row.model, language, metric)
-                    writer.writerow([*words, value, low, high])
+                    writer.writerow([*words, value, low, high, PARTIAL if row.is_partial else ""])
     return stream.getvalue()

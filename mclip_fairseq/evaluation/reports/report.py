@@ -12,7 +12,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields, has_type
 
 NAMES = {"name": str, "benchmark": str, "kind": str, "headline": str}
-CHOICES = {"protocol": str, "captions": str, "gallery": str}  # of retrieval
+CHOICES = {"protocol": str, "captions": str, "gallery": str, "partial": dict | None}  # of retrieval
 FOLDS = {"number": int, "images": int}
 
 
@@ -27,8 +27,18 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
     columns = [key for key in first if key not in COUNTS]
     rows = [["language", *(key.replace("_R@", " R@").replace("_", " ") for key in columns)]]
     rows += [[language, *_cells(metrics, columns)] for language, metrics in evaluation["results"].items()]
-    rows += [[averages[key], *_cells(metrics, columns)] for key, metrics in evaluation["average"].items()]
+    rows += [[averages.get(key, key), *_cells(metrics, columns)] for key, metrics in evaluation["average"].items()]
     return align_table(rows)
+
+
+def format_tables(report: Mapping[str, Any]) -> str:
+    """The table and, where the report has re-ranked results, their own, with what each is."""
+    reranked = report.get("reranked")
+    if not reranked:
+        return format_table(report)
+    titles = ("Features alone:", f"The nearest {reranked['k']} of every query re-ranked by matching scores:")
+    tables = (format_table(report), format_table(reranked))
+    return "\n\n".join(f"{title}\n\n{table}" for title, table in zip(titles, tables, strict=True))
 
 
 def align_table(rows: Sequence[Sequence[str]]) -> str:
@@ -48,18 +58,19 @@ def format_notes(report: Mapping[str, Any]) -> str:
     if any(ties.values()):
         counts = ", ".join(f"{language} {count}" for language, count in ties.items() if count)
         notes.append(f"Queries whose best own item ties with a foreign one, counted against them: {counts}.")
-    if spread := report.get("mean_rank_variance"):
-        variance, std = spread["variance"], spread["std"]
-        notes.append(
-            f"Mean rank variance over languages: t2i {variance['t2i']:.2f}, i2t {variance['i2t']:.2f} "
-            f"(standard deviation {std['t2i']:.2f}, {std['i2t']:.2f})."
-        )
+    for title, measured in (("", report), (", re-ranked", report.get("reranked") or {})):
+        if spread := measured.get("mean_rank_variance"):
+            variance, std = spread["variance"], spread["std"]
+            notes.append(
+                f"Mean rank variance over languages{title}: t2i {variance['t2i']:.2f}, i2t {variance['i2t']:.2f} "
+                f"(standard deviation {std['t2i']:.2f}, {std['i2t']:.2f})."
+            )
     return "\n".join([*notes, *report.get("notes", ())])
 
 
 def format_markdown(report: Mapping[str, Any]) -> str:
     """The table, the sentences under it and the command, as in a Markdown file."""
-    return "\n\n".join([format_table(report), format_notes(report), f"```\n{report['command']}\n```"]) + "\n"
+    return "\n\n".join([format_tables(report), format_notes(report), f"```\n{report['command']}\n```"]) + "\n"
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@
 const SHOWN = 24;
 const PAUSE = 90; // milliseconds between the last key press and the request
 const byId = (name) => document.getElementById(name);
+const language = byId("language"); // shown for models that read each language in its own way
 const query = byId("query"), results = byId("results"), status = byId("status"), file = byId("file");
 let waiting = null, asking = false, next = null, address = null;
 
@@ -65,12 +66,14 @@ async function ask(question) {
   const start = performance.now();
   try {
     const answer = await fetch(question.url, { method: "POST", headers: question.headers, body: question.body });
-    const content = await answer.json();
-    if (!answer.ok) throw new Error(content.error);
+    // A server or a proxy that is too busy may answer with something else than JSON.
+    const content = await answer.json().catch(() => ({ error: "the server is too busy; try again in a moment" }));
+    if (!answer.ok || content.error) throw new Error(content.error);
     if (!next && question.valid()) {
       show(content.results);
       const seconds = ((performance.now() - start) / 1000).toFixed(2);
       setStatus(content.results.length ? `${content.results.length} images in ${seconds} s` : "no images");
+      if (content.warning) setStatus(content.warning, true);
     }
   } catch (error) {
     if (!next && question.valid()) setStatus(error instanceof TypeError ? "the server does not answer" : error.message, true);
@@ -88,14 +91,14 @@ function clear() {
 }
 
 function askText() {
-  const text = query.value.trim();
+  const text = query.value.trim(), spoken = language.value;
   history.replaceState(null, "", text ? `#q=${encodeURIComponent(text)}` : location.pathname);
   if (!text) return clear();
   ask({
     url: "search",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ query: text, k: SHOWN }),
-    valid: () => query.value.trim() === text,
+    body: JSON.stringify({ query: text, k: SHOWN, language: spoken || null }),
+    valid: () => query.value.trim() === text && language.value === spoken,
   });
 }
 
@@ -125,6 +128,7 @@ query.addEventListener("input", () => {
   clearTimeout(waiting);
   waiting = setTimeout(askText, PAUSE);
 });
+language.addEventListener("change", askText);
 byId("forget").addEventListener("click", () => {
   forget();
   clear();
@@ -185,6 +189,8 @@ addEventListener("keydown", (event) => {
 
 fetch("about").then((answer) => answer.json()).then((index) => {
   const languages = index.languages.length ? ` · trained on ${index.languages.join(", ")}` : "";
+  language.hidden = !index.choose_language;
+  if (index.choose_language) language.append(...index.languages.map((code) => new Option(code, code)));
   byId("about").textContent = `${index.name} · ${index.images.toLocaleString()} images · ${index.model}${languages}`;
 });
 const linked = new URLSearchParams(location.hash.slice(1)).get("q");

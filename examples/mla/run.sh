@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# MLA as published: NLT, LE, fine-tuning on English, fine-tuning on all languages, evaluation.
+#
+#   examples/mla/run.sh [--dry-run] [--tiny] [--gpus N] [STAGE...]
+#
+# STAGE is any of data nlt le finetune-en finetune-all evaluate (default: all). A stage that has its result is skipped;
+# an interrupted one continues from its last checkpoint.
+#
+#   --dry-run   print the commands without running them
+#   --tiny      a few updates of tiny acquirers on the CPU, to check that data and stages fit together
+#   --gpus N    processes on this machine, through torchrun (default: 1; the published runs used one)
+#
+# Paths and settings are environment variables; override any of them:
+#   CAPTIONS=data/cc300k    text/{train,valid}.LANG with their .ids (image id, tab, id of the English text) in each of
+#                           LANGS, and features/{image,text} of mclip-features, both with TEACHER
+#   LANGS=de,fr,cs,zh,ja    the languages that CLIP acquires
+#   FINETUNE=data/multi30k  text/ of preprocess/multi30k.py in FINETUNE_LANGS=en,de,fr,cs, with the images in
+#   IMAGES=flickr30k
+#   TEACHER=openai/clip-vit-base-patch32
+#   TOKENIZER=bert-base-multilingual-cased   for all languages but English, and whose word vectors start the table
+#   EMBEDDING=$TOKENIZER    other word vectors; empty: random
+#   BENCHMARKS="data/sets/multi30k-task2:test_2016_flickr data/sets/coco-ja"   of preprocess/evaluation.sh;
+#                           EVALUATE_IMAGES="data/flickr30k data/coco", their image folder, one for all or one each
+#   OUT=runs/mla   SEED=42   PRECISION="--fp16 --fp16-no-flatten-grads"
+#   OPTIMIZER=fused_adamw   or bert_adam, the released one
+#   NLT_UPDATES=117150 LE_UPDATES=11715 FINETUNE_EN_UPDATES=5665 FINETUNE_ALL_UPDATES=10000
+#   OPTIONS=                further options of all trainings
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=../recipe.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
+
+TINY=0 GPUS=1
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --help) usage "${BASH_SOURCE[0]}"; exit 0 ;;
+    --dry-run) DRY=1 ;;
+    --tiny) TINY=1 ;;
+    --gpus) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "--gpus needs a number"; GPUS=$2; shift ;;
+    *) fail "unknown option $1; --help lists the options" ;;
+  esac
+  shift
+done
+ALL=(data nlt le finetune-en finetune-all evaluate)
+STAGES=("$@")
+((${#STAGES[@]})) || STAGES=("${ALL[@]}")
+for stage in "${STAGES[@]}"; do
+  [[ " ${ALL[*]} " == *" $stage "* ]] || fail "$stage is not a stage; name some of ${ALL[*]}"
+done
+
+CAPTIONS=${CAPTIONS:-data/cc300k} LANGS=${LANGS:-de,fr,cs,zh,ja}
+FINETUNE=${FINETUNE:-data/multi30k} FINETUNE_LANGS=${FINETUNE_LANGS:-en,de,fr,cs} IMAGES=${IMAGES:-flickr30k}
+TEACHER=${TEACHER:-openai/clip-vit-base-patch32} TOKENIZER=${TOKENIZER:-bert-base-multilingual-cased}
+EMBEDDING=${EMBEDDING-$TOKENIZER} OUT=${OUT:-runs/mla} SEED=${SEED:-42} OPTIMIZER=${OPTIMIZER:-fused_adamw}
+read -ra PRECISION <<< "${PRECISION---fp16 --fp16-no-flatten-grads}"
+read -ra OPTIONS <<< "${OPTIONS:-}"
+read -ra BENCHMARKS <<< "${BENCHMARKS:-data/sets/multi30k-task2:test_2016_flickr data/sets/coco-ja}"
+read -ra EVALUATE_IMAGES <<< "${EVALUATE_IMAGES:-}"
+NLT=${NLT_UPDATES:-117150} LE=${LE_UPDATES:-11715}
+FINETUNE_EN=${FINETUNE_EN_UPDATES:-5665} FINETUNE_ALL=${FINETUNE_ALL_UPDATES:-10000}
+ARCH=mla_base BATCH=128
+COMMON=(--user-dir "$PLUGIN" --seed "$SEED" --log-format json --log-interval 100 --no-epoch-checkpoints)
+COMMON+=("${OPTIONS[@]}")
+if ((TINY)); then
+  NLT=2 LE=2 FINETUNE_EN=2 FINETUNE_ALL=2 ARCH=mla_tiny BATCH=16 PRECISION=(--cpu)
+  COMMON+=(--num-workers 0)
+fi
+case $OPTIMIZER in
+  fused_adamw) ADAM=(--optimizer fused_adamw --adamw-betas "(0.9, 0.98)" --adamw-eps 1e-6) ;;
+  bert_adam) ADAM=(--optimizer bert_adam) ;;
+  *) fail "OPTIMIZER=$OPTIMIZER: give fused_adamw or bert_adam" ;;
+esac
+((GPUS == 1)) || TRAIN=(torchrun --standalone --nproc-per-node "$GPUS" -m fairseq_cli.train)
+# The languages of FINETUNE_LANGS but English, separated by spaces.
+OTHERS=" ${FINETUNE_LANGS//,/ } "
+OTHERS=${OTHERS/ en / }
+
+ids() { # ids TEXT BIN LANG...: copy the ids of captions beside their tokens
+  local text=$1 bin=$2 lang
+  shift 2
+  for lang in "$@"; do run cp "$text/train.$lang.ids" "$text/valid.$lang.ids" "$bin/"; done
+}
+tokens() { # tokens TOKENIZER TEXT BIN LANG...: the ids of a Hugging Face tokenizer
+  local tokenizer=$1 text=$2 bin=$3
+  shift 3
+  [[ ! -e $bin/complete ]] || { echo "$bin exists"; return; }
+  run "$PYTHON" "$PREPROCESS/binarise.py" --tokenizer "$tokenizer" --pieces "$text" --splits train valid \
+    --captions "$@" --output "$bin"
+  ids "$text" "$bin" "$@"
+  run touch "$bin/complete"
+}
+data() {
+  # shellcheck disable=SC2086 # a word per language
+  tokens "$TOKENIZER" "$CAPTIONS/text" "$OUT/data/captions" ${LANGS//,/ }
+  tokens "$TEACHER" "$FINETUNE/text" "$OUT/data/finetune-english" en
+  # shellcheck disable=SC2086
+  tokens "$TOKENIZER" "$FINETUNE/text" "$OUT/data/finetune-others" $OTHERS
+}
+stage() { # stage NAME DATA UPDATES LR OPTION...: what all stages have in common
+  local name=$1 data=$2 updates=$3 lr=$4
+  shift 4
+  train "$OUT/$name" "$data" --arch "$ARCH" --teacher "$TEACHER" --acquirers "$LANGS" --text-tokenizer "$TOKENIZER" \
+    --max-caption-tokens 77 --sampling-temperature inf --batch-size "$BATCH" "${ADAM[@]}" --weight-decay 0.2 \
+    --lr "$lr" --lr-scheduler warmup_cosine --max-update "$updates" --valid-retrieval \
+    --best-checkpoint-metric mean_recall --maximize-best-checkpoint-metric "$@" "${COMMON[@]}" "${PRECISION[@]}"
+}
+nlt() {
+  stage nlt "$OUT/data/captions" "$NLT" 1e-4 --task distillation --criterion distillation --langs "$LANGS" \
+    --text-features "$CAPTIONS/features/text" --image-features "$CAPTIONS/features/image" \
+    ${EMBEDDING:+--embedding "$EMBEDDING"} --validate-interval-updates 3000
+}
+le() {
+  stage le "$OUT/data/captions" "$LE" 3e-6 --task image_text --criterion image_text --langs "$LANGS" \
+    --image-features "$CAPTIONS/features/image" --base "$OUT/nlt/checkpoint_best.pt" --validate-interval-updates 500
+}
+finetune() { # finetune NAME DATA UPDATES LANGS PARTS BASE
+  stage "$1" "$2" "$3" 3e-6 --task image_text --criterion image_text --langs "$4" --train-parts "$5" --base "$6" \
+    --image-root "$IMAGES" --validate-interval-updates 500
+}
+finetune-en() {
+  finetune finetune-en "$OUT/data/finetune-english" "$FINETUNE_EN" en clip "$OUT/le/checkpoint_best.pt"
+}
+finetune-all() {
+  finetune finetune-all "$OUT/data/finetune-english:$OUT/data/finetune-others" "$FINETUNE_ALL" "$FINETUNE_LANGS" \
+    acquirers,embedding,linear,clip "$OUT/finetune-en/checkpoint_best.pt"
+}
+evaluate() {
+  local models=() names=() name images=()
+  ((${#EVALUATE_IMAGES[@]} == 0)) || images=(--images-root "${EVALUATE_IMAGES[@]}")
+  for name in le finetune-en finetune-all; do
+    ((DRY)) || [[ -e $OUT/$name/checkpoint_best.pt ]] || continue
+    models+=("$OUT/$name/checkpoint_best.pt")
+    names+=("$name")
+  done
+  ((${#models[@]})) || fail "$OUT holds no trained model; run the other stages before evaluate"
+  run mclip-evaluate "${BENCHMARKS[@]}" --model "${models[@]}" --name "${names[@]}" --protocol caption_max \
+    --output "$OUT/evaluation" --cache "$OUT/cache" "${images[@]}"
+}
+
+for stage in "${STAGES[@]}"; do
+  say "$stage"
+  "$stage"
+done

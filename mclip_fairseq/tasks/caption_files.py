@@ -1,0 +1,57 @@
+"""Where the files of caption tasks are, and checks that directories belong together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fairseq import utils
+from fairseq.data import Dictionary
+
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.feature_files import same_teacher
+from mclip_fairseq.storage.features import FeatureStore
+
+
+def caption_prefix(directory: str | Path, split: str, lang: str) -> str:
+    """Where fairseq-preprocess --only-source puts a language."""
+    return f"{directory}/{split}.{lang}-None.{lang}"
+
+
+def check_one_dictionary(directories: Sequence[str], dictionaries: Sequence[Dictionary]) -> None:
+    """Refuse data directories of one text encoder that were made with different dictionaries.
+
+    Raises:
+        UserError: naming both directories.
+    """
+    for directory, dictionary in zip(directories, dictionaries, strict=True):
+        if dictionary.symbols != dictionaries[0].symbols:
+            raise UserError(
+                f"{directory}: its dictionary differs from that of {directories[0]}; binarise both with the text "
+                "encoder's dict.txt"
+            )
+
+
+def open_features(paths: str, modality: str) -> FeatureStore | None:
+    """Open and verify the feature directories of a colon-separated option.
+
+    Raises:
+        UserError: they are damaged, or of the other modality.
+    """
+    if not paths:
+        return None
+    store = FeatureStore.open_all(utils.split_paths(paths))
+    if store.manifest["modality"] != modality:
+        raise UserError(
+            f"{store.paths[0]}: holds {store.manifest['modality']} features; --{modality}-features needs those of "
+            f"{modality}s"
+        )
+    return store
+
+
+def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:
+    """Refuse image and text features of two teachers; the model compares their widths and spaces."""
+    same_width = images.dim == texts.dim or "pooled" in (images.space, texts.space)
+    if not same_width or not same_teacher(images.identity, texts.identity):
+        raise UserError(
+            f"the image features are of {images.identity} ({images.dim} columns) and the text features of "
+            f"{texts.identity} ({texts.dim} columns); both must come from one teacher"
+        )

@@ -1,0 +1,71 @@
+"""Sentence similarity while two encoders are trained, to keep the better one and to choose checkpoints by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from mclip_fairseq.evaluation.benchmarks.files import read_table, real_numbers
+from mclip_fairseq.evaluation.metrics.similarity import similarity_correlations
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
+
+BATCH = 256
+
+
+class SimilarityFile:
+    """Pairs of sentences with human scores.
+
+    Args:
+        path: of `preprocess/sts.py`: score, sentence, sentence.
+
+    Raises:
+        UserError: it is missing or malformed, or scipy is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        rows = read_table(path, 3)
+        self.scores = real_numbers(path, [row[0] for row in rows])
+        self.sides = [[row[1] for row in rows], [row[2] for row in rows]]
+        import_extra("scipy.stats", "evaluate")  # fail now, before a step is taken
+
+    @torch.no_grad()
+    def choose(self, model: Any, between_batches: Callable[[], None]) -> dict[str, float]:
+        """Measure both encoders and let the model use the better one; the second where they are equal.
+
+        Args:
+            model: a `ContrastiveTensionModel`; it is put into eval mode, and back.
+            between_batches: called before each batch.
+
+        Returns:
+            `sts_spearman` of the better one, `sts_spearman_first` and `sts_spearman_second`, times 100.
+        """
+        place = model.cfg.text_tokenizer or model.cfg.text_encoder
+        if not place:
+            raise UserError("--valid-sts needs a tokenizer; give --text-tokenizer")
+        tokenizer = XLMRTokenizer(place, min(512, model.max_positions()))
+        training = model.training
+        model.eval()
+        try:
+            spearman = {name: self._spearman(model, name, tokenizer, between_batches) for name in ("first", "second")}
+        finally:
+            model.train(training)
+        better = "first" if spearman["first"] > spearman["second"] else "second"
+        model.use(better)
+        return {"sts_spearman": spearman[better]} | {f"sts_spearman_{name}": value for name, value in spearman.items()}
+
+    def _spearman(self, model: Any, name: str, tokenizer: XLMRTokenizer, between_batches: Callable[[], None]) -> float:
+        device = next(model.parameters()).device
+        vectors: list[Tensor] = []
+        for side in self.sides:
+            parts = []
+            for start in range(0, len(side), BATCH):
+                between_batches()
+                parts.append(model.pooled(name, tokenizer(side[start : start + BATCH]).to(device)).float().cpu())
+            vectors.append(torch.cat(parts))
+        return similarity_correlations(vectors[0], vectors[1], self.scores)[0]["spearman"]

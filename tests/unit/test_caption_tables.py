@@ -1,0 +1,119 @@
+"""Tables of captions as other programs write them: read rightly, or refused by line."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from mclip_fairseq.encoding.bulk import read_caption_list
+from mclip_fairseq.encoding.captions import read_language_captions
+from mclip_fairseq.encoding.galleries import IdIndex, ImageGallery
+from mclip_fairseq.evaluation.benchmarks.retrieval import RetrievalBenchmark
+from mclip_fairseq.evaluation.published import missing_from_published
+from mclip_fairseq.storage.errors import UserError
+
+GOOD = "1.jpg\ta dog\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (GOOD + "2.jpg\ta cat\ten\n", "line 2: has 3 columns"),
+        (GOOD + '2.jpg\t"a ""red"" dog"\n', "line 2: is quoted as csv writers do"),
+        (GOOD + '"2.jpg"\t"a dog"\n', "line 2: is quoted as csv writers do"),
+        ("image\tcaption\n" + GOOD, "line 1: looks like a header; remove it"),
+        ("image_id\tCaption\n" + GOOD, "line 1: looks like a header; remove it"),
+        (
+            GOOD + "2.jpg#0\ta dog\n",
+            "line 2: the id '2.jpg#0' ends with the number of its caption; ids may not carry #N",
+        ),
+        ("1.jpg\ta dog\r2.jpg\ta cat\r", "line 1: has a carriage return inside"),
+        (GOOD + "2.jpg\ta\0dog\n", "line 2: has a NUL character"),
+        ("1.jpg\ta dog\n".encode("utf-16-le").decode("latin-1"), "line 1: has a NUL character"),
+        (GOOD + "2.jpg\t\u200b\n", "line 2: is not 'image id, tab, caption'"),
+        (GOOD + "2.jpg\t\u00a0\n", "line 2: is not 'image id, tab, caption'"),
+        (GOOD + "\u200b\ta dog\n", "line 2: is not 'image id, tab, caption'"),
+    ],
+)
+def test_what_is_no_table_of_captions_is_refused_by_line(tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "xx.tsv"
+    file.write_bytes(content.encode())
+    with pytest.raises(UserError) as caught:
+        read_language_captions("xx", file)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ("\ufeff" + GOOD, ["a dog"]),
+        ("1.jpg\ta dog\r\n2.jpg\ta cat\r\n", ["a dog", "a cat"]),
+        ('1.jpg\t"Stop!" says the sign\n2.jpg\t"quoted"\n', ['"Stop!" says the sign', '"quoted"']),
+        ("image\ta caption of an image\n", ["a caption of an image"]),
+        ("photo#1\ta dog\n", ["a dog"]),
+    ],
+)
+def test_what_people_write_is_read(tmp_path: Path, content: str, texts: list[str]) -> None:
+    (tmp_path / "xx.tsv").write_bytes(content.encode())
+    assert read_language_captions("xx", tmp_path / "xx.tsv").texts == texts
+
+
+@pytest.mark.parametrize("line", ["\u200b", "a\rdog", "a\0dog"])
+def test_plain_captions_are_checked_alike(tmp_path: Path, line: str) -> None:
+    (tmp_path / "xx").write_bytes(f"a cat\n{line}\n".encode())
+    (tmp_path / "ids").write_text("1\n2\n")
+    with pytest.raises(UserError, match="xx, line 2: "):
+        read_language_captions("xx", tmp_path / "xx", tmp_path / "ids")
+
+
+def test_features_of_a_table_with_more_columns_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tsv").write_text(GOOD + "2\ta\tb\n")
+    with pytest.raises(UserError, match="line 2: has 3 columns"):
+        read_caption_list(tmp_path / "x.tsv")
+
+
+@pytest.mark.parametrize("stored", [unicodedata.normalize("NFD", "café.jpg"), "CAFÉ.JPG", "CAFÉ"])
+def test_an_id_that_looks_equal_is_named(tmp_path: Path, stored: str) -> None:
+    index = IdIndex(["1.jpg", stored], tmp_path)
+    name = "café" if stored == "CAFÉ" else "café.jpg"
+    with pytest.raises(UserError) as caught:
+        index.rows_of(["1.jpg", name], tmp_path / "ids")
+    assert f"but {stored!a} exists, which differs only in case or Unicode form" in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        index.rows_of(["other.jpg"], tmp_path / "ids")
+    assert "exists" not in str(caught.value)
+
+
+def test_captions_of_one_image_are_not_scored_without_a_word(tmp_path: Path) -> None:
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "xx.tsv").write_text(GOOD + "1.jpg\ta cat\n")
+    gallery = ImageGallery(tmp_path)
+    (note,) = RetrievalBenchmark("x", [read_language_captions("xx", tmp_path / "xx.tsv")], [gallery]).notes
+    assert note.startswith("One image: the captions of xx name only '1.jpg' of the 2")
+    (tmp_path / "xx.tsv").write_text(GOOD + "2.jpg\ta cat\n")
+    assert not RetrievalBenchmark("x", [read_language_captions("xx", tmp_path / "xx.tsv")], [gallery]).notes
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "counts", "missing"),
+    [
+        ("XTD10", {"de": (1000, 1000)}, {}),
+        ("XTD10", {"de": (950, 1000), "fr": (1000, 1000)}, {"de": "950 of 1000 images"}),
+        ("MSCOCO (Karpathy split)", {"en": (4999, 25000)}, {"en": "4999 of 5000 images and 25000 of 25010 captions"}),
+        ("MSCOCO (Karpathy split) (valid)", {"en": (5000, 25010)}, {}),
+        (
+            "xFlickr&CO (IGLUE)",
+            {"de": (1999, 1999), "en": (1999, 1999)},
+            {"en": "1999 of 2000 images and 1999 of 2000 captions"},
+        ),
+        ("Crossmodal-3600", {"bn": (3600, 3600)}, {}),
+        ("captions", {"de": (3, 3)}, {}),
+    ],
+)
+def test_a_part_of_a_published_set_is_recognised(
+    benchmark: str, counts: dict[str, tuple[int, int]], missing: dict[str, str]
+) -> None:
+    assert missing_from_published(benchmark, counts) == missing

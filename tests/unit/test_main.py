@@ -1,0 +1,79 @@
+"""How every program ends: one sentence for the user, one line after Ctrl-C, a traceback for a bug."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mclip_fairseq.cli.main import Parser, run_main
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.features import FeatureStore
+
+
+def failing(error: BaseException) -> Callable[[], int]:
+    def run() -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "printed"),
+    [
+        (UserError("x\x1b[31m.txt: is empty; write it"), 2, "prog: error: x\\x1b[31m.txt: is empty; write it\n"),
+        (FileNotFoundError(2, "No such file", "a\nb"), 2, "prog: error: a\\nb: No such file\n"),
+        (KeyboardInterrupt(), 130, "\nprog: interrupted; run it again\n"),
+    ],
+)
+def test_a_person_reads_one_sentence(
+    error: BaseException, status: int, printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("prog", failing(error), when_interrupted="run it again") == status
+    assert capsys.readouterr().err == printed
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a reader catches what parsers raise about a damaged file."""
+    with pytest.raises(AttributeError, match="a bug"):
+        run_main("prog", failing(AttributeError("a bug")))
+
+    def read_json(path: Path) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr("mclip_fairseq.storage.feature_files.read_json", read_json)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(AttributeError, match="a bug"):
+        run_main("prog", lambda: print(FeatureStore.open(tmp_path)))
+
+
+def test_the_parser_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        Parser(prog="prog").parse_args(["\x1b[31mx"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith("prog: error: unrecognized arguments: \\x1b[31mx\n")
+
+
+def console_scripts(root: Path) -> list[Path]:
+    scripts = tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"]
+    modules = [Path(root, *target.partition(":")[0].split(".")).with_suffix(".py") for target in scripts.values()]
+    others = [path for folder in ("preprocess", "examples") for path in (root / folder).rglob("*.py")]
+    return modules + [path for path in others if "__main__" in path.read_text(encoding="utf-8")]
+
+
+def test_every_program_ends_by_run_main(repository_root: Path) -> None:
+    scripts = console_scripts(repository_root)
+    assert len(scripts) > 20
+    for path in scripts:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        called = {
+            node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert called & {"run_main", "run_corpus"}, path
+        made = [
+            node for node in ast.walk(tree) if isinstance(node, ast.Call) and "ArgumentParser" in ast.unparse(node.func)
+        ]
+        assert not made, path
