@@ -73,6 +73,16 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def print_ratios(measured: Mapping[str, Seconds], base: str) -> None:
+    """Print the seconds of each way, and how many times as long as `base` it takes."""
+    one = measured[base]
+    rows = [
+        [name, f"{s.cpu:.3f}", f"{s.cpu / one.cpu:.2f}", f"{s.wall:.3f}", f"{s.wall / one.wall:.2f}"]
+        for name, s in measured.items()
+    ]
+    print_table(["", "CPU s", "ratio", "wall s", "ratio"], rows)
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print aligned columns: the first to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]

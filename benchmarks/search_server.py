@@ -55,6 +55,10 @@ class LikeXLMR:
         width = max(map(len, pieces))
         return {"tokens": torch.tensor([row + [1] * (width - len(row)) for row in pieces])}
 
+    def token_mask(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(n, length) bool, False at pads."""
+        return inputs["tokens"].ne(1)
+
     def encode_text(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """(n, dim), not normalised."""
         mask = inputs["tokens"].ne(1).long()

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from mclip_fairseq.batching import batch_cost, split_padded
 from mclip_fairseq.formats.saved import is_saved_directory
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.settings import digest
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from mclip_fairseq.formats.towers import Tower
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+# Texts that are tokenised at once.
+WINDOW = 8192
+# Numbers of inputs and their features.
+Encoded = Iterator[tuple[list[int], Tensor]]
 ImageInput = str | Path | Image.Image | np.ndarray
 
 
@@ -181,11 +186,11 @@ class MultilingualCLIP:
         normalize: bool = True,
         show_progress_bar: bool = False,
     ) -> Tensor:
-        """Encode texts of any language.
+        """Encode texts of any language, in batches of similar numbers of tokens.
 
         Args:
             texts: one or several, over-long ones are cut; or (texts, length) int64 token ids, padded on either side.
-            batch_size: texts at a time.
+            batch_size: most texts at a time.
             normalize: L2-normalise.
             show_progress_bar: draw one.
 
@@ -196,26 +201,35 @@ class MultilingualCLIP:
             UserError: something else than texts.
         """
         if isinstance(texts, Tensor):
-            return self.encode_tokens(texts, batch_size, normalize, show_progress_bar)
-        texts = [texts] if isinstance(texts, str | bytes | None) else list(texts)
-        check_texts(texts)
-        texts = [without_splitters(text) for text in texts]
-        # Texts of similar length share a batch, so little padding is computed.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+            tokens, windows = texts, [list(range(len(texts)))]
 
-        def encode(rows: list[int]) -> Tensor:
-            inputs = self.tower.tokenize([texts[i] for i in rows])
-            return self.tower.encode_text({name: tensor.to(self.device) for name, tensor in inputs.items()})
+            def inputs_of(rows: list[int]) -> dict[str, Tensor]:
+                return self.tower.model_input(tokens)
+        else:
+            strings = [texts] if isinstance(texts, str | bytes | None) else list(texts)
+            check_texts(strings)
+            strings = [without_splitters(text) for text in strings]
+            # Tokenised window by window, which bounds the memory. A window holds texts of similar length.
+            order = sorted(range(len(strings)), key=lambda i: len(strings[i]))
+            windows = [order[start : start + WINDOW] for start in range(0, len(order), WINDOW)]
 
-        return self.run(order, encode, batch_size, normalize, show_progress_bar, "texts")
+            def inputs_of(rows: list[int]) -> dict[str, Tensor]:
+                return self.tower.tokenize([strings[i] for i in rows])
 
-    def encode_tokens(self, tokens: Tensor, batch_size: int, normalize: bool, show_progress_bar: bool) -> Tensor:
-        """Encode (texts, length) token ids of `tokenizer`; see `encode_text`."""
+        batches = self.text_batches(windows, inputs_of, batch_size)
+        return self.run(batches, sum(map(len, windows)), normalize, show_progress_bar, "texts")
 
-        def encode(rows: list[int]) -> Tensor:
-            return self.tower.encode_text(self.tower.model_input(tokens[rows].to(self.device)))
-
-        return self.run(list(range(len(tokens))), encode, batch_size, normalize, show_progress_bar, "texts")
+    def text_batches(
+        self, windows: Iterable[list[int]], inputs_of: Callable[[list[int]], dict[str, Tensor]], batch_size: int
+    ) -> Encoded:
+        """Encode windows of texts, each tokenised at once and then split into batches by tokens."""
+        cost = batch_cost(self.device)
+        for window in windows:
+            if window:
+                inputs = inputs_of(window)
+                for rows, batch in split_padded(inputs, self.tower.token_mask(inputs), cost, batch_size):
+                    on_device = {name: tensor.to(self.device) for name, tensor in batch.items()}
+                    yield [window[row] for row in rows], self.tower.encode_text(on_device)
 
     def encode_image(
         self,
@@ -253,7 +267,8 @@ class MultilingualCLIP:
             pixels = self.transform([to_pil(items[i], limit) for i in rows])
             return self.tower.encode_pixels(self.to_device(pixels))
 
-        return self.run(list(range(len(items))), encode, batch_size, normalize, show_progress_bar, "images")
+        batches = in_batches(encode, len(items), batch_size)
+        return self.run(batches, len(items), normalize, show_progress_bar, "images")
 
     def encode_image_features(
         self, features: np.ndarray | Tensor, batch_size: int = 8192, normalize: bool = True
@@ -281,7 +296,7 @@ class MultilingualCLIP:
         def encode(numbers: list[int]) -> Tensor:
             return self.tower.project(self.to_device(rows[numbers]))
 
-        return self.run(list(range(len(rows))), encode, batch_size, normalize, False, "features")
+        return self.run(in_batches(encode, len(rows), batch_size), len(rows), normalize, False, "features")
 
     @property
     def can_match(self) -> bool:
@@ -364,23 +379,21 @@ class MultilingualCLIP:
         return tensor.to(device=self.device, dtype=next(self.tower.module.parameters()).dtype)
 
     @torch.inference_mode()
-    def run(
-        self,
-        order: list[int],
-        encode: Callable[[list[int]], Tensor],
-        batch_size: int,
-        normalize: bool,
-        show_progress_bar: bool,
-        unit: str,
-    ) -> Tensor:
-        """Encode in batches, in any order, and give the rows back in the order of the input."""
-        out = torch.zeros(len(order), self.dim)
-        with tqdm(total=len(order), unit=unit, disable=not show_progress_bar) as progress:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                out[rows] = encode(rows).float().cpu()
+    def run(self, batches: Encoded, count: int, normalize: bool, show_progress_bar: bool, unit: str) -> Tensor:
+        """Collect features that come batch by batch, in any order, in the order of the input."""
+        out = torch.zeros(count, self.dim)
+        with tqdm(total=count, unit=unit, disable=not show_progress_bar) as progress:
+            for rows, features in batches:
+                out[rows] = features.float().cpu()
                 progress.update(len(rows))
         return F.normalize(out, dim=1) if normalize else out
+
+
+def in_batches(encode: Callable[[list[int]], Tensor], count: int, size: int) -> Encoded:
+    """Encode the inputs 0 ... `count` - 1, `size` at a time."""
+    for start in range(0, count, size):
+        rows = list(range(start, min(start + size, count)))
+        yield rows, encode(rows)
 
 
 def check_texts(texts: Sequence[Any]) -> None:

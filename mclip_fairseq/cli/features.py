@@ -134,7 +134,8 @@ def open_source(
         )
     preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
     return CaptionSource(
-        captions, options.captions, teacher.tokenize, teacher.encoder("text", options.space), preprocessing
+        *(captions, options.captions, teacher.tokenize, teacher.token_mask),
+        *(teacher.encoder("text", options.space), preprocessing),
     )
 
 

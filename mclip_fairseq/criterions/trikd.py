@@ -96,9 +96,10 @@ class TriKDCriterion(TermsCriterion):
         return weighted_mean(
             batch,
             terms,
-            anchor=text.sum() * 0.0 + scale * 0.0,
+            anchor=text.sum(dtype=torch.float32) * 0.0 + scale * 0.0,
             features=[text, image, teacher_text],
-            logged={"scale": scale.detach() * batch.rows},
+            # In float16 a scale of 33 times 2,048 rows would be infinite, and so might be the sum of the features.
+            logged={"scale": scale.detach().float() * batch.rows},
         )
 
     @staticmethod

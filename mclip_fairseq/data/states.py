@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mclip_fairseq.batching import batch_cost, batches_by_tokens
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.indexed import MappedValues
 
 logger = logging.getLogger(__name__)
-TOKENS_PER_BATCH = 16384
 
 
 class TokenStates(MappedValues):
@@ -65,13 +65,9 @@ def compute_states(path: Path, tokens: FlatTokens, encoder: XLMREncoder, device:
     sizes = tokens.sizes
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     out = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(int(offsets[-1]), encoder.dim))
-    # Shortest first: a batch holds sentences of similar length, so little padding is encoded.
-    order = np.argsort(sizes, kind="stable")
-    per_batch = max(1, TOKENS_PER_BATCH // max(1, int(sizes.max(initial=1))))
     encoder = encoder.to(device).eval()
-    with torch.inference_mode(), tqdm(total=len(order), desc="token states", unit="caption") as progress:
-        for start in range(0, len(order), per_batch):
-            rows = order[start : start + per_batch]
+    with torch.inference_mode(), tqdm(total=len(sizes), desc="token states", unit="caption") as progress:
+        for rows in batches_by_tokens(sizes, batch_cost(device)):
             states = encoder(tokens.batch(rows).to(device)).float().cpu().numpy()
             inside = np.arange(states.shape[1])[None, :] < sizes[rows][:, None]
             places = offsets[rows][:, None] + np.arange(states.shape[1])[None, :]

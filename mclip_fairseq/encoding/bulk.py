@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from mclip_fairseq.batching import batch_cost, encode_padded
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import is_usable_id
 from mclip_fairseq.storage.feature_writer import FeatureWriter
@@ -79,8 +80,8 @@ class Source(Protocol):
     def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Prepare the inputs with these numbers, batch by batch, in order."""
 
-    def encode(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Inputs of a batch -> (n, dim)."""
+    def encode(self, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
+        """Inputs of a batch -> (n, dim) on the device."""
 
 
 class Decoded(Dataset[tuple[str, Tensor | str]]):
@@ -153,9 +154,9 @@ class ImageSource:
         loader: Any = DataLoader(self.images, batch_sampler=numbers, collate_fn=collate, num_workers=workers)
         yield from loader
 
-    def encode(self, inputs: dict[str, Tensor]) -> Tensor:
+    def encode(self, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
         """`pixel_values` (n, channels, height, width) -> (n, dim)."""
-        return self.encode_image(inputs["pixel_values"])
+        return self.encode_image(inputs["pixel_values"].to(device, non_blocking=True))
 
 
 class CaptionSource:
@@ -165,6 +166,7 @@ class CaptionSource:
         captions: (id, caption), one per line of the file.
         file: for messages.
         tokenize: texts -> keyword arguments of `encode_text`, (n, length) each.
+        token_mask: these -> (n, length) bool, False at pads that may be cut off; None if none may.
         encode_text: tokens -> (n, dim).
         preprocessing: what `tokenize` does, in words.
     """
@@ -176,6 +178,7 @@ class CaptionSource:
         captions: Sequence[tuple[str, str]],
         file: Path,
         tokenize: Callable[[Sequence[str]], dict[str, Tensor]],
+        token_mask: Callable[[dict[str, Tensor]], Tensor | None],
         encode_text: Callable[..., Tensor],
         preprocessing: str,
     ) -> None:
@@ -183,7 +186,8 @@ class CaptionSource:
         self.ids = [name for name, _ in captions]
         self.content = texts_content([caption for _, caption in captions])
         self.captions = captions
-        self.tokenize, self.encode_text, self.preprocessing = tokenize, encode_text, preprocessing
+        self.tokenize, self.token_mask = tokenize, token_mask
+        self.encode_text, self.preprocessing = encode_text, preprocessing
 
     def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Tokenize the captions with these numbers, batch by batch, in order."""
@@ -193,9 +197,12 @@ class CaptionSource:
             empty = [(name, f"line {line}: the caption is empty") for line, name, caption in rows if is_blank(caption)]
             yield InputBatch(len(batch), self.tokenize(texts) if texts else {}, empty)
 
-    def encode(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Token ids and mask (n, length) -> (n, dim)."""
-        return self.encode_text(**inputs)
+    def encode(self, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
+        """Token ids and mask (n, length) -> (n, dim), in batches of similar length."""
+        return encode_padded(
+            lambda batch: self.encode_text(**{name: tensor.to(device) for name, tensor in batch.items()}),
+            *(inputs, self.token_mask(inputs), batch_cost(device)),
+        )
 
 
 def images_content(paths: Sequence[Path], hashed: bool) -> str:
@@ -295,9 +302,8 @@ def compute(source: Source, writer: FeatureWriter, settings: BulkSettings, devic
 def encode_batch(source: Source, inputs: dict[str, Tensor], settings: BulkSettings, device: torch.device) -> np.ndarray:
     """Inputs of one batch -> (n, dim) float32."""
     dtype = getattr(torch, settings.dtype)
-    on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
     with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        features = source.encode(on_device).float()
+        features = source.encode(inputs, device).float()
     rows: np.ndarray = (F.normalize(features, dim=1) if settings.normalize else features).cpu().numpy()
     return rows
 

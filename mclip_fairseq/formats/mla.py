@@ -267,6 +267,11 @@ class MLATower:
             )
         return {"tokens": tokens}
 
+    def token_mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(texts, length) bool, True up to the first end token; the tower is causal and does not read what follows."""
+        ends = inputs["tokens"].eq(self.tokenizer.dictionary.eos()).long()
+        return (ends.cumsum(1) - ends).eq(0)
+
     def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
         """Per text, how many of its pieces the tokenizer knows, and how many it has."""
         return count_known_by(self.tokenizer.tokenizer, self.tokenizer(list(texts)))

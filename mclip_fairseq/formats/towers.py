@@ -61,6 +61,9 @@ class Tower(Protocol):
     def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
         """Model input of (texts, length) token ids, padded on either side."""
 
+    def token_mask(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """(texts, length) bool, False at pads that may be cut off; None where all texts must keep their length."""
+
     def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(texts, dim), not necessarily normalised."""
 
@@ -253,6 +256,10 @@ class TrainedTower(OneTextPath):
             )
         return {"tokens": tokens}
 
+    def token_mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(texts, length) bool, False at pads."""
+        return inputs["tokens"].ne(self.tokenizer.dictionary.pad())
+
     def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(texts, dim), L2-normalised."""
         return self.module.encode_text(**inputs)
@@ -316,6 +323,10 @@ class TeacherTower(OneTextPath):
             return {"input_ids": tokens}
         pad = self.module.tokenizer.pad_token_id
         return {"input_ids": tokens, "attention_mask": tokens.ne(pad).long()}
+
+    def token_mask(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """(texts, length) bool, False at pads; None for a model that reads them."""
+        return self.module.token_mask(inputs)
 
     def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(texts, dim), not normalised."""
@@ -410,6 +421,10 @@ class PairTower(OneTextPath):
     def model_input(self, tokens: Tensor) -> dict[str, Tensor]:
         """Model input of (texts, length) token ids."""
         return {"input_ids": tokens, "attention_mask": tokens.ne(self.padding_idx).long()}
+
+    def token_mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(texts, length) bool, False at pads."""
+        return inputs["attention_mask"].bool()
 
     def encode_text(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(texts, dim), not normalised."""

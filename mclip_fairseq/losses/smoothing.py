@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 KINDS = ("fairseq", "uniform")
@@ -55,6 +57,8 @@ def chunked_linear_label_smoothed_nll(
 ) -> tuple[Tensor, Tensor]:
     """`label_smoothed_nll` of `features @ weight.T`, of which no more than a chunk of rows ever exists.
 
+    The gradient of a chunk is made in the forward pass, in place of its logits: one product for the logits, one for
+    the gradient of the features and, if the table is trained, one for its own. Only the smoothed loss has a gradient.
     Rows that do not count are not multiplied at all.
 
     Args:
@@ -78,11 +82,22 @@ def chunked_linear_label_smoothed_nll(
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}; give a positive number of rows")
 
-    def sums(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return _sum_of_rows(F.linear(rows, weight), targets, smoothing, ignore_index)
-
     counts = target != ignore_index
-    return _in_chunks(sums, features[counts], target[counts], chunk_rows)
+    rows, gold = features[counts], target[counts]
+    compute = rows.dtype
+    if torch.is_autocast_enabled(rows.device.type):
+        compute = torch.get_autocast_dtype(rows.device.type)
+    if compute != torch.float16:
+        with torch.autocast(rows.device.type, enabled=False):  # the table is cast once, not once a chunk
+            loss, nll = _FusedLinear.apply(rows, weight, gold, smoothing, chunk_rows, compute)
+        return loss, nll
+
+    # Gradients in float16 need the loss scale, which only the backward pass knows: the chunks are computed again there.
+    def sums(some: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return _sum_of_rows(F.linear(some, weight), targets, smoothing, ignore_index)
+
+    loss, nll = _in_chunks(sums, rows, gold, chunk_rows)
+    return loss, nll.detach()
 
 
 def _uniform_smoothing(epsilon: float, classes: int, kind: str) -> float:
@@ -103,6 +118,58 @@ def _sum_of_rows(logits: Tensor, target: Tensor, smoothing: float, ignore_index:
         return nll, nll
     spread = -log_p.mean(dim=1).masked_fill(target == ignore_index, 0.0).sum()
     return (1 - smoothing) * nll + smoothing * spread, nll
+
+
+class _FusedLinear(torch.autograd.Function):
+    """Sums over all rows, and the gradient of the smoothed one made beside them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, target: Tensor, smoothing: float, chunk_rows: int, compute: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(compute, torch.float32)
+        table, features = weight.to(compute), rows.to(compute)
+        loss, nll = rows.new_zeros((), dtype=wide), rows.new_zeros((), dtype=wide)
+        of_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(rows), chunk_rows):
+            chunk = slice(start, start + chunk_rows)
+            logits = F.linear(features[chunk], table).to(wide)
+            chunk_loss, chunk_nll = _sums_and_gradient(logits, target[chunk], smoothing)
+            loss, nll = loss + chunk_loss, nll + chunk_nll
+            gradient = logits.to(compute)
+            if of_rows is not None:
+                of_rows[chunk] = (gradient @ table).to(rows.dtype)
+            if of_weight is not None and compute == weight.dtype:
+                of_weight.addmm_(gradient.T, features[chunk])
+            elif of_weight is not None:
+                of_weight += (gradient.T @ features[chunk]).to(weight.dtype)
+            del logits, gradient  # before the next chunk is made
+        ctx.gradients = of_rows, of_weight
+        ctx.mark_non_differentiable(nll)
+        return loss, nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, grad_nll: Tensor) -> tuple[Tensor | None, ...]:
+        of_rows, of_weight = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.gradients)
+        return of_rows, of_weight, None, None, None, None
+
+
+def _sums_and_gradient(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Sums of rows that all count, as `_sum_of_rows`; the logits are overwritten with the gradient of the first sum."""
+    gold = target[:, None]
+    gold_logit, mean = logits.gather(1, gold)[:, 0], logits.mean(1)
+    largest = logits.amax(1, keepdim=True)
+    total = logits.sub_(largest).exp_().sum(1, keepdim=True)
+    log_total = (largest + total.log())[:, 0]
+    nll = (log_total - gold_logit).sum()
+    # d loss / d logit is p - smoothing / V, and 1 - smoothing less for the gold class.
+    logits.div_(total).sub_(smoothing / logits.shape[1])
+    logits.scatter_add_(1, gold, logits.new_full((1, 1), smoothing - 1).expand_as(gold))
+    if not smoothing:
+        return nll, nll
+    return (1 - smoothing) * nll + smoothing * (log_total - mean).sum(), nll
 
 
 def _in_chunks(

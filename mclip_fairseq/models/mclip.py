@@ -13,7 +13,7 @@ from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import set_defaults
-from mclip_fairseq.models.pooling import pool_last, pool_mean
+from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.projectors import XProjector, c_projector
 from mclip_fairseq.models.student import StudentModel
 from mclip_fairseq.models.teacher import DualEncoderTeacher
@@ -109,7 +109,7 @@ class MCLIPModel(StudentModel):
         if self.cfg.pooling == "mean":
             # One state per sentence is left, so the projector's attention has a single position to look at.
             states, padding = pool_mean(states, padding)[:, None], padding.new_zeros(len(padding), 1)
-        return F.normalize(pool_last(self.x_projector(states, padding), padding), dim=1)
+        return F.normalize(self.x_projector(states, padding), dim=1)
 
     def project_teacher(self, features: Tensor) -> Tensor:
         """Teacher features, image or text, (batch, teacher dim) -> (batch, dim), L2-normalised.

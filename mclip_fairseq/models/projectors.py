@@ -1,8 +1,12 @@
 """mCLIP's two trained parts: the C-projector for the teacher and the X-projector for the text encoder."""
 
+import torch
 from fairseq.models.transformer.transformer_config import EncDecBaseConfig, TransformerConfig
+from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import TransformerEncoderLayerBase
 from torch import Tensor, nn
+
+from mclip_fairseq.models.pooling import pool_last
 
 
 class XProjector(nn.Module):
@@ -30,19 +34,70 @@ class XProjector(nn.Module):
         self.layers = nn.ModuleList([TransformerEncoderLayerBase(cfg) for _ in range(layers)])
 
     def forward(self, states: Tensor, padding: Tensor) -> Tensor:
-        """Transform token states.
+        """The transformed state of `</s>`, the last real token.
+
+        Only this state is used, so the last layer computes it alone; the other tokens serve as keys and values.
 
         Args:
             states: (batch, length, dim).
             padding: (batch, length) bool, True at pads.
 
         Returns:
-            (batch, length, dim).
+            (batch, dim).
         """
-        states = states.transpose(0, 1)  # fairseq's layers are (length, batch, dim)
-        for layer in self.layers:
-            states = layer(states, encoder_padding_mask=padding)
-        return states.transpose(0, 1)
+        for layer in self.layers[:-1]:
+            # fairseq's layers are (length, batch, dim)
+            states = layer(states.transpose(0, 1), encoder_padding_mask=padding).transpose(0, 1)
+        last = pool_last(states, padding)
+        return pooled_layer(self.layers[-1], last, states, padding) if len(self.layers) else last
+
+
+def pooled_layer(layer: TransformerEncoderLayerBase, pooled: Tensor, states: Tensor, padding: Tensor) -> Tensor:
+    """A post-norm layer of fairseq at one position of each sentence.
+
+    Args:
+        layer: the layer.
+        pooled: (batch, dim) input at this position.
+        states: (batch, length, dim) input at all positions.
+        padding: (batch, length) bool, True at pads.
+
+    Returns:
+        (batch, dim).
+    """
+    attended = attend_once(layer.self_attn, pooled, states, padding)
+    hidden = layer.self_attn_layer_norm(pooled + layer.dropout_module(attended))
+    inner = layer.activation_dropout_module(layer.activation_fn(layer.fc1(hidden)))
+    return layer.final_layer_norm(hidden + layer.dropout_module(layer.fc2(inner)))
+
+
+def attend_once(attention: MultiheadAttention, query: Tensor, states: Tensor, padding: Tensor) -> Tensor:
+    """Self-attention for one query a sentence, without projecting the other tokens.
+
+    A score q . (W_k x + b_k) equals (W_k^T q) . x + q . b_k, and a weighted sum of W_v x + b_v is W_v times the
+    weighted sum of the x, so both matrices are applied once a sentence and head instead of once a token.
+
+    Args:
+        attention: the weights.
+        query: (batch, dim).
+        states: (batch, length, dim).
+        padding: (batch, length) bool, True at pads.
+
+    Returns:
+        (batch, dim).
+    """
+    heads, width = attention.num_heads, attention.head_dim
+    q = attention.q_proj(query).view(-1, heads, width).transpose(0, 1) * attention.scaling  # (heads, batch, width)
+    key, value = (linear.weight.view(heads, width, -1) for linear in (attention.k_proj, attention.v_proj))
+    key_bias, value_bias = (linear.bias.view(heads, width, 1) for linear in (attention.k_proj, attention.v_proj))
+    scores = (q @ key).transpose(0, 1) @ states.transpose(1, 2) + (q @ key_bias).transpose(0, 1)
+    scores = scores.masked_fill(padding[:, None], -torch.inf)  # (batch, heads, length)
+    # With half weights the softmax is in float32, as in torch's own attention.
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).type_as(states)
+    weights = attention.dropout_module(weights)
+    mixed = (weights @ states).transpose(0, 1) @ value.transpose(1, 2)  # (heads, batch, width)
+    # Dropout leaves weights that do not add up to 1.
+    mixed = mixed + weights.sum(-1).T[..., None] * value_bias.transpose(1, 2)
+    return attention.out_proj(mixed.transpose(0, 1).flatten(1))
 
 
 def c_projector(teacher_dim: int, dim: int) -> nn.Linear:

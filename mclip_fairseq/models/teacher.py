@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mclip_fairseq.models.fast_transform import fast_transform
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.settings import image_side_settings, structure_settings, tokenizer_settings
 from mclip_fairseq.models.teacher_loading import load_dual_encoder
@@ -33,9 +34,12 @@ class ImageTransform:
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
+        self.fast = fast_transform(processor)
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB images -> (n, channels, height, width) float32."""
+        if self.fast is not None:
+            return self.fast(images)
         pixels: Tensor = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         if pixels.ndim != 4:
             raise UserError(
@@ -143,7 +147,7 @@ class DualEncoderTeacher(nn.Module):
         """Texts as (n, length) model inputs; longer ones are cut to what the model can read."""
         if self.tokenizer is None:
             raise UserError(f"{self.identity['name']}: has no tokenizer; add CLIP's to encode English text with it")
-        padding = "max_length" if self.model.config.model_type in PADDED_TO_MAX_LENGTH else "longest"
+        padding = "max_length" if self.reads_padding else "longest"
         try:
             encoded = self.tokenizer(
                 list(texts), padding=padding, truncation=True, max_length=self.max_tokens, return_tensors="pt"
@@ -156,6 +160,16 @@ class DualEncoderTeacher(nn.Module):
         # Tokenizers also return fields that some models do not take, such as BERT's token types.
         accepted = inspect.signature(self.model.get_text_features).parameters
         return {name: tensor for name, tensor in encoded.items() if name in accepted}
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether the text tower needs all texts padded to one length."""
+        return self.model.config.model_type in PADDED_TO_MAX_LENGTH
+
+    def token_mask(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """(n, length) bool of `tokenize`'s output, False at pads that may be cut off; None if none may."""
+        mask = inputs.get("attention_mask")
+        return None if mask is None or self.reads_padding else mask.bool()
 
     def _check_ids(self, ids: Tensor) -> None:
         # Behind this, an id beyond the table is an index error on the CPU and a dead CUDA context on a GPU.

@@ -205,12 +205,18 @@ class XLMREncoder(nn.Module):
         return {"architecture": "xlmr", "sha256": state_hash(self.encoder.state_dict())}
 
     def checkpoint(self) -> dict[str, Any]:
-        """The encoder as an ordinary fairseq XLM-R checkpoint."""
+        """The encoder as an ordinary fairseq XLM-R checkpoint; `torch.save` stores a tied table once."""
+        copies: dict[Tensor, Tensor] = {}  # tensors are keys by identity
+        parameters = dict(self.encoder.named_parameters(remove_duplicate=False))
+        weights = {}
+        for name, tensor in self.encoder.state_dict().items():
+            own = parameters.get(name, tensor)
+            if own not in copies:
+                copies[own] = tensor.detach().cpu().clone()
+            weights[PREFIX + name] = copies[own]
         return {
             "args": self.args,
-            "model": {
-                PREFIX + name: tensor.detach().cpu().clone() for name, tensor in self.encoder.state_dict().items()
-            },
+            "model": weights,
             **untrained_bookkeeping("MaskedLmLoss"),
         }
 

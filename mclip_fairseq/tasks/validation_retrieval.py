@@ -11,6 +11,7 @@ import torch
 from fairseq import utils
 from torch import Tensor, nn
 
+from mclip_fairseq.batching import batch_cost, batches_by_tokens
 from mclip_fairseq.data.captions import CaptionDataset
 from mclip_fairseq.evaluation.metrics.languages import average_languages, evaluate_languages
 from mclip_fairseq.storage.errors import UserError
@@ -46,9 +47,9 @@ def validation_recalls(
             if not part.names & IMAGES:
                 continue
             language = name.split(":")[0]
-            for start in range(0, len(part), BATCH):
+            for rows in batches_by_tokens(part.sizes, batch_cost(device), BATCH):
                 between_batches()
-                sample = part.rows(np.arange(start, min(start + BATCH, len(part))))
+                sample = part.rows(rows)
                 out = model(**utils.apply_to_sample(lambda tensor: tensor.to(device), sample["net_input"]))
                 texts.setdefault(language, []).append(out["text"].float().cpu())
                 groups.setdefault(language, []).append(sample["group"].numpy())

@@ -102,15 +102,15 @@ def test_chunks_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(chunked_grad, whole_grad, rtol=1e-13, atol=0)
 
 
-def record_logits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def record_logits(monkeypatch: pytest.MonkeyPatch, function: str = "_sum_of_rows") -> list[int]:
     """Rows of every block of logits from now on."""
-    seen, original = [], smoothing._sum_of_rows
+    seen, original = [], getattr(smoothing, function)
 
     def recording(logits: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
         seen.append(len(logits))
-        return original(logits, *rest)  # type: ignore[arg-type]
+        return original(logits, *rest)
 
-    monkeypatch.setattr(smoothing, "_sum_of_rows", recording)
+    monkeypatch.setattr(smoothing, function, recording)
     return seen
 
 
@@ -122,13 +122,53 @@ def test_linear_in_chunks(kind: str, chunk_rows: int | None, monkeypatch: pytest
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     whole = label_smoothed_nll(features @ weight.T, target, 0.1, PAD, kind)
     wanted = torch.autograd.grad(whole[0], (features, weight))
-    seen = record_logits(monkeypatch)
+    seen = record_logits(monkeypatch, "_sums_and_gradient")
     chunked = chunked_linear_label_smoothed_nll(features, weight, target, 0.1, PAD, kind, chunk_rows)
     got = torch.autograd.grad(chunked[0], (features, weight))
-    assert sum(seen[: len(seen) // 2] or seen) <= 9  # 13 rows, of which 4 are padding and never multiplied
+    # 13 rows, of which padding is never multiplied; backward multiplies none again.
+    assert sum(seen) == int((target != PAD).sum()) <= 9
     assert max(seen) <= (chunk_rows or 13)
     torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=0)
     torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("trained", ["features", "table", "both", "neither"])
+def test_only_what_is_trained_gets_a_gradient(trained: str) -> None:
+    _, target = case(13)
+    features = torch.randn(13, 6, dtype=torch.float64, requires_grad=trained in ("features", "both"))
+    weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=trained in ("table", "both"))
+    inputs = [tensor for tensor in (features, weight) if tensor.requires_grad]
+    loss, nll = chunked_linear_label_smoothed_nll(features, weight, target, 0.1, PAD, chunk_rows=2)
+    assert (loss.requires_grad, nll.requires_grad) == (bool(inputs), False)
+    if inputs:
+        whole = label_smoothed_nll(features @ weight.T, target, 0.1, PAD)[0]
+        # Twice, and of a multiple: the stored gradients stay as they are.
+        for _ in range(2):
+            got = torch.autograd.grad(loss * 3, inputs, retain_graph=True)
+            torch.testing.assert_close(got, torch.autograd.grad(whole * 3, inputs, retain_graph=True))
+
+
+def test_large_vocabularies_in_float32_are_exact_to_a_millionth() -> None:
+    features, weight = torch.randn(40, 32, requires_grad=True), torch.randn(30_000, 32)
+    target = torch.randint(2, 30_000, (40,))
+    loss, nll = chunked_linear_label_smoothed_nll(features, weight, target, 0.1, PAD, chunk_rows=16)
+    exact = features.detach().double().requires_grad_()
+    expected, expected_nll = label_smoothed_nll(exact @ weight.double().T, target, 0.1, PAD)
+    torch.testing.assert_close((loss.double(), nll.double()), (expected, expected_nll), rtol=1e-6, atol=0)
+    (got,), (wanted,) = torch.autograd.grad(loss, features), torch.autograd.grad(expected, exact)
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-6
+
+
+def test_float16_keeps_gradients_that_only_the_loss_scale_saves() -> None:
+    """Each class gets less than float16's smallest number, times the loss scale more."""
+    features = torch.zeros(4, 8, dtype=torch.float16, requires_grad=True)
+    weight = torch.ones(60_000, 8, dtype=torch.float16).requires_grad_()
+    with torch.no_grad():
+        features += 1e-4
+    loss, _ = chunked_linear_label_smoothed_nll(features, weight, torch.tensor([2, 3, 2, 3]), 0.0, PAD, chunk_rows=2)
+    unscaled, scaled = (torch.autograd.grad(loss * scale, weight, retain_graph=True)[0] for scale in (1.0, 2.0**12))
+    assert float(unscaled[100].abs().max()) == 0
+    assert float(scaled[100].abs().min()) > 0
 
 
 def test_linear_under_autocast_keeps_the_sums_in_float32() -> None:

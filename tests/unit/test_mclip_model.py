@@ -201,3 +201,22 @@ def test_mean_pooling_comes_before_the_projector(
     whole = model.encode_text(states=states, padding=padding)
     mean = model.encode_text(states=pool_mean(states, padding)[:, None], padding=torch.zeros(3, 1, dtype=torch.bool))
     assert torch.allclose(whole, mean, atol=1e-6) is same
+
+
+def test_half_precision_logs_a_finite_scale(model: MCLIPModel, recorded: dict[str, Any]) -> None:
+    """Of a batch whose rows times the scale are beyond the largest number of float16."""
+    inputs, outputs = recorded["fixture"]["inputs"], recorded["fixture"]["outputs"]
+    rows = 2000
+    sample = {
+        "net_input": {
+            "text_tokens": inputs["text_tokens_en"][:1].expand(rows, -1),
+            "image_features": outputs["clip_image_cls"][:1].expand(rows, -1),
+        },
+        "nsentences": rows,
+        "ntokens": rows,
+        "group": torch.arange(rows),
+    }
+    model.half().logit_scale.data.fill_(4.0)
+    assert torch.isinf(model.scale.detach() * rows)
+    _, _, logged = TriKDCriterion(None, 1.0, 0.1, 1 / 0.07, "pair", "sound")(model.train(), sample)
+    assert float(logged["scale"]) == pytest.approx(float(model.scale.detach()) * rows)

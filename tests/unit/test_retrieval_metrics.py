@@ -351,8 +351,15 @@ def test_mean_rank_variance_refuses_unknown_statistics() -> None:
 
 
 @pytest.mark.parametrize("kind", ["random", "near ties", "all equal", "exact copies"])
-def test_float32_products_change_no_rank(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever lies within float32's rounding of a threshold is settled in float64."""
+@pytest.mark.parametrize("protocol", ["strict", "released"])
+@pytest.mark.parametrize("most_doubtful", [0.05, 1.0])
+def test_float32_products_change_no_rank(
+    kind: str, protocol: str, most_doubtful: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever lies within float32's rounding of a threshold is settled in float64, as pairs or as a whole block."""
+    monkeypatch.setattr(retrieval, "MOST_DOUBTFUL", most_doubtful)
+    monkeypatch.setattr(retrieval, "BLOCK_SCORES", 700)
+    monkeypatch.setattr(retrieval, "PAIRS_AT_ONCE", 50)
     image = torch.randn(60, 33, dtype=torch.float64)
     if kind == "near ties":
         image = image[:1] + 3e-4 * image
@@ -360,11 +367,11 @@ def test_float32_products_change_no_rank(kind: str, monkeypatch: pytest.MonkeyPa
         image = image[:1].expand(60, 33).clone()
     elif kind == "exact copies":
         image = image[torch.arange(60) % 7]
-    own = torch.arange(120) % 50
+    own = torch.cat([torch.arange(50), torch.arange(70) ** 2 % 37])  # images of one to several captions
     text = image[own] + (0.5 if kind == "random" else 3e-4) * torch.randn(120, 33, dtype=torch.float64)
-    fast = retrieval_ranks(text, image, own)
+    fast = retrieval_ranks(text, image, own, protocol)
     monkeypatch.setattr(retrieval, "_float32_is_exact_enough", lambda image: False)
-    slow = retrieval_ranks(text, image, own)
+    slow = retrieval_ranks(text, image, own, protocol)
     for name in ("t2i", "i2t", "t2i_tied", "i2t_tied"):
         assert torch.equal(getattr(fast, name), getattr(slow, name)), name
     if kind == "near ties":  # a control: float32 alone ranks these otherwise

@@ -11,7 +11,9 @@ import torch
 
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.formats.training import load_training_checkpoint
+from mclip_fairseq.models.projectors import XProjector
 from mclip_fairseq.storage.checkpoints import load_checkpoint
+from tests.plain_projector import all_positions
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "legacy"
 TEXTS = ["ein Hund", "the red cat is small", "une maison bleue", "Baum " * 60, ""]
@@ -72,8 +74,14 @@ def test_the_stored_translation_model_gives_its_recorded_logits(recorded: dict[s
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_stored_run_resumes(
-    name: str, recorded: dict[str, np.ndarray], run_train: Callable[..., str], tmp_path: Path
+    name: str,
+    recorded: dict[str, np.ndarray],
+    run_train: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    """Version 0.1.0 drew dropout for every position of the projector, of which only one is computed now."""
+    monkeypatch.setattr(XProjector, "forward", all_positions)
     shutil.copy(STORED / f"{name}.pt", tmp_path / "checkpoint_last.pt")
     run_train(
         *RUNS[name],
@@ -85,7 +93,8 @@ def test_a_stored_run_resumes(
     sums = [
         float(value.double().abs().sum()) for _, value in sorted(state["model"].items()) if value.is_floating_point()
     ]
-    np.testing.assert_allclose(sums, recorded[f"{name}.after8"], rtol=1e-5)
+    # The gradient of a key's bias is zero but for rounding, which Adam enlarges.
+    np.testing.assert_allclose(sums, recorded[f"{name}.after8"], rtol=1e-5, atol=1e-6)
 
 
 def test_the_name_of_a_teacher_in_a_checkpoint_downloads_nothing(

@@ -120,10 +120,14 @@ def retrieval_ranks(
     text, image = feature_matrices(text, image)
     own = image_indices(text_to_image, len(text), image)
     if protocol == "strict":
-        return _strict_ranks(text, _unit(image), own)
+        ranks = _ranks(text, _unit(image), own, by_image=False)
+        queries = own.unique()
+        return RetrievalRanks(ranks.t2i, ranks.i2t[queries], queries, ranks.t2i_tied, ranks.i2t_tied[queries])
     captioned, own = own.unique(return_inverse=True)
-    ranks = _ranks_by_image(text, _unit(image[captioned]), own, once=protocol == "caption_max")
-    return RetrievalRanks(ranks.t2i, ranks.i2t, captioned[ranks.i2t_images], ranks.t2i_tied, ranks.i2t_tied)
+    ranks = _ranks(text, _unit(image[captioned]), own, by_image=True)
+    # An image is a query once per caption, or once.
+    queries = torch.arange(len(captioned), device=own.device) if protocol == "caption_max" else own
+    return RetrievalRanks(*(ranks.t2i, ranks.i2t[queries], captioned[queries], ranks.t2i_tied, ranks.i2t_tied[queries]))
 
 
 def top_images(text: Features, image: Features, k: int) -> tuple[Tensor, Tensor]:
@@ -148,57 +152,98 @@ def top_images(text: Features, image: Features, k: int) -> tuple[Tensor, Tensor]
     return torch.cat([top.values for top in tops]), torch.cat([top.indices for top in tops])
 
 
-def _strict_ranks(text: Tensor, image: Tensor, own: Tensor) -> RetrievalRanks:
-    """Ranks of captions among images and of captioned images among captions, in one pass over the scores.
+def _ranks(text: Tensor, image: Tensor, own: Tensor, by_image: bool) -> RetrievalRanks:
+    """Ranks of captions among images and of all images among captions, in one pass over the scores.
 
     Args:
         text: (T, D) features.
         image: (I, D) float64 unit rows.
         own: (T,) int64 row of each caption's own image.
+        by_image: rank an image among foreign images, each with its best caption, instead of among captions.
     """
     own_score = _own_scores(text, image, own)
     best = _group_max(own_score, own, len(image))
-    t2i_at_least, t2i_above = [], []
+    t2i_at_least = torch.zeros_like(own)
+    t2i_above = torch.zeros_like(own)
     i2t_at_least = torch.zeros_like(best, dtype=torch.long)
     i2t_above = torch.zeros_like(i2t_at_least)
     narrow = image.float() if _float32_is_exact_enough(image) else None
-    for rows in _blocks(len(text), len(image)):
-        unit = _unit(text[rows])
+    # Captions of one image stand together, in one block.
+    order = own.argsort(stable=True) if by_image else torch.arange(len(own), device=own.device)
+    for rows in _blocks_of_groups(own[order], len(image)) if by_image else _blocks(len(own), len(image)):
+        captions = order[rows]
+        unit = _unit(text[captions])
         scores = unit @ image.T if narrow is None else unit.float() @ narrow.T
         # Only foreign items are counted. Hiding a caption's own image hides, in the image's column, its own captions.
-        scores[torch.arange(len(scores), device=own.device), own[rows]] = -torch.inf
+        scores[torch.arange(len(scores), device=own.device), own[captions]] = -torch.inf
         # A caption's rank is complete within a block of captions; an image's is summed over all blocks.
-        at_least, above = _counts_in_two_precisions(scores, own_score[rows, None], 1, unit, image)
-        t2i_at_least.append(at_least)
-        t2i_above.append(above)
-        at_least, above = _counts_in_two_precisions(scores, best[None], 0, unit, image)
+        block = Block(scores, unit, image)
+        t2i_at_least[captions], t2i_above[captions] = _counts_in_two_precisions(block, own_score[captions, None], 1)
+        at_least, above = _counts_in_two_precisions(
+            Block.best_of(block, own[captions]) if by_image else block, best[None], 0
+        )
         i2t_at_least += at_least
         i2t_above += above
-    t2i, queries = torch.cat(t2i_at_least), own.unique()
-    i2t = i2t_at_least[queries]
     # The pessimistic and the optimistic rank differ exactly where a foreign item ties.
-    return RetrievalRanks(t2i, i2t, queries, t2i != torch.cat(t2i_above), i2t != i2t_above[queries])
+    ties = t2i_at_least != t2i_above, i2t_at_least != i2t_above
+    return RetrievalRanks(t2i_at_least, i2t_at_least, torch.arange(len(image), device=own.device), *ties)
 
 
-def _ranks_by_image(text: Tensor, image: Tensor, own: Tensor, once: bool) -> RetrievalRanks:
-    """Ranks by distinct image; every image owns a caption, and is a query once per caption, or `once`."""
-    strict = _strict_ranks(text, image, own)
-    best = _group_max(_own_scores(text, image, own), own, len(image))
-    unit_text = _unit(text)
-    at_least, above = [], []
-    for columns in _blocks(len(image), len(text)):
-        scores = image[columns] @ unit_text.T
-        # A foreign image is a hit as often as one of its captions is, but counts once: its best caption decides.
-        by_image = scores.new_full((len(scores), len(image)), -torch.inf)
-        by_image.scatter_reduce_(1, own.expand(len(scores), -1), scores, "amax")
-        queries = torch.arange(len(scores), device=own.device)
-        by_image[queries, queries + columns.start] = -torch.inf  # the query itself is not foreign
-        counts = _counts(by_image, best[columns, None], dim=1)
-        at_least.append(counts[0])
-        above.append(counts[1])
-    queries = torch.arange(len(image), device=own.device) if once else own
-    ranks, optimistic = torch.cat(at_least)[queries], torch.cat(above)[queries]
-    return RetrievalRanks(strict.t2i, ranks, queries, strict.t2i_tied, ranks != optimistic)
+class Block:
+    """Scores of some captions, or groups of captions, with all images, and the way to their exact values.
+
+    Args:
+        scores: (t, I) products, in float32 or float64; -inf where nothing is to be counted.
+        text: (captions, D) float64 unit rows.
+        image: (I, D) float64 unit rows.
+        first: (t,) int64 first caption of each row; None where the rows are captions.
+        sizes: (t,) int64 how many captions follow from there.
+    """
+
+    def __init__(
+        self, scores: Tensor, text: Tensor, image: Tensor, first: Tensor | None = None, sizes: Tensor | None = None
+    ) -> None:
+        self.scores, self.text, self.image, self.first, self.sizes = scores, text, image, first, sizes
+
+    @classmethod
+    def best_of(cls, block: Block, groups: Tensor) -> Block:
+        """The best score of each group of captions.
+
+        Args:
+            block: of captions.
+            groups: (t,) int64, the captions of a group one after another.
+        """
+        _, sizes = groups.unique_consecutive(return_counts=True)
+        first = sizes.cumsum(0) - sizes
+        return cls(_best_of_groups(block.scores, first, sizes), block.text, block.image, first, sizes)
+
+    def exact(self) -> Tensor:
+        """All scores in float64."""
+        scores = self.text @ self.image.T
+        if self.first is not None and self.sizes is not None:
+            scores = _best_of_groups(scores, self.first, self.sizes)
+        return scores.masked_fill_(self.scores == -torch.inf, -torch.inf)
+
+    def exact_pairs(self, row: Tensor, column: Tensor) -> Tensor:
+        """(pairs,) float64 scores of some rows with some images."""
+        image = self.image[column]
+        if self.first is None or self.sizes is None:
+            return (self.text[row] * image).sum(1)
+        best = image.new_full((len(row),), -torch.inf)
+        for number in range(int(self.sizes.max())):
+            # A smaller group repeats its last caption.
+            caption = self.first[row] + self.sizes[row].sub(1).clamp(max=number)
+            best = torch.maximum(best, (self.text[caption] * image).sum(1))
+        return best
+
+
+def _best_of_groups(scores: Tensor, first: Tensor, sizes: Tensor) -> Tensor:
+    """(groups, I) largest score of rows that stand together."""
+    best = scores[first]
+    for number in range(1, int(sizes.max())):
+        larger = (sizes > number).nonzero()[:, 0]
+        best[larger] = torch.maximum(best[larger], scores[first[larger] + number])
+    return best
 
 
 def _counts(scores: Tensor, threshold: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -216,35 +261,31 @@ def _float32_is_exact_enough(image: Tensor) -> bool:
     return image.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
 
 
-def _counts_in_two_precisions(
-    scores: Tensor, threshold: Tensor, dim: int, text: Tensor, image: Tensor
-) -> tuple[Tensor, Tensor]:
+def _counts_in_two_precisions(block: Block, threshold: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """`_counts` of the exact scores, for about the price of float32.
 
     A float32 product of two unit rows is off by less than a known margin. A score further than that from the threshold
     is counted as it is; the few closer ones are computed again in float64.
 
     Args:
-        scores: (t, I) products, in float32 or float64; -inf where nothing is to be counted.
+        block: the scores. The best of a group is off by no more than the scores it is taken from.
         threshold: float64, (t, 1) for dim 1 or (1, I) for dim 0.
         dim: the dimension that is counted along.
-        text: (t, D) float64 unit rows.
-        image: (I, D) float64 unit rows.
     """
+    scores = block.scores
     if scores.dtype == torch.float64:
         return _counts(scores, threshold, dim)
     # A dot product of D terms in any order of summation is off by at most D u |x||y| to first order (Higham, Accuracy
     # and Stability of Numerical Algorithms, section 3.1), here |x||y| = 1 and u = eps / 2. Rounding both factors and
     # the threshold to float32 adds 3 u at most. (D + 4) eps is twice that, and far more than TIE_TOLERANCE.
-    margin = (image.shape[1] + 4) * torch.finfo(torch.float32).eps
+    margin = (block.image.shape[1] + 4) * torch.finfo(torch.float32).eps
     limit = threshold.float()
     surely, perhaps = scores > limit + margin, scores >= limit - margin
     at_least = _count(surely, dim)
     doubts = _count(perhaps, dim) - at_least
     # Nearly equal scores everywhere, as of a collapsed model: one float64 product is faster than picking pairs.
     if doubts.sum() > scores.numel() * MOST_DOUBTFUL:
-        exact = (text @ image.T).masked_fill_(scores == -torch.inf, -torch.inf)
-        return _counts(exact, threshold, dim)
+        return _counts(block.exact(), threshold, dim)
     # Most queries have no doubtful score: look for pairs only in the rows (or columns) of those that do.
     doubtful = doubts.nonzero()[:, 0]
     close = (perhaps ^ surely).index_select(1 - dim, doubtful).nonzero()
@@ -252,7 +293,7 @@ def _counts_in_two_precisions(
     above = at_least.clone()
     for pairs in close.split(PAIRS_AT_ONCE):
         row, column = pairs.unbind(1)
-        exact = (text[row] * image[column]).sum(1)
+        exact = block.exact_pairs(row, column)
         limit = threshold[row, 0] if dim == 1 else threshold[0, column]
         query = row if dim == 1 else column
         at_least.index_add_(0, query, (exact >= limit - TIE_TOLERANCE).long())
@@ -276,6 +317,19 @@ def _blocks(rows: int, width: int) -> Iterator[slice]:
     """Ranges of rows with at most `BLOCK_SCORES` values of `width` columns each."""
     step = max(1, BLOCK_SCORES // width)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _blocks_of_groups(groups: Tensor, width: int) -> Iterator[slice]:
+    """`_blocks` of sorted groups that are not divided; a group larger than a block is a block of its own."""
+    ends = groups.unique_consecutive(return_counts=True)[1].cumsum(0).cpu()
+    step, start = max(1, BLOCK_SCORES // width), 0
+    while start < len(groups):
+        fitting = int(torch.searchsorted(ends, start + step, right=True))
+        # The first end beyond `start` if none fits.
+        end = int(ends[fitting - 1]) if fitting else 0
+        end = end if end > start else int(ends[int(torch.searchsorted(ends, start, right=True))])
+        yield slice(start, end)
+        start = end
 
 
 def _unit(features: Tensor) -> Tensor:

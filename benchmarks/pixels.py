@@ -1,0 +1,56 @@
+"""Images of a folder to a model's input, beside the image processor of `transformers`: seconds for each step.
+
+    python -m benchmarks.pixels [--images 64] [--rounds 5]
+
+JPEGs of 500 x 375, CLIP's settings (224 pixels), one process. Medians of rounds in which the ways take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks._measure import medians_of_rounds, print_ratios
+from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.models.teacher import ImageTransform
+from mclip_fairseq.storage.images import load_image
+
+OURS = "ImageTransform"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=64, help="images per round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median is taken")
+    options = parser.parse_args()
+    shield_torchaudio()
+    from transformers import CLIPImageProcessor
+
+    processor, rng = CLIPImageProcessor(), np.random.default_rng(0)
+    transform = ImageTransform(processor)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number}.jpg" for number in range(options.images)]
+        for file in files:
+            small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+            small.resize((500, 375), Image.Resampling.BICUBIC).save(file, quality=90)
+        images = [load_image(file) for file in files]
+        assert torch.equal(transform(images), processor(images=images, return_tensors="pt")["pixel_values"])
+        ways = {
+            OURS: lambda: [transform([image]) for image in images],
+            "the processor": lambda: [processor(images=[image], return_tensors="pt") for image in images],
+            "decoding": lambda: [load_image(file) for file in files],
+        }
+        measured = medians_of_rounds(ways, options.rounds)
+    print(f"{options.images} images; images a CPU second:", end=" ")
+    print(", ".join(f"{name} {options.images / seconds.cpu:.0f}" for name, seconds in measured.items()))
+    print_ratios(measured, OURS)
+
+
+if __name__ == "__main__":
+    main()
