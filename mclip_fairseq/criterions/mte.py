@@ -36,6 +36,13 @@ class MTECriterionConfig(FairseqDataclass):
     contrastive_weight: float = field(
         default=0.0, metadata={"help": "weight of the contrastive loss per token (stage 2 of the paper: 2.0); 0 is off"}
     )
+    fused_translation_loss: bool = field(
+        default=False,
+        metadata={
+            "help": "make the gradient of the translation loss in its forward pass: a third of the memory, and one "
+            "product less where the embeddings are frozen; equal but for rounding"
+        },
+    )
     contrastive_temperature: float = field(default=0.1, metadata={"help": "divides the cosine"})
     mte_arithmetic: LossArithmetic = field(
         default="sound",
@@ -67,6 +74,7 @@ class MTECriterion(TermsCriterion):
         contrastive_weight: float,
         contrastive_temperature: float,
         mte_arithmetic: str,
+        fused_translation_loss: bool = False,
     ) -> None:
         super().__init__(task)
         if translation_weight <= 0 and contrastive_weight <= 0:
@@ -74,6 +82,7 @@ class MTECriterion(TermsCriterion):
         if contrastive_temperature <= 0:
             raise UserError(f"--contrastive-temperature is {contrastive_temperature}; give a positive number")
         self.label_smoothing = label_smoothing
+        self.fused = fused_translation_loss
         self.translation_weight = translation_weight
         self.contrastive_weight = contrastive_weight
         self.contrastive_scale = 1.0 / contrastive_temperature
@@ -116,6 +125,7 @@ class MTECriterion(TermsCriterion):
             self.label_smoothing,
             self.padding_idx,
             kind="uniform" if self.released else "fairseq",
+            fused=self.fused,
         )
 
     def contrastive_loss(self, batch: Batch, source: Tensor, target: Tensor, logged: Log) -> Tensor:

@@ -54,12 +54,13 @@ def chunked_linear_label_smoothed_nll(
     ignore_index: int,
     kind: str = "fairseq",
     chunk_rows: int | None = None,
+    fused: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`label_smoothed_nll` of `features @ weight.T`, of which no more than a chunk of rows ever exists.
 
-    The gradient of a chunk is made in the forward pass, in place of its logits: one product for the logits, one for
-    the gradient of the features and, if the table is trained, one for its own. Only the smoothed loss has a gradient.
-    Rows that do not count are not multiplied at all.
+    With `fused`, the gradient of a chunk is made in the forward pass, in place of its logits: one product for the
+    logits, one for the gradient of the features and, if the table is trained, one for its own. Only the smoothed loss
+    has a gradient. Rows that do not count are not multiplied at all.
 
     Args:
         features: (N, C), any floating dtype.
@@ -69,6 +70,7 @@ def chunked_linear_label_smoothed_nll(
         ignore_index: target of rows that do not count.
         kind: `fairseq` or `uniform`.
         chunk_rows: rows multiplied at once; None is as many as `CHUNK_ELEMENTS` allows.
+        fused: False computes chunks again in the backward pass, with less memory than all logits but more products.
 
     Returns:
         0-d sums of the smoothed loss and of the plain negative log likelihood.
@@ -87,7 +89,7 @@ def chunked_linear_label_smoothed_nll(
     compute = rows.dtype
     if torch.is_autocast_enabled(rows.device.type):
         compute = torch.get_autocast_dtype(rows.device.type)
-    if compute != torch.float16:
+    if fused and compute != torch.float16:
         with torch.autocast(rows.device.type, enabled=False):  # the table is cast once, not once a chunk
             loss, nll = _FusedLinear.apply(rows, weight, gold, smoothing, chunk_rows, compute)
         return loss, nll

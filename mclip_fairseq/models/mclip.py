@@ -39,6 +39,13 @@ class MCLIPModelConfig(StudentConfig):
     projector_layers: int = field(default=2, metadata={"help": "transformer layers of the X-projector"})
     projector_ffn_embed_dim: int = field(default=3072, metadata={"help": "feed-forward width of the X-projector"})
     projector_attention_heads: int = field(default=12, metadata={"help": "attention heads of the X-projector"})
+    projector_positions: ChoiceEnum(["all", "pooled"]) = field(  # type: ignore[valid-type]
+        default="all",
+        metadata={
+            "help": "all: the X-projector's last layer at every position (as published); pooled: at the one that is "
+            "kept, up to 1.9 times as fast with --text-state-cache, with other draws of dropout"
+        },
+    )
     pooling: ChoiceEnum(["last", "mean"]) = field(  # type: ignore[valid-type]
         default="last",
         metadata={
@@ -78,6 +85,7 @@ class MCLIPModel(StudentModel):
             heads=cfg.projector_attention_heads,
             dropout=cfg.dropout,
             attention_dropout=cfg.attention_dropout,
+            all_positions=cfg.projector_positions == "all",
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(cfg.logit_scale_init)))
 

@@ -19,12 +19,23 @@ class XProjector(nn.Module):
         heads: attention heads.
         dropout: after attention and feed-forward.
         attention_dropout: of attention weights.
+        all_positions: compute the last layer at every position and keep one, as the released code does, instead of
+            this one alone. The function is the same; the draws of dropout are not.
     """
 
     def __init__(
-        self, *, layers: int, dim: int, ffn_dim: int, heads: int, dropout: float, attention_dropout: float
+        self,
+        *,
+        layers: int,
+        dim: int,
+        ffn_dim: int,
+        heads: int,
+        dropout: float,
+        attention_dropout: float,
+        all_positions: bool = False,
     ) -> None:
         super().__init__()
+        self.all_positions = all_positions
         cfg = TransformerConfig(
             activation_fn="gelu",
             dropout=dropout,
@@ -36,7 +47,8 @@ class XProjector(nn.Module):
     def forward(self, states: Tensor, padding: Tensor) -> Tensor:
         """The transformed state of `</s>`, the last real token.
 
-        Only this state is used, so the last layer computes it alone; the other tokens serve as keys and values.
+        Only this state is used, so without `all_positions` the last layer computes it alone; the other tokens serve as
+        keys and values.
 
         Args:
             states: (batch, length, dim).
@@ -45,11 +57,14 @@ class XProjector(nn.Module):
         Returns:
             (batch, dim).
         """
-        for layer in self.layers[:-1]:
+        whole = self.layers if self.all_positions else self.layers[:-1]
+        for layer in whole:
             # fairseq's layers are (length, batch, dim)
             states = layer(states.transpose(0, 1), encoder_padding_mask=padding).transpose(0, 1)
         last = pool_last(states, padding)
-        return pooled_layer(self.layers[-1], last, states, padding) if len(self.layers) else last
+        if self.all_positions or not len(self.layers):
+            return last
+        return pooled_layer(self.layers[-1], last, states, padding)
 
 
 def pooled_layer(layer: TransformerEncoderLayerBase, pooled: Tensor, states: Tensor, padding: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The X-projector, whose last layer computes one position, against fairseq's layers at all positions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,8 @@ def test_states_of_pads_do_not_count_and_others_do() -> None:
 def test_dropout_acts_on_the_pooled_position_without_bias() -> None:
     """The attention's output is linear in its weights, so its mean over dropouts is the output without dropout."""
     projector, (states, padding) = projector_of(1, dropout=0.5), sentences(False)
-    attention, query = projector.layers[0].self_attn, pool_last(states, padding)
+    layer: Any = projector.layers[0]
+    attention, query = layer.self_attn, pool_last(states, padding)
     with torch.no_grad():
         draws = torch.stack([attend_once(attention, query, states, padding) for _ in range(4000)])
         expected = attend_once(attention.eval(), query, states, padding)

@@ -4,6 +4,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,7 @@ import torch
 
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.formats.training import load_training_checkpoint
-from mclip_fairseq.models.projectors import XProjector
 from mclip_fairseq.storage.checkpoints import load_checkpoint
-from tests.plain_projector import all_positions
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "legacy"
 TEXTS = ["ein Hund", "the red cat is small", "une maison bleue", "Baum " * 60, ""]
@@ -74,14 +73,8 @@ def test_the_stored_translation_model_gives_its_recorded_logits(recorded: dict[s
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_stored_run_resumes(
-    name: str,
-    recorded: dict[str, np.ndarray],
-    run_train: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    name: str, recorded: dict[str, np.ndarray], run_train: Callable[..., str], tmp_path: Path
 ) -> None:
-    """Version 0.1.0 drew dropout for every position of the projector, of which only one is computed now."""
-    monkeypatch.setattr(XProjector, "forward", all_positions)
     shutil.copy(STORED / f"{name}.pt", tmp_path / "checkpoint_last.pt")
     run_train(
         *RUNS[name],
@@ -104,7 +97,7 @@ def test_the_name_of_a_teacher_in_a_checkpoint_downloads_nothing(
     state = load_checkpoint(legacy / "mclip.pt")
     state["cfg"]["model"]["teacher"] = "someone/some-clip"
     torch.save(state, tmp_path / "mclip.pt")
-    tower = load_training_checkpoint(tmp_path / "mclip.pt", str(legacy / "encoder"))
+    tower: Any = load_training_checkpoint(tmp_path / "mclip.pt", str(legacy / "encoder"))
 
     def unexpected(*arguments: object) -> None:
         raise AssertionError(f"opens a connection to {arguments}")
