@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean: the first call also sets up the environment.
+# make demo | test | lint | bench | mutants | clean: the first call also sets up the environment.
 #
 #   PYTHON=python3.12    the interpreter that creates the environment (3.11 or later)
 #   VENV=dir             the environment's directory (default .venv); VENV= uses the active environment as it is
@@ -32,12 +32,13 @@ BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(filter-out benchmarks/_%
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench mutants clean
 
 help:
 	@echo 'make demo    train and evaluate a small multilingual CLIP on emoji (10 minutes on 2 cores)'
 	@echo 'make test    run the tests                make lint    ruff, mypy and shellcheck'
 	@echo 'make bench   measure speed and memory     make clean   remove caches and build products'
+	@echo 'make mutants put faults into the code, one by one, and see which no test notices (ARGS="sealed optim" chooses)'
 	@echo 'make setup   only set up the environment; VENV= uses the active one, PYTHON= chooses the interpreter'
 
 setup: $(STAMP)
@@ -53,6 +54,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@$(RUN) set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(PY) -m "$$name"; done
+
+mutants: $(STAMP)
+	@$(RUN) $(PY) -m tests.mutants $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -78,5 +82,7 @@ endif
 	    step torch numpy cython setuptools wheel; \
 	    step --no-build-isolation fairseq-fixed; fi; \
 	  step --no-build-isolation -e '.[$(EXTRAS)]'
+	@# fairseq requires torchaudio, but only its speech tasks use it. One that cannot be loaded breaks transformers.
+	@$(RUN) $(if $(strip $(VENV)),$(PY) -c 'import torchaudio' >/dev/null 2>&1 || $(PY) -m pip uninstall --quiet --yes torchaudio,:)
 	@$(RUN) $(PY) -m mclip_fairseq.doctor
 	@touch "$@"

@@ -43,6 +43,8 @@ step() {
   local name=$1 result=$2 start=$SECONDS
   shift 2
   say "$name"
+  # A training compares its inputs itself.
+  if [[ $result == */finished && -e $result ]]; then "$@"; return; fi
   [[ -z $result || ! -e $result ]] || { echo "$result exists"; return 0; }
   "$@"
   mkdir -p "$(dirname "$TIMES")"
@@ -53,11 +55,35 @@ step() {
 # How often a training has saved because it was asked to stop.
 stops() { { [[ ! -f $1 ]] || cat "$1"; } | grep -c 'updates and ending' || true; }
 
-# train FOLDER OPTION...: fairseq-train into FOLDER, unless FOLDER is finished. The array TRAIN may name a launcher.
+# inputs ARGUMENT...: a hash of the arguments and of the files and folders that they name: content, or size and time of
+# files above 64 MB. What a training writes, and the code, are left out.
+inputs() {
+  local word path skip=0
+  for word in "$@"; do
+    if ((skip)); then skip=0; continue; fi
+    case $word in --text-state-cache | --tensorboard-logdir | --user-dir) skip=1; continue ;; esac
+    printf '%q\n' "$word"
+    while IFS= read -rd : path; do
+      [[ -e $path ]] || continue
+      find -L "$path" -type f -size -64M -print0 | LC_ALL=C sort -z | xargs -0r sha256sum
+      find -L "$path" -type f -size +63M -printf '%p %s %T@\n' | LC_ALL=C sort
+    done <<< "$word:"
+  done | sha256sum | cut -d ' ' -f 1
+}
+
+# train FOLDER OPTION...: fairseq-train into FOLDER, unless FOLDER is finished with the same options and inputs. The
+# array TRAIN may name a launcher.
 train() {
-  local folder=$1 log=$1/train.log before
+  local folder=$1 log=$1/train.log before trained='' now=''
   shift
-  [[ ! -e $folder/finished ]] || { echo "$folder is finished"; return 0; }
+  ((DRY)) || now=$(inputs "$@")
+  if [[ -e $folder/finished ]]; then
+    trained=$(< "$folder/finished")
+    ((DRY)) || [[ -z $trained || $trained == "$now" ]] ||
+      fail "$folder was trained with other data or options; move it away to train again"
+    echo "$folder is finished"
+    return 0
+  fi
   ((DRY)) || mkdir -p "$folder"
   before=$(stops "$log")
   # A run that is asked to stop saves and exits with status 0. It is not finished, and no later stage may follow.
@@ -69,7 +95,7 @@ train() {
     exit 0
   fi
   trap - TERM USR1
-  ((DRY)) || touch "$folder/finished"
+  ((DRY)) || echo "$now" > "$folder/finished"
 }
 TRAIN=(fairseq-train)
 

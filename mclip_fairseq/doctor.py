@@ -49,6 +49,7 @@ NOT_FOR_USERS = ("dev", "docs", "fuzz")
 REGISTERED = re.compile(r"^@register_(task|model|criterion|optimizer)\(\s*\"([^\"]+)\"", flags=re.MULTILINE)
 COMPILED = ("fairseq.data.data_utils_fast", "fairseq.data.token_block_utils_fast")
 BUILD_FAIRSEQ = "pip install torch numpy cython setuptools wheel, then pip install --no-build-isolation fairseq-fixed"
+BFLOAT16 = "--autocast bfloat16 works everywhere, but is slow where the hardware does not compute in it."
 MIN_DISK_GB = 2.0
 MIN_SHM_MB = 256.0
 
@@ -160,9 +161,9 @@ def check_torchaudio() -> Check:
     if module is not None:
         return Check("torchaudio", "ok", version)
     fix = (
-        "Everything here works without it: only fairseq's speech tasks use it, and a broken one is hidden "
-        "from transformers. To remove this warning, run pip uninstall torchaudio, or install the build for "
-        f"torch {installed_version('torch')} from the index that torch came from."
+        "Run pip uninstall torchaudio: only fairseq's speech tasks use it. While it is there, transformers and "
+        "sentence-transformers fail in every program that does not import mclip_fairseq first. Or install the build "
+        f"for torch {installed_version('torch')} from the index that torch came from."
     )
     if "halted" in problem:  # it is hidden already, and `compat` keeps the true reason
         problem = compat.torchaudio_problem()
@@ -245,11 +246,11 @@ def check_accelerator() -> Iterator[Check]:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Check("CUDA", "ok", f"{torch.version.cuda}, {len(names)} x {', '.join(sorted(set(names)))}")
     if not torch.cuda.is_available():
-        yield Check("bf16/fp16", "warning", "not without CUDA", "Train in float32: omit --bf16 and --fp16.")
+        yield Check("bf16/fp16", "warning", "not without CUDA", f"Train in float32: omit --fp16. {BFLOAT16}")
     elif torch.cuda.is_bf16_supported(including_emulation=False):
-        yield Check("bf16/fp16", "ok", "both (--bf16 is the safer one)")
+        yield Check("bf16/fp16", "ok", "both: --autocast bfloat16 (the safer one) and --fp16")
     else:
-        yield Check("bf16/fp16", "warning", "this GPU has no bf16", "Use --fp16 instead of --bf16.")
+        yield Check("bf16/fp16", "warning", "this GPU has no bf16", f"Use --fp16. {BFLOAT16}")
     distributed = torch.distributed
     backends = [b for b in ("nccl", "gloo") if distributed.is_available() and distributed.is_backend_available(b)]
     fix = "" if backends else "Install a build of torch with torch.distributed to train with several processes."

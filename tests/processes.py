@@ -9,13 +9,22 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.runs import ROOT
+from tests.runs import HANG, ROOT
 
 
 def children(pid: int) -> list[int]:
     """All descendants of a process; fairseq starts its data workers in a thread."""
     names = [name for thread in Path(f"/proc/{pid}/task").glob("*/children") for name in thread.read_text().split()]
     return [one for child in map(int, names) for one in [child, *children(child)]]
+
+
+def wait_for_children(count: int, process: subprocess.Popen[bytes]) -> list[int]:
+    """All descendants of a process, once there are as many; data workers come and go with their epoch."""
+    end = time.monotonic() + HANG
+    while len(pids := children(process.pid)) < count and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.01)
+    assert len(pids) >= count
+    return pids
 
 
 def obey_interrupts() -> None:
@@ -36,7 +45,7 @@ def start(command: Sequence[object], log: Path, **environment: str) -> subproces
         )
 
 
-def wait_for(what: str, log: Path, process: subprocess.Popen[bytes], patience: float = 120) -> str:
+def wait_for(what: str, log: Path, process: subprocess.Popen[bytes], patience: float = HANG) -> str:
     """The log, once it contains some words."""
     end = time.monotonic() + patience
     while time.monotonic() < end and process.poll() is None:
@@ -46,8 +55,8 @@ def wait_for(what: str, log: Path, process: subprocess.Popen[bytes], patience: f
     raise AssertionError(f"{what!r} is not in the log:\n{log.read_text(errors='replace')[-4000:]}")
 
 
-def alive(processes: Sequence[int], patience: float = 10) -> list[int]:
-    """Those of the processes that are still alive after a while."""
+def alive(processes: Sequence[int], patience: float = HANG) -> list[int]:
+    """Those of the processes that are still alive after a while, which is over once none is."""
     end = time.monotonic() + patience
     while (left := [pid for pid in processes if "State:\tZ" not in status(pid)]) and time.monotonic() < end:
         time.sleep(0.05)

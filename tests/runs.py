@@ -21,9 +21,11 @@ from mclip_fairseq.storage.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the clock decides, and what names the run's own folder.
-CLOCK = {"wps", "ups", "wall", "train_wall", "previous_training_time", "save_dir", "restore_file", "metrics"}
+CLOCK = {"wps", "ups", "wall", "train_wall", "previous_training_time", "save_dir", "restore_file", "metrics", "places"}
 GLOO = ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp")
 RANK = "__rank__"
+# Seconds after which a test gives up: tests wait for events, and a busy machine takes its time for them.
+HANG = 600
 
 
 def caption_options(corpus: Path, folder: Path, *more: object) -> list[object]:
@@ -81,7 +83,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def train_on_ranks(
-    world: int, runs: Sequence[Sequence[object]], logs: Path, timeout: float = 120, unchecked: bool = False
+    world: int, runs: Sequence[Sequence[object]], logs: Path, timeout: float = HANG, unchecked: bool = False
 ) -> list[list[str]]:
     """Run fairseq-train with several argument lists, one after the other, in `world` gloo processes.
 
@@ -101,7 +103,7 @@ def train_on_ranks(
 
 
 def start_ranks(
-    function: str, world: int, arguments: tuple[Any, ...], timeout: float = 90, file: str = __file__
+    function: str, world: int, arguments: tuple[Any, ...], timeout: float = HANG, file: str = __file__
 ) -> None:
     """Call a function of a file, by its name, with (rank, world, *arguments) in `world` processes."""
     context = mp.get_context("forkserver")  # one server imports fairseq once; the ranks are forked from it
@@ -123,7 +125,7 @@ def start_ranks(
 def gloo_group(rank: int, world: int, store: str) -> Iterator[None]:
     """A process group of ranks that meet in a file."""
     torch.set_num_threads(1)
-    patience = timedelta(seconds=60)
+    patience = timedelta(seconds=HANG)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience)
     try:
         yield

@@ -49,8 +49,9 @@ def run(options: argparse.Namespace) -> None:
         print(f"Written: {options.output}")
         return
     reports = [read_report(file) for file in options.report]
-    write_model(tower, options.output, CardFacts(options.output.name, options.license, options.data, reports))
-    print(f"Written: {options.output}")
+    facts = CardFacts(options.output.name, options.license, options.data, reports)
+    written = write_model(tower, options.output, facts)
+    print(f"Written: {options.output}" if written else f"{options.output}: holds this model already")
     if options.onnx or options.int8:
         from mclip_fairseq.export.onnx import RecallData
 

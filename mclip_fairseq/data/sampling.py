@@ -1,5 +1,6 @@
 """Temperature sampling over parts (languages, directions) with batches that never mix two of them."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,11 @@ from fairseq.data import FairseqDataset
 from mclip_fairseq.data.batches import Redrawn, RowDataset
 from mclip_fairseq.resilience.workers import shield_worker
 from mclip_fairseq.storage.errors import UserError
+
+logger = logging.getLogger(__name__)
+# What becomes of a short last batch of a part: it stays, and a warning names it; it is filled with samples of the
+# batches before it, which the epoch then sees twice; or it is left out.
+TAILS = ("warn", "fill", "drop")
 
 
 def temperature_sizes(sizes: Sequence[int], temperature: float) -> npt.NDArray[np.int64]:
@@ -41,6 +47,11 @@ def draw_rows(size: int, count: int, rng: np.random.Generator) -> npt.NDArray[np
     return np.concatenate([whole, rng.permutation(size)[:partial]])
 
 
+def has_short_tail(batches: Sequence[npt.NDArray[np.int64]]) -> bool:
+    """Whether the last batch has less than half of the samples of the batch before it."""
+    return len(batches) > 1 and 2 * len(batches[-1]) < len(batches[-2])
+
+
 class TemperatureSampledDataset(FairseqDataset):
     """Several row datasets as one, redrawn at every epoch from (seed, epoch) alone.
 
@@ -55,10 +66,16 @@ class TemperatureSampledDataset(FairseqDataset):
         temperature: see `temperature_sizes`.
         seed: of the draws and of the order within equal lengths.
         shuffle: False keeps every sample once and in order (validation, generation).
+        tail: what becomes of short last batches while samples are shuffled; see `TAILS`.
     """
 
     def __init__(
-        self, parts: Mapping[str, RowDataset], temperature: float = 1.0, seed: int = 1, shuffle: bool = True
+        self,
+        parts: Mapping[str, RowDataset],
+        temperature: float = 1.0,
+        seed: int = 1,
+        shuffle: bool = True,
+        tail: str = "warn",
     ) -> None:
         super().__init__()
         if not parts:
@@ -68,6 +85,8 @@ class TemperatureSampledDataset(FairseqDataset):
         self.temperature = temperature
         self.seed = seed
         self.shuffle = shuffle
+        self.tail = tail
+        self.warned = False
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int) -> None:
@@ -151,16 +170,44 @@ class TemperatureSampledDataset(FairseqDataset):
         """Batches of one part each; `indices` are already filtered by length."""
         part = self.part_of[indices]
         batches: list[npt.NDArray[np.int64]] = []
-        done = 0
+        short: list[str] = []
         for number in np.unique(part):
             own = indices[part == number]
-            batches.extend(super().batch_by_size(own, **limits))
+            of_part = list(super().batch_by_size(own, **limits))
             # fairseq drops a last batch that is not a multiple of --required-batch-size-multiple, also in evaluation.
-            left = own[sum(len(batch) for batch in batches) - done :]
+            left = own[sum(len(batch) for batch in of_part) :]
             if len(left):
-                batches.append(left)
-            done += len(own)
+                of_part.append(left)
+            if self.shuffle and has_short_tail(of_part):
+                short.append(f"{self.names[number]} {len(of_part[-1])} after {len(of_part[-2])}")
+                of_part = self.without_short_tail(of_part, own, limits.get("max_tokens"))
+            batches.extend(of_part)
+        if short and self.tail == "warn" and not self.warned:
+            self.warned = True
+            logger.warning(
+                "the last batch is less than half as large as the one before it: %s samples; a contrast over few "
+                "samples says little: --tail-batches fill takes more samples, --tail-batches drop leaves it out",
+                ", ".join(short),
+            )
         return batches
+
+    def without_short_tail(
+        self, batches: list[npt.NDArray[np.int64]], own: npt.NDArray[np.int64], max_tokens: int | None
+    ) -> list[npt.NDArray[np.int64]]:
+        """The batches of a part with their short tail kept, filled from the samples before it, or left out.
+
+        Args:
+            batches: of the part.
+            own: its samples in order, by length.
+            max_tokens: most tokens of a batch, padding included.
+        """
+        if self.tail == "warn":
+            return batches
+        if self.tail == "drop":
+            return batches[:-1]
+        longest = max(self.num_tokens(own[-1]), 1)
+        room = len(batches[-2]) if max_tokens is None else min(len(batches[-2]), max_tokens // longest)
+        return [*batches[:-1], own[-max(room, len(batches[-1])) :]]
 
     @property
     def can_reuse_epoch_itr_across_epochs(self) -> bool:

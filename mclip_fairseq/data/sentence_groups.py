@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.tokens import FlatTokens
 
 PAIRINGS = ("authors", "consecutive")
@@ -29,16 +28,24 @@ class SentenceGroups:
         pairing: one of `PAIRINGS`.
         seed: of the draws.
         redraw_equal: draw a negative pair again while it has one sentence twice; the published code keeps it.
+        fixed: make the same groups in every epoch, for validation.
     """
 
     def __init__(
-        self, tokens: FlatTokens, negatives: int, pairing: str, seed: int = 1, redraw_equal: bool = True
+        self,
+        tokens: FlatTokens,
+        negatives: int,
+        pairing: str,
+        seed: int = 1,
+        redraw_equal: bool = True,
+        fixed: bool = False,
     ) -> None:
         self.tokens = tokens
         self.negatives = negatives
         self.pairing = pairing
         self.seed = seed
         self.redraw_equal = redraw_equal
+        self.fixed = fixed
         self.groups = len(tokens) if pairing == "authors" else len(tokens) // (2 * negatives + 1)
         # A group's length is that of its positive; pairs are padded with the batch.
         self.sizes = tokens.sizes[: self.groups]
@@ -46,10 +53,10 @@ class SentenceGroups:
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch of other groups."""
-        self.epoch = epoch
+        self.epoch = 0 if self.fixed else epoch
         order = np.arange(len(self.tokens))
         shuffled = self.pairing == "consecutive"
-        self.order = np.random.default_rng([self.seed, epoch]).permutation(order) if shuffled else order
+        self.order = np.random.default_rng([self.seed, self.epoch]).permutation(order) if shuffled else order
 
     def __len__(self) -> int:
         return self.groups
@@ -83,14 +90,3 @@ class SentenceGroups:
             "net_input": {"first_tokens": first, "second_tokens": second},
             "labels": torch.from_numpy(labels.astype(np.float32)),
         }
-
-
-class SampledGroups(TemperatureSampledDataset):
-    """Parts that are `SentenceGroups`: their groups change with the epoch, too."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the epoch's groups; those of a validation stay the same."""
-        for part in self.parts:
-            assert isinstance(part, SentenceGroups)
-            part.set_epoch(epoch if self.shuffle else 0)
-        super().set_epoch(epoch)

@@ -25,6 +25,7 @@ from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.teacher_loading import load_tokenizer
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.storage.pieces import copy_tokenizer
+from mclip_fairseq.storage.staging import staged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,9 @@ def convert_translation(checkpoint: Path, xlmr: Path, output: Path) -> None:
         UserError: a file cannot be read, or holds other weights.
     """
     model, cfg = load_released_mte(checkpoint, xlmr)
-    output.mkdir(parents=True, exist_ok=True)
-    torch.save(mte_checkpoint(model, cfg), output / "checkpoint.pt")
-    copy_tokenizer(xlmr, output)
+    with staged(output) as staging:
+        torch.save(mte_checkpoint(model, cfg), staging / "checkpoint.pt")
+        copy_tokenizer(xlmr, staging)
 
 
 def convert_encoder(checkpoint: Path, xlmr: Path, output: Path) -> None:
@@ -125,4 +126,6 @@ def convert_clip(checkpoint: Path, output: Path, options: CLIPOptions) -> None:
     model = to_clip_model(state, str(checkpoint), **settings)
     processor = image_processor(pixels_along_an_edge(model), dataclasses.replace(pixels, resize=options.resize))
     tokenizer = load_tokenizer(options.tokenizer)
-    DualEncoderTeacher(model, processor, tokenizer, checkpoint.stem, None, source=str(checkpoint)).save(output)
+    clip = DualEncoderTeacher(model, processor, tokenizer, checkpoint.stem, None, source=str(checkpoint))
+    with staged(output) as staging:
+        clip.save(staging)

@@ -15,8 +15,10 @@ from mclip_fairseq.formats.directory import TEACHER, VERSION, WEIGHTS
 from mclip_fairseq.formats.saved import CONFIG, FORMAT
 from mclip_fairseq.formats.towers import NOT_STORED, TrainedTower
 from mclip_fairseq.models.dual_encoder import DualEncoder
+from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, write_json
+from mclip_fairseq.storage.staging import give_ordinary_modes, staged
 
 MODULES = "modules.json"
 SENTENCE_TRANSFORMERS_MODULE = {
@@ -27,13 +29,14 @@ SENTENCE_TRANSFORMERS_MODULE = {
 }
 
 
-def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> None:
+def save_directory(tower: TrainedTower, output: Path, into: bool = False, card: str = "") -> None:
     """Write a model with everything that inference needs.
 
     Args:
         tower: the model; a teacher outside it is loaded and written too.
         output: directory to make; it must be empty or absent.
         into: write into a directory that holds files already.
+        card: of the model, for its README.md; empty writes none.
 
     Raises:
         UserError: the directory holds something, or the teacher cannot be loaded.
@@ -42,7 +45,17 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
         raise UserError(f"{output}: is not empty; give a new directory")
     # A model with an image tower of its own has all weights in one file, and its options hold the image size.
     teacher = None if tower.module.image_transform is not None else tower.teacher
-    output.mkdir(parents=True, exist_ok=True)
+    if into:
+        output.mkdir(parents=True, exist_ok=True)
+        write_files(tower, teacher, output, card)
+        give_ordinary_modes(output)
+    else:
+        with staged(output) as staging:
+            write_files(tower, teacher, staging, card)
+
+
+def write_files(tower: TrainedTower, teacher: DualEncoderTeacher | None, output: Path, card: str) -> None:
+    """Write all files of a model directory; see `save_directory`."""
     if teacher is not None:
         teacher.save(output / TEACHER)
     for name in tower.module.tokenizer_files:
@@ -61,6 +74,8 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False) -> Non
         "identity": tower.identity,
     }
     (output / MODULES).write_text(json.dumps([SENTENCE_TRANSFORMERS_MODULE], indent=2) + "\n", encoding="utf-8")
+    if card:
+        (output / "README.md").write_text(card, encoding="utf-8")
     write_json(output / CONFIG, config)  # last: a directory without it is not finished
 
 

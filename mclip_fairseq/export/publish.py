@@ -10,11 +10,13 @@ from mclip_fairseq.export.card import CardFacts, model_card
 from mclip_fairseq.export.onnx import RecallData
 from mclip_fairseq.formats.altclip import write_altclip
 from mclip_fairseq.formats.m_clip import write_m_clip
+from mclip_fairseq.formats.saved import is_saved_directory
 from mclip_fairseq.formats.sentence_encoder import write_sentence_encoder
 from mclip_fairseq.formats.towers import Tower, TrainedTower
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.staging import staged
 
 
 def load_exportable(model: str, text_encoder: str = "", teacher: str = "", language: str = "") -> Tower:
@@ -41,8 +43,8 @@ def load_exportable(model: str, text_encoder: str = "", teacher: str = "", langu
     return loaded.for_language(language).tower
 
 
-def write_model(tower: Tower, output: Path, facts: CardFacts) -> None:
-    """Write the directory, with its card.
+def write_model(tower: Tower, output: Path, facts: CardFacts) -> bool:
+    """Write the directory, with its card; returns False where the same one is there already.
 
     Args:
         tower: the model.
@@ -53,8 +55,26 @@ def write_model(tower: Tower, output: Path, facts: CardFacts) -> None:
         UserError: a report is of a different model, or the directory is not empty; nothing is written then.
     """
     card = model_card(tower, facts)
-    importlib.import_module(tower.writer).save_directory(tower, output)
-    (output / "README.md").write_text(card, encoding="utf-8")
+    if is_written(tower, output, card):
+        return False
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output}: is not empty; give a new directory")
+    with staged(output) as staging:
+        importlib.import_module(tower.writer).save_directory(tower, staging)
+        (staging / "README.md").write_text(card, encoding="utf-8")
+    return True
+
+
+def is_written(tower: Tower, output: Path, card: str) -> bool:
+    """Whether a directory holds this model and this card."""
+    readme = output / "README.md"
+    if not (is_saved_directory(output) and readme.is_file() and readme.read_text(encoding="utf-8") == card):
+        return False
+    try:
+        stored = MultilingualCLIP.from_pretrained(output, device="cpu")
+    except UserError:  # damaged: not what would be written
+        return False
+    return stored.fingerprint == MultilingualCLIP(tower, device="cpu").fingerprint
 
 
 def write_onnx(tower: Tower, output: Path, data: RecallData | None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.places import find_part, stored_places
 
 TASK_OPTIONS = {"langs": str | None, "max_caption_tokens": int | None}
 
@@ -53,7 +54,17 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
         reader = importlib.import_module(kind.format_module)
         own: Tower = reader.load_checkpoint(file, kind, options, task, state["model"], text_encoder, teacher)
         return own
-    directory = find_text_encoder(file, text_encoder or options.text_encoder or options.text_tokenizer)
+    places = stored_places(state.get("extra_state"))
+    if text_encoder:
+        directory = find_part(file, "text_encoder", text_encoder, {})
+    else:
+        part = "text_encoder" if options.text_encoder else "text_tokenizer"
+        if not getattr(options, part):
+            raise UserError(
+                f"{file}: the checkpoint names no text_encoder; pass --text-encoder (in Python text_encoder=) with the "
+                "directory that holds dict.txt and sentencepiece.bpe.model"
+            )
+        directory = find_part(file, part, getattr(options, part), places)
     # Weights that the checkpoint holds need no archive; of the archive only the tokenizer is read then.
     kind.use_stored_weights(options)
     if options.text_encoder:
@@ -66,9 +77,21 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     def load_teacher() -> DualEncoderTeacher:
         source = teacher or options.teacher
         if not source:
-            raise UserError(f"{file}: was trained on features and names no teacher; pass teacher= to encode images")
-        revision = None if teacher else options.teacher_revision or None
-        return DualEncoderTeacher.from_pretrained(source, revision=revision)
+            raise UserError(
+                f"{file}: was trained on features and names no teacher; pass --teacher (in Python teacher=) to encode "
+                "images"
+            )
+        if not teacher and "teacher" in places:  # a directory, which must not be taken for a name on the Hub
+            source = str(find_part(file, "teacher", source, places))
+        if teacher or Path(source).is_dir():
+            return DualEncoderTeacher.from_pretrained(source, None if teacher else options.teacher_revision or None)
+        try:  # a checkpoint may come from anywhere: the name in it downloads nothing
+            return DualEncoderTeacher.from_pretrained(source, options.teacher_revision or None, fetch=False)
+        except UserError as error:
+            raise UserError(
+                f"{file}: names the teacher {source!r}, which is not on this machine; name it with --teacher "
+                "(teacher=) to download it"
+            ) from error
 
     def read_settings() -> Any:
         source, revision = teacher or options.teacher, None if teacher else options.teacher_revision or None
@@ -116,22 +139,6 @@ def stored_options(kind: type[DualEncoder], stored: Mapping[str, Any], place: Pa
             raise UserError(f"{place}: {option.name} is not one of {', '.join(choices)}; give another file")
     check_fields(place, options, kinds, "give another file")
     return Namespace(**options)
-
-
-def find_text_encoder(file: Path, path: str) -> Path:
-    """Resolve the text encoder named in a checkpoint: as it stands, or below a folder that the checkpoint is in.
-
-    Trainings are started in one place and used from others, with relative paths in their options.
-    """
-    if not path:
-        raise UserError(
-            f"{file}: the checkpoint names no text_encoder; pass text_encoder= with the directory that holds dict.txt "
-            "and sentencepiece.bpe.model"
-        )
-    for place in (Path(path), *(parent / path for parent in file.resolve().parents)):
-        if place.is_dir():
-            return place
-    raise UserError(f"{file}: its text_encoder {path} is not here; pass text_encoder= with the directory as it is now")
 
 
 def build_module(

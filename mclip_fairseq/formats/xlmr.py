@@ -19,6 +19,7 @@ from mclip_fairseq.models.xlmr_transformers import from_transformers, to_transfo
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.hub import published_file
 from mclip_fairseq.storage.pieces import SENTENCEPIECE, copy_tokenizer, piece_list, write_dictionary
+from mclip_fairseq.storage.staging import staged
 
 SPECIALS = 4
 
@@ -52,9 +53,9 @@ def write_archive(encoder: XLMREncoder, tokenizer: Path, output: Path) -> None:
         tokenizer: directory with its `dict.txt` and SentencePiece model, which are copied.
         output: directory to make; may be `tokenizer`.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    torch.save(encoder.checkpoint(), output / "model.pt")
-    copy_tokenizer(tokenizer, output)
+    with staged(output) as staging:
+        torch.save(encoder.checkpoint(), staging / "model.pt")
+        copy_tokenizer(tokenizer, staging)
 
 
 def write_transformers(archive: Path, output: Path) -> None:
@@ -66,9 +67,9 @@ def write_transformers(archive: Path, output: Path) -> None:
     tokenizer = XLMRTokenizer(archive)
     check_order(tokenizer)
     encoder = XLMREncoder.from_checkpoint(archive, tokenizer.dictionary).eval()
-    output.mkdir(parents=True, exist_ok=True)
-    to_transformers(encoder).save_pretrained(output)
-    write_xlmr_tokenizer(tokenizer, output, encoder.max_positions)
+    with staged(output) as staging:
+        to_transformers(encoder).save_pretrained(staging)
+        write_xlmr_tokenizer(tokenizer, staging, encoder.max_positions)
 
 
 def write_xlmr_tokenizer(tokenizer: XLMRTokenizer, output: Path, max_tokens: int = 0) -> None:
@@ -109,8 +110,8 @@ def write_fairseq(source: str, output: Path, revision: str | None = None) -> Non
     pieces = published_file(source, SENTENCEPIECE, revision)
     if pieces is None:
         raise UserError(f"{source}: has no {SENTENCEPIECE}; copy XLM-R's into the directory")
-    output.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(pieces, output / SENTENCEPIECE)
-    write_dictionary(output)
-    encoder = from_transformers(model.eval(), load_dictionary(output), source)
-    torch.save(encoder.checkpoint(), output / "model.pt")
+    with staged(output) as staging:
+        shutil.copyfile(pieces, staging / SENTENCEPIECE)
+        write_dictionary(staging)
+        encoder = from_transformers(model.eval(), load_dictionary(staging), source)
+        torch.save(encoder.checkpoint(), staging / "model.pt")

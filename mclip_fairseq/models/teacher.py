@@ -99,17 +99,20 @@ class DualEncoderTeacher(nn.Module):
         self.dim = int(features.shape[1])
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, revision: str | None = None) -> DualEncoderTeacher:
+    def from_pretrained(
+        cls, name_or_path: str | Path, revision: str | None = None, fetch: bool = True
+    ) -> DualEncoderTeacher:
         """Load weights in float32, image processor and tokenizer.
 
         Args:
             name_or_path: Hub name or local directory, also of a CLIP that sentence-transformers packed.
             revision: branch, tag or commit of a Hub name.
+            fetch: whether a Hub name may be downloaded.
 
         Raises:
             UserError: a file is missing or damaged, weights are missing, or the model is not a dual encoder.
         """
-        files = load_dual_encoder(name_or_path, revision)
+        files = load_dual_encoder(name_or_path, revision, fetch)
         return cls(files.model, files.processor, files.tokenizer, files.name, files.revision, source=files.source)
 
     def save(self, path: Path) -> None:

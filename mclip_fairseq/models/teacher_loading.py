@@ -66,12 +66,13 @@ def load_with_transformers(source: str | Path, what: str, load: Callable[[], T])
         raise UserError(f"{source}: cannot be loaded as {what}: {first_line(error)}") from error
 
 
-def load_dual_encoder(name_or_path: str | Path, revision: str | None = None) -> DualEncoderFiles:
+def load_dual_encoder(name_or_path: str | Path, revision: str | None = None, fetch: bool = True) -> DualEncoderFiles:
     """Load model, image processor and tokenizer.
 
     Args:
         name_or_path: Hub name or local directory, also of a CLIP that sentence-transformers packed.
         revision: branch, tag or commit of a Hub name.
+        fetch: whether a Hub name may be downloaded; otherwise only files that were downloaded before are read.
 
     Raises:
         UserError: a file is missing or damaged, weights are missing, or the model is not a dual encoder.
@@ -82,10 +83,12 @@ def load_dual_encoder(name_or_path: str | Path, revision: str | None = None) -> 
     import mclip_fairseq.models.vision.clip_resnet  # noqa: F401  (registers it with AutoModel)
 
     named = str(name_or_path)
-    source = packed_dual_encoder(named) or named
+    source = (packed_dual_encoder(named) if fetch or Path(named).is_dir() else None) or named
     what = "a transformers dual encoder, image processor and tokenizer"
     options: dict[str, Any] = {"revision": revision} if revision else {}
     options["trust_remote_code"] = False
+    if not fetch:
+        options["local_files_only"] = True
     local = Path(source).is_dir()
     if local:
         config = load_with_transformers(source, what, lambda: AutoConfig.from_pretrained(source, **options))

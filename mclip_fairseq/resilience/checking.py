@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ POSITION_OPTIONS = (
     "common.seed",
     "task._name",
 )
+# What a step depends on besides its data. A run may change these at any time, but never silently.
+STEP_OPTIONS = ("optimization.lr", "optimization.clip_norm", "optimization.sentence_avg", "optimization.stop_min_lr")
+STEP_GROUPS = ("optimizer", "lr_scheduler", "criterion")
 
 
 def check_position_options(stored: StoredCheckpoint, cfg: Any) -> None:
@@ -75,19 +79,57 @@ def position_options(cfg: Any) -> tuple[str, ...]:
 
 
 def changed_options(stored: Mapping[str, Any], cfg: Any) -> list[str]:
-    """`option then (now: value)` for each of `position_options` that differs from the stored configuration."""
+    """The `position_options` that differ from the stored configuration, as `changes_in` writes them."""
+    return changes_in(position_options(cfg), stored, cfg)
+
+
+def changes_in(names: Iterable[str], stored: Mapping[str, Any], cfg: Any) -> list[str]:
+    """Options that differ from a stored configuration.
+
+    Args:
+        names: of the options, as `group.name`.
+        stored: configuration of a checkpoint; an option that it does not have has not changed.
+        cfg: fairseq's configuration of this run.
+
+    Returns:
+        `--option then (now value)` for each.
+    """
     changed = []
-    for name in position_options(cfg):
+    for name in names:
         group, option = name.split(".")
         values = stored.get(group)
         if not isinstance(values, Mapping) or option not in values:
             continue
         new = OmegaConf.select(cfg, name)
-        old, new = values[option], OmegaConf.to_container(new) if OmegaConf.is_config(new) else new
+        old, new = plain(values[option]), plain(OmegaConf.to_container(new) if OmegaConf.is_config(new) else new)
         if old != new:
-            label = "task" if option == "_name" else option.replace("_", "-")
+            label = group.replace("_", "-") if option == "_name" else option.replace("_", "-")
             changed.append(f"--{label} {old} (now {new})")
     return changed
+
+
+def plain(value: Any) -> Any:
+    """An option's value as it is written into a checkpoint: a choice by its name."""
+    return value.value if isinstance(value, Enum) else value
+
+
+def log_changed_steps(stored: StoredCheckpoint, cfg: Any) -> None:
+    """Log which options of the optimizer, the schedule and the loss are not those of the checkpoint.
+
+    Args:
+        stored: the checkpoint.
+        cfg: fairseq's configuration of this run.
+    """
+    options = stored.state.get("cfg")
+    if not isinstance(options, Mapping):
+        return
+    groups = {group: OmegaConf.select(cfg, group) or {} for group in STEP_GROUPS}
+    names = [*STEP_OPTIONS, *(f"{group}.{name}" for group, values in groups.items() for name in values if name != "lr")]
+    changed = changes_in(names, options, cfg)
+    if changed:
+        logger.warning(
+            "%s was written with %s: the new values count from here on", stored.path.name, "; ".join(changed)
+        )
 
 
 def check_optimizer(stored: StoredCheckpoint, reset: bool) -> None:
@@ -102,6 +144,27 @@ def check_optimizer(stored: StoredCheckpoint, reset: bool) -> None:
             "another with its parameters: --finetune-from-model, or --reset-optimizer --reset-lr-scheduler "
             "--reset-dataloader"
         )
+
+
+def check_components(stored: StoredCheckpoint, cfg: Any) -> None:
+    """Refuse another optimizer, loss or schedule, whose state a checkpoint does not hold, unless it begins afresh.
+
+    Raises:
+        UserError: naming the option that restarts it.
+    """
+    options, reset = stored.state.get("cfg"), cfg.checkpoint.reset_optimizer
+    resets = {
+        "criterion._name": ("--reset-optimizer", reset),
+        "optimizer._name": ("--reset-optimizer", reset),
+        "lr_scheduler._name": ("--reset-lr-scheduler", reset or cfg.checkpoint.reset_lr_scheduler),
+    }
+    for name, (option, is_reset) in resets.items():
+        changed = [] if is_reset or not isinstance(options, Mapping) else changes_in([name], options, cfg)
+        if changed:
+            raise UserError(
+                f"{stored.path}: was written with {changed[0]}, which does not read its state; go back to that, or "
+                f"pass {option} to restart it"
+            )
 
 
 def check_same_dictionary(stored: StoredCheckpoint, task: Any) -> None:

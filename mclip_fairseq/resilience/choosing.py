@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mclip_fairseq.storage.checkpoints import StoredCheckpoint
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.sealed import TEMPORARY, damage, sealed_updates
+from mclip_fairseq.storage.sealed import TEMPORARY, damage, owner_is_alive, sealed_updates
 
 LAST = "checkpoint_last.pt"
 OF_A_RUN = re.compile(r"checkpoint(_last|_best|\d+|_\d+_\d+|\.best_.+)\.pt")
@@ -98,10 +98,14 @@ def _is_of_a_run(name: str, suffix: str) -> bool:
 
 
 def remove_leftovers(folder: str | Path, suffix: str = "") -> list[str]:
-    """Remove the temporary files of an interrupted save; returns their names."""
+    """Remove the temporary files of interrupted saves, but none whose writer still runs; returns their names.
+
+    The caller holds the folder (`holding`), so those of other machines are nobody's.
+    """
     removed = []
-    for path in sorted(Path(folder).glob(f"*.pt{TEMPORARY}")):
-        if _is_of_a_run(path.name.removesuffix(TEMPORARY), suffix):
+    for path in sorted(Path(folder).glob(f"*.pt*{TEMPORARY}")):
+        name = re.sub(r"(\.[\w-]+\.\d+)?\.tmp$", "", path.name)
+        if _is_of_a_run(name, suffix) and not owner_is_alive(path):
             path.unlink(missing_ok=True)
             removed.append(path.name)
     return removed

@@ -1,16 +1,27 @@
-"""How ranks are started: under torchrun also without CUDA, and by fairseq itself with signals forwarded to them."""
+"""How a training starts: options checked, torchrun without GPUs, signals for ranks, one run per directory."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
 
 from mclip_fairseq.resilience import signals
+from mclip_fairseq.resilience.holding import held_by_rank_zero
+from mclip_fairseq.resilience.preflight import check_launch
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import shown
+
+BAD_INPUT, INTERRUPTED = 2, 130
 
 
 def infer_torchrun(original: Callable[..., None], cfg: Any) -> None:
@@ -31,17 +42,68 @@ def infer_torchrun(original: Callable[..., None], cfg: Any) -> None:
 
 
 def call_main(original: Callable[..., None], cfg: Any, main: Any, **kwargs: Any) -> None:
-    """Forward SIGTERM and SIGUSR1 to the ranks that this process starts; fairseq alone would die and take them along.
+    """Check a training's options and let one run hold its directory; pass signals on to ranks that start here.
+
+    Forward SIGTERM and SIGUSR1 to the ranks that this process starts; fairseq alone would die and take them along.
 
     Args:
         original: fairseq's `call_main`.
         cfg: all options.
         main: what every rank runs.
         **kwargs: for `main`.
+
+    Raises:
+        UserError: options that cannot work, or a directory that another run holds.
     """
+    report_in_one_line()
+    if is_training(main):
+        check_launch(cfg)
+        main = functools.partial(run_alone, main)
     ranks = cfg.distributed_training
     if ranks.distributed_init_method is None:
         distributed_utils.infer_init_method(ranks)
     starts_ranks = ranks.distributed_init_method is not None and not ranks.distributed_no_spawn
     with signals.forwarded() if starts_ranks else contextlib.nullcontext():
         original(cfg, main, **kwargs)
+
+
+def is_training(main: Any) -> bool:
+    """Whether a program's `main` is that of fairseq-train."""
+    return hasattr(sys.modules.get(getattr(main, "__module__", "")), "validate_and_save")
+
+
+def run_alone(main: Callable[..., None], cfg: Any, **kwargs: Any) -> None:
+    """Train on this rank while the run holds --save-dir; with --no-save, nothing is written and nothing held.
+
+    Args:
+        main: that of fairseq-train.
+        cfg: all options.
+        **kwargs: for `main`.
+    """
+    report_in_one_line()  # ranks that fairseq has started begin here
+    folder, rank = cfg.checkpoint.save_dir, cfg.distributed_training.distributed_rank or 0
+    if cfg.checkpoint.no_save or PathManager.path_requires_pathmanager(folder):
+        main(cfg, **kwargs)
+        return
+    with held_by_rank_zero(folder, rank):
+        main(cfg, **kwargs)
+
+
+def report_in_one_line() -> None:
+    """Let fairseq's programs end as ours do: one line and status 2 for what the user can fix, 130 after Ctrl-C."""
+    before = sys.excepthook
+    if getattr(before, "in_one_line", False):
+        return
+    program = Path(sys.argv[0]).name
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, UserError):
+            print(f"{program}: error: {shown(str(error))}", file=sys.stderr, flush=True)
+            raise SystemExit(BAD_INPUT)
+        if isinstance(error, KeyboardInterrupt):
+            print(f"\n{program}: interrupted", file=sys.stderr, flush=True)
+            raise SystemExit(INTERRUPTED)
+        before(kind, error, trace)
+
+    hook.in_one_line = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

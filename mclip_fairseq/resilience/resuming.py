@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from fairseq.file_io import PathManager
 from fairseq.logging import metrics
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mclip_fairseq.resilience.best import changed_measurement, forget_best
 from mclip_fairseq.resilience.checking import (
+    check_components,
     check_data,
     check_optimizer,
     check_position_options,
     check_same_dictionary,
     check_seen_by_all,
+    log_changed_steps,
 )
 from mclip_fairseq.resilience.choosing import LAST, choose_checkpoint, remove_leftovers
+from mclip_fairseq.resilience.holding import decided_by_rank_zero
 from mclip_fairseq.resilience.program import early_stopping
 from mclip_fairseq.resilience.saving import options_changed
 from mclip_fairseq.resilience.stopping import listen_for
@@ -26,6 +30,7 @@ from mclip_fairseq.resilience.unsaved import KEY, restore
 from mclip_fairseq.storage.checkpoints import StoredCheckpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.places import find_part, stored_places
 
 logger = logging.getLogger(__name__)
 # Checkpoints that were checked when one was chosen, for `read_safely`, which fairseq calls with a path alone.
@@ -50,10 +55,10 @@ def load_newest_sound(original: Callable[..., Any], cfg: Any, trainer: Any, **pa
 
     install_for_run()
     listen_for(trainer)
-    path = None
+    path, changed = None, list[str]()
     # fairseq adds a suffix of its own where each rank has its own checkpoint (FSDP); these are left to fairseq.
     if trainer.checkpoint_suffix == (cfg.checkpoint_suffix or ""):
-        path = decided_by_rank_zero(trainer, lambda: find_checkpoint(cfg, trainer))
+        path, changed = decided_by_rank_zero(lambda: find_checkpoint(cfg, trainer), trainer.data_parallel_rank)
     changes: dict[str, Any] = {}
     if path is not None:
         changes = {"restore_file": path, "finetune_from_model": None}
@@ -68,6 +73,8 @@ def load_newest_sound(original: Callable[..., Any], cfg: Any, trainer: Any, **pa
         _checked.clear()
     if extra_state is not None:
         restore_state(cfg, trainer, extra_state, resumed=path is not None)
+        if changed:
+            forget_best(cfg, trainer, extra_state, changed)
     if path is not None:
         replay_validation_loss(trainer, extra_state)
         end_if_complete(trainer)
@@ -95,8 +102,11 @@ def restore_state(cfg: Any, trainer: Any, extra_state: dict[str, Any], resumed: 
     warn_of_annealing(trainer, extra_state)
 
 
-def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
-    """Path of the checkpoint in this run's own directory to continue from; None leaves the choice to fairseq.
+def find_checkpoint(cfg: Any, trainer: Any) -> tuple[str | None, list[str]]:
+    """Find the checkpoint in this run's own directory to continue from.
+
+    Returns:
+        its path, None where the choice is fairseq's; and what its best value was measured with, where that has changed.
 
     Raises:
         UserError: see `load_newest_sound`.
@@ -115,18 +125,25 @@ def find_checkpoint(cfg: Any, trainer: Any) -> str | None:
             if not cfg.reset_dataloader:
                 check_position_options(stored, trainer.cfg)
             check_optimizer(stored, cfg.reset_optimizer)
+            check_components(stored, trainer.cfg)
             check_same_dictionary(stored, trainer.task)
-            return str(path.with_name(f"{path.name.removesuffix(f'{suffix}.pt')}.pt"))  # fairseq adds the suffix again
+            log_changed_steps(stored, trainer.cfg)
+            resumed = str(path.with_name(f"{path.name.removesuffix(f'{suffix}.pt')}.pt"))  # fairseq adds it again
+            return resumed, changed_measurement(stored, trainer)
     given = cfg.restore_file if cfg.restore_file != LAST else cfg.finetune_from_model
     if given and PathManager.isfile(given) and not PathManager.path_requires_pathmanager(given):
         stored = _checked[given] = StoredCheckpoint(given)
         stored.check()
         if given == cfg.restore_file:
             check_optimizer(stored, cfg.reset_optimizer)
+            check_components(stored, trainer.cfg)
             if not cfg.reset_dataloader:
                 check_position_options(stored, trainer.cfg)
         check_same_dictionary(stored, trainer.task)
-    return None
+        if given == cfg.restore_file:
+            log_changed_steps(stored, trainer.cfg)
+            return None, changed_measurement(stored, trainer)
+    return None, []
 
 
 def read_safely(
@@ -147,30 +164,31 @@ def read_safely(
         return original(path, arg_overrides, load_on_all_ranks)
     (_checked.get(str(path)) or StoredCheckpoint(path)).check()
     try:
-        return original(path, arg_overrides, load_on_all_ranks)
+        state = original(path, arg_overrides, load_on_all_ranks)
     except Exception as error:  # fairseq converts old formats, and foreign contents can make that raise anything
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{path}: is not a checkpoint of fairseq, or is damaged ({reason})") from error
+    point_to_parts(Path(path), state, arg_overrides or {})
+    return state
 
 
-def decided_by_rank_zero(trainer: Any, decide: Callable[[], str | None]) -> str | None:
-    """Let rank 0 decide, and pass its decision, or its error, to all ranks.
+def point_to_parts(path: Path, state: Any, overrides: Mapping[str, Any]) -> None:
+    """Replace relative directories in a checkpoint's options by where the training found them.
 
-    Raises:
-        UserError: on all ranks, where `decide` raises one on rank 0.
+    A part that is nowhere is left as it is: a model that does not need it is built without it, and the loader of
+    one that does says what is missing.
+
+    Args:
+        path: of the checkpoint.
+        state: its content, which is changed.
+        overrides: options that the caller gives instead of the stored ones.
     """
-    if trainer.data_parallel_world_size == 1:
-        return decide()
-    answer: list[str | None] = [None, None]
-    if trainer.data_parallel_rank == 0:
-        try:
-            answer[0] = decide()
-        except UserError as error:
-            answer[1] = str(error)
-    dist.broadcast_object_list(answer, src=0, device=trainer.device)
-    if answer[1] is not None:
-        raise UserError(answer[1])
-    return answer[0]
+    places, model = stored_places(state.get("extra_state")), (state.get("cfg") or {}).get("model")
+    for name in places if model is not None else ():
+        given = getattr(model, name, "")
+        if given and name not in overrides:
+            with contextlib.suppress(UserError):
+                setattr(model, name, str(find_part(path, name, given, places)))
 
 
 def restore_inner_metrics(extra_state: dict[str, Any]) -> None:
@@ -187,12 +205,11 @@ def restore_inner_metrics(extra_state: dict[str, Any]) -> None:
 
 
 def replay_validation_loss(trainer: Any, extra_state: dict[str, Any] | None) -> None:
-    """Pass the last validation loss to a schedule that looks at it: fairseq does so only after it has saved."""
+    """Pass the last validation loss to the schedule, which keeps the best one: fairseq does so only after saving."""
     state = extra_state or {}
     position = state.get("train_iterator") or {}
     loss = state.get("val_loss")
-    watches_loss = isinstance(getattr(trainer.lr_scheduler, "lr_scheduler", None), ReduceLROnPlateau)
-    if watches_loss and loss is not None and position.get("iterations_in_epoch") == 0:
+    if loss is not None and position.get("iterations_in_epoch") == 0:
         trainer.lr_step(position["epoch"] - 1, loss)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,17 @@ import numpy as np
 from tqdm import tqdm
 
 from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
-from mclip_fairseq.search.files import MANIFEST, PARTIAL, Rows, Time, locked, write_manifest, write_times
+from mclip_fairseq.search.files import (
+    MANIFEST,
+    PARTIAL,
+    Rows,
+    Time,
+    locked,
+    read_index_manifest,
+    write_manifest,
+    write_times,
+)
+from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import (
     efforts,
     factory_string,
@@ -81,9 +93,18 @@ def build_index(
     check_max_pixels(images.max_pixels)
     gallery, images = open_gallery(images)
     with locked(folder):
-        if (folder / MANIFEST).exists():
-            raise UserError(f"{folder}: already holds an index; use mclip-search add, or choose another directory")
+        built_from = digest_of(gallery, settings)
+        again = (folder / MANIFEST).exists()
+        if again and not is_untouched(folder, built_from):
+            raise UserError(
+                f"{folder}: already holds an index, of other images or settings or changed since; use mclip-search "
+                "add, or choose another directory"
+            )
         model = load_model()
+        if again:
+            index = SearchIndex.open(folder)
+            index.check_model(model)
+            return f"{folder}: nothing to do, holds an index of these {len(index)} images already"
         if isinstance(gallery, ImageGallery):
             model.transform  # noqa: B018  (loads the image tower, which the fingerprint then covers)
         model_entry = describe_model(model)
@@ -103,7 +124,12 @@ def build_index(
         recall = measure_recall(index, settings, vectors, texts)
         roots, lines = picture_lines(gallery, vectors.ids, [])
         facts = {"model": model_entry, "dim": model.dim, "kind": settings.kind, "factory": factory}
-        facts |= {"roots": names_of(roots), "id": uuid.uuid4().hex, "made_by": [provenance(command)]}
+        facts |= {
+            "built_from": built_from,
+            "roots": names_of(roots),
+            "id": uuid.uuid4().hex,
+            "made_by": [provenance(command)],
+        }
         places = KnownPlaces(roots, absolute_paths(model_paths))
         write_first_generation(folder, index, lines, picture_times(gallery, vectors.ids), recall, facts, places)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
@@ -141,6 +167,18 @@ def write_first_generation(
     manifest = {**facts, **counts, "effort": recall and recall["effort"], "recall": recall}
     remember(manifest, places)
     write_manifest(folder, manifest)
+
+
+def digest_of(gallery: Gallery, settings: IndexSettings) -> str:
+    """A hash of what a build is asked for: the images as they are now, and the kind of index."""
+    return hashlib.sha256(json.dumps([gallery.stamp(), asdict(settings)]).encode()).hexdigest()
+
+
+def is_untouched(folder: Path, built_from: str) -> bool:
+    """Whether an index is the outcome of the same build, and was not changed since."""
+    manifest = read_index_manifest(folder)
+    changed = manifest["generation"] != 1 or bool(manifest["removed"])
+    return not changed and manifest.get("built_from") == built_from
 
 
 def names_of(roots: Sequence[str]) -> list[str]:

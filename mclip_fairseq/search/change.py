@@ -23,7 +23,16 @@ from mclip_fairseq.search.build import (
     picture_lines,
     picture_times,
 )
-from mclip_fairseq.search.files import PARTIAL, Rows, Time, locked, read_index_manifest, write_manifest, write_times
+from mclip_fairseq.search.files import (
+    PARTIAL,
+    Rows,
+    Time,
+    locked,
+    read_index_manifest,
+    write_ids,
+    write_manifest,
+    write_times,
+)
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import compacted, read_index, write_index
 from mclip_fairseq.search.places import KnownPlaces, remember
@@ -209,9 +218,10 @@ def write_generation(
 ) -> None:
     """Write new files of an index and put them into use; removed rows are dropped once they are the majority."""
     manifest, generation = index.manifest, index.manifest["generation"] + 1
-    lines, times = table.lines, table.times
+    lines, times, dropped = table.lines, table.times, frozenset[int]()
     if mostly_removed(len(lines), removed):
         keep = np.array([row not in removed for row in range(len(lines))])
+        dropped = frozenset(removed)
         faiss_index = compacted(faiss_index, manifest["kind"], manifest["factory"], keep)
         lines, times, removed = list(compress(lines, keep)), list(compress(times, keep)), frozenset()
     files = {
@@ -219,6 +229,12 @@ def write_generation(
         "rows": Rows(lines, index.path).write(index.path, generation),
         "times": write_times(index.path, generation, times),
     }
+    if dropped:
+        names = index.forgotten | {index.rows.id(row) for row in dropped if row < len(index.rows)}
+        if names := names - {line.partition("\t")[0] for line in lines}:
+            files["forgotten"] = write_ids(index.path, generation, sorted(names))
+    elif "forgotten" in manifest["files"]:
+        files["forgotten"] = manifest["files"]["forgotten"]
     changes = {
         "generation": generation,
         "rows": len(lines),
@@ -300,7 +316,9 @@ def remove_images(folder: Path, names: Sequence[str], command: Sequence[str]) ->
     read_index_manifest(folder)  # before locking: `locked` would create a mistyped directory
     with locked(folder):
         index = SearchIndex.open(folder)
-        unknown = [name for name in names if name not in index.row_of]
+        present = [name for name in names if name in index.row_of]
+        gone = index.forgotten if len(present) < len(names) else frozenset()
+        unknown = [name for name in names if name not in index.row_of and name not in gone]
         if unknown:
             first = ", ".join(map(repr, unknown[:3]))
             similar = similar_name(unknown[0], index.row_of)
@@ -309,7 +327,9 @@ def remove_images(folder: Path, names: Sequence[str], command: Sequence[str]) ->
                 f"{similar and ', but ' + similar}; nothing was "
                 "removed, so correct them and run the command again"
             )
-        rows = {index.row_of[name] for name in names}
+        rows = {index.row_of[name] for name in present}
+        if not rows:
+            return f"{folder}: nothing to remove, all {len(names)} ids were removed before"
         drop_rows(index, rows, command)
     return f"{folder}: {len(rows)} images removed, {len(index) - len(rows)} left{recall_note(index)}"
 

@@ -113,7 +113,8 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     content = json.dumps({"format": FORMAT, "version": VERSION} | dict(manifest), indent=1, ensure_ascii=False)
     write_bytes(folder / MANIFEST, content.encode() + b"\n")
     used = {entry["file"] for entry in manifest["files"].values()}
-    for old in [*folder.glob("vectors-*.faiss*"), *folder.glob("rows-*.tsv*"), *folder.glob("times-*.tsv*")]:
+    patterns = ("vectors-*.faiss*", "rows-*.tsv*", "times-*.tsv*", "removed-*.tsv*")
+    for old in [path for pattern in patterns for path in folder.glob(pattern)]:
         if old.name not in used:
             old.unlink(missing_ok=True)
 
@@ -206,6 +207,14 @@ def write_times(folder: Path, generation: int, times: Sequence[Time]) -> dict[st
     """Write sizes and times of the image files of a generation; returns the file's entry of the manifest."""
     name = f"times-{generation:05d}.tsv"
     content = "".join(f"{time[0]}\t{time[1]}\n" if time else "\n" for time in times).encode()
+    write_bytes(folder / name, content)
+    return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def write_ids(folder: Path, generation: int, names: Sequence[str]) -> dict[str, str]:
+    """Write the ids that were removed before a generation; returns the file's entry of the manifest."""
+    name = f"removed-{generation:05d}.tsv"
+    content = "".join(f"{identifier}\n" for identifier in names).encode()
     write_bytes(folder / name, content)
     return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
 

@@ -16,6 +16,7 @@ from mclip_fairseq.search.files import MANIFEST, Rows, Time, check_index_file, r
 from mclip_fairseq.search.kinds import Searcher, Vectors, read_index
 from mclip_fairseq.search.places import recall
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import read_lines
 from mclip_fairseq.storage.fingerprints import HALF, same_vectors, text_side
 from mclip_fairseq.storage.images import resolve_image
 
@@ -130,6 +131,13 @@ class SearchIndex:
         if entry is None:  # an earlier version built the index, or its rows are features
             return [None] * len(self.rows)
         return read_times(check_index_file(self.path, entry), len(self.rows))
+
+    @cached_property
+    def forgotten(self) -> frozenset[str]:
+        """Ids that were removed, also those whose rows are no longer in the files."""
+        entry = self.manifest["files"].get("forgotten")
+        dropped = read_lines(check_index_file(self.path, entry)) if entry else []
+        return frozenset(dropped) | {self.rows.id(row) for row in self.removed}
 
     def check_model(self, model: Any) -> None:
         """Check that a model's vectors can be compared with those of the index.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import importlib.resources
 import io
 import re
@@ -28,9 +29,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mclip_fairseq.search.batching import Batcher, Busy
+from mclip_fairseq.search.connections import RETRY_SECONDS, LimitedProtocol
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.languages import guess_language
 from mclip_fairseq.search.limits import (
+    HEADERS,
     MAX_CONNECTIONS,
     MAX_TEXT_BODY,
     MAX_UPLOAD,
@@ -60,6 +63,7 @@ PAGE = {
     "/page.css": ("page.css", "text/css"),
 }
 CACHED_ANSWERS = 2048
+EARLIER = 4  # indexes whose images are still shown
 CACHED_PICTURES = 64 << 20
 LOCAL = ["localhost", "127.0.0.1", "[::1]"]
 
@@ -80,6 +84,7 @@ class Search:
         self.computing, self.decoding, self.uploaded = (ThreadPoolExecutor(threads) for threads in (1, 2, 1))
         self.texts, self.images = (Batcher(find, self.computing) for find in (self.find_texts, self.find_images))
         self.uploads = 0
+        self.earlier: dict[str, SearchIndex] = {}
         self.reopening, self.unusable_state = asyncio.Lock(), index.state
         self.forget()
 
@@ -102,8 +107,17 @@ class Search:
                 message = "the index has changed but cannot be opened again, so the page still serves the old one"
                 print(f"{message}: {shown(str(error))}", file=sys.stderr, flush=True)
                 return
+            self.keep_pictures(self.index)
             self.index = changed
             self.forget()
+
+    def keep_pictures(self, index: SearchIndex) -> None:
+        """Keep what shows the images of an index that is replaced: open pages have their addresses."""
+        pictures = copy.copy(index)
+        pictures.searcher = None  # type: ignore[assignment]  # the vectors, which take the memory
+        self.earlier[index.stamp] = pictures
+        while len(self.earlier) > EARLIER:
+            self.earlier.pop(next(iter(self.earlier)))
 
     def find_texts(self, questions: Sequence[tuple[str, str]]) -> list[tuple[list[dict[str, Any]], str]]:
         """Images for each text and its language, as the page shows them, and what the model does not know of it."""
@@ -182,12 +196,16 @@ class Search:
         await self.refresh()
         index, pictures = self.index, self.pictures
         # Browsers cache images by address, so a different index at the same address needs other image addresses.
-        if request.path_params["stamp"] != index.stamp:
-            raise HTTPException(404, "the index was changed; search again")
-        name = request.path_params["row"]
+        stamp, name = request.path_params["stamp"], request.path_params["row"]
         row = int(name) if name.isdecimal() and len(name) < 12 else -1
+        if stamp != index.stamp:
+            earlier = self.earlier.get(stamp)
+            # What was removed since is not shown any more.
+            if earlier is None or not 0 <= row < len(earlier.rows) or earlier.rows.id(row) not in index.row_of:
+                raise HTTPException(404, "the index was changed; search again")
+            index = earlier
         size = THUMBNAIL if request.url.path.startswith("/thumb/") else FULL
-        key = f"{size}/{row}"
+        key = f"{size}/{stamp}/{row}"
         content = pictures.get(key)
         if content is None:
             try:
@@ -267,12 +285,13 @@ async def http_error(request: Request, error: HTTPException) -> Response:
 
 async def busy(request: Request, error: Busy) -> Response:
     """Too many requests: one sentence, in JSON."""
-    return JSONResponse({"error": "too many requests; try again in a moment"}, 503)
+    headers = {"Retry-After": str(RETRY_SECONDS)}
+    return JSONResponse({"error": "too many requests; try again in a moment"}, 503, headers=headers)
 
 
 async def failure(request: Request, error: Exception) -> Response:
     """A bug, without its message, which may name files of the server."""
-    return JSONResponse({"error": "the search failed"}, 500)
+    return JSONResponse({"error": "the search failed"}, 500, headers=HEADERS)  # it is made outside of `SafeHeaders`
 
 
 def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0) -> Starlette:
@@ -303,7 +322,18 @@ def make_server(index: SearchIndex, model: Any, hosts: Sequence[str] = (), reran
     """The uvicorn server of the application: no Server header, no access log."""
     app = make_app(index, model, hosts, rerank)
     quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
-    return uvicorn.Server(uvicorn.Config(app, limit_concurrency=MAX_CONNECTIONS, **quiet))
+    # `LimitedProtocol` refuses sooner, with an answer in JSON.
+    return uvicorn.Server(uvicorn.Config(app, http=LimitedProtocol, limit_concurrency=2 * MAX_CONNECTIONS, **quiet))
+
+
+def warm_up(index: SearchIndex, model: Any) -> None:
+    """Compute once what the first queries need, so that they are as quick as later ones."""
+    languages = [""] if getattr(model, "reads_any_language", True) else model.languages[:1]
+    search_texts(index, model, ["a photo"], 1, TEXT_BATCH, languages)
+    try:
+        search_images(index, model, [Image.new("RGB", (64, 64))], 1)
+    except UserError as error:
+        print(f"the page cannot search with images: {shown(str(error))}", file=sys.stderr, flush=True)
 
 
 def serve(
@@ -321,6 +351,7 @@ def serve(
         raise UserError(
             f"{host}, port {port}: cannot listen there: {error}; choose another --host or --port"
         ) from error
+    warm_up(index, model)
     everywhere = host in ("0.0.0.0", "::")
     own = [] if everywhere else [f"[{host}]" if ":" in host else host]
     hosts = [*own, *allowed_hosts] or ["*"]

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import struct
 import time
 import zipfile
@@ -137,7 +138,7 @@ def _place(path: Path, write: Callable[[BinaryIO], None]) -> None:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[BinaryIO]:
     """A new file that replaces `path` at the end, and is removed after an error."""
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(f"{path.name}.{host_name()}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as stream:
             yield stream
@@ -149,6 +150,29 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     _sync_directory(path.parent)
+
+
+def host_name() -> str:
+    """Name of this machine, as a part of a file name."""
+    return re.sub(r"[^\w-]", "-", socket.gethostname())
+
+
+def owner_is_alive(temporary: Path) -> bool:
+    """Whether the process that a temporary file names runs on this machine, other than this process.
+
+    Args:
+        temporary: `NAME.HOST.PROCESS.tmp`; `NAME.tmp` of earlier versions names nobody.
+    """
+    named = re.fullmatch(r".*\.([\w-]+)\.(\d+)", temporary.name.removesuffix(TEMPORARY))
+    if named is None or named[1] != host_name() or int(named[2]) == os.getpid():
+        return False
+    try:
+        os.kill(int(named[2]), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # it is another user's; or no process has such a number
+        return int(named[2]) < 2**31
+    return True
 
 
 def _sync_directory(folder: Path) -> None:

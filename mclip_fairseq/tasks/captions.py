@@ -36,7 +36,7 @@ from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
 from mclip_fairseq.storage.projection import Projection
 from mclip_fairseq.tasks.caption_files import caption_prefix, check_one_dictionary, check_same_teacher, open_features
 from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, model_class, split_list
-from mclip_fairseq.tasks.validation_retrieval import validation_recalls
+from mclip_fairseq.tasks.validation_retrieval import check_rankable, validation_recalls, warn_of_single_rows
 
 logger = logging.getLogger(__name__)
 Ids = list[str] | None
@@ -237,6 +237,21 @@ class CaptionTask(SampledTask):
         self.check_columns(split, parts)
         return parts
 
+    def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
+        """As `SampledTask.load_dataset`; a set to validate on must have something to rank."""
+        super().load_dataset(split, epoch, combine, **kwargs)
+        dataset = self.datasets[split]
+        groups = [part.groups for part in dataset.parts if isinstance(part, CaptionDataset)]
+        if groups and not dataset.shuffle:
+            check_rankable(split, np.concatenate(groups), self.cfg.valid_retrieval)
+
+    def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `SampledTask.get_batch_iterator`; warn of validation batches without a negative."""
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        if not dataset.shuffle and not self.cfg.valid_retrieval:
+            warn_of_single_rows(iterator.frozen_batches)
+        return iterator
+
     def check_columns(self, split: str, parts: Mapping[str, Any]) -> None:
         """Refuse data without a column that the model needs, or with one that it does not read.
 
@@ -362,7 +377,7 @@ class CaptionTask(SampledTask):
         if self.cfg.valid_retrieval and "valid" in self.datasets:
             dataset = self.datasets["valid"]
             self.recalls = validation_recalls(
-                model, dict(zip(dataset.names, dataset.parts, strict=True)), self.between_batches
+                self.in_precision(model), dict(zip(dataset.names, dataset.parts, strict=True)), self.between_batches
             )
             if not self.recalls:
                 raise UserError("--valid-retrieval: no caption of the split valid has an image")

@@ -1,7 +1,6 @@
 """Task `contrastive_tension`: groups of sentence pairs from raw sentences, and validation by sentence similarity."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from torch import Tensor
 
-from mclip_fairseq.data.sampling import TemperatureSampledDataset
-from mclip_fairseq.data.sentence_groups import PAIRINGS, SampledGroups, SentenceGroups
+from mclip_fairseq.data.sentence_groups import PAIRINGS, SentenceGroups
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.tasks.caption_files import caption_prefix, check_one_dictionary
@@ -134,7 +132,8 @@ class ContrastiveTensionTask(SampledTask):
                 prefix = caption_prefix(directory, split, lang)
                 if indexed_dataset.dataset_exists(prefix, impl=None):
                     tokens = FlatTokens.from_prefix(prefix, self.dictionary, self.max_positions())
-                    parts[f"{lang}:{number}"] = self.groups(self.usable(tokens, number, split, lang, training))
+                    usable = self.usable(tokens, number, split, lang, training)
+                    parts[f"{lang}:{number}"] = self.groups(usable, training)
             if not any(name.startswith(f"{lang}:") for name in parts):
                 raise UserError(
                     f"{caption_prefix(self.cfg.data, split, lang)}: not found; make it with fairseq-preprocess "
@@ -152,14 +151,10 @@ class ContrastiveTensionTask(SampledTask):
         logger.info("%s %s: %d sentences, %d cut", split, lang, len(kept), tokens.truncated)
         return tokens.select(kept) if empty else tokens
 
-    def groups(self, tokens: FlatTokens) -> SentenceGroups:
-        """Sentences in the groups that the options ask for."""
-        redraw = str(self.cfg.equal_pairs) == "redraw"
-        return SentenceGroups(tokens, self.cfg.group_negatives, str(self.cfg.pairing), self.cfg.seed, redraw)
-
-    def sampled(self, parts: Mapping[str, Any], training: bool) -> TemperatureSampledDataset:
-        """Groups that change with the epoch."""
-        return SampledGroups(parts, self.cfg.sampling_temperature, seed=self.cfg.seed, shuffle=training)
+    def groups(self, tokens: FlatTokens, training: bool) -> SentenceGroups:
+        """Sentences in the groups that the options ask for; those of a validation never change."""
+        redraw, pairing = str(self.cfg.equal_pairs) == "redraw", str(self.cfg.pairing)
+        return SentenceGroups(tokens, self.cfg.group_negatives, pairing, self.cfg.seed, redraw, fixed=not training)
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion, for the groups that this task makes."""

@@ -220,6 +220,18 @@ class MTETask(SampledTask):
         part = ParallelDataset(source, None, self.lang_id(self.cfg.source_lang), self.lang_id(self.cfg.target_lang))
         return TemperatureSampledDataset({"input": part}, shuffle=False)
 
+    def inference_step(
+        self, generator: Any, models: Any, sample: dict[str, Any], prefix_tokens: Any = None, constraints: Any = None
+    ) -> Any:
+        """Translate a batch; fairseq-interactive hands on only the tokens of one, so the language is added here."""
+        net_input = sample["net_input"]
+        if "tgt_lang_id" not in net_input:
+            language = net_input["src_lengths"].new_full(
+                (len(net_input["src_tokens"]),), self.lang_id(self.cfg.target_lang)
+            )
+            sample = {**sample, "net_input": {**net_input, "tgt_lang_id": language}}
+        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+
 
 def check_alignment(prefix: Path, source: FlatTokens, target: FlatTokens) -> None:
     """Refuse sides of unequal length, and warn where sentences fit their translations' neighbours better.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.optim.amp_optimizer import AMPOptimizer
@@ -22,14 +22,17 @@ from torch import Tensor
 from mclip_fairseq.criterions.nonfinite import NonFiniteError, find_nonfinite, zero_gradient, zeroed
 from mclip_fairseq.criterions.terms import TermsCriterion
 from mclip_fairseq.data.batches import RowDataset
-from mclip_fairseq.data.sampling import TemperatureSampledDataset
+from mclip_fairseq.data.sampling import TAILS, TemperatureSampledDataset
 from mclip_fairseq.data.skips import SkipList
+from mclip_fairseq.models.autocast import Autocast
 from mclip_fairseq.models.stored_options import missing_options
 from mclip_fairseq.resilience.program import early_stopping
 from mclip_fairseq.resilience.workers import discard
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.places import relative_places
 
 logger = logging.getLogger(__name__)
+DATA_FILES = (".bin", ".ids")
 
 
 def split_list(value: str, option: str) -> list[str]:
@@ -62,6 +65,21 @@ class SampledTaskConfig(FairseqDataclass):
             "the first. Validation never skips"
         },
     )
+    tail_batches: ChoiceEnum(TAILS) = field(  # type: ignore[valid-type]
+        default="warn",
+        metadata={
+            "help": "a language's last batch with less than half of the samples of the batch before it: warn keeps it "
+            "and says so, fill adds samples of the batches before it, drop leaves it out",
+            "data_position": True,
+        },
+    )
+    autocast: ChoiceEnum(["none", "bfloat16"]) = field(  # type: ignore[valid-type]
+        default="none",
+        metadata={
+            "help": "bfloat16: compute the model in bfloat16 where torch.autocast does, on GPUs and CPUs; parameters, "
+            "gradients, optimizer and losses stay in float32"
+        },
+    )
     save_dir: str = II("checkpoint.save_dir")
     seed: int = II("common.seed")
 
@@ -92,6 +110,7 @@ class SampledTask(FairseqTask):
         self.skips = SkipList(Path(cfg.save_dir) / "skipped.tsv", cfg.skip_budget)
         self.between_batches: Callable[[], None] = _nothing
         self.trained_on: TemperatureSampledDataset | None = None
+        self.validated_on: dict[str, int] = {}
         self.skipped = 0
         self.iterators: dict[int, Any] = {}
         self.stored_parts: dict[str, list[int]] | None = None
@@ -118,6 +137,7 @@ class SampledTask(FairseqTask):
             self.skips.check()
         parts = self.load_parts(split, training)
         dataset = self.sampled(parts, training)
+        dataset.tail = str(self.cfg.tail_batches)
         dataset.set_epoch(epoch)
         self.datasets[split] = dataset
         if training:
@@ -176,10 +196,11 @@ class SampledTask(FairseqTask):
             NonFiniteError: on all ranks alike, when --skip-nonfinite is used up.
         """
         bad_rows: Tensor | int = 0
+        computed = self.in_precision(model)
         if isinstance(criterion, TermsCriterion):
-            loss, sample_size, logged, bad_rows = criterion.outcome(model, sample)
+            loss, sample_size, logged, bad_rows = criterion.outcome(computed, sample)
         else:  # one of fairseq's, or a user's
-            loss, sample_size, logged = criterion(model, sample)
+            loss, sample_size, logged = criterion(computed, sample)
         blame, counts = find_nonfinite(loss, bad_rows, sample, sample["is_dummy"])
         if self.kept_in_update["update"] != update_num:
             self.kept_in_update = {"update": update_num, "kept": 0}
@@ -196,6 +217,17 @@ class SampledTask(FairseqTask):
         logger.warning("%s; batch left out, %d of --skip-nonfinite %d", message, self.skipped, self.cfg.skip_nonfinite)
         return zero_gradient(model, criterion), 0, zeroed(logged)
 
+    def in_precision(self, model: torch.nn.Module) -> Any:
+        """The model as --autocast computes it; the model itself without that option."""
+        return model if self.cfg.autocast == "none" else Autocast(model, torch.bfloat16)
+
+    def valid_step(
+        self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
+    ) -> tuple[Tensor, Any, dict[str, Any]]:
+        """Fairseq's step, in the precision of --autocast."""
+        step: tuple[Tensor, Any, dict[str, Any]] = super().valid_step(sample, self.in_precision(model), criterion)
+        return step
+
     def optimizer_step(self, optimizer: Any, model: torch.nn.Module, update_num: int) -> None:
         """Fairseq's step, unless no batch of this update counts: momentum and decay must not act alone."""
         if self.kept_in_update == {"update": update_num, "kept": 0}:
@@ -211,6 +243,8 @@ class SampledTask(FairseqTask):
             "early_stopping": dict(early_stopping()),
             "parts": self.parts(),
             "dictionary": self.dictionary_identity(),
+            "validation": self.validation_identity(),
+            "places": relative_places(getattr(self.model, "cfg", None), self.cfg.save_dir),
         }
         return {type(self).__name__: state}
 
@@ -226,6 +260,25 @@ class SampledTask(FairseqTask):
         return {
             name: [len(part), zlib.crc32(np.ascontiguousarray(part.sizes, np.int64).tobytes())] for name, part in pairs
         }
+
+    def validation_identity(self) -> dict[str, int]:
+        """Identity of the validation data, by which values measured on other data are recognised; empty without.
+
+        Returns:
+            split -> CRC-32 of the names and contents of its files, and of the names and lengths of its parts.
+        """
+        found = self.validated_on
+        for split, dataset in self.datasets.items():
+            if split in found or dataset is self.trained_on or not isinstance(dataset, TemperatureSampledDataset):
+                continue
+            crc = 0
+            for directory in utils.split_paths(self.cfg.data):
+                for file in sorted(path for path in Path(directory).glob(f"{split}.*") if path.suffix in DATA_FILES):
+                    crc = zlib.crc32(file.read_bytes(), zlib.crc32(file.name.encode(), crc))
+            for name, part in zip(dataset.names, dataset.parts, strict=True):
+                crc = zlib.crc32(np.ascontiguousarray(part.sizes, np.int64).tobytes(), zlib.crc32(name.encode(), crc))
+            found[split] = crc
+        return dict(found)
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Continue counting where the checkpoint stopped."""

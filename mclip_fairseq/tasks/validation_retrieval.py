@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence, Sized
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from fairseq import utils
 from torch import Tensor, nn
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 from mclip_fairseq.batching import batch_cost, batches_by_tokens
 from mclip_fairseq.data.captions import CaptionDataset
 from mclip_fairseq.evaluation.metrics.languages import average_languages, evaluate_languages
+from mclip_fairseq.storage.errors import UserError
 
+logger = logging.getLogger(__name__)
 BATCH = 256
 IMAGES = {"image_features", "pixel_values"}
 
@@ -62,3 +66,31 @@ def validation_recalls(
     results = evaluate_languages({lang: torch.cat(rows) for lang, rows in texts.items()}, image, own)["results"]
     recalls = {f"mean_recall_{lang}": metrics["mean_recall"] for lang, metrics in results.items()}
     return {"mean_recall": average_languages(results)["all"]["mean_recall"], **recalls}
+
+
+def check_rankable(split: str, groups: npt.NDArray[np.int64], retrieval: bool) -> None:
+    """Refuse, or warn of, captions of one image only: every loss over negatives is 0 on them, and every recall 100.
+
+    Args:
+        split: for the message.
+        groups: (captions,) numbers of their images, in all languages.
+        retrieval: whether checkpoints are to be compared by recall.
+
+    Raises:
+        UserError: there is one image, and recall is to be measured on it.
+    """
+    if len(np.unique(groups)) != 1:
+        return
+    what = f"{split}: has one image only ({len(groups)} captions), so nothing can be ranked"
+    if retrieval:
+        raise UserError(f"{what}, and --valid-retrieval would always find 100 %; give more images")
+    logger.warning("%s: a contrastive loss says nothing there; give more images, or --disable-validation", what)
+
+
+def warn_of_single_rows(batches: Sequence[Sized]) -> None:
+    """Warn where no batch of a validation has a negative."""
+    if len(batches) > 1 and max(map(len, batches)) == 1:
+        logger.warning(
+            "every batch of the validation has one caption, so a contrastive loss is 0 there whatever the model does; "
+            "raise --batch-size-valid or --max-tokens-valid, or choose checkpoints by --valid-retrieval"
+        )

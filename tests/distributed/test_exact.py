@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests import runs
-from tests.runs import free_ports, start_ranks, state_of, train_on_ranks
+from tests.runs import HANG, free_ports, start_ranks, state_of, train_on_ranks
 
 pytestmark = pytest.mark.distributed
 Train = Callable[..., str]
@@ -141,7 +141,7 @@ def error_of(task: str, sizes: tuple[int, ...], rank: int, mark_dummies: bool = 
 def check(rank: int, world: int, store: str) -> None:
     """One rank: every split of every task, and what an unmarked dummy would do."""
     torch.set_num_threads(1)
-    patience = timedelta(seconds=60)
+    patience = timedelta(seconds=HANG)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=patience)
     for task in ("mte", "trikd"):
         for sizes in SPLITS[world]:

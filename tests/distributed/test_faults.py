@@ -24,7 +24,7 @@ from mclip_fairseq.criterions.nonfinite import NonFiniteError, find_nonfinite
 from mclip_fairseq.storage.files import file_sha256
 from mclip_fairseq.tasks import sampled as task_module
 from mclip_fairseq.tasks.sampled import SampledTask
-from tests.runs import GLOO, ROOT, difference, free_ports, losses_of, state_of, train_on_ranks
+from tests.runs import GLOO, HANG, ROOT, difference, free_ports, losses_of, state_of, train_on_ranks
 
 Train = Callable[..., str]
 BAD = 13  # the row of the image whose features are broken: captions 13, 53 and 93 in every language
@@ -172,8 +172,8 @@ cli_main()
 """
 
 
-def fail(corpus: Path, folder: Path, fault: str, patience: float = 90) -> tuple[float, int, str]:
-    """Seconds from the first step to the end of a job whose rank 1 fails in its third, its status and its log."""
+def fail(corpus: Path, folder: Path, fault: str, patience: float = HANG) -> tuple[int, str]:
+    """Status and log of a job whose rank 1 fails in its third step."""
     script, log = folder / "failing.py", folder / "log"
     script.write_text(FAILING)
     command: list[Any] = [
@@ -189,19 +189,17 @@ def fail(corpus: Path, folder: Path, fault: str, patience: float = 90) -> tuple[
         try:
             while "| train_inner | {" not in log.read_text(errors="replace") and process.poll() is None:
                 time.sleep(0.05)
-            begin = time.monotonic()
             status = process.wait(timeout=patience)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    return time.monotonic() - begin, status, log.read_text(errors="replace")
+    return status, log.read_text(errors="replace")
 
 
 @pytest.mark.distributed
 def test_a_failing_rank_ends_the_job(tiny_corpus: Path, tmp_path: Path) -> None:
-    seconds, status, log = fail(tiny_corpus, tmp_path, "raise")
+    status, log = fail(tiny_corpus, tmp_path, "raise")
     assert status != 0
-    assert seconds < 60
     assert "OSError: the disk of rank 1 is gone" in log
     first = log.index("Traceback (most recent call last)")
     assert "the disk of rank 1 is gone" in log[first:].split("Traceback (most recent call last)")[1]
@@ -210,9 +208,8 @@ def test_a_failing_rank_ends_the_job(tiny_corpus: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_killed_rank_ends_the_job(tiny_corpus: Path, tmp_path: Path) -> None:
-    seconds, status, log = fail(tiny_corpus, tmp_path, "kill")
+    status, log = fail(tiny_corpus, tmp_path, "kill")
     assert status != 0
-    assert seconds < 60
     assert "SIGKILL" in log or "Signal 9" in log
 
 

@@ -100,7 +100,6 @@ def test_a_run_with_hidden_words_trains_their_head_and_resumes_exactly(
     whole, parts = (load_checkpoint(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert whole["text_encoder.encoder.lm_head.dense.bias"].abs().max() > 0
+    without = [value for value in common if value not in ("--hide-words", "0.15")]
     with pytest.raises(ValueError, match=r"give --hide-words 0\.15"):
-        run_train(
-            *[value for value in common if value not in ("--hide-words", "0.15")], tmp_path / "no", "--max-update", "1"
-        )
+        run_train(*without, tmp_path / "without", "--max-update", "1")

@@ -72,7 +72,9 @@ def test_generate_and_interactive_translate(
     assert "BLEU" in log
     pieces = (tiny_corpus / "pieces" / "valid.en").read_text(encoding="utf-8")
     result = fairseq_cli("fairseq-interactive", *common, input=pieces)
-    assert sum(line.startswith("D-") for line in result.stdout.splitlines()) == 16
+    spoken = [line.split("\t")[2] for line in result.stdout.splitlines() if line.startswith("H-")]
+    generated = dict(line.split("\t")[::2] for line in hypotheses)
+    assert spoken == [generated[f"H-{number}"] for number in range(16)], "the target language reaches the encoder"
 
 
 def test_extracted_encoder_is_an_ordinary_xlmr(trained: tuple[Path, str], tiny_corpus: Path, tmp_path: Path) -> None:

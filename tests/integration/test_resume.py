@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mclip_fairseq.resilience import checking, resuming
+from mclip_fairseq.resilience import checking, launch, resuming
 from mclip_fairseq.storage import files, sealed
 from tests.runs import difference, losses_of, state_of, train_on_ranks
 
@@ -86,7 +86,11 @@ def test_a_stop_changes_nothing(task: str, tiny_corpus: Path, run_train: Train, 
 def test_parameters_of_half_precision_come_back_in_full(
     kept: bool, tiny_corpus: Path, run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fairseq saves them rounded, as the negative control shows. An overflow would need CUDA: the scale is small."""
+    """fairseq saves them rounded, as the negative control shows. An overflow would need CUDA: the scale is small.
+
+    For the same reason --fp16 is refused without a GPU, except here.
+    """
+    monkeypatch.setattr(launch, "check_launch", lambda cfg: None)
     more = ("--num-workers", "0", "--fp16", "--fp16-no-flatten-grads", "--fp16-init-scale", "4")
     log = uninterrupted(run_train, tiny_corpus, "mte", tmp_path / "uninterrupted", *more)
     if not kept:

@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_nothing_behind(mclip_search: Run) -> None:
         (["remove", "index"], "no ids given"),
         (["add", "index", "nowhere"], "nowhere: no such folder"),
         (["add", "index", "photos", "--images-root", "photos"], "--images-root is for a feature directory"),
-        (BUILD, "already holds an index"),
+        ([*BUILD, "--kind", "hnsw"], "already holds an index"),
         ([*BUILD[:-3], "other", "--kind", "pq"], "at least 256 images"),
     ],
 )

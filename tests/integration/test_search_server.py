@@ -87,6 +87,20 @@ def test_a_change_is_served_at_once(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert capsys.readouterr().err.count("cannot be opened again") == 1
 
 
+def test_pictures_on_an_open_page_survive_a_change(tmp_path: Path) -> None:
+    model, photos = ColourModel(), draw_colours(tmp_path / "photos", ["red", "green", "blue"])
+    index = make_index(tmp_path / "index", photos, model)
+    with running(index, model) as port:
+        red, green = (search(port, name, k=1)[1]["results"][0] for name in ("red", "green"))
+        draw_colours(photos, ["yellow"])
+        change(index, model, "add", str(photos), "--workers", "0")
+        assert search(port, "red", k=1)[1]["results"][0]["picture"] != red["picture"]
+        assert ask(port, "GET", f"/thumb/{red['picture']}")[0] == 200
+        change(index, model, "remove", "red.png")
+        assert ask(port, "GET", f"/thumb/{red['picture']}")[0] == 404  # removed: not shown any more
+        assert ask(port, "GET", f"/thumb/{green['picture']}")[0] == 200
+
+
 def test_images_of_different_indexes_have_different_addresses(tmp_path: Path) -> None:
     model = ColourModel()
     one, two = (

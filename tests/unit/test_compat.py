@@ -178,3 +178,23 @@ def test_files_that_are_not_checkpoints_are_named(tmp_path: Path) -> None:
     torch.save([1], path)
     with pytest.raises(ValueError, match="holds a list, but a checkpoint is a dict"):
         load_checkpoint(path)
+
+
+# README's line for sentence-transformers, in a process that has not imported this package before.
+SENTENCES = """
+from sentence_transformers import SentenceTransformer
+print(SentenceTransformer({!r}, trust_remote_code=True).encode(["a dog"]).shape)
+"""
+AS_AFTER_MAKE = "import sys; sys.modules['torchaudio'] = None\n"
+
+
+@pytest.mark.parametrize("before", [AS_AFTER_MAKE, "import mclip_fairseq\n"])
+def test_the_line_of_the_readme_works_in_a_fresh_process(before: str, fairseq_cli: Run, repository_root: Path) -> None:
+    """Where `make` has removed a torchaudio that cannot be loaded, and where this package is imported first."""
+    exported = str(repository_root / "tests" / "data" / "legacy" / "exported")
+    assert fairseq_cli("python", "-c", before + SENTENCES.format(exported)).stdout.strip() == "(1, 16)"
+
+
+def test_make_removes_a_torchaudio_that_cannot_be_loaded(repository_root: Path) -> None:
+    recipe = (repository_root / "Makefile").read_text(encoding="utf-8")
+    assert "-c 'import torchaudio' >/dev/null 2>&1 || $(PY) -m pip uninstall --quiet --yes torchaudio" in recipe

@@ -64,6 +64,21 @@ def plain_lamb(params: Sequence[Tensor], steps: int, decay: float, limit: float 
     return weights
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e4])
+def test_the_trust_ratio_has_no_limit(factor: float) -> None:
+    """Weights of any length move by the same part of it; a ratio clamped at 10 would slow large ones down."""
+    params = parameters()
+    for param in params:
+        param.data *= factor
+    start = [param.detach().clone() for param in params]
+    expected = plain_lamb(params, 1, 0.0)
+    take_steps(build("mclip_lamb", params), params, 0, 1)
+    for param, wanted, before in zip(params, expected, start, strict=True):
+        torch.testing.assert_close(param.detach().double(), wanted, rtol=1e-6, atol=0.0)
+        moved = float((param.detach() - before).norm() / before.norm())
+        assert moved == pytest.approx(0.01, rel=1e-3)
+
+
 @pytest.mark.parametrize("limit", [0.0, 0.5])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_lamb_equals_the_plain_reference(decay: float, limit: float) -> None:

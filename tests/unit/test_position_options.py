@@ -28,8 +28,8 @@ FAIRSEQ_OPTIONS = {
     ),
 }
 TASK_OPTIONS = {
-    "trikd": {"langs", "sampling_temperature", "max_caption_tokens"},
-    "mte": {"langs", "lang_pairs", "both_directions", "sampling_temperature", "truncate"}
+    "trikd": {"langs", "sampling_temperature", "max_caption_tokens", "tail_batches"},
+    "mte": {"langs", "lang_pairs", "both_directions", "sampling_temperature", "truncate", "tail_batches"}
     | {"max_source_positions", "max_target_positions"},
 }
 POSITIONS: list[tuple[Any, str, str, str | None]] = [

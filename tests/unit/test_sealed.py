@@ -11,6 +11,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from fairseq.file_io import PathManager
 from mclip_fairseq.resilience.choosing import choose_checkpoint, remove_leftovers
 from mclip_fairseq.storage import files, sealed
 from mclip_fairseq.storage.checkpoints import load_checkpoint
-from mclip_fairseq.storage.sealed import copy_sealed, damage, save_sealed, sealed_updates
+from mclip_fairseq.storage.sealed import copy_sealed, damage, host_name, owner_is_alive, save_sealed, sealed_updates
 
 
 def state(updates: int, size: int = 5000) -> dict[str, Any]:
@@ -157,6 +158,30 @@ def test_only_checkpoints_of_a_run_count(tmp_path: Path) -> None:
     assert remove_leftovers(tmp_path) == ["checkpoint_1_4.pt.tmp"]
     assert (tmp_path / "notes.pt.tmp").exists()
     assert choose_checkpoint(tmp_path / "nowhere") == (None, [])
+
+
+def test_temporary_files_carry_their_owner_and_a_live_one_keeps_its_own(tmp_path: Path) -> None:
+    """Of a process that is gone, of another machine, of this one, and of an earlier version: nobody writes to them."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = host_name()
+    names = {owner: f"checkpoint_last.pt.{owner}.tmp" for owner in (f"{host}.{ended.pid}", "elsewhere.1")}
+    names |= {"own": f"checkpoint_1_2.pt.{host}.{os.getpid()}.tmp", "none": "checkpoint1.pt.tmp"}
+    names["no process"] = f"checkpoint2.pt.{host}.99999999999.tmp"
+    alive = f"checkpoint_best.pt.{host}.{os.getppid()}.tmp"
+    for name in [*names.values(), alive, f"notes.pt.{host}.{ended.pid}.tmp"]:
+        (tmp_path / name).write_bytes(b"half")
+    assert owner_is_alive(tmp_path / alive)
+    assert sorted(remove_leftovers(tmp_path)) == sorted(names.values())
+    assert (tmp_path / alive).exists()
+
+
+def test_a_save_names_its_owner_until_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[str]()
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.extend(path.name for path in tmp_path.iterdir()))
+    save_sealed(state(3), tmp_path / "checkpoint_last.pt", 3)
+    assert seen[0] == f"checkpoint_last.pt.{host_name()}.{os.getpid()}.tmp"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_last.pt"]
 
 
 @contextlib.contextmanager

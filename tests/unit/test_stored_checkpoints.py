@@ -1,6 +1,7 @@
 """Checkpoints and an exported directory made by version 0.1.0 load, and give what they gave then."""
 
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from mclip_fairseq import MultilingualCLIP
+from mclip_fairseq.formats.training import load_training_checkpoint
 from mclip_fairseq.models.projectors import XProjector
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from tests.plain_projector import all_positions
@@ -93,3 +95,20 @@ def test_a_stored_run_resumes(
     ]
     # The gradient of a key's bias is zero but for rounding, which Adam enlarges.
     np.testing.assert_allclose(sums, recorded[f"{name}.after8"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_name_of_a_teacher_in_a_checkpoint_downloads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    legacy = Path(__file__).resolve().parents[1] / "data/legacy"
+    state = load_checkpoint(legacy / "mclip.pt")
+    state["cfg"]["model"]["teacher"] = "someone/some-clip"
+    torch.save(state, tmp_path / "mclip.pt")
+    tower = load_training_checkpoint(tmp_path / "mclip.pt", str(legacy / "encoder"))
+
+    def unexpected(*arguments: object) -> None:
+        raise AssertionError(f"opens a connection to {arguments}")
+
+    monkeypatch.setattr(socket.socket, "connect", unexpected)
+    with pytest.raises(ValueError, match="names the teacher 'someone/some-clip', which is not on this machine"):
+        tower.image_settings() or tower.teacher

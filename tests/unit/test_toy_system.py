@@ -1,5 +1,6 @@
 """A new system is a model and a criterion in a file of its own: it trains, validates and is read for inference."""
 
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ class ToyCriterion(TermsCriterion):
 @pytest.fixture(scope="module")
 def registered() -> Iterator[None]:
     """The two components, registered for this module's tests only."""
+    importlib.import_module("mclip_fairseq.tasks")  # registers ours first, so that they are not taken back below
     before = [dict(registry) for registry in (*REGISTRIES, *OTHERS)]
     # Checkpoints may build only models of this package; the class counts as one, as it would in a file of models/.
     BagOfWords.__module__ = "mclip_fairseq.models.toy_bag_of_words"

@@ -126,7 +126,6 @@ def _table_beside(metric: str, own: Sequence[ReportRow], published: Sequence[Pub
         table.append([row.model, *_cells(row.results, languages, metric), own_row])
     for entry in published:
         same = "yes" if entry.protocol == own[0].protocol else f"no: {entry.protocol}"
-        same = f"no: of the whole set, {entry.protocol}" if own[0].is_partial else same
         table.append([entry.system, *_cells(entry.results, languages, metric), same])
     sources = "\n".join(f"Source: {source}." for source in dict.fromkeys(entry.source for entry in published))
     return f"{own[0].title_of(metric)}, beside published numbers\n\n{align_table(table)}\n\n{sources}"

@@ -21,6 +21,7 @@ from mclip_fairseq.evaluation.reports.comparison import (
 )
 from mclip_fairseq.evaluation.reports.training_log import Curves
 from mclip_fairseq.storage.extras import import_extra
+from mclip_fairseq.storage.files import write_bytes
 from mclip_fairseq.storage.provenance import provenance
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def write_comparison(
         "comparison.html": comparison_page(reports, tables, source),
     }
     for name, content in contents.items():
-        (folder / name).write_text(content.rstrip("\n") + "\n", encoding="utf-8")
+        write_bytes(folder / name, (content.rstrip("\n") + "\n").encode())
     return [folder / name for name in contents]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mclip_fairseq.evaluation.metrics.languages import COUNTS
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields, has_type
+from mclip_fairseq.storage.files import write_bytes
 
 NAMES = {"name": str, "benchmark": str, "kind": str, "headline": str}
 CHOICES = {"protocol": str, "captions": str, "gallery": str, "partial": dict | None}  # of retrieval
@@ -77,8 +78,9 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write `report.json` and `report.md` into a folder, created if missing; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     json_path, markdown_path = folder / "report.json", folder / "report.md"
-    json_path.write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    markdown_path.write_text(f"# {report['name']}\n\n{format_markdown(report)}", encoding="utf-8")
+    write_bytes(markdown_path, f"# {report['name']}\n\n{format_markdown(report)}".encode())
+    # Last: an earlier report is up to date where this file says so.
+    write_bytes(json_path, (json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n").encode())
     return [json_path, markdown_path]
 
 

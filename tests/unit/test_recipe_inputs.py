@@ -1,0 +1,53 @@
+"""A recipe skips a finished training only if its options and data are the same."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+set -euo pipefail
+source "$1/examples/recipe.sh"
+TRAIN=(true)
+train run data:more --lr 1 --user-dir code --text-state-cache cache ${2:-}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("data", "more", "code", "cache"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a file").write_text("one")
+    return tmp_path
+
+
+def train(root: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-c", SCRIPT, "recipe", str(root), *more]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_same_training_is_skipped(repository_root: Path, folder: Path) -> None:
+    assert train(repository_root, folder).returncode == 0
+    for name in ("code", "cache"):  # the code, and what a training writes
+        (folder / name / "a file").write_text("two")
+    (folder / "data/a file").touch()
+    again = train(repository_root, folder)
+    assert (again.returncode, again.stdout) == (0, "run is finished\n")
+
+
+@pytest.mark.parametrize("change", ["data", "more", "option"])
+def test_a_training_with_other_data_or_options_is_not(repository_root: Path, folder: Path, change: str) -> None:
+    assert train(repository_root, folder).returncode == 0
+    if change != "option":
+        (folder / change / "a file").write_text("two")
+    again = train(repository_root, folder, *(["--patience 3"] if change == "option" else []))
+    assert again.returncode == 2
+    assert "run was trained with other data or options; move it away to train again" in again.stderr
+
+
+def test_a_training_of_an_earlier_version_stays_finished(repository_root: Path, folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run/finished").touch()
+    assert train(repository_root, folder).stdout == "run is finished\n"
