@@ -29,7 +29,8 @@ OPTIONAL = {  # extra -> packages that training and inference do not need
     "search": {"faiss-cpu", "matplotlib", "starlette", "uvicorn"},
 }
 IMPORTERS = {  # extra -> folders of mclip_fairseq/ that may import its packages
-    "evaluate": {"evaluation"},
+    # scipy also resizes the position tables of ccrk, and scores sentence similarity in validation
+    "evaluate": {"evaluation", "models", "tasks"},
     "export": {"export", "formats"},
     "prepare": set(),  # preprocess/ only
     "search": {"search"},

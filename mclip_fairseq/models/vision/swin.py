@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import first_line
 
 logger = logging.getLogger(__name__)
@@ -221,15 +222,14 @@ def resize_table(table: Tensor, window: int) -> Tensor:
     Returns:
         ((2 window - 1)^2, heads) of the same dtype.
     """
-    from scipy.interpolate import RectBivariateSpline
-
+    spline_of = import_extra("scipy.interpolate", "evaluate").RectBivariateSpline
     old, new = math.isqrt(len(table)), 2 * window - 1
     positions = geometric_positions(old, new)
     wanted = np.arange(-(new // 2), new // 2 + 1)
     wanted = np.clip(wanted, positions[0], positions[-1])  # a spline must not be asked beyond its ends
     columns = []
     for head in table.detach().float().cpu().numpy().T:
-        spline = RectBivariateSpline(positions, positions, head.reshape(old, old), kx=3, ky=3, s=0)
+        spline = spline_of(positions, positions, head.reshape(old, old), kx=3, ky=3, s=0)
         columns.append(spline(wanted, wanted).ravel())
     return torch.from_numpy(np.stack(columns, axis=1)).to(table)
 
