@@ -22,6 +22,7 @@ from fairseq.models import (
 )
 from torch import Tensor, nn
 
+import mclip_fairseq.tasks  # noqa: F401  # registers the plugin, which the fixture below must not undo
 from mclip_fairseq.criterions.terms import Batch, Outcome, TermsCriterion, contrast_term, log_ratio, weighted_mean
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder
 
