@@ -1,7 +1,6 @@
 """`MultilingualCLIP`: load what was trained, encode text and images."""
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,23 +13,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mclip_fairseq.batching import batch_cost, split_padded
+from mclip_fairseq.encoding.inputs import ImageInput, check_texts, to_pil
 from mclip_fairseq.formats.saved import is_saved_directory
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.settings import digest
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fingerprints import HALF, NO_IMAGE_TOWER
-from mclip_fairseq.storage.images import MAX_PIXELS, load_image, upright_rgb
+from mclip_fairseq.storage.images import MAX_PIXELS
 from mclip_fairseq.storage.texts import without_splitters
 
 if TYPE_CHECKING:
     from mclip_fairseq.formats.towers import Tower
 
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # Texts that are tokenised at once.
 WINDOW = 8192
 # Numbers of inputs and their features.
 Encoded = Iterator[tuple[list[int], Tensor]]
-ImageInput = str | Path | Image.Image | np.ndarray
 
 
 class MultilingualCLIP:
@@ -394,27 +392,3 @@ def in_batches(encode: Callable[[list[int]], Tensor], count: int, size: int) -> 
     for start in range(0, count, size):
         rows = list(range(start, min(start + size, count)))
         yield rows, encode(rows)
-
-
-def check_texts(texts: Sequence[Any]) -> None:
-    """Refuse what is not Unicode text.
-
-    Raises:
-        UserError: naming the number of the first such item.
-    """
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(f"text {number} is a {type(text).__name__}; give str")
-        if LONE_SURROGATE.search(text):
-            raise UserError(f"text {number} is not Unicode text, it has half of a surrogate pair; decode it again")
-
-
-def to_pil(image: ImageInput, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a path, or turn an array or an image of any mode into what reading its file would give."""
-    if isinstance(image, np.ndarray):
-        shape = f"{image.dtype} and shape {image.shape}"
-        try:
-            image = Image.fromarray(image)
-        except TypeError as error:
-            raise UserError(f"an array of {shape} is not an image; give (height, width, 3) uint8") from error
-    return upright_rgb(image) if isinstance(image, Image.Image) else load_image(image, max_pixels)

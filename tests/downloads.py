@@ -193,3 +193,12 @@ def multi30k_data(folder: Path) -> Path:
             write(data / "task2" / "raw" / f"test_2016.{number}.{lang}.gz", f"{lang} {number} a\n{lang} {number} b\n")
     write(data / "task2" / "image_splits" / "test_2016_images.txt", "36979.jpg\n65567.jpg\n")
     return data
+
+
+def babel(folder: Path, labels: object) -> list[object]:
+    """The options for Babel-ImageNet's data."""
+    prompts = {"DE": ["ein Foto von\n{}.", "{}"], "ZH": ["一张{}的照片。"]}
+    return [
+        *("--labels", write_json(folder / "babel_imagenet.json", labels)),
+        *("--prompts", write_json(folder / "nllb_dist13b_prompts.json", prompts)),
+    ]

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.formats.towers import PairTower, TrainedTower
+from mclip_fairseq.formats.pair_tower import PairTower
+from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.formats.xlmr import check_order, write_xlmr_tokenizer
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.teacher import DualEncoderTeacher

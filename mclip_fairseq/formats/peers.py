@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mclip_fairseq.formats.m_clip import is_m_clip, load_m_clip
-from mclip_fairseq.formats.towers import PairTower, TeacherTower, Tower
+from mclip_fairseq.formats.pair_tower import PairTower
+from mclip_fairseq.formats.towers import TeacherTower, Tower
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
-from mclip_fairseq.formats.towers import PairTower
+from mclip_fairseq.formats.pair_tower import PairTower
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from mclip_fairseq.search.languages import encode_texts
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
 from mclip_fairseq.storage.images import ImageError, load_image
-from mclip_fairseq.storage.texts import is_blank, without_splitters
+from mclip_fairseq.storage.texts import LONE_SURROGATE, is_blank, without_splitters
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 MAX_QUERY = 2000  # characters; text encoders read a few hundred tokens
 DEPTH = 1000  # ranks that --languages searches
 SHOWN_TEXT = 60
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 QUOTES = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("»", "«"), ("「", "」"), ("『", "』"))
 SAME_SCORE = 1e-5  # equal vectors differ by rounding only
 COPIES = 8  # with --unique, so many times more images are searched

@@ -13,6 +13,9 @@ FILLERS = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
 )
 
+# Half of a character: text that was decoded wrongly.
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def without_splitters(text: str) -> str:
     """A text without characters that split words invisibly."""

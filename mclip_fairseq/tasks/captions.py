@@ -25,7 +25,6 @@ from mclip_fairseq.data.columns import (
     PixelColumn,
     StateColumn,
     TokenColumn,
-    option_of,
 )
 from mclip_fairseq.data.pixels import PixelLoader
 from mclip_fairseq.data.states import cached_states
@@ -34,7 +33,14 @@ from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
 from mclip_fairseq.storage.projection import Projection
-from mclip_fairseq.tasks.caption_files import caption_prefix, check_one_dictionary, check_same_teacher, open_features
+from mclip_fairseq.tasks.caption_files import (
+    caption_prefix,
+    check_columns,
+    check_one_dictionary,
+    check_same_teacher,
+    no_captions,
+    open_features,
+)
 from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, model_class, split_list
 from mclip_fairseq.tasks.validation_retrieval import check_rankable, validation_recalls, warn_of_single_rows
 
@@ -228,11 +234,7 @@ class CaptionTask(SampledTask):
                 if indexed_dataset.dataset_exists(caption_prefix(directory, split, lang), impl=None)
             }
             if not own:
-                otherwise = "" if training else ", name others with --valid-langs, or give --disable-validation"
-                raise UserError(
-                    f"{caption_prefix(self.cfg.data, split, lang)}: not found; make it with fairseq-preprocess "
-                    f"--only-source --source-lang {lang} --srcdict dict.txt{otherwise}"
-                )
+                raise no_captions(self.cfg.data, split, lang, training)
             parts.update(own)
         self.check_columns(split, parts)
         return parts
@@ -264,21 +266,8 @@ class CaptionTask(SampledTask):
         """
         if self.model is None:
             return
-        columns = self.model.columns
         for name, part in parts.items():
-            missing = [group for group in (*columns.required, *self.needed) if not part.names & set(group)]
-            if missing:
-                wanted = " or ".join(missing[0])
-                options = " or ".join(option_of(column) for column in missing[0])
-                raise UserError(
-                    f"{split} {name}: the model needs {wanted} for every caption; give {options}, and the ids in "
-                    f"{split}.{name.split(':')[0]}.ids"
-                )
-            unread = sorted(part.names - columns.all)
-            if unread:
-                raise UserError(
-                    f"{split} {name}: the model does not read {unread[0]}; leave out {option_of(unread[0])}"
-                )
+            check_columns(f"{split} {name}", part.names, self.model.columns, self.needed)
 
     def load_captions(self, number: int, directory: Path, split: str, lang: str, training: bool) -> CaptionDataset:
         """Read one caption file with its ids.

@@ -25,7 +25,8 @@ from mclip_fairseq.data.parallel import shifted_blocks
 from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.data.tokens import FlatTokens, load_dictionary
 from mclip_fairseq.encoding.captions import read_language_captions
-from mclip_fairseq.inference import MultilingualCLIP, to_pil
+from mclip_fairseq.encoding.inputs import to_pil
+from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.features import FeatureStore, write_features
 from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images

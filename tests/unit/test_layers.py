@@ -28,7 +28,7 @@ ALLOWED = {
     "evaluation": "encoding losses storage",
     "tasks": "batching criterions data evaluation models registration resilience storage",
     "formats": "compat data models registration storage",
-    "inference": "batching formats models storage",
+    "inference": "batching encoding formats models storage",
     "export": "data encoding evaluation formats inference models registration storage",
     "search": "encoding evaluation storage",
     "translation": "data registration storage tasks",
