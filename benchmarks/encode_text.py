@@ -103,7 +103,7 @@ def main() -> None:
             MultilingualCLIP.from_pretrained(folder / "st"),
             SentenceTransformer(str(folder / "st"), device="cpu"),
         )
-        model = AutoModel.from_pretrained(folder / "hf").eval()
+        model = AutoModel.from_pretrained(folder / "hf", weights_only=True).eval()
         ways: dict[str, Callable[[], Any]] = {
             OURS: partial(ours.encode_text, texts),
             "sentence-transformers": partial(theirs.encode, texts, normalize_embeddings=True),

@@ -77,7 +77,12 @@ class QuietFairseq(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.loader: Any = None
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """The spec of `fairseq` with this loader, once; None for every other module."""
+        """The spec of `fairseq` with this loader, once; None for every other module.
+
+        Asked for transformers, which breaks where it finds a torchaudio that cannot be loaded, it hides that first.
+        """
+        if name == "transformers":
+            shield_torchaudio()
         if name != "fairseq":
             return None
         sys.meta_path.remove(self)

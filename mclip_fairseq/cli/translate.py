@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.cli.options import count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
 
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

@@ -123,9 +123,10 @@ def log_changed_steps(stored: StoredCheckpoint, cfg: Any) -> None:
     options = stored.state.get("cfg")
     if not isinstance(options, Mapping):
         return
-    groups = {group: OmegaConf.select(cfg, group) or {} for group in STEP_GROUPS}
-    names = [*STEP_OPTIONS, *(f"{group}.{name}" for group, values in groups.items() for name in values if name != "lr")]
-    changed = changes_in(names, options, cfg)
+    groups = {group: OmegaConf.select(cfg, group) for group in STEP_GROUPS}
+    described = {group: values for group, values in groups.items() if isinstance(values, Mapping)}  # not a Namespace
+    names = [f"{group}.{name}" for group, values in described.items() for name in values if name != "lr"]
+    changed = changes_in([*STEP_OPTIONS, *names], options, cfg)
     if changed:
         logger.warning(
             "%s was written with %s: the new values count from here on", stored.path.name, "; ".join(changed)

@@ -67,10 +67,18 @@ def several_sets(folder: Path) -> dict[str, tuple[list[list[object]], str]]:
     """The scripts and their arguments of docs/data.md's fine-tunings on several sets, and the languages."""
     split_file = karpathy(
         folder / "dataset_coco.json",
-        [karpathy_image(42, "train", ["a dog", "the dog"]), karpathy_image(44, "val", ["a cat"])],
+        [
+            karpathy_image(42, "train", ["a dog", "the dog"]),
+            karpathy_image(44, "val", ["a cat"]),
+            karpathy_image(46, "val", ["a cow"]),
+        ],
     )
-    stair = annotations(folder / "stair.json", {42: ["犬がいる"], 44: ["猫がいる"]})
-    cn = coco_cn(folder / "coco-cn", "COCO_train2014_000000000009#0\t一只狗\nCOCO_val2014_000000000044#0\t一只猫\n")
+    stair = annotations(folder / "stair.json", {42: ["犬がいる"], 44: ["猫がいる"], 46: ["牛がいる"]})
+    cn = coco_cn(
+        folder / "coco-cn",
+        "COCO_train2014_000000000009#0\t一只狗\nCOCO_val2014_000000000044#0\t一只猫\nCOCO_val2014_000000000046#0\t一头牛\n",
+    )
+    write(cn / "coco-cn_val.txt", "COCO_val2014_000000000044\nCOCO_val2014_000000000046\n")
     data = folder / "data"
     for split, names in (("train", "1.jpg\n2.jpg\n"), ("val", "3.jpg\n4.jpg\n")):
         for task, languages, numbers, listed in (
@@ -114,7 +122,7 @@ def test_training_on_several_sets_that_share_features(tmp_path: Path, run_train:
     from mclip_fairseq.cli.features import main as features
 
     sets, languages = several_sets(tmp_path)[case]
-    names = [TRAIN, *(f"COCO_val2014_{number:012d}.jpg" for number in (42, 44)), *(f"{n}.jpg" for n in range(1, 5))]
+    names = [TRAIN, *(f"COCO_val2014_{number:012d}.jpg" for number in (42, 44, 46)), *(f"{n}.jpg" for n in range(1, 5))]
     root, xlmr, made = tmp_path / "images", tokenizer(tmp_path / "xlmr"), []
     root.mkdir()
     for number, name in enumerate(names):

@@ -43,6 +43,7 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
         assert f"examples/{name}/run.sh" in recipe(repository_root, name, "--help", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_m_clip_runs(repository_root: Path, tiny_corpus: Path, data: Path, places: dict[str, object]) -> None:
     teacher = tiny_clip_directory(data / "teacher")
     more: dict[str, object] = {
@@ -67,6 +68,7 @@ def text_only(corpus: Path, folder: Path) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_altclip_runs(
     repository_root: Path, tiny_corpus: Path, data: Path, photos: Path, places: dict[str, object]
 ) -> None:

@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.integration.test_recipes import commands, recipe, value
 from tests.mla_data import captions
 from tests.tiny_data import write
@@ -24,6 +26,7 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
     assert value(released["nlt"], "--optimizer") == "bert_adam"
 
 
+@pytest.mark.slow
 def test_all_stages_run_and_none_twice(repository_root: Path, mla_corpus: Path, photos: Path, tmp_path: Path) -> None:
     langs = ("en", "de", "fr")
     for lang in langs:

@@ -103,13 +103,13 @@ def test_parameters_of_half_precision_come_back_in_full(
         assert ".model." in difference(state_of(tmp_path / "uninterrupted"), state_of(tmp_path / "two"))
 
 
-def test_restarted_annealing_is_warned_about(
-    tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path
-) -> None:
-    shutil.copy(stopped / "checkpoint_last.pt", tmp_path)
+def test_restarted_annealing_is_warned_about(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
     schedule = ("--lr-scheduler", "polynomial_decay", "--force-anneal", "1", "--total-num-update", "40")
-    common = options(tiny_corpus, "trikd", "--num-workers", "0", "--save-dir", tmp_path, "--max-update", "4", *schedule)
-    assert "--force-anneal 1: the rest of epoch 1 is annealed from the learning rate of its stop" in run_train(*common)
+    common = options(tiny_corpus, "trikd", "--num-workers", "0", "--save-dir", tmp_path, *schedule, "--max-update")
+    run_train(*common, "3")
+    assert "--force-anneal 1: the rest of epoch 1 is annealed from the learning rate of its stop" in run_train(
+        *common, "4"
+    )
 
 
 def test_a_suffix_and_a_missing_optimizer(tiny_corpus: Path, run_train: Train, stopped: Path, tmp_path: Path) -> None:

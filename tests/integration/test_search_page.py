@@ -207,6 +207,7 @@ def test_keys_alone_are_enough(page: Any) -> None:
 
 
 def test_an_image_is_chosen_with_keys(page: Any) -> None:
+    page.wait_for_function("document.activeElement.id === 'query'")  # the page focuses it as it loads
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "choose"
     # The chooser itself opens outside the page.

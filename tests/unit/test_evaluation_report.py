@@ -93,7 +93,7 @@ def test_average_of_english_alone() -> None:
 def test_plain_gzip_and_tsv_captions(tmp_path: Path) -> None:
     write(tmp_path / "valid.de", "Ein Hund\u2028bellt .", "Zwei\tKatzen\r")
     (tmp_path / "valid.en.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfA dog .\nTwo cats"))
-    write(tmp_path / "valid.tsv", "7\tUn chien", "5\tDeux\tchats")
+    write(tmp_path / "valid.tsv", "7\tUn chien", "5\tDeux chats")
     write(tmp_path / "valid.ids", "7.jpg", "5.jpg\tteacher-text-5")
     captions = read_caption_files(
         [f"{key}={tmp_path / name}" for key, name in (("de", "valid.de"), ("en", "valid.en.gz"), ("fr", "valid.tsv"))],
@@ -102,7 +102,7 @@ def test_plain_gzip_and_tsv_captions(tmp_path: Path) -> None:
     assert [each.texts for each in captions] == [
         ["Ein Hund\u2028bellt .", "Zwei\tKatzen"],
         ["A dog .", "Two cats"],
-        ["Un chien", "Deux\tchats"],
+        ["Un chien", "Deux chats"],
     ]
     assert [each.ids for each in captions] == [["7.jpg", "5.jpg"], ["7.jpg", "5.jpg"], ["7", "5"]]
     described = captions[0].describe()
