@@ -83,6 +83,7 @@ def test_altclip_runs(
     assert (data / "out" / "altclip" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_contrastive_tension_runs(
     repository_root: Path, tiny_corpus: Path, data: Path, places: dict[str, object]
 ) -> None:

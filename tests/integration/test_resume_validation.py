@@ -54,14 +54,26 @@ def check_equal(one: Path, two: Path) -> None:
         assert difference(state_of(one, name), state_of(two, name)) == "", name
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("metric", [(), RETRIEVAL])
+@pytest.mark.parametrize(
+    ("schedule", "metric"),
+    [
+        ("inverse_sqrt", ()),
+        ("plateau", ()),
+        ("patient plateau", RETRIEVAL),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *((schedule, ()) for schedule in SCHEDULES if schedule not in ("inverse_sqrt", "plateau")),
+                # To schedules that do not look at the metric it does not matter.
+                *((schedule, RETRIEVAL) for schedule in ("inverse_sqrt", "plateau")),
+            )
+        ),
+    ],
+)
 def test_a_stop_with_validation_changes_nothing(
     schedule: str, metric: Sequence[str], tiny_corpus: Path, run_train: Train, tmp_path: Path
 ) -> None:
     """Stops in mid-epoch where a save is due, at the end of an epoch by --max-epoch, and by --max-update."""
-    if metric and schedule not in ("inverse_sqrt", "plateau", "patient plateau"):
-        pytest.skip("the metric does not matter to schedules that do not look at it")
     more = (*KEPT, *SCHEDULES[schedule], *metric)
     log = run_train(*validated(tiny_corpus, tmp_path / "one", *more, "--max-update", 28))
     best = state_of(tmp_path / "one")["optimizer_history"][-1]["lr_scheduler_state"]
@@ -93,7 +105,14 @@ def test_more_epochs_after_the_end(tiny_corpus: Path, run_train: Train, tmp_path
     check_equal(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ENOENT, errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.ENOSPC,
+        errno.ESTALE,
+        *(pytest.param(number, marks=pytest.mark.slow) for number in (errno.EROFS, errno.ENOENT, errno.EIO)),
+    ],
+)
 def test_a_disk_that_fails_costs_the_updates_since_the_last_save(
     number: int, tiny_corpus: Path, run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

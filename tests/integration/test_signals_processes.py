@@ -101,7 +101,10 @@ cli_main()
 """
 
 
-@pytest.mark.parametrize(("program", "workers"), [(("-m", "fairseq_cli.train"), 8), (("-c", LEAVING_ONE_BEHIND), 1)])
+@pytest.mark.parametrize(
+    ("program", "workers"),
+    [(("-m", "fairseq_cli.train"), 8), pytest.param(("-c", LEAVING_ONE_BEHIND), 1, marks=pytest.mark.slow)],
+)
 def test_eight_workers_end_with_an_interrupt(
     program: tuple[str, str], workers: int, tiny_corpus: Path, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_training(work: Path) -> None:
     assert (work / "run" / "checkpoint_last.pt").is_file()
 
 
+@pytest.mark.slow
 def test_evaluating(work: Path) -> None:
     """And encoding: the captions and images of a benchmark."""
     options = ("--model", EXPORTED, "--captions", "en=test.en", "--ids", "test.ids", "--images", "images")
