@@ -169,7 +169,7 @@ strengthen() { # the encoder of this variant, in $RUN/encoder
   ENCODER=$RUN/encoder
 }
 
-stages() { # the two stages of MTE as published: the decoder alone, then encoder and decoder with contrast
+two_stages() { # the two stages of MTE as published: the decoder alone, then encoder and decoder with contrast
   local name common=(--text-encoder "$ENCODER" --dropout 0.1 --batch-size 128)
   step mte1 "$RUN/mte1/finished" mte 1200 "$RUN/mte1" "${common[@]}" --freeze-text all --contrastive-weight 0
   common+=(--freeze-text embeddings --finetune-from-model "$RUN/mte1/checkpoint_last.pt" --lr 5e-4)
@@ -188,7 +188,7 @@ case $VARIANT in
   stages)
     ENCODER=$OUT/mclip-$SEED/encoder
     [[ -d $ENCODER ]] || fail "$ENCODER: not found; run VARIANT=mclip SEED=$SEED first"
-    stages
+    two_stages
     exit
     ;;
   mclip | published | distil | no-contrastive | no-translation)
