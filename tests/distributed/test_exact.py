@@ -194,6 +194,7 @@ def forget_dummies(rank: int, world: int, *arguments: Any) -> None:
     runs.train(rank, world, *arguments)
 
 
+@pytest.mark.slow
 def test_accumulation_with_an_empty_last_shard(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
     """104 rows in batches of 20 over four ranks are 26 batches and two dummies in the last of two updates."""
     for task in ("mte", "trikd"):

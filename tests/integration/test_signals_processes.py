@@ -30,6 +30,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_that_fairseq_started_stop_together(tiny_corpus: Path, tmp_path: Path) -> None:
     """Only the process that started them is signalled, as by `kill` or `timeout`; it passes the signal on."""
     log, program = tmp_path / "log", tmp_path / "train.py"

@@ -84,6 +84,7 @@ SEARCH, EVALUATE = (
 TRAIN = SCRIPT.format("fairseq_cli.train", "cli_main")
 
 
+@pytest.mark.slow
 def test_building_and_searching_an_index(work: Path) -> None:
     assert traced(work, SEARCH, "build", "images", "--model", EXPORTED, "--output", "index") == ([], [])
     assert traced(work, SEARCH, "query", "index", "a dog") == ([], [])
