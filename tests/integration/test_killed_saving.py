@@ -19,6 +19,7 @@ from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.file_io import PathManager
 
 from mclip_fairseq.resilience.choosing import choose_checkpoint, remove_leftovers
+from mclip_fairseq.resilience.install import install
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 
 SIZE = 200_000  # 0.8 MB a file: killed in the middle of it more often than not
@@ -106,6 +107,7 @@ def survive(folder: Path, kills: int) -> SimpleNamespace:
 
 
 def kill_many(folder: Path, kills: int) -> None:
+    install()
     met = survive(folder, kills)
     assert met.skipped == 0, "a file under its own name is always whole"
     assert met.cut_short > kills // 20, "the kills must hit the writing itself"
