@@ -99,10 +99,12 @@ train() {
 }
 TRAIN=(fairseq-train)
 
-# stages "STAGE STAGE..." ARGUMENTS...: read --dry-run, --tiny, --gpus N and the stages of a recipe into DRY, TINY, GPUS,
-# STAGES and the launcher TRAIN.
+# stages "STAGE [STAGE]..." ARGUMENTS...: read --dry-run, --tiny, --gpus N and the stages of a recipe into DRY, TINY, GPUS,
+# STAGES and the launcher TRAIN. A stage in brackets runs only if it is named.
 stages() {
-  local all=$1 stage
+  local all=${1//[][]/} listed default=() stage
+  read -ra listed <<< "$1"
+  for stage in "${listed[@]}"; do [[ $stage == "["* ]] || default+=("$stage"); done
   shift
   TINY=0 GPUS=1
   while [[ ${1:-} == --* ]]; do
@@ -116,7 +118,7 @@ stages() {
     shift
   done
   STAGES=("$@")
-  ((${#STAGES[@]})) || read -ra STAGES <<< "$all"
+  ((${#STAGES[@]})) || STAGES=("${default[@]}")
   for stage in "${STAGES[@]}"; do
     [[ " $all " == *" $stage "* ]] || fail "$stage is not a stage; name some of $all"
   done

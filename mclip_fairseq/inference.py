@@ -153,7 +153,7 @@ class MultilingualCLIP:
         # Also the frozen weights that a checkpoint leaves out: its exported directory has the same fingerprint.
         weights = state_hash({name: torch.atleast_1d(tensor) for name, tensor in named if name not in tied})
         dtype = str(next(tower.module.parameters()).dtype)
-        # Names of directories are no part of an identity that has a hash.
+        # Where there is a hash, it identifies a part without the name of its directory.
         parts = {part: value and (value.get("sha256") or value) for part, value in self.identity.items()}
         text = digest([weights, parts.get("teacher"), tower.text_settings(), dtype])
         settings = tower.image_settings()

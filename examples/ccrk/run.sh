@@ -36,23 +36,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../recipe.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 
-TINY=0 GPUS=1
-while [[ ${1:-} == --* ]]; do
-  case $1 in
-    --help) usage "${BASH_SOURCE[0]}"; exit 0 ;;
-    --dry-run) DRY=1 ;;
-    --tiny) TINY=1 ;;
-    --gpus) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "--gpus needs a number"; GPUS=$2; shift ;;
-    *) fail "unknown option $1; --help lists the options" ;;
-  esac
-  shift
-done
-ALL=(pretrain finetune fewshot evaluate)
-STAGES=("$@")
-((${#STAGES[@]})) || STAGES=(pretrain finetune evaluate)
-for stage in "${STAGES[@]}"; do
-  [[ " ${ALL[*]} " == *" $stage "* ]] || fail "$stage is not a stage; name some of ${ALL[*]}"
-done
+stages "pretrain finetune [fewshot] evaluate" "$@"
 
 XLMR=${XLMR:-xlmr.large} TEXT_LAYERS=${TEXT_LAYERS-1,3,...,23}
 SWIN=${SWIN-microsoft/swin-base-patch4-window7-224-in22k}
@@ -82,7 +66,6 @@ if ((TINY)); then
   MODEL=(--arch ccrk_tiny --text-tokenizer "$XLMR")
   COMMON+=(--num-workers 0)
 fi
-((GPUS == 1)) || TRAIN=(torchrun --standalone --nproc-per-node "$GPUS" -m fairseq_cli.train)
 BATCH=$((BATCH / GPUS)) FINETUNE_BATCH=$((FINETUNE_BATCH / GPUS)) # published batches are of all GPUs together
 
 ccrk() { # ccrk NAME DATA OPTION...: what all trainings have in common

@@ -33,23 +33,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../recipe.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 
-TINY=0 GPUS=1
-while [[ ${1:-} == --* ]]; do
-  case $1 in
-    --help) usage "${BASH_SOURCE[0]}"; exit 0 ;;
-    --dry-run) DRY=1 ;;
-    --tiny) TINY=1 ;;
-    --gpus) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "--gpus needs a number"; GPUS=$2; shift ;;
-    *) fail "unknown option $1; --help lists the options" ;;
-  esac
-  shift
-done
-ALL=(mte1 mte2 extract trikd finetune evaluate)
-STAGES=("$@")
-((${#STAGES[@]})) || STAGES=("${ALL[@]}")
-for stage in "${STAGES[@]}"; do
-  [[ " ${ALL[*]} " == *" $stage "* ]] || fail "$stage is not a stage; name some of ${ALL[*]}"
-done
+stages "mte1 mte2 extract trikd finetune evaluate" "$@"
 [[ ${FINETUNE:-} != *" "* || -n ${FINETUNE_FEATURES:-} ]] ||
   fail "FINETUNE names several sets; set FINETUNE_FEATURES too"
 
@@ -74,8 +58,6 @@ if ((TINY)); then
   BATCH=16 FINETUNE_BATCH=16 DROPOUT=0 ARCH=mclip_tiny MTE_ARCH=mte_tiny PRECISION=(--cpu)
   COMMON+=(--num-workers 0)
 fi
-((GPUS == 1)) || TRAIN=(torchrun --standalone --nproc-per-node "$GPUS" -m fairseq_cli.train)
-[[ -z ${LAUNCHER:-} ]] || read -ra TRAIN <<< "$LAUNCHER -m fairseq_cli.train"
 
 pairs() { local list=(); for lang in ${PAIRS//,/ }; do list+=("en-$lang"); done; local IFS=,; echo "${list[*]}"; }
 

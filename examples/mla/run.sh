@@ -29,23 +29,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../recipe.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 
-TINY=0 GPUS=1
-while [[ ${1:-} == --* ]]; do
-  case $1 in
-    --help) usage "${BASH_SOURCE[0]}"; exit 0 ;;
-    --dry-run) DRY=1 ;;
-    --tiny) TINY=1 ;;
-    --gpus) [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "--gpus needs a number"; GPUS=$2; shift ;;
-    *) fail "unknown option $1; --help lists the options" ;;
-  esac
-  shift
-done
-ALL=(data nlt le finetune-en finetune-all evaluate)
-STAGES=("$@")
-((${#STAGES[@]})) || STAGES=("${ALL[@]}")
-for stage in "${STAGES[@]}"; do
-  [[ " ${ALL[*]} " == *" $stage "* ]] || fail "$stage is not a stage; name some of ${ALL[*]}"
-done
+stages "data nlt le finetune-en finetune-all evaluate" "$@"
 
 CAPTIONS=${CAPTIONS:-data/cc300k} LANGS=${LANGS:-de,fr,cs,zh,ja}
 FINETUNE=${FINETUNE:-data/multi30k} FINETUNE_LANGS=${FINETUNE_LANGS:-en,de,fr,cs} IMAGES=${IMAGES:-flickr30k}
@@ -69,7 +53,6 @@ case $OPTIMIZER in
   bert_adam) ADAM=(--optimizer bert_adam) ;;
   *) fail "OPTIMIZER=$OPTIMIZER: give fused_adamw or bert_adam" ;;
 esac
-((GPUS == 1)) || TRAIN=(torchrun --standalone --nproc-per-node "$GPUS" -m fairseq_cli.train)
 # The languages of FINETUNE_LANGS but English, separated by spaces.
 OTHERS=" ${FINETUNE_LANGS//,/ } "
 OTHERS=${OTHERS/ en / }

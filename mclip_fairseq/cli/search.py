@@ -93,7 +93,7 @@ def load_model_of(index: SearchIndex, options: argparse.Namespace) -> Any:
             f"model {index.model.get('name')!r} is; name it with --model"
         )
     if not options.model and os.path.isabs(path) and not os.path.exists(path):
-        raise UserError(f"{index.path}: its model is no longer at {path}; say where it is now with --model")
+        raise UserError(f"{index.path}: its model is no longer at {path}; pass --model with its new place")
     # What goes with another model is not taken over.
     beside = known if not options.model or options.model == known.path else ModelPaths("")
     paths = ModelPaths(path, options.text_encoder or beside.text_encoder, options.teacher or beside.teacher)

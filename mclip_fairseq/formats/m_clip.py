@@ -125,7 +125,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
     """The state dict of a Hub name or directory, preferably from safetensors; code in a pickle is never run.
 
     Raises:
-        UserError: there are no weights, or they cannot be read.
+        UserError: the weights are missing or cannot be read.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -14,7 +14,7 @@ from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.models.adapters import ADAPTERS
-from mclip_fairseq.models.architectures import set_defaults
+from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.dual_encoder import Columns, ImageTransform
 from mclip_fairseq.models.pooling import POOLING
 from mclip_fairseq.models.sizes import ENCODER, SizeGroup
@@ -358,19 +358,10 @@ def altclip_base(args: Namespace) -> None:
 @register_model_architecture("altclip", "altclip_large")
 def altclip_large(args: Namespace) -> None:
     """XLM-R large (beside ViT-L/14, as published)."""
-    set_defaults(
-        args, encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16
-    )
+    set_defaults(args, **XLMR_LARGE)
 
 
 @register_model_architecture("altclip", "altclip_tiny")
 def altclip_tiny(args: Namespace) -> None:
     """For tests."""
-    set_defaults(
-        args,
-        encoder_layers=2,
-        encoder_embed_dim=32,
-        encoder_ffn_embed_dim=64,
-        encoder_attention_heads=4,
-        encoder_max_positions=128,
-    )
+    set_defaults(args, **XLMR_TINY)

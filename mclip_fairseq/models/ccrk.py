@@ -13,10 +13,11 @@ from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.losses.matching import MatchingPairs
-from mclip_fairseq.models.architectures import set_defaults
+from mclip_fairseq.models.architectures import XLMR_TINY, set_defaults
 from mclip_fairseq.models.ccrk_options import CCRKModelConfig, chosen_layers, swin_sizes
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
-from mclip_fairseq.models.fusion import FusionEncoder, MatchingHead, pool_first
+from mclip_fairseq.models.fusion import FusionEncoder, MatchingHead
+from mclip_fairseq.models.pooling import pool_first
 from mclip_fairseq.models.sizes import ENCODER, SizeGroup
 from mclip_fairseq.models.vision.swin import TABLE, SwinTower, load_swin, resize_tables, window_of
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
@@ -351,12 +352,8 @@ def ccrk_tiny(args: Namespace) -> None:
     """For tests."""
     set_defaults(
         args,
-        encoder_layers=2,
+        **XLMR_TINY,
         fusion_layers=2,
-        encoder_embed_dim=32,
-        encoder_ffn_embed_dim=64,
-        encoder_attention_heads=4,
-        encoder_max_positions=128,
         image_size=32,
         image_window=4,
         image_embed_dim=8,

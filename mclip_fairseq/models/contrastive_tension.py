@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
-from mclip_fairseq.models.architectures import set_defaults
+from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.sizes import ENCODER
@@ -175,19 +175,10 @@ def contrastive_tension_base(args: Namespace) -> None:
 @register_model_architecture("contrastive_tension", "contrastive_tension_large")
 def contrastive_tension_large(args: Namespace) -> None:
     """XLM-R large."""
-    set_defaults(
-        args, encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16
-    )
+    set_defaults(args, **XLMR_LARGE)
 
 
 @register_model_architecture("contrastive_tension", "contrastive_tension_tiny")
 def contrastive_tension_tiny(args: Namespace) -> None:
     """For tests."""
-    set_defaults(
-        args,
-        encoder_layers=2,
-        encoder_embed_dim=32,
-        encoder_ffn_embed_dim=64,
-        encoder_attention_heads=4,
-        encoder_max_positions=128,
-    )
+    set_defaults(args, **XLMR_TINY)

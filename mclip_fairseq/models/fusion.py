@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-import torch
 from fairseq.modules import TransformerDecoderLayer
 from torch import Tensor, nn
 
@@ -76,17 +75,3 @@ class MatchingHead(nn.Sequential):
 
     def __init__(self, dim: int) -> None:
         super().__init__(nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim), nn.GELU(), nn.Linear(2 * dim, 2))
-
-
-def pool_first(states: Tensor, padding: Tensor) -> Tensor:
-    """The state of the first real token, `<s>`, whichever side the padding is on.
-
-    Args:
-        states: (batch, length, dim).
-        padding: (batch, length) bool, True at pads.
-
-    Returns:
-        (batch, dim).
-    """
-    first = (~padding).to(torch.uint8).argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), first]

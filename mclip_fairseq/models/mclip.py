@@ -12,7 +12,7 @@ from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
-from mclip_fairseq.models.architectures import set_defaults
+from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.projectors import XProjector, c_projector
 from mclip_fairseq.models.student import StudentModel
@@ -178,10 +178,7 @@ def mclip_large(args: Namespace) -> None:
         args,
         projector_ffn_embed_dim=4096,
         projector_attention_heads=16,
-        encoder_layers=24,
-        encoder_embed_dim=1024,
-        encoder_ffn_embed_dim=4096,
-        encoder_attention_heads=16,
+        **XLMR_LARGE,
     )
 
 
@@ -194,9 +191,5 @@ def mclip_tiny(args: Namespace) -> None:
         projector_ffn_embed_dim=64,
         projector_attention_heads=4,
         dropout=0.1,
-        encoder_layers=2,
-        encoder_embed_dim=32,
-        encoder_ffn_embed_dim=64,
-        encoder_attention_heads=4,
-        encoder_max_positions=128,
+        **XLMR_TINY,
     )

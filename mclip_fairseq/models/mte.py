@@ -11,7 +11,7 @@ from fairseq.models.transformer.transformer_config import DecoderConfig, EncDecB
 from fairseq.models.transformer.transformer_decoder import TransformerDecoderBase
 from torch import Tensor, nn
 
-from mclip_fairseq.models.architectures import set_defaults
+from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.text_options import TextEncoderConfig, frozen_part
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
@@ -225,10 +225,7 @@ def mte_large(args: Namespace) -> None:
     """XLM-R large; the decoder has its width because they share the embeddings."""
     set_defaults(
         args,
-        encoder_layers=24,
-        encoder_embed_dim=1024,
-        encoder_ffn_embed_dim=4096,
-        encoder_attention_heads=16,
+        **XLMR_LARGE,
         decoder_ffn_embed_dim=4096,
         decoder_attention_heads=16,
     )
@@ -239,11 +236,7 @@ def mte_tiny(args: Namespace) -> None:
     """For tests."""
     set_defaults(
         args,
-        encoder_layers=2,
-        encoder_embed_dim=32,
-        encoder_ffn_embed_dim=64,
-        encoder_attention_heads=4,
-        encoder_max_positions=128,
+        **XLMR_TINY,
         decoder_layers=1,
         decoder_ffn_embed_dim=64,
         decoder_attention_heads=4,

@@ -13,7 +13,7 @@ from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.models.adapters import ADAPTERS, add_adapters
-from mclip_fairseq.models.architectures import set_defaults
+from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.dual_encoder import Columns
 from mclip_fairseq.models.pooling import POOLING
 from mclip_fairseq.models.student import StudentModel
@@ -209,19 +209,10 @@ def m_clip_base(args: Namespace) -> None:
 @register_model_architecture("teacher_learning", "m_clip_large")
 def m_clip_large(args: Namespace) -> None:
     """M-CLIP on XLM-R large, as published beside ViT-B/32, ViT-B/16+ and ViT-L/14."""
-    set_defaults(
-        args, encoder_layers=24, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16
-    )
+    set_defaults(args, **XLMR_LARGE)
 
 
 @register_model_architecture("teacher_learning", "teacher_learning_tiny")
 def teacher_learning_tiny(args: Namespace) -> None:
     """For tests."""
-    set_defaults(
-        args,
-        encoder_layers=2,
-        encoder_embed_dim=32,
-        encoder_ffn_embed_dim=64,
-        encoder_attention_heads=4,
-        encoder_max_positions=128,
-    )
+    set_defaults(args, **XLMR_TINY)

@@ -13,9 +13,7 @@ import torch
 from fairseq import utils
 from fairseq.data import Dictionary, indexed_dataset
 from fairseq.dataclass import ChoiceEnum
-from fairseq.logging import metrics
 from omegaconf import II
-from torch import Tensor
 
 from mclip_fairseq.data.captions import CaptionDataset, group_numbers, read_caption_ids
 from mclip_fairseq.data.columns import (
@@ -126,8 +124,6 @@ class CaptionTask(SampledTask):
         self.dictionaries = list(dictionaries)
         self.images = open_features(cfg.image_features, "image")
         self.texts = open_features(cfg.text_features, "text")
-        self.recalls: dict[str, float] = {}
-        self.validating = False
         if self.images is not None and self.texts is not None:
             check_same_teacher(self.images, self.texts)
 
@@ -305,8 +301,8 @@ class CaptionTask(SampledTask):
 
         Args:
             tokens: the captions.
-            image_ids: image id per caption, or None.
-            text_ids: teacher text id per caption, or None.
+            image_ids: image id per caption; None without images.
+            text_ids: teacher text id per caption; None without teacher texts.
             training: whether unreadable images may spend --skip-budget.
         """
         columns: list[Column] = [self.text_column(tokens)]
@@ -365,28 +361,8 @@ class CaptionTask(SampledTask):
         super().begin_valid_epoch(epoch, model)
         if self.cfg.valid_retrieval and "valid" in self.datasets:
             dataset = self.datasets["valid"]
-            self.recalls = validation_recalls(
+            self.figures = validation_recalls(
                 self.in_precision(model), dict(zip(dataset.names, dataset.parts, strict=True)), self.between_batches
             )
-            if not self.recalls:
+            if not self.figures:
                 raise UserError("--valid-retrieval: no caption of the split valid has an image")
-
-    def valid_step(
-        self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
-    ) -> tuple[Tensor, Any, dict[str, Any]]:
-        """Fairseq's step; what is logged next belongs to validation."""
-        self.validating = True
-        step: tuple[Tensor, Any, dict[str, Any]] = super().valid_step(sample, model, criterion)
-        return step
-
-    def train_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, dict[str, Any]]:
-        """As `SampledTask.train_step`; what is logged next belongs to training."""
-        self.validating = False
-        return super().train_step(*args, **kwargs)
-
-    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log the criterion's sums and, in validation, the recalls over the whole split."""
-        super().reduce_metrics(logging_outputs, criterion)
-        if self.validating:
-            for name, value in self.recalls.items():
-                metrics.log_scalar(name, value, round=2)

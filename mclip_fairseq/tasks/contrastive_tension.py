@@ -10,9 +10,7 @@ import torch
 from fairseq import utils
 from fairseq.data import Dictionary, indexed_dataset
 from fairseq.dataclass import ChoiceEnum
-from fairseq.logging import metrics
 from fairseq.tasks import register_task
-from torch import Tensor
 
 from mclip_fairseq.data.sentence_groups import PAIRINGS, SentenceGroups
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
@@ -93,8 +91,6 @@ class ContrastiveTensionTask(SampledTask):
         super().__init__(cfg)
         self.dictionary = dictionary
         self.similarity = SimilarityFile(Path(cfg.valid_sts)) if cfg.valid_sts else None
-        self.correlations: dict[str, float] = {}
-        self.validating = False
 
     @classmethod
     def setup_task(cls, cfg: ContrastiveTensionTaskConfig, **kwargs: Any) -> "ContrastiveTensionTask":
@@ -167,24 +163,4 @@ class ContrastiveTensionTask(SampledTask):
         """Measure sentence similarity, on every rank alike, and keep the better encoder."""
         super().begin_valid_epoch(epoch, model)
         if self.similarity is not None:
-            self.correlations = self.similarity.choose(self.model, self.between_batches)
-
-    def valid_step(
-        self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
-    ) -> tuple[Tensor, Any, dict[str, Any]]:
-        """Fairseq's step; what is logged next belongs to validation."""
-        self.validating = True
-        step: tuple[Tensor, Any, dict[str, Any]] = super().valid_step(sample, model, criterion)
-        return step
-
-    def train_step(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, dict[str, Any]]:
-        """As `SampledTask.train_step`; what is logged next belongs to training."""
-        self.validating = False
-        return super().train_step(*args, **kwargs)
-
-    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
-        """Log the criterion's sums and, in validation, the correlations."""
-        super().reduce_metrics(logging_outputs, criterion)
-        if self.validating:
-            for name, value in self.correlations.items():
-                metrics.log_scalar(name, value, round=2)
+            self.figures = self.similarity.choose(self.model, self.between_batches)

@@ -99,6 +99,7 @@ class SampledTask(FairseqTask):
         skips: what training leaves out within --skip-budget.
         too_long: the remedy where a sample is longer than the task and the model allow.
         between_batches: called between batches of a long validation, so that a signal can save.
+        figures: what `begin_valid_epoch` measured over the whole split, by the name it is logged under.
     """
 
     cfg: Any
@@ -115,6 +116,8 @@ class SampledTask(FairseqTask):
         self.iterators: dict[int, Any] = {}
         self.stored_parts: dict[str, list[int]] | None = None
         self.kept_in_update = {"update": -1, "kept": 0}
+        self.figures: dict[str, float] = {}
+        self.validating = False  # whose step was the last one, for `reduce_metrics`
 
     def load_parts(self, split: str, training: bool) -> Mapping[str, RowDataset]:
         """Name -> dataset of every language or direction of a split; only training may leave something out."""
@@ -177,6 +180,7 @@ class SampledTask(FairseqTask):
         false negatives of the other ranks; the criterions leave the rows of a marked batch out, and so they do where
         the data say that nothing of it could be read.
         """
+        self.validating = False
         dummy = bool(sample.get("is_dummy", False)) or ignore_grad
         checked = functools.partial(self.checked_loss, criterion, update_num)
         step: tuple[Tensor, Any, dict[str, Any]] = super().train_step(
@@ -225,8 +229,16 @@ class SampledTask(FairseqTask):
         self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
     ) -> tuple[Tensor, Any, dict[str, Any]]:
         """Fairseq's step, in the precision of --autocast."""
+        self.validating = True
         step: tuple[Tensor, Any, dict[str, Any]] = super().valid_step(sample, self.in_precision(model), criterion)
         return step
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Log the criterion's sums and, in validation, the figures over the whole split."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if self.validating:
+            for name, value in self.figures.items():
+                metrics.log_scalar(name, value, round=2)
 
     def optimizer_step(self, optimizer: Any, model: torch.nn.Module, update_num: int) -> None:
         """Fairseq's step, unless no batch of this update counts: momentum and decay must not act alone."""

@@ -70,7 +70,7 @@ def summarise_ranks(ranks: Mapping[str, Sequence[RetrievalRanks]], aligned: bool
     """Everything that is reported of the ranks of each language; see `evaluate_languages`.
 
     Args:
-        ranks: language -> ranks of each fold, one where there are no folds.
+        ranks: language -> ranks of each fold; a benchmark without folds counts as one fold.
         aligned: whether query n is the same item in every language.
     """
     results = {

@@ -35,7 +35,7 @@ def similarity_correlations(
     gold = np.asarray(scores, dtype=np.float64)
     if np.ptp(gold) == 0 or np.ptp(cosine) == 0:
         raise UserError(
-            "all scores or all cosines are equal, so there is no correlation; check the scores, then the model"
+            "all scores or all cosines are equal, so the correlation is undefined; check the scores, then the model"
         )
     # Spearman's correlation is Pearson's of the ranks.
     correlations = {"pearson": _pearson(cosine, gold), "spearman": _pearson(rankdata(cosine), rankdata(gold))}
