@@ -55,16 +55,7 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
         own: Tower = reader.load_checkpoint(file, kind, options, task, state["model"], text_encoder, teacher)
         return own
     places = stored_places(state.get("extra_state"))
-    if text_encoder:
-        directory = find_part(file, "text_encoder", text_encoder, {})
-    else:
-        part = "text_encoder" if options.text_encoder else "text_tokenizer"
-        if not getattr(options, part):
-            raise UserError(
-                f"{file}: the checkpoint names no text_encoder; pass --text-encoder (in Python text_encoder=) with the "
-                "directory that holds dict.txt and sentencepiece.bpe.model"
-            )
-        directory = find_part(file, part, getattr(options, part), places)
+    directory = text_directory(file, options, text_encoder, places)
     # Weights that the checkpoint holds need no archive; of the archive only the tokenizer is read then.
     kind.use_stored_weights(options)
     if options.text_encoder:
@@ -73,38 +64,88 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     tokenizer = XLMRTokenizer(directory)
     tokenizer.max_tokens = int(min(module.max_positions(), task.get("max_caption_tokens") or tokenizer.max_tokens))
     languages = module.encoder_languages or (task.get("langs") or "").split(",")
-
-    def load_teacher() -> DualEncoderTeacher:
-        source = teacher or options.teacher
-        if not source:
-            raise UserError(
-                f"{file}: was trained on features and names no teacher; pass --teacher (in Python teacher=) to encode "
-                "images"
-            )
-        if not teacher and "teacher" in places:  # a directory, which must not be taken for a name on the Hub
-            source = str(find_part(file, "teacher", source, places))
-        if teacher or Path(source).is_dir():
-            return DualEncoderTeacher.from_pretrained(source, None if teacher else options.teacher_revision or None)
-        try:  # a checkpoint may come from anywhere: the name in it downloads nothing
-            return DualEncoderTeacher.from_pretrained(source, options.teacher_revision or None, fetch=False)
-        except UserError as error:
-            raise UserError(
-                f"{file}: names the teacher {source!r}, which is not on this machine; name it with --teacher "
-                "(teacher=) to download it"
-            ) from error
-
-    def read_settings() -> Any:
-        source, revision = teacher or options.teacher, None if teacher else options.teacher_revision or None
-        return stored_image_settings(source, revision) if source else None
-
+    images = TeacherSource(file, options.teacher, options.teacher_revision or None, teacher, places)
     return TrainedTower(
         module,
         tokenizer,
         name=f"{file.parent.name}/{file.stem}",
         languages=[lang for lang in languages if lang],
-        load_teacher=load_teacher,
-        read_settings=read_settings,
+        load_teacher=images.load,
+        read_settings=images.settings,
     )
+
+
+def text_directory(file: Path, options: Any, given: str, places: Mapping[str, str]) -> Path:
+    """Where the text encoder's archive, or at least its tokenizer, is.
+
+    Args:
+        file: the checkpoint.
+        options: of its model.
+        given: the user's directory, or empty.
+        places: where the checkpoint's parts are, from its own directory.
+
+    Raises:
+        UserError: it is not where the checkpoint or the user says.
+    """
+    if given:
+        return find_part(file, "text_encoder", given, {})
+    part = "text_encoder" if options.text_encoder else "text_tokenizer"
+    if not getattr(options, part):
+        raise UserError(
+            f"{file}: the checkpoint names no text_encoder; pass --text-encoder (in Python text_encoder=) with the "
+            "directory that holds dict.txt and sentencepiece.bpe.model"
+        )
+    return find_part(file, part, getattr(options, part), places)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSource:
+    """The teacher that encodes a checkpoint's images, which is loaded when the first image comes.
+
+    Attributes:
+        file: the checkpoint.
+        stored: its name for the teacher, on the Hub or of a directory; empty where it trained on features.
+        revision: of the stored name.
+        given: the user's name for the teacher; empty where the stored one counts.
+        places: where the checkpoint's parts are, from its own directory.
+    """
+
+    file: Path
+    stored: str
+    revision: str | None
+    given: str
+    places: Mapping[str, str]
+
+    def load(self) -> DualEncoderTeacher:
+        """Load it; a name that only the checkpoint gives downloads nothing, for it may come from anywhere.
+
+        Raises:
+            UserError: there is none, or it is not on this machine.
+        """
+        if self.given:
+            return DualEncoderTeacher.from_pretrained(self.given, None)
+        if not self.stored:
+            raise UserError(
+                f"{self.file}: was trained on features and names no teacher; pass --teacher (in Python teacher=) to "
+                "encode images"
+            )
+        source = self.stored
+        if "teacher" in self.places:  # a directory, which must not be taken for a name on the Hub
+            source = str(find_part(self.file, "teacher", source, self.places))
+        if Path(source).is_dir():
+            return DualEncoderTeacher.from_pretrained(source, self.revision)
+        try:
+            return DualEncoderTeacher.from_pretrained(source, self.revision, fetch=False)
+        except UserError as error:
+            raise UserError(
+                f"{self.file}: names the teacher {source!r}, which is not on this machine; name it with --teacher "
+                "(teacher=) to download it"
+            ) from error
+
+    def settings(self) -> Any:
+        """Its image settings, as far as they can be read without loading it; None without a teacher."""
+        source, revision = self.given or self.stored, None if self.given else self.revision
+        return stored_image_settings(source, revision) if source else None
 
 
 def dual_encoder_class(name: Any, place: Path) -> type[DualEncoder]:
