@@ -64,7 +64,7 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     tokenizer = XLMRTokenizer(directory)
     tokenizer.max_tokens = int(min(module.max_positions(), task.get("max_caption_tokens") or tokenizer.max_tokens))
     languages = module.encoder_languages or (task.get("langs") or "").split(",")
-    images = TeacherSource(file, options.teacher, options.teacher_revision or None, teacher, places)
+    images = TeacherSource(file, options, teacher, places)
     return TrainedTower(
         module,
         tokenizer,
@@ -104,15 +104,13 @@ class TeacherSource:
 
     Attributes:
         file: the checkpoint.
-        stored: its name for the teacher, on the Hub or of a directory; empty where it trained on features.
-        revision: of the stored name.
-        given: the user's name for the teacher; empty where the stored one counts.
+        options: of its model; `teacher` is a name on the Hub or a directory, empty where it trained on features.
+        given: the user's name for the teacher; empty where that of the options counts.
         places: where the checkpoint's parts are, from its own directory.
     """
 
     file: Path
-    stored: str
-    revision: str | None
+    options: Any
     given: str
     places: Mapping[str, str]
 
@@ -124,18 +122,18 @@ class TeacherSource:
         """
         if self.given:
             return DualEncoderTeacher.from_pretrained(self.given, None)
-        if not self.stored:
+        source, revision = self.options.teacher, self.options.teacher_revision or None
+        if not source:
             raise UserError(
                 f"{self.file}: was trained on features and names no teacher; pass --teacher (in Python teacher=) to "
                 "encode images"
             )
-        source = self.stored
         if "teacher" in self.places:  # a directory, which must not be taken for a name on the Hub
             source = str(find_part(self.file, "teacher", source, self.places))
         if Path(source).is_dir():
-            return DualEncoderTeacher.from_pretrained(source, self.revision)
+            return DualEncoderTeacher.from_pretrained(source, revision)
         try:
-            return DualEncoderTeacher.from_pretrained(source, self.revision, fetch=False)
+            return DualEncoderTeacher.from_pretrained(source, revision, fetch=False)
         except UserError as error:
             raise UserError(
                 f"{self.file}: names the teacher {source!r}, which is not on this machine; name it with --teacher "
@@ -144,7 +142,8 @@ class TeacherSource:
 
     def settings(self) -> Any:
         """Its image settings, as far as they can be read without loading it; None without a teacher."""
-        source, revision = self.given or self.stored, None if self.given else self.revision
+        source = self.given or self.options.teacher
+        revision = None if self.given else self.options.teacher_revision or None
         return stored_image_settings(source, revision) if source else None
 
 
