@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | mutants | clean: the first call also sets up the environment.
+# make demo | test | lint | docs | bench | mutants | clean: the first call also sets up the environment.
 #
 #   PYTHON=python3.12    the interpreter that creates the environment (3.11 or later)
 #   VENV=dir             the environment's directory (default .venv); VENV= uses the active environment as it is
@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
-EXTRAS := dev,demo,evaluate,export,heic,prepare,search
+EXTRAS := dev,demo,docs,evaluate,export,heic,prepare,search
 
 ifneq ($(strip $(VENV)),)
   PREFIX := $(abspath $(VENV))
@@ -26,17 +26,18 @@ endif
 
 # Inside the environment, so that it is deleted with it; named after the checkout, because several can share one.
 STAMP := $(PREFIX)/.mclip_fairseq$(subst /,_,$(CURDIR))
-CODE := $(wildcard mclip_fairseq preprocess examples benchmarks tests)
+CODE := $(wildcard mclip_fairseq preprocess examples benchmarks tests docs)
 SCRIPTS := .ci/run $(sort $(shell find examples preprocess benchmarks -name '*.sh' -o -name '*.sbatch' 2>/dev/null))
 BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test lint bench mutants clean
+.PHONY: help setup demo test lint docs bench mutants clean
 
 help:
 	@echo 'make demo    train and evaluate a small multilingual CLIP on emoji (10 minutes on 2 cores)'
 	@echo 'make test    run the tests                make lint    ruff, mypy and shellcheck'
+	@echo 'make docs    build the documentation as a site in site/'
 	@echo 'make bench   measure speed and memory     make clean   remove caches and build products'
 	@echo 'make mutants put faults into the code, one by one, and see which no test notices (ARGS="sealed optim" chooses)'
 	@echo 'make setup   only set up the environment; VENV= uses the active one, PYTHON= chooses the interpreter'
@@ -53,6 +54,10 @@ test: $(STAMP)
 lint: $(STAMP)
 	@$(RUN) ruff check . && ruff format --check . && $(PY) -m mypy $(CODE) && shellcheck $(SCRIPTS)
 
+# The variable silences an announcement of mkdocs-material.
+docs: $(STAMP)
+	@$(RUN) NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet && echo 'site/index.html is the start page'
+
 bench: $(STAMP)
 	@$(RUN) set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(PY) -m "$$name"; done
 
@@ -60,7 +65,7 @@ mutants: $(STAMP)
 	@$(RUN) $(PY) -m tests.mutants $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): constraints.txt pyproject.toml setup.py

@@ -37,6 +37,7 @@ WITHOUT = {  # what fails without a package that training does not need
     "faiss-cpu": "mclip-search cannot search",
     "ftfy": "captions cannot be cleaned",
     "matplotlib": "mclip-evaluate cannot draw",
+    "pyarrow": "preprocess/own.py cannot read Parquet and Hugging Face datasets",
     "regex": "text cannot be cleaned",
     "sacrebleu": "translations cannot be scored",
     "scipy": "similarity of sentences cannot be scored",

@@ -25,7 +25,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 OPTIONAL = {  # extra -> packages that training and inference do not need
     "evaluate": {"matplotlib", "sacrebleu", "scipy"},
     "export": {"onnx", "onnxruntime", "onnxscript", "sentence-transformers"},
-    "prepare": {"ftfy", "regex"},
+    "prepare": {"ftfy", "pyarrow", "regex"},
     "search": {"faiss-cpu", "matplotlib", "starlette", "uvicorn"},
 }
 IMPORTERS = {  # extra -> folders of mclip_fairseq/ that may import its packages
