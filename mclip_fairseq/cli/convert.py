@@ -147,61 +147,69 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(convert=convert)
         return added
 
-    from_released = command("released", released)
-    from_released.add_argument("checkpoint", type=Path, help="mclip_base.pt or mclip_plus_base.pt")
-    from_translation = command("translation", translation)
-    from_translation.add_argument("checkpoint", type=Path, help="translation model of the released code, stage 1 or 2")
-    from_encoder = command("encoder", encoder)
-    from_encoder.add_argument("checkpoint", type=Path, help="mte_mclip.pt or mte_mclip_plus.pt")
-    for converter in (from_released, from_translation, from_encoder):
-        converter.add_argument(
+    from_released, from_clip = command("released", released), command("clip", clip)
+    from_translation, from_encoder = command("translation", translation), command("encoder", encoder)
+    _add_released_options(from_released, from_translation, from_encoder)
+    _add_clip_options(from_clip)
+    _add_preparation(from_released, "default: CLIP's resolution; the released code used 248")
+    _add_preparation(from_clip, "default: CLIP's resolution")
+    _add_mla_options(command("mla", mla))
+    to_published = command("mla-to-published", mla_to_published)
+    to_published.add_argument("source", help="training checkpoint (.pt), or directory of mclip-convert mla")
+    _add_ccrk_options(command("ccrk", ccrk), command("ccrk-to-released", ccrk_to_released))
+    command("altclip", altclip).add_argument("source", help="Hub name or transformers directory")
+    _add_m_clip_options(command("m-clip", m_clip))
+    to_transformers = command("xlmr-to-transformers", xlmr_to_transformers)
+    to_transformers.add_argument(
+        "archive", type=Path, help="directory with model.pt, dict.txt and sentencepiece.bpe.model"
+    )
+    to_fairseq = command("xlmr-to-fairseq", xlmr_to_fairseq)
+    to_fairseq.add_argument("source", help="Hub name or transformers directory")
+    to_fairseq.add_argument("--revision", default="", help="branch, tag or commit on the Hub")
+    return parser
+
+
+def _add_released_options(
+    model: argparse.ArgumentParser,
+    translation_model: argparse.ArgumentParser,
+    enhanced: argparse.ArgumentParser,
+) -> None:
+    model.add_argument("checkpoint", type=Path, help="mclip_base.pt or mclip_plus_base.pt")
+    translation_model.add_argument("checkpoint", type=Path, help="translation model of the released code, stage 1 or 2")
+    enhanced.add_argument("checkpoint", type=Path, help="mte_mclip.pt or mte_mclip_plus.pt")
+    for parser in (model, translation_model, enhanced):
+        parser.add_argument(
             "--xlmr",
             type=Path,
             required=True,
             metavar="DIR",
             help="XLM-R archive that the training started from: model.pt, dict.txt, sentencepiece.bpe.model",
         )
-    from_clip = command("clip", clip)
-    _add_clip_options(from_clip)
-    for converter, default in (
-        (from_released, "default: CLIP's resolution; the released code used 248"),
-        (from_clip, "default: CLIP's resolution"),
-    ):
-        converter.add_argument(
-            "--tokenizer",
-            default="",
-            help="Hub name or directory of CLIP's tokenizer, to encode English text with CLIP",
-        )
-        converter.add_argument(
-            "--resize",
-            type=int,
-            default=0,
-            metavar="PIXELS",
-            help=f"resize an image's shorter edge to this before the crop ({default})",
-        )
-    _add_mla_options(command("mla", mla))
-    to_published = command("mla-to-published", mla_to_published)
-    to_published.add_argument("source", help="training checkpoint (.pt), or directory of mclip-convert mla")
-    _add_ccrk_options(command("ccrk", ccrk), command("ccrk-to-released", ccrk_to_released))
-    to_transformers = command("xlmr-to-transformers", xlmr_to_transformers)
-    to_transformers.add_argument(
-        "archive", type=Path, help="directory with model.pt, dict.txt and sentencepiece.bpe.model"
+
+
+def _add_preparation(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the options of how English text and images are prepared for CLIP."""
+    parser.add_argument(
+        "--tokenizer", default="", help="Hub name or directory of CLIP's tokenizer, to encode English text with CLIP"
     )
-    from_altclip = command("altclip", altclip)
-    from_altclip.add_argument("source", help="Hub name or transformers directory")
-    from_m_clip = command("m-clip", m_clip)
-    from_m_clip.add_argument("encoder", help="Hub name or transformers directory of the encoder, with its tokenizer")
-    from_m_clip.add_argument(
+    parser.add_argument(
+        "--resize",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help=f"resize an image's shorter edge to this before the crop ({default})",
+    )
+
+
+def _add_m_clip_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("encoder", help="Hub name or transformers directory of the encoder, with its tokenizer")
+    parser.add_argument(
         "--head",
         type=Path,
         required=True,
         metavar="FILE",
         help=".npz or .safetensors with W (encoder columns, dimensions) and b; a pickle is never read",
     )
-    to_fairseq = command("xlmr-to-fairseq", xlmr_to_fairseq)
-    to_fairseq.add_argument("source", help="Hub name or transformers directory")
-    to_fairseq.add_argument("--revision", default="", help="branch, tag or commit on the Hub")
-    return parser
 
 
 def _add_mla_options(parser: argparse.ArgumentParser) -> None:

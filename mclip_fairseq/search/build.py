@@ -94,45 +94,71 @@ def build_index(
     gallery, images = open_gallery(images)
     with locked(folder):
         built_from = digest_of(gallery, settings)
-        again = (folder / MANIFEST).exists()
-        if again and not is_untouched(folder, built_from):
-            raise UserError(
-                f"{folder}: already holds an index, of other images or settings or changed since; use mclip-search "
-                "add, or choose another directory"
-            )
+        again = holds_this_build(folder, built_from)
         model = load_model()
         if again:
             index = SearchIndex.open(folder)
             index.check_model(model)
             return f"{folder}: nothing to do, holds an index of these {len(index)} images already"
-        if isinstance(gallery, ImageGallery):
-            model.transform  # noqa: B018  (loads the image tower, which the fingerprint then covers)
-        model_entry = describe_model(model)
-        listed = len(gallery.index.names)
-        # Options are checked against the listed images before any of them is encoded.
-        check_settings(settings, model.dim, listed)
-        discard_if_changed(folder / PARTIAL, gallery.stamp())
-        vectors = open_vectors(gallery, model, model_entry, folder / PARTIAL / "images", images)
-        count = len(vectors.ids)
-        if not count:
-            raise UserError(f"{images.source}: none of its images can be read, so there is nothing to search")
-        check_settings(settings, model.dim, count)  # unreadable images may have left too few
-        factory = factory_string(settings, model.dim, count)
-        plan = {"factory": factory, "model": model_entry["fingerprint"]}
-        index = fill_index(settings.kind, model.dim, vectors, folder / PARTIAL, plan)
-        texts = encode_texts(model, list(queries)).numpy() if queries and efforts(settings.kind, index) else None
-        recall = measure_recall(index, settings, vectors, texts)
-        roots, lines = picture_lines(gallery, vectors.ids, [])
-        facts = {"model": model_entry, "dim": model.dim, "kind": settings.kind, "factory": factory}
-        facts |= {
-            "built_from": built_from,
-            "roots": names_of(roots),
-            "id": uuid.uuid4().hex,
-            "made_by": [provenance(command)],
-        }
-        places = KnownPlaces(roots, absolute_paths(model_paths))
-        write_first_generation(folder, index, lines, picture_times(gallery, vectors.ids), recall, facts, places)
+        facts = {"built_from": built_from, "id": uuid.uuid4().hex, "made_by": [provenance(command)]}
+        message = build_first(folder, gallery, images, settings, model, model_paths, queries, facts)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    return message
+
+
+def holds_this_build(folder: Path, built_from: str) -> bool:
+    """Whether a directory holds the index of this build already.
+
+    Raises:
+        UserError: it holds another one, or this one has been changed since.
+    """
+    if not (folder / MANIFEST).exists():
+        return False
+    if not is_untouched(folder, built_from):
+        raise UserError(
+            f"{folder}: already holds an index, of other images or settings or changed since; use mclip-search "
+            "add, or choose another directory"
+        )
+    return True
+
+
+def build_first(
+    folder: Path,
+    gallery: Gallery,
+    images: ImageSettings,
+    settings: IndexSettings,
+    model: Any,
+    model_paths: ModelPaths,
+    queries: Sequence[str],
+    facts: Mapping[str, Any],
+) -> str:
+    """Encode a gallery, index its vectors and write the first generation; returns what to tell the user.
+
+    The arguments are those of `build_index`, with the gallery opened, the dual encoder loaded, and what the manifest
+    says about this build.
+    """
+    if isinstance(gallery, ImageGallery):
+        model.transform  # noqa: B018  (loads the image tower, which the fingerprint then covers)
+    model_entry = describe_model(model)
+    listed = len(gallery.index.names)
+    # Options are checked against the listed images before any of them is encoded.
+    check_settings(settings, model.dim, listed)
+    discard_if_changed(folder / PARTIAL, gallery.stamp())
+    vectors = open_vectors(gallery, model, model_entry, folder / PARTIAL / "images", images)
+    count = len(vectors.ids)
+    if not count:
+        raise UserError(f"{images.source}: none of its images can be read, so there is nothing to search")
+    check_settings(settings, model.dim, count)  # unreadable images may have left too few
+    factory = factory_string(settings, model.dim, count)
+    plan = {"factory": factory, "model": model_entry["fingerprint"]}
+    index = fill_index(settings.kind, model.dim, vectors, folder / PARTIAL, plan)
+    texts = encode_texts(model, list(queries)).numpy() if queries and efforts(settings.kind, index) else None
+    recall = measure_recall(index, settings, vectors, texts)
+    roots, lines = picture_lines(gallery, vectors.ids, [])
+    kind = {"model": model_entry, "dim": model.dim, "kind": settings.kind, "factory": factory}
+    manifest = {**kind, "roots": names_of(roots), **facts}
+    places = KnownPlaces(roots, absolute_paths(model_paths))
+    write_first_generation(folder, index, lines, picture_times(gallery, vectors.ids), recall, manifest, places)
     skipped = f"; {listed - count} unreadable images skipped" if count < listed else ""
     summary = f"{folder}: {count} images of {model.dim} dimensions, {settings.kind}{skipped}"
     return f"{summary}\n{recall_sentence(recall, settings.kind)}" if recall else summary

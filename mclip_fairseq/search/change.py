@@ -72,11 +72,7 @@ def add_images(
     check_folders(moved)
     with locked(folder):
         index = SearchIndex.open(folder, moved)
-        if index.manifest["roots"] and not index.roots:
-            raise UserError(
-                f"{folder}: was built on another machine or by an earlier version, so nothing here says where its "
-                "images are; name their folder with --moved, once for each folder"
-            )
+        check_places(index)
         gallery, images = open_gallery(images)
         if drop and not isinstance(gallery, ImageGallery):
             raise UserError(f"{images.source}: holds features; sync compares an index with its images, so give these")
@@ -97,24 +93,42 @@ def add_images(
             drop_rows(index, gone, command)
             left = len(index) - len(gone)
             return f"{folder}: {len(gone)} removed whose files are gone, {left} left{recall_note(index)}"
-        model = load_model()
-        index.check_model(model)
-        contents = "\n".join([gallery.stamp(), *(names[row] for row in new_rows)])
-        discard_if_changed(index.path / PARTIAL, hashlib.sha256(contents.encode()).hexdigest())
-        vectors = open_vectors(gallery, model, index.model, index.path / PARTIAL / "images", images, new_rows)
+        vectors = encode_rows(index, gallery, images, new_rows, load_model())
         replaced = [name for name in vectors.ids if name in index.row_of]
         append(index, gallery, vectors, replaced, gone, command)
         shutil.rmtree(index.path / PARTIAL, ignore_errors=True)
-    kept, skipped = len(indexed) - len(replaced), len(new_rows) - len(vectors.ids)
     counts = {
         "replaced" if replace else "changed since and encoded again": len(replaced),
         "removed whose files are gone": len(gone),
-        "already in the index": kept,
-        "unreadable images skipped": skipped,
+        "already in the index": len(indexed) - len(replaced),
+        "unreadable images skipped": len(new_rows) - len(vectors.ids),
     }
     message = f"{folder}: {len(vectors.ids) - len(replaced)} images added"
     message += "".join(f", {number} {what}" for what, number in counts.items() if number)
     return message + ("" if replace else state.note(index.path)) + recall_note(index)
+
+
+def check_places(index: SearchIndex) -> None:
+    """Check that this machine knows where the images of an index are.
+
+    Raises:
+        UserError: it does not.
+    """
+    if index.manifest["roots"] and not index.roots:
+        raise UserError(
+            f"{index.path}: was built on another machine or by an earlier version, so nothing here says where its "
+            "images are; name their folder with --moved, once for each folder"
+        )
+
+
+def encode_rows(
+    index: SearchIndex, gallery: Gallery, images: ImageSettings, rows: Sequence[int], model: Any
+) -> VectorSource:
+    """The vectors of these images of a gallery, by the model of the index; continues an interrupted run."""
+    index.check_model(model)
+    contents = "\n".join([gallery.stamp(), *(gallery.index.names[row] for row in rows)])
+    discard_if_changed(index.path / PARTIAL, hashlib.sha256(contents.encode()).hexdigest())
+    return open_vectors(gallery, model, index.model, index.path / PARTIAL / "images", images, rows)
 
 
 @dataclass(frozen=True)
