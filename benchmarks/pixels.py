@@ -11,10 +11,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
+from benchmarks._clip import save_photos
 from benchmarks._measure import medians_of_rounds, print_ratios
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.models.teacher import ImageTransform
@@ -32,13 +31,10 @@ def main() -> None:
     shield_torchaudio()
     from transformers import CLIPImageProcessor
 
-    processor, rng = CLIPImageProcessor(), np.random.default_rng(0)
+    processor = CLIPImageProcessor()
     transform = ImageTransform(processor)
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{number}.jpg" for number in range(options.images)]
-        for file in files:
-            small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-            small.resize((500, 375), Image.Resampling.BICUBIC).save(file, quality=90)
+        files = save_photos(Path(folder), options.images)
         images = [load_image(file) for file in files]
         assert torch.equal(transform(images), processor(images=images, return_tensors="pt")["pixel_values"])
         ways = {

@@ -1,0 +1,133 @@
+"""Models with random weights, made-up batches, and training steps as a run takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from benchmarks.gpu.measuring import Sizes
+from mclip_fairseq.data.states import TokenStates
+from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
+from mclip_fairseq.models.mte import MTEModel, MTEModelConfig
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.optim.fused_adamw import FusedAdamW, FusedAdamWConfig
+from mclip_fairseq.tasks.sampled import SampledTask
+
+SHORTEST = 8
+NARROW = {
+    "encoder_layers": 2,
+    "encoder_embed_dim": 64,
+    "encoder_ffn_embed_dim": 128,
+    "encoder_attention_heads": 4,
+}
+
+
+def dictionary(entries: int) -> Dictionary:
+    """A dictionary of made-up pieces, `<mask>` last."""
+    made = Dictionary()
+    for number in range(entries - len(made) - 1):
+        made.add_symbol(f"piece{number}")
+    made.add_symbol("<mask>")
+    return made
+
+
+def mclip(arch: str, pieces: Dictionary, tiny: bool, device: torch.device) -> MCLIPModel:
+    """The model `mclip_base` or `mclip_large` with a frozen text encoder, on the device."""
+    sizes: dict[str, int] = {}
+    if tiny:
+        sizes = NARROW | {"projector_ffn_embed_dim": 128, "projector_attention_heads": 4}
+    elif arch == "large":
+        sizes = {"encoder_layers": 24, "encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096}
+        sizes |= {"encoder_attention_heads": 16, "projector_ffn_embed_dim": 4096, "projector_attention_heads": 16}
+    cfg = MCLIPModelConfig(teacher_dim=768 if arch == "large" else 512, **sizes)  # type: ignore[arg-type]
+    return MCLIPModel(cfg, XLMREncoder.build("", cfg, pieces), None, {}).to(device)
+
+
+def mte(pieces: Dictionary, tiny: bool, device: torch.device) -> MTEModel:
+    """The model `mte_base` of stage 2, whose embeddings are frozen, on the device."""
+    narrow: dict[str, int] = {}
+    if tiny:
+        narrow = NARROW | {"decoder_layers": 1, "decoder_ffn_embed_dim": 64, "decoder_attention_heads": 4}
+    cfg = MTEModelConfig(freeze_text="embeddings", **narrow)  # type: ignore[arg-type]
+    task = SimpleNamespace(source_dictionary=pieces, langs=["en", "de", "fr"])
+    return MTEModel.build_model(cfg, task).to(device)
+
+
+def caption_tokens(rows: int, longest: int, pieces: Dictionary) -> tuple[Tensor, np.ndarray]:
+    """(rows, longest) ids of captions of SHORTEST tokens and more, right-padded, and their (rows,) sizes."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(min(SHORTEST, longest), longest + 1, rows)
+    sizes[0] = longest
+    tokens = torch.from_numpy(rng.integers(pieces.nspecial, len(pieces) - 1, (rows, longest)))
+    column, length = torch.arange(longest)[None], torch.from_numpy(sizes)[:, None]
+    tokens = tokens.masked_fill(column >= length, pieces.pad())
+    tokens[:, 0] = pieces.bos()
+    return tokens.scatter_(1, length - 1, pieces.eos()), sizes
+
+
+def caption_batch(size: Sizes, pieces: Dictionary, teacher_dim: int, states_dim: int = 0) -> dict[str, Any]:
+    """A batch of the task `trikd`, on the CPU.
+
+    Args:
+        size: captions and their longest.
+        pieces: the text encoder's dictionary.
+        teacher_dim: width of the features.
+        states_dim: width of cached token states; 0 gives token ids instead.
+    """
+    tokens, sizes = caption_tokens(size.batch, size.longest, pieces)
+    net_input: dict[str, Tensor] = {name: torch.randn(size.batch, teacher_dim) for name in FEATURES}
+    if states_dim:
+        states = np.random.default_rng(0).standard_normal((int(sizes.sum()), states_dim), dtype=np.float32)
+        cached = TokenStates(states.astype(np.float16), sizes.astype(np.int64))
+        net_input |= dict(zip(STATES, cached.batch(np.arange(size.batch)), strict=True))
+    else:
+        net_input["text_tokens"] = tokens
+    numbers = torch.arange(size.batch)
+    return {
+        "net_input": net_input,
+        "id": numbers,
+        "group": numbers.clone(),
+        "nsentences": size.batch,
+        "ntokens": int(sizes.sum()),
+    }
+
+
+FEATURES, STATES = ("image_features", "teacher_text"), ("text_states", "text_padding")
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """The tensors of nested dicts, on a device."""
+    if isinstance(value, dict):
+        return {name: to_device(entry, device) for name, entry in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def training_step(
+    task: SampledTask, model: torch.nn.Module, criterion: torch.nn.Module, sample: dict[str, Any]
+) -> Callable[[], object]:
+    """A step as fairseq's trainer takes it, less its log: forward, checks, backward, norm of the gradient, AdamW.
+
+    Args:
+        task: whose `train_step` is called.
+        model: to train.
+        criterion: the loss.
+        sample: a batch on the device.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = FusedAdamW(FusedAdamWConfig(lr=[1e-5]), trained)
+    criterion.train()
+
+    def step() -> None:
+        _, sample_size, _ = task.train_step(sample, model, criterion, optimizer, 0)
+        optimizer.multiply_grads(1 / sample_size)
+        optimizer.clip_grad_norm(1.0)
+        task.optimizer_step(optimizer, model, 0)
+        optimizer.zero_grad()
+
+    return step

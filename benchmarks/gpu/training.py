@@ -1,0 +1,83 @@
+"""Steps of TriKD and MTE at published sizes, and of the optimizers."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.gpu.measuring import PRECISIONS, Report, Sizes, products
+from benchmarks.gpu.models import caption_batch, dictionary, mclip, mte, to_device, training_step
+from mclip_fairseq.criterions.mte import MTECriterion
+from mclip_fairseq.criterions.trikd import TriKDCriterion
+from mclip_fairseq.data.parallel import ParallelDataset
+from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.losses import smoothing
+from mclip_fairseq.models.mclip import MCLIPModel
+from mclip_fairseq.optim.mclip_lamb import Lamb
+from mclip_fairseq.tasks.mte import MTETask, MTETaskConfig
+from mclip_fairseq.tasks.trikd import TriKDTask, TriKDTaskConfig
+
+# Reads of parameter, gradient and two moments, and writes of all but the gradient.
+PASSES = 7
+CHUNKS = (2**26, 2**28, 2**30)
+
+
+def autocast_of(precision: str) -> str:
+    """The value of --autocast."""
+    return "bfloat16" if precision == "bf16" else "none"
+
+
+def trikd(report: Report, size: Sizes) -> None:
+    """Stage 2 on one GPU: text encoder frozen, its states computed in the step or cached."""
+    pieces = dictionary(size.entries)
+    for arch in ("base", "large"):
+        model = mclip(arch, pieces, size.tiny, report.device)
+        for kind, width in (("tokens", 0), ("cached states", model.dim)):
+            batch = to_device(caption_batch(size, pieces, model.feature_dim, width), report.device)
+            for precision in PRECISIONS:
+                cfg = TriKDTaskConfig(data="none", save_dir="none", seed=1, autocast=autocast_of(precision))
+                task = TriKDTask(cfg, [pieces])
+                criterion = TriKDCriterion(task, 1.0, 0.1, 1 / 0.07, "pair", "sound")
+                step = training_step(task, model, criterion, batch)
+                with products(precision):
+                    what = f"{arch}, {kind}, {size.batch} captions, {precision}"
+                    report.add_work("trikd", what, precision, step, pairs=size.batch)
+        optimizers(report, arch, model)
+        del model
+
+
+def optimizers(report: Report, arch: str, model: MCLIPModel) -> None:
+    """A step of each optimizer on the projectors."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.randn_like(parameter)
+    moved = sum(parameter.numel() * parameter.element_size() for parameter in trained) * PASSES
+    for name, optimizer in {
+        "fused_adamw": torch.optim.AdamW(trained, lr=1e-5, fused=True),
+        "mclip_lamb": Lamb(trained, lr=1e-5),
+    }.items():
+        took = report.seconds(optimizer.step)
+        report.add("optimizer", f"{name}, {arch} projectors", ms=1000 * took, gb_s_of_7_passes=moved / took / 1e9)
+
+
+def mte_stage2(report: Report, size: Sizes) -> None:
+    """Translation and contrast over the whole token table, with different chunks of the loss."""
+    pieces = dictionary(size.entries)
+    model = mte(pieces, size.tiny, report.device)
+    length = 16 if size.tiny else 32
+    rows = size.target_tokens // length
+    ids = torch.randint(pieces.nspecial, len(pieces) - 1, (2, rows, length - 2))
+    source, target = (FlatTokens.from_sentences(list(side), pieces, None) for side in ids)
+    batch = to_device(ParallelDataset(source, target, 1, 2).rows(torch.arange(rows).numpy()), report.device)
+    kept = smoothing.CHUNK_ELEMENTS
+    for precision in PRECISIONS:
+        cfg = MTETaskConfig(data="none", save_dir="none", seed=1, langs="en,de,fr", autocast=autocast_of(precision))
+        task = MTETask(cfg, pieces)
+        step = training_step(task, model, MTECriterion(task, 0.1, 1.0, 2.0, 0.1, "sound", True), batch)
+        for elements in CHUNKS if precision == "bf16" and report.on_gpu else CHUNKS[:1]:
+            smoothing.CHUNK_ELEMENTS = elements
+            what = f"base, {batch['ntokens']} target tokens, {elements >> 20} Mi logits at once, {precision}"
+            try:
+                with products(precision):
+                    report.add_work("mte", what, precision, step, tokens=batch["ntokens"])
+            finally:
+                smoothing.CHUNK_ELEMENTS = kept
