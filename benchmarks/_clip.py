@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from mclip_fairseq.compat import shield_torchaudio
 
+DISTINCT = 256
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -40,7 +42,7 @@ def save_clip(folder: Path, tiny: bool = False) -> Path:
 
 
 def save_photos(folder: Path, count: int, width: int = 500, height: int = 375) -> list[Path]:
-    """Blurred noise as JPEGs of quality 90.
+    """Blurred noise as JPEGs of quality 90; beyond DISTINCT of them, copies of the first ones.
 
     Args:
         folder: to create, with `N.jpg` in it.
@@ -51,7 +53,9 @@ def save_photos(folder: Path, count: int, width: int = 500, height: int = 375) -
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     files = [folder / f"{number}.jpg" for number in range(count)]
-    for file in files:
+    for file in files[:DISTINCT]:
         small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
         small.resize((width, height), Image.Resampling.BICUBIC).save(file, quality=90)
+    for number, file in enumerate(files[DISTINCT:]):
+        shutil.copyfile(files[number % DISTINCT], file)
     return files
