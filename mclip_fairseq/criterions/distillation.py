@@ -6,9 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fairseq.criterions import register_criterion
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
+from mclip_fairseq.criterions.teacher_terms import Relations, RelationsConfig, log_relations
 from mclip_fairseq.criterions.terms import Batch, Outcome, Term, TermsCriterion, log_ratio, weighted_mean
 from mclip_fairseq.losses.distillation import global_distillation_loss
 from mclip_fairseq.losses.matching import masked_word_loss
@@ -18,7 +19,7 @@ Direction = ChoiceEnum(["both", "released"])
 
 
 @dataclass
-class DistillationCriterionConfig(FairseqDataclass):
+class DistillationCriterionConfig(RelationsConfig):
     """Weights of the distances between student and teacher; any sum of them is trained."""
 
     mse_weight: float = field(
@@ -55,7 +56,8 @@ class DistillationCriterion(TermsCriterion):
     The model returns `student` and `teacher_text`, (batch, teacher dim), as they are, and with
     `--contrastive-weight` also `distillation_scale`, the 0-d factor of the cosine. The factor is a parameter of the
     model, so that it is stored with it and DDP sees it. With `--masked-word-weight` it also returns `words`,
-    (n, entries), and `word_labels`, (n,) int64.
+    (n, entries), and `word_labels`, (n,) int64. With `--soft-label-weight` it takes `image_bank`, (images, teacher
+    dim), and returns it L2-normalised.
     """
 
     def __init__(
@@ -66,10 +68,23 @@ class DistillationCriterion(TermsCriterion):
         contrastive_weight: float,
         contrast_direction: str,
         masked_word_weight: float = 0.0,
+        soft_label_weight: float = 0.0,
+        soft_label_temperature: float = 0.05,
+        soft_label_images: int = 2048,
+        structure_weight: float = 0.0,
     ) -> None:
         super().__init__(task)
+        self.relations = Relations(
+            task,
+            RelationsConfig(
+                soft_label_weight=soft_label_weight,
+                soft_label_temperature=soft_label_temperature,
+                soft_label_images=soft_label_images,
+                structure_weight=structure_weight,
+            ),
+        )
         weights = {"mse": mse_weight, "cosine": cosine_weight, "contrastive": contrastive_weight}
-        if min(weights.values()) < 0 or not any(weights.values()):
+        if min(weights.values()) < 0 or not (any(weights.values()) or self.relations.active):
             raise UserError(
                 "--mse-weight, --cosine-weight and --contrastive-weight must not be negative, and one must be above 0"
             )
@@ -79,7 +94,7 @@ class DistillationCriterion(TermsCriterion):
 
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x captions of all ranks)."""
-        out = model(**sample["net_input"])
+        out = model(**sample["net_input"], **self.relations.inputs(sample["net_input"]))
         batch = Batch.of(sample, gather=self.training)
         student, teacher = out["student"].float(), out["teacher_text"].float()
         scale: Tensor | None = out.get("distillation_scale")
@@ -96,6 +111,9 @@ class DistillationCriterion(TermsCriterion):
             )
             for kind, weight in self.weights.items()
         ]
+        if self.relations.active:
+            units = (F.normalize(vectors, dim=1) for vectors in (student, teacher))
+            terms += self.relations.terms(batch, *units, out.get("image_bank"))
         if self.masked_word_weight > 0:
             terms.append(self.masked_words(batch, out))
         # Some terms do not use the scale, and a dummy batch uses nothing: the zeros keep all of it in the graph.
@@ -117,6 +135,7 @@ class DistillationCriterion(TermsCriterion):
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
         """Log the loss, each distance, the mean cosine and the scale."""
         log_ratio("loss", logging_outputs, "loss", "sample_size")
+        log_relations(logging_outputs)
         present = set().union(*logging_outputs)
         for name in ("mse_loss", "cosine_loss", "contrastive_loss", "masked_word_loss", "cosine", "scale"):
             if name in present:

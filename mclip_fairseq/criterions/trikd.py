@@ -1,18 +1,20 @@
 """Criterion `trikd`: image-text and text-text contrast (mCLIP, equations 4 to 6)."""
 
-import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from fairseq.criterions import register_criterion
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
+from torch import Tensor
 
+from mclip_fairseq.criterions.teacher_terms import Relations, RelationsConfig, distance_term, log_relations
 from mclip_fairseq.criterions.terms import (
     Batch,
     LossArithmetic,
     Outcome,
+    Term,
     TermsCriterion,
     contrast_term,
     log_ratio,
@@ -22,13 +24,20 @@ from mclip_fairseq.storage.errors import UserError
 
 
 @dataclass
-class TriKDCriterionConfig(FairseqDataclass):
-    """Weights and scales of the two terms."""
+class TriKDCriterionConfig(RelationsConfig):
+    """Weights and scales of the terms."""
 
     image_text_weight: float = field(default=1.0, metadata={"help": "weight of the image-text term; 0 is off"})
     text_text_weight: float = field(default=0.1, metadata={"help": "weight of the text-text term; 0 is off"})
     text_text_scale: float = field(
         default=1 / 0.07, metadata={"help": "fixed scale of the text-text term (fine-tuning of the paper: 100)"}
+    )
+    text_text_loss: ChoiceEnum(["infonce", "mse", "cosine"]) = field(  # type: ignore[valid-type]
+        default="infonce",
+        metadata={
+            "help": "the text-text term: contrast (as published), or a distance of unit vectors, mse |s - t|^2 or "
+            "cosine 1 - s.t; a distance wants --fixed-target, because a trained target comes to meet it"
+        },
     )
     positives: ChoiceEnum(["pair", "image"]) = field(  # type: ignore[valid-type]
         default="pair",
@@ -55,6 +64,8 @@ class TriKDCriterion(TermsCriterion):
     | `is_dummy` | bool | absent means False |
 
     The model returns `text`, `image`, `teacher_text`, (batch, dim), L2-normalised, the last two or None, and `scale`.
+    With `--soft-label-weight` it also takes `image_bank`, (images, teacher dim), and returns `image_bank` in the joint
+    space.
     """
 
     def __init__(
@@ -65,33 +76,46 @@ class TriKDCriterion(TermsCriterion):
         text_text_scale: float,
         positives: str,
         trikd_arithmetic: str,
+        text_text_loss: str = "infonce",
+        soft_label_weight: float = 0.0,
+        soft_label_temperature: float = 0.05,
+        soft_label_images: int = 2048,
+        structure_weight: float = 0.0,
     ) -> None:
         super().__init__(task)
-        if image_text_weight <= 0 and text_text_weight <= 0:
+        self.relations = Relations(
+            task,
+            RelationsConfig(
+                soft_label_weight=soft_label_weight,
+                soft_label_temperature=soft_label_temperature,
+                soft_label_images=soft_label_images,
+                structure_weight=structure_weight,
+            ),
+        )
+        if image_text_weight <= 0 and text_text_weight <= 0 and not self.relations.active:
             raise UserError("--image-text-weight and --text-text-weight are both 0: there is nothing to train")
         self.image_text_weight = image_text_weight
         self.text_text_weight = text_text_weight
         self.released = trikd_arithmetic == "released"
+        self.text_text_loss = str(text_text_loss)
+        if self.released and (self.text_text_loss != "infonce" or self.relations.active):
+            raise UserError(
+                "--trikd-arithmetic released has the two published terms alone; leave out --text-text-loss, "
+                "--soft-label-weight and --structure-weight, or say --trikd-arithmetic sound"
+            )
         self.text_text_scale = math.log(text_text_scale) if self.released else text_text_scale
         self.by_image = positives == "image"
 
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x pairs of all ranks)."""
-        out = model(**sample["net_input"])
+        out = model(**sample["net_input"], **self.relations.inputs(sample["net_input"]))
         batch = Batch.of(sample, gather=self.training)
         text, image, teacher_text, scale = (out[name] for name in ("text", "image", "teacher_text", "scale"))
-        # Captions in other languages have no teacher text; the released code then compares with the image twice.
-        target = image if self.released and teacher_text is None else teacher_text
-        contrast = functools.partial(
-            contrast_term,
-            batch,
-            ids=sample["group"] if self.by_image else None,
-            reduction="sum" if self.released else "mean",
-        )
         hits = ("text_to_image_hits", "image_to_text_hits")
         terms = [
-            contrast("image_text", self.image_text_weight, text, image, scale, hits=hits),
-            contrast("text_text", self.text_text_weight, text, target, self.text_text_scale),
+            self.contrast(batch, sample, "image_text", self.image_text_weight, text, image, scale, hits=hits),
+            self.text_text(batch, sample, text, image, teacher_text),
+            *self.relations.terms(batch, text, teacher_text, out.get("image_bank")),
         ]
         return weighted_mean(
             batch,
@@ -102,12 +126,29 @@ class TriKDCriterion(TermsCriterion):
             logged={"scale": scale.detach().float() * batch.rows},
         )
 
+    def contrast(self, batch: Batch, sample: dict[str, Any], name: str, weight: float, *args: Any, **kw: Any) -> Term:
+        """A contrast with the positives and the reduction of the options; see `contrast_term`."""
+        ids = sample["group"] if self.by_image else None
+        reduction = "sum" if self.released else "mean"
+        return contrast_term(batch, name, weight, *args, ids=ids, reduction=reduction, **kw)
+
+    def text_text(
+        self, batch: Batch, sample: dict[str, Any], text: Tensor, image: Tensor | None, teacher_text: Tensor | None
+    ) -> Term:
+        """The text-text term; see `outcome` for the arguments."""
+        if self.text_text_loss != "infonce":
+            return distance_term(batch, "text_text", self.text_text_weight, self.text_text_loss, text, teacher_text)
+        # Captions in other languages have no teacher text; the released code then compares with the image twice.
+        target = image if self.released and teacher_text is None else teacher_text
+        return self.contrast(batch, sample, "text_text", self.text_text_weight, text, target, self.text_text_scale)
+
     @staticmethod
     def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
-        """Log both losses in nats, the scale, and recall at 1 within batches in percent."""
+        """Log the losses, contrasts in nats, the scale, and recall at 1 within batches in percent."""
         log_ratio("loss", logging_outputs, "loss", "sample_size")
         log_ratio("image_text_loss", logging_outputs, "image_text_loss", "sample_size")
         log_ratio("text_text_loss", logging_outputs, "text_text_loss", "sample_size")
+        log_relations(logging_outputs)
         log_ratio("scale", logging_outputs, "scale", "sample_size")
         log_ratio("t2i_R@1", logging_outputs, "text_to_image_hits", "image_text_rows", scale=100)
         log_ratio("i2t_R@1", logging_outputs, "image_to_text_hits", "image_text_rows", scale=100)

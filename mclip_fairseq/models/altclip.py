@@ -104,6 +104,8 @@ class AltCLIPModel(TeacherLearningModel):
         ),
     )
     citation = CITATION
+    # Its student is compared before the projection, where there are no images.
+    reads_image_bank = False
     size_groups = ((ENCODER, StudentModel.text_encoder_prefix), (WIDTHS, ""), (ADAPTERS, ""))
 
     def __init__(

@@ -56,6 +56,8 @@ class DualEncoder(BaseFairseqModel):
         format_module: module with `load_checkpoint`, which reads its checkpoints into a tower; empty: XLM-R beside a
             teacher, which `formats.training` reads itself.
         citation: the paper, for model cards.
+        reads_image_bank: whether `forward` takes an `image_bank`, (images, feature dim), and returns it in the space of
+            `text`, for soft labels.
         can_match: whether it can look at a text and an image together (`match_states`), to re-rank.
         cfg: its options.
         identity: part -> path-free identity of its weights.
@@ -69,6 +71,7 @@ class DualEncoder(BaseFairseqModel):
     one_dictionary: ClassVar[bool] = True
     format_module: ClassVar[str] = ""
     citation: ClassVar[str] = ""
+    reads_image_bank: ClassVar[bool] = False
     can_match: ClassVar[bool] = False
 
     cfg: Any

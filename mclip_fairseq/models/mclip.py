@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.pooling import pool_mean
-from mclip_fairseq.models.projectors import XProjector, c_projector
+from mclip_fairseq.models.projectors import PROJECTOR_STARTS, XProjector, c_projector
 from mclip_fairseq.models.student import StudentModel
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.text_options import FREEZING, StudentConfig, TextEncoderConfig
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.storage.errors import UserError
 
 CITATION = """@inproceedings{chen-etal-2023-mclip,
   title = {{mCLIP}: Multilingual {CLIP} via Cross-lingual Transfer},
@@ -46,6 +47,17 @@ class MCLIPModelConfig(StudentConfig):
             "kept, up to 1.9 times as fast with --text-state-cache, with other draws of dropout"
         },
     )
+    projector_start: ChoiceEnum(PROJECTOR_STARTS) = field(  # type: ignore[valid-type]
+        default="random",
+        metadata={
+            "help": "random (as published), or identity: text and teacher start where they are; needs a text encoder "
+            "of the teacher's width"
+        },
+    )
+    fixed_target: bool = field(
+        default=False,
+        metadata={"help": "do not train the C-projector: the text encoder learns the space that the teacher has now"},
+    )
     pooling: ChoiceEnum(["last", "mean"]) = field(  # type: ignore[valid-type]
         default="last",
         metadata={
@@ -68,6 +80,7 @@ class MCLIPModel(StudentModel):
     """
 
     citation = CITATION
+    reads_image_bank = True
 
     def __init__(
         self,
@@ -77,7 +90,14 @@ class MCLIPModel(StudentModel):
         teacher_identity: Mapping[str, Any],
     ) -> None:
         super().__init__(cfg, text_encoder, teacher, teacher_identity)
-        self.c_projector = c_projector(cfg.teacher_dim, text_encoder.dim)
+        start = str(cfg.projector_start)
+        if start == "identity" and cfg.teacher_dim != text_encoder.dim:
+            raise UserError(
+                f"--projector-start identity needs equal widths, but the teacher has {cfg.teacher_dim} and the text "
+                f"encoder {text_encoder.dim}; leave it random"
+            )
+        self.c_projector = c_projector(cfg.teacher_dim, text_encoder.dim, start)
+        self.c_projector.requires_grad_(not cfg.fixed_target)
         self.x_projector = XProjector(
             layers=cfg.projector_layers,
             dim=text_encoder.dim,
@@ -86,6 +106,7 @@ class MCLIPModel(StudentModel):
             dropout=cfg.dropout,
             attention_dropout=cfg.attention_dropout,
             all_positions=cfg.projector_positions == "all",
+            start=start,
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(cfg.logit_scale_init)))
 
@@ -135,6 +156,7 @@ class MCLIPModel(StudentModel):
         image_features: Tensor | None = None,
         pixel_values: Tensor | None = None,
         teacher_text: Tensor | None = None,
+        image_bank: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """Everything a training step compares.
 
@@ -145,9 +167,11 @@ class MCLIPModel(StudentModel):
             image_features: (batch, teacher dim); or
             pixel_values: (batch, channels, height, width); or neither.
             teacher_text: (batch, teacher dim) teacher features of the English caption, or None.
+            image_bank: (images, teacher dim) images that all texts are compared with, or None.
 
         Returns:
-            `text`, `image`, `teacher_text`: (batch, dim), L2-normalised, None where the input was; `scale`: 0-d.
+            `text`, `image`, `teacher_text`: (batch, dim), and `image_bank`: (images, dim), L2-normalised, None where
+            the input was; `scale`: 0-d.
         """
         has_text = text_tokens is not None or text_states is not None
         has_image = image_features is not None or pixel_values is not None
@@ -155,6 +179,7 @@ class MCLIPModel(StudentModel):
             "text": self.encode_text(text_tokens, text_states, text_padding) if has_text else None,
             "image": self.encode_image(pixel_values, image_features) if has_image else None,
             "teacher_text": None if teacher_text is None else self.project_teacher(teacher_text),
+            "image_bank": None if image_bank is None else self.project_teacher(image_bank),
             "scale": self.scale,
         }
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.pooling import pool_last
 
+PROJECTOR_STARTS = ("random", "identity")
+
 
 class XProjector(nn.Module):
     """Post-norm transformer layers over frozen token states (mCLIP, section 3.2).
@@ -21,6 +23,8 @@ class XProjector(nn.Module):
         attention_dropout: of attention weights.
         all_positions: compute the last layer at every position and keep one, as the released code does, instead of
             this one alone. The function is the same; the draws of dropout are not.
+        start: of `PROJECTOR_STARTS`: with `identity`, attention and feed-forward begin as zero, so that each layer
+            begins as the LayerNorm of its input.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class XProjector(nn.Module):
         dropout: float,
         attention_dropout: float,
         all_positions: bool = False,
+        start: str = "random",
     ) -> None:
         super().__init__()
         self.all_positions = all_positions
@@ -43,6 +48,11 @@ class XProjector(nn.Module):
             encoder=EncDecBaseConfig(embed_dim=dim, ffn_embed_dim=ffn_dim, attention_heads=heads),
         )
         self.layers = nn.ModuleList([TransformerEncoderLayerBase(cfg) for _ in range(layers)])
+        if start == "identity":
+            for layer in self.layers:
+                for last in (layer.self_attn.out_proj, layer.fc2):
+                    nn.init.zeros_(last.weight)
+                    nn.init.zeros_(last.bias)
 
     def forward(self, states: Tensor, padding: Tensor) -> Tensor:
         """The transformed state of `</s>`, the last real token.
@@ -115,8 +125,16 @@ def attend_once(attention: MultiheadAttention, query: Tensor, states: Tensor, pa
     return attention.out_proj(mixed.transpose(0, 1).flatten(1))
 
 
-def c_projector(teacher_dim: int, dim: int) -> nn.Linear:
-    """The linear map of teacher image and text features into the joint space, without bias, Xavier-initialised."""
+def c_projector(teacher_dim: int, dim: int, start: str = "random") -> nn.Linear:
+    """The linear map of teacher image and text features into the joint space, without bias.
+
+    Args:
+        teacher_dim: width of the teacher's features.
+        dim: width of the joint space; `teacher_dim` for `identity`.
+        start: of `PROJECTOR_STARTS`: `random` is Xavier-uniform, `identity` leaves the features as they are.
+    """
     linear = nn.Linear(teacher_dim, dim, bias=False)
     nn.init.xavier_uniform_(linear.weight)
+    if start == "identity":
+        nn.init.eye_(linear.weight)
     return linear

@@ -74,6 +74,7 @@ class TeacherLearningModel(StudentModel):
         optional=("text_padding", "image_features", "pixel_values"),
     )
     citation = CITATION
+    reads_image_bank = True
     size_groups = (*StudentModel.size_groups, (ADAPTERS, ""))
 
     def __init__(
@@ -160,6 +161,7 @@ class TeacherLearningModel(StudentModel):
         image_features: Tensor | None = None,
         pixel_values: Tensor | None = None,
         teacher_text: Tensor | None = None,
+        image_bank: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """Student features and, untouched, what they should be.
 
@@ -170,11 +172,12 @@ class TeacherLearningModel(StudentModel):
             image_features: (batch, teacher dim) of the images, for retrieval in validation; or
             pixel_values: (batch, channels, height, width). Training needs neither.
             teacher_text: (batch, teacher dim) targets.
+            image_bank: (images, teacher dim) images that all texts are compared with, or None.
 
         Returns:
             `student` and `teacher_text`, (batch, teacher dim) as they are; `text`, and `image` in validation,
-            (batch, teacher dim), L2-normalised; `scale`: 0-d. None where the input was. `distillation_scale`: 0-d, the
-            learned factor of the cosine of student and teacher, or None.
+            (batch, teacher dim), and `image_bank`, (images, teacher dim), L2-normalised; `scale`: 0-d. None where the
+            input was. `distillation_scale`: 0-d, the learned factor of the cosine of student and teacher, or None.
         """
         student = self.student(text_tokens, text_states, text_padding)
         has_image = not self.training and (image_features is not None or pixel_values is not None)
@@ -185,6 +188,7 @@ class TeacherLearningModel(StudentModel):
             "text": F.normalize(student, dim=1),
             "image": image,
             "teacher_text": teacher_text,
+            "image_bank": None if image_bank is None else self.project_teacher(image_bank),
             "scale": self.scale,
             "distillation_scale": None if self.distillation_log_scale is None else self.distillation_log_scale.exp(),
         }

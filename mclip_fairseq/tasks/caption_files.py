@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from fairseq import utils
 from fairseq.data import Dictionary
+from torch import Tensor
 
 from mclip_fairseq.data.columns import option_of
+from mclip_fairseq.data.subwords import SubwordSampler
 from mclip_fairseq.models.dual_encoder import Columns
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import same_teacher
 from mclip_fairseq.storage.features import FeatureStore
+from mclip_fairseq.storage.files import read_lines
+from mclip_fairseq.storage.pieces import SENTENCEPIECE, load_sentencepiece
 
 
 def caption_prefix(directory: str | Path, split: str, lang: str) -> str:
@@ -89,3 +96,60 @@ def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:
             f"the image features are of {images.identity} ({images.dim} columns) and the text features of "
             f"{texts.identity} ({texts.dim} columns); both must come from one teacher"
         )
+
+
+def training_images(data: str, images: FeatureStore, count: int, seed: int) -> Tensor:
+    """Features of images that training captions name, the same ones on every rank.
+
+    Images that no training caption names, such as those of the split valid, are left out.
+
+    Args:
+        data: directories, separated by colons.
+        images: features; images without are left out.
+        count: how many to draw; 0, or more than there are: all.
+        seed: of the draw.
+
+    Returns:
+        (images, teacher dim) float32.
+
+    Raises:
+        UserError: no training caption names an image.
+    """
+    named: set[str] = set()
+    for directory in utils.split_paths(data):
+        for path in sorted(Path(directory).glob("train.*.ids")):
+            named.update(line.split("\t")[0].strip() for line in read_lines(path))
+    ids = sorted(named)
+    rows = images.rows([name for name, known in zip(ids, images.has(ids), strict=True) if known])
+    if not len(rows):
+        raise UserError(f"{data}: no training caption names an image of --image-features")
+    chosen = np.random.default_rng(seed).permutation(rows)[: count or None]
+    return torch.from_numpy(np.asarray(images.take(chosen), dtype=np.float32))
+
+
+def subword_sampler(cfg: Any, dictionaries: Sequence[Dictionary]) -> SubwordSampler | None:
+    """What cuts training captions into other pieces; None without --subword-sampling.
+
+    Args:
+        cfg: options of a `CaptionTask`.
+        dictionaries: one per data directory.
+
+    Raises:
+        UserError: the options contradict each other, or the model is missing or has no probabilities.
+    """
+    if cfg.subword_sampling < 0:
+        raise UserError(f"--subword-sampling is {cfg.subword_sampling}; give a positive number, or 0 for none")
+    if not cfg.subword_sampling:
+        return None
+    if cfg.text_state_cache:
+        raise UserError("--subword-sampling changes the captions in every epoch; leave out --text-state-cache")
+    check_one_dictionary(utils.split_paths(cfg.data), dictionaries)
+    file = Path(cfg.subword_model) / SENTENCEPIECE
+    if not file.is_file():
+        raise UserError(f"{file}: not found; give --subword-model the directory of the data's tokenizer")
+    processor = load_sentencepiece(file)
+    try:
+        processor.nbest_encode("a", nbest_size=2)
+    except RuntimeError as error:  # what its library raises for a model without probabilities
+        raise UserError(f"{file}: is not a unigram model; leave out --subword-sampling") from error
+    return SubwordSampler(processor, dictionaries[0], cfg.subword_sampling)

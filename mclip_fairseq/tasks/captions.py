@@ -26,6 +26,7 @@ from mclip_fairseq.data.columns import (
 )
 from mclip_fairseq.data.pixels import PixelLoader
 from mclip_fairseq.data.states import cached_states
+from mclip_fairseq.data.subwords import SampledTokenColumn
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError
@@ -38,6 +39,8 @@ from mclip_fairseq.tasks.caption_files import (
     check_same_teacher,
     no_captions,
     open_features,
+    subword_sampler,
+    training_images,
 )
 from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, model_class, split_list
 from mclip_fairseq.tasks.validation_retrieval import check_rankable, validation_recalls, warn_of_single_rows
@@ -73,6 +76,16 @@ class CaptionTaskConfig(SampledTaskConfig):
     max_caption_tokens: int = field(
         default=78,
         metadata={"help": "cut captions to this many tokens, <s> and </s> included", "data_position": True},
+    )
+    subword_sampling: float = field(
+        default=0.0,
+        metadata={
+            "help": "cut the words of training captions into other pieces in every epoch, drawn by the probability of "
+            "SentencePiece's unigram model to the power of this (0.1 to 0.5: Kudo 2018); 0 is off",
+        },
+    )
+    subword_model: str = field(
+        default="", metadata={"help": "directory with the sentencepiece.bpe.model of the data, for --subword-sampling"}
     )
     sampling_temperature: float = field(
         default=1.0,
@@ -124,6 +137,7 @@ class CaptionTask(SampledTask):
         self.dictionaries = list(dictionaries)
         self.images = open_features(cfg.image_features, "image")
         self.texts = open_features(cfg.text_features, "text")
+        self.subwords = subword_sampler(cfg, self.dictionaries)
         if self.images is not None and self.texts is not None:
             check_same_teacher(self.images, self.texts)
 
@@ -305,7 +319,7 @@ class CaptionTask(SampledTask):
             text_ids: teacher text id per caption; None without teacher texts.
             training: whether unreadable images may spend --skip-budget.
         """
-        columns: list[Column] = [self.text_column(tokens)]
+        columns: list[Column] = [self.text_column(tokens, training)]
         image_rows, text_rows, pixels = None, None, None
         if self.images is not None and image_ids is not None:
             column = FeatureColumn("image_features", self.images, image_ids)
@@ -320,8 +334,10 @@ class CaptionTask(SampledTask):
         groups = group_numbers(len(tokens), image_rows, None if pixels is None else image_ids, text_rows)
         return CaptionDataset(tokens.sizes, columns, groups, pixels)
 
-    def text_column(self, tokens: FlatTokens) -> Column:
-        """Token ids, or cached states of the frozen text encoder if --text-state-cache asks for them."""
+    def text_column(self, tokens: FlatTokens, training: bool) -> Column:
+        """Token ids, drawn ones if --subword-sampling asks for them, or cached states of a frozen text encoder."""
+        if training and self.subwords is not None:
+            return SampledTokenColumn(tokens, self.subwords, self.cfg.seed, self.max_positions())
         if not self.cfg.text_state_cache:
             return TokenColumn(tokens)
         device = torch.device("cuda" if torch.cuda.is_available() and not self.cfg.cpu else "cpu")
@@ -355,6 +371,17 @@ class CaptionTask(SampledTask):
             return tokens, image_ids, text_ids
         chosen = [None if ids is None else [ids[row] for row in rows] for ids in (image_ids, text_ids)]
         return tokens.select(rows), chosen[0], chosen[1]
+
+    def image_bank(self, count: int) -> torch.Tensor:
+        """Features of `count` images of the training captions; see `training_images`.
+
+        Raises:
+            UserError: the model does not compare texts with a bank, or no training caption names an image.
+        """
+        assert self.images is not None
+        if self.model is not None and not self.model.reads_image_bank:
+            raise UserError(f"--arch {self.model.cfg._name}: has no soft labels; leave out --soft-label-weight")
+        return training_images(self.cfg.data, self.images, count, self.cfg.seed)
 
     def begin_valid_epoch(self, epoch: int, model: torch.nn.Module) -> None:
         """Measure retrieval over the whole split, on every rank alike."""

@@ -1,0 +1,134 @@
+"""Terms between a student's text vectors and its teacher's that several criterions offer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.dataclass import FairseqDataclass
+from torch import Tensor
+
+from mclip_fairseq.criterions.terms import Batch, Log, Term, log_ratio
+from mclip_fairseq.losses.distillation import global_distillation_loss
+from mclip_fairseq.losses.relational import global_soft_label_loss, global_structure_loss
+from mclip_fairseq.storage.errors import UserError
+
+
+@dataclass
+class RelationsConfig(FairseqDataclass):
+    """Weights of the terms that compare relations: soft labels over images, and structure within the batch."""
+
+    soft_label_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the divergence of how the student's texts rank a bank of images from how the teacher's "
+            "rank it (C2KD); needs --image-features; 0 is off"
+        },
+    )
+    soft_label_temperature: float = field(default=0.05, metadata={"help": "temperature of both rankings (C2KD: 0.1)"})
+    soft_label_images: int = field(
+        default=2048, metadata={"help": "size of the bank, drawn from --image-features by --seed; 0: all of them"}
+    )
+    structure_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the squared difference of the student's and the teacher's cosines between the texts of "
+            "a batch (METAL); 0 is off"
+        },
+    )
+
+
+class Relations:
+    """The terms of `RelationsConfig` for one criterion.
+
+    Args:
+        task: with `image_bank`, where soft labels are asked for.
+        cfg: the weights.
+
+    Raises:
+        UserError: a weight is negative, the temperature is not positive, or there are no image features.
+    """
+
+    def __init__(self, task: Any, cfg: RelationsConfig) -> None:
+        if min(cfg.soft_label_weight, cfg.structure_weight) < 0:
+            raise UserError("--soft-label-weight and --structure-weight must not be negative; give 0 to switch one off")
+        if cfg.soft_label_temperature <= 0:
+            raise UserError(f"--soft-label-temperature is {cfg.soft_label_temperature}; give a positive number")
+        if cfg.soft_label_images < 0:
+            raise UserError(f"--soft-label-images is {cfg.soft_label_images}; give a positive number, or 0 for all")
+        if cfg.soft_label_weight > 0 and getattr(task, "images", None) is None:
+            raise UserError("--soft-label-weight needs a bank of images; give --image-features")
+        self.cfg = cfg
+        self.bank: Tensor | None = task.image_bank(cfg.soft_label_images) if cfg.soft_label_weight > 0 else None
+
+    @property
+    def active(self) -> bool:
+        """Whether any term is on."""
+        return self.cfg.soft_label_weight > 0 or self.cfg.structure_weight > 0
+
+    def inputs(self, net_input: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the model needs beside the batch: `image_bank`, (images, teacher dim), on the batch's device."""
+        if self.bank is None:
+            return {}
+        self.bank = self.bank.to(next(iter(net_input.values())).device)
+        return {"image_bank": self.bank}
+
+    def terms(self, batch: Batch, text: Tensor, teacher_text: Tensor | None, bank: Tensor | None) -> list[Term]:
+        """The terms that are on.
+
+        Args:
+            batch: of this rank.
+            text: (batch, dim), L2-normalised.
+            teacher_text: (batch, dim), L2-normalised; None where the batch has none.
+            bank: (images, dim), L2-normalised; None without soft labels.
+        """
+        text, teacher_text, rows = comparable(batch, text, teacher_text)
+        logged: Log = {"relation_rows": rows}
+        terms = []
+        if bank is not None:
+            scale = 1 / self.cfg.soft_label_temperature
+            share = global_soft_label_loss(text, teacher_text, bank, scale, gather=batch.gather)
+            terms.append(Term("soft_label", self.cfg.soft_label_weight, share, logged))
+        if self.cfg.structure_weight > 0:
+            share = global_structure_loss(text, teacher_text, gather=batch.gather)
+            terms.append(Term("structure", self.cfg.structure_weight, share, logged))
+        return terms
+
+
+def comparable(batch: Batch, text: Tensor, teacher_text: Tensor | None) -> tuple[Tensor, Tensor, int]:
+    """The rows that have a teacher text: none in a dummy batch or in one without such texts.
+
+    Args:
+        batch: of this rank.
+        text: (batch, dim).
+        teacher_text: (batch, dim), or None.
+
+    Returns:
+        texts and teacher texts, (rows, dim) each, and their number.
+    """
+    rows = 0 if batch.dummy or teacher_text is None else len(text)
+    return text[:rows], text[:0] if teacher_text is None else teacher_text[:rows], rows
+
+
+def distance_term(batch: Batch, name: str, weight: float, kind: str, text: Tensor, teacher_text: Tensor | None) -> Term:
+    """Distance of unit vectors: `mse` is |s - t|^2, summed over dimensions, and `cosine` half of it, 1 - s.t.
+
+    Args:
+        batch: of this rank.
+        name: of the term.
+        weight: its factor.
+        kind: `mse` or `cosine`.
+        text: (batch, dim), L2-normalised.
+        teacher_text: (batch, dim), L2-normalised; None where the batch has none. A trained target gets gradients.
+    """
+    text, teacher_text, rows = comparable(batch, text, teacher_text)
+    share = global_distillation_loss(text, teacher_text, kind, gather=batch.gather)
+    if kind == "mse":
+        share = share * text.shape[1]
+    return Term(name, weight, share, {f"{name}_rows": rows})
+
+
+def log_relations(outputs: Sequence[Log]) -> None:
+    """Log the relations that are on, in nats and in squared cosines."""
+    for name in ("soft_label_loss", "structure_loss"):
+        if any(name in output for output in outputs):
+            log_ratio(name, outputs, name, "sample_size")

@@ -1,0 +1,146 @@
+"""The terms of the criterions `trikd` and `distillation` that look at the teacher's text features."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mclip_fairseq.criterions.distillation import DistillationCriterion
+from mclip_fairseq.criterions.trikd import TriKDCriterion
+from mclip_fairseq.losses import soft_label_loss, structure_loss
+from mclip_fairseq.models.projectors import XProjector, c_projector
+from mclip_fairseq.storage.features import FeatureStore
+from mclip_fairseq.tasks.trikd import TriKDTask, TriKDTaskConfig
+
+ROWS, DIM = 5, 4
+
+
+def units(rows: int, seed: int) -> Tensor:
+    return F.normalize(torch.randn(rows, DIM, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+class Owner:
+    """A task with a bank of six images."""
+
+    images = object()
+
+    @staticmethod
+    def image_bank(count: int) -> Tensor:
+        return units(6, 9)[: count or None]
+
+
+class Answer(torch.nn.Module):
+    """A model whose output is given; it passes the bank on."""
+
+    def __init__(self, teacher: bool = True) -> None:
+        super().__init__()
+        self.text = units(ROWS, 1).requires_grad_()
+        self.teacher = units(ROWS, 2) if teacher else None
+
+    def forward(self, text_tokens: Tensor, image_bank: Tensor | None = None) -> dict[str, Any]:
+        return {
+            **{"text": self.text, "student": 3 * self.text, "image": None, "teacher_text": self.teacher},
+            **{"scale": torch.tensor(2.0), "image_bank": image_bank},
+        }
+
+
+def sample(**more: Any) -> dict[str, Any]:
+    group = torch.arange(ROWS)
+    return {"net_input": {"text_tokens": group}, "group": group, "nsentences": ROWS, "ntokens": ROWS, **more}
+
+
+def mean_loss(criterion: Any, model: Answer, **more: Any) -> float:
+    loss, size, _ = criterion(model, sample(**more))
+    assert size == (0 if more.get("is_dummy") else ROWS)
+    return float(loss.detach()) / ROWS
+
+
+def trikd(weight: float = 0.0, kind: str = "mse", arithmetic: str = "sound", **relations: float) -> TriKDCriterion:
+    return TriKDCriterion(Owner, 0.0, weight, 8.0, "pair", arithmetic, kind, **relations)
+
+
+def test_distances_are_those_of_unit_vectors() -> None:
+    """mse is w |s - t|^2, the sum over dimensions, which is twice the cosine's 1 - s.t."""
+    model = Answer()
+    assert model.teacher is not None
+    expected = float((model.text - model.teacher).square().sum(dim=1).mean().detach())
+    assert mean_loss(trikd(3.0), model) == pytest.approx(3 * expected, rel=1e-6)
+    assert mean_loss(trikd(3.0, "cosine"), model) == pytest.approx(1.5 * expected, rel=1e-6)
+    assert mean_loss(trikd(3.0, "infonce"), model) != pytest.approx(3 * expected, rel=1e-2)
+
+
+def test_relations_are_added_with_their_weights() -> None:
+    model = Answer()
+    assert model.teacher is not None
+    soft = float(soft_label_loss(model.text, model.teacher, units(6, 9)[:4], 1 / 0.2).detach())
+    structure = float(structure_loss(model.text, model.teacher).detach())
+    options = {"soft_label_weight": 2.0, "soft_label_temperature": 0.2, "soft_label_images": 4, "structure_weight": 5.0}
+    assert mean_loss(trikd(**options), model) == pytest.approx(2 * soft + 5 * structure, rel=1e-5)
+    # The student of `distillation` is not a unit vector; its relations are those of directions.
+    of_student = DistillationCriterion(Owner, 0.0, 0.0, 0.0, "both", **options)
+    assert mean_loss(of_student, model) == pytest.approx(2 * soft + 5 * structure, rel=1e-5)
+
+
+@pytest.mark.parametrize(("model", "more"), [(Answer(teacher=False), {}), (Answer(), {"is_dummy": True})])
+def test_without_a_teacher_text_nothing_is_lost(model: Answer, more: dict[str, bool]) -> None:
+    """Captions of images alone, and batches that only keep a rank in step."""
+    criterion = trikd(3.0, soft_label_weight=2.0, structure_weight=5.0)
+    assert mean_loss(criterion, model, **more) == 0
+    loss = criterion(model, sample(**more))[0]
+    loss.backward()
+    assert model.text.grad is not None
+    assert model.text.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("relations", "message"),
+    [
+        ({"structure_weight": -1.0}, "must not be negative"),
+        ({"soft_label_weight": 1.0, "soft_label_temperature": 0.0}, "give a positive number"),
+        ({"soft_label_weight": 1.0, "soft_label_images": -1}, "or 0 for all"),
+        ({"structure_weight": 1.0, "arithmetic": "released"}, "two published terms alone"),
+        ({"kind": "mse", "arithmetic": "released", "weight": 1.0}, "two published terms alone"),
+        ({"kind": "infonce"}, "nothing to train"),
+    ],
+)
+def test_contradictory_options_are_refused(relations: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trikd(**relations)
+
+
+def test_soft_labels_need_images() -> None:
+    with pytest.raises(ValueError, match="give --image-features"):
+        TriKDCriterion(SimpleNamespace(images=None), 1.0, 0.0, 8.0, "pair", "sound", soft_label_weight=1.0)
+
+
+def test_the_bank_holds_images_of_training_captions_alone(tiny_corpus: Path, tmp_path: Path) -> None:
+    """The validation images are in the same feature directory."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for file in (tiny_corpus / "captions").iterdir():
+        (data / file.name).symlink_to(file)
+    (data / "train.en.ids").unlink()
+    (data / "train.de.ids").unlink()
+    (data / "train.fr.ids").write_text("img3\ttxt3\nimg7\ttxt7\nimg3\ttxt43\n")
+    features = tiny_corpus / "features" / "image"
+    task = TriKDTask.setup_task(
+        TriKDTaskConfig(data=str(data), image_features=str(features), save_dir=str(tmp_path), seed=1, cpu=True)
+    )
+    store = FeatureStore.open(features)
+    expected = {tuple(row) for row in store.take(store.rows(["img3", "img7"]))}
+    assert {tuple(row) for row in task.image_bank(0).numpy()} == expected
+    assert {tuple(row) for row in task.image_bank(1).numpy()} < expected
+
+
+def test_projectors_that_start_at_the_identity_leave_the_order_of_cosines_alone() -> None:
+    """The C-projector changes nothing; a layer of the X-projector begins as the LayerNorm of its input."""
+    assert torch.equal(c_projector(DIM, DIM, "identity")(units(ROWS, 3)), units(ROWS, 3))
+    sizes = {"layers": 2, "dim": 8, "ffn_dim": 16, "heads": 2, "dropout": 0.0, "attention_dropout": 0.0}
+    states, padding = torch.randn(ROWS, 1, 8), torch.zeros(ROWS, 1, dtype=torch.bool)
+    expected = F.layer_norm(states[:, 0], (8,))
+    assert torch.allclose(XProjector(**sizes, start="identity")(states, padding), expected, atol=1e-4)
+    assert not torch.allclose(XProjector(**sizes)(states, padding), expected, atol=1e-2)
