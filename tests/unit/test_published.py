@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from mclip_fairseq.evaluation.published import read_published
+from mclip_fairseq.evaluation.published import format_published, read_published
 
 
 def test_published_numbers_are_whole() -> None:
@@ -30,3 +32,32 @@ def test_two_sources_of_the_same_checkpoint_agree() -> None:
     assert len(both) >= 10
     for language in both:
         assert ours[language]["mean_recall"] == pytest.approx(theirs[language]["mean_recall"], abs=0.3)
+
+
+def own_report(languages: list[str]) -> dict[str, Any]:
+    """A report of XM3600 in which every recall is 50 per cent."""
+    recalls = [f"{way}_R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)]
+    values = dict.fromkeys([*recalls, "mean_recall"], 50.0)
+    return {
+        **{"benchmark": "Crossmodal-3600", "name": "own", "kind": "retrieval", "headline": "t2i_R@1"},
+        **{"protocol": "strict", "captions": "all", "gallery": "own"},
+        **{"results": {lang: dict(values) for lang in languages}, "average": dict(values), "confidence": {}},
+    }
+
+
+def test_published_means_over_languages_are_beside_an_own_mean_over_as_many() -> None:
+    """Independent runs of M-CLIP and jina-clip-v2, of which only four languages and the mean are known."""
+    entries = [entry for entry in read_published() if entry.is_of("Crossmodal-3600") and entry.mean]
+    assert {entry.mean for entry in entries} == {"mean of 36"}
+    assert len(entries) == 5
+    others = [f"x{number}" for number in range(32)]
+    table = format_published([own_report(["en", "de", "fr", "cs", *others])], entries)
+    rows = {
+        row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in table.split("\n")[2:10]
+    }
+    assert rows["model"] == ["en", "de", "fr", "cs", "average", "mean of 36", "same protocol"]
+    assert rows["own"] == ["50.0"] * 6 + ["own"]
+    assert rows["jina-clip-v2"][:6] == ["53.4", "71.9", "70.1", "49.5", "61.2", "52.5"]
+    few = format_published([own_report(["en", "de", "fr", "cs"])], entries)
+    assert "| own" in few
+    assert [cell.strip() for cell in few.split("| own")[1].split("|")[5:7]] == ["50.0", ""]

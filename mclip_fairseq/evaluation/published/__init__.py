@@ -15,6 +15,7 @@ from mclip_fairseq.evaluation.reports.comparison import ReportRow, rows_by_table
 from mclip_fairseq.evaluation.reports.report import align_table
 
 TABLES = ("retrieval.tsv", "similarity.tsv")
+MEAN = "mean of "  # and a number of languages, in the place of a language
 SIZES = "sizes.tsv"  # of whole sets; more exact lines come first, and 0 captions means any number
 
 
@@ -39,6 +40,11 @@ class Published:
     def is_of(self, benchmark: str) -> bool:
         """Whether it was measured on a benchmark of this name."""
         return fnmatchcase(benchmark, self.benchmark)
+
+    @property
+    def mean(self) -> str | None:
+        """The entry of `results` that is a mean over languages, such as `mean of 36`; None where there is none."""
+        return next((language for language in self.results if language.startswith(MEAN)), None)
 
     def metric(self, headline: str) -> str:
         """The headline where it is published, otherwise the first metric that is."""
@@ -101,7 +107,8 @@ def published_beside(reports: Sequence[Mapping[str, Any]]) -> list[Published]:
 def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[Published]) -> str:
     """Markdown tables: own rows, then published ones, each saying whether its protocol is that of the own rows.
 
-    Entries that lack the headline metric are in tables of their own, one per metric.
+    Entries that lack the headline metric are in tables of their own, one per metric, and so are those of which a mean
+    over languages is published beside single languages.
     """
     blocks = []
     for rows in rows_by_table(reports).values():
@@ -111,27 +118,36 @@ def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[P
         headline = rows[0].headline
         for metric in dict.fromkeys([headline, *(entry.metric(headline) for entry in comparable)]):
             entries = [entry for entry in comparable if entry.metric(headline) == metric]
-            if entries:
-                blocks.append(_table_beside(metric, rows, entries))
+            means = dict.fromkeys(entry.mean for entry in entries)
+            for mean in means:
+                blocks.append(_table_beside(metric, rows, [entry for entry in entries if entry.mean == mean], mean))
     return "\n\n".join(blocks)
 
 
-def _table_beside(metric: str, own: Sequence[ReportRow], published: Sequence[Published]) -> str:
-    """One table; averages are over the languages that all rows have."""
+def _table_beside(
+    metric: str, own: Sequence[ReportRow], published: Sequence[Published], mean: str | None = None
+) -> str:
+    """One table; averages are over the languages that all rows have, and `mean` is over those of the source."""
     everywhere = set.intersection(*(set(row.results) for row in own), *(set(entry.results) for entry in published))
     languages = [language for language in own[0].results if language in everywhere]
-    table = [["model", *languages, "average", "same protocol"]]
+    extra = [] if mean is None else [mean]
+    table = [["model", *languages, "average", *extra, "same protocol"]]
     for row in own:
         own_row = "own, of a part of the set" if row.is_partial else "own"
-        table.append([row.model, *_cells(row.results, languages, metric), own_row])
+        whole = [_mean(row.results, metric) if mean == f"{MEAN}{len(row.results)}" else "" for mean in extra]
+        table.append([row.model, *_cells(row.results, languages, metric), *whole, own_row])
     for entry in published:
         same = "yes" if entry.protocol == own[0].protocol else f"no: {entry.protocol}"
-        table.append([entry.system, *_cells(entry.results, languages, metric), same])
+        whole = [f"{entry.results[mean][metric]:.1f}" for mean in extra]
+        table.append([entry.system, *_cells(entry.results, languages, metric), *whole, same])
     sources = "\n".join(f"Source: {source}." for source in dict.fromkeys(entry.source for entry in published))
     return f"{own[0].title_of(metric)}, beside published numbers\n\n{align_table(table)}\n\n{sources}"
 
 
 def _cells(results: Mapping[str, Mapping[str, float]], languages: Sequence[str], metric: str) -> list[str]:
-    values = [results[language][metric] for language in languages]
-    average = f"{sum(values) / len(values):.1f}" if values else ""
-    return [*(f"{value:.1f}" for value in values), average]
+    chosen = {language: results[language] for language in languages}
+    return [*(f"{values[metric]:.1f}" for values in chosen.values()), _mean(chosen, metric)]
+
+
+def _mean(results: Mapping[str, Mapping[str, float]], metric: str) -> str:
+    return f"{sum(values[metric] for values in results.values()) / len(results):.1f}" if results else ""
