@@ -112,8 +112,8 @@ class DistillationCriterion(TermsCriterion):
             for kind, weight in self.weights.items()
         ]
         if self.relations.active:
-            units = (F.normalize(vectors, dim=1) for vectors in (student, teacher))
-            terms += self.relations.terms(batch, *units, out.get("image_bank"))
+            text, target = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+            terms += self.relations.terms(batch, text, target, out.get("image_bank"))
         if self.masked_word_weight > 0:
             terms.append(self.masked_words(batch, out))
         # Some terms do not use the scale, and a dummy batch uses nothing: the zeros keep all of it in the graph.

@@ -71,6 +71,26 @@ def test_losses_fall_and_all_metrics_are_logged(trained: tuple[Path, str]) -> No
     assert {"train_i2t_R@1", "train_scale"} <= epochs[-1].keys()
 
 
+def test_terms_of_the_teachers_space_fall_together(
+    tiny_corpus: Path, encoder: Path, run_train: Train, tmp_path: Path
+) -> None:
+    """The distance, soft labels and structure of captions drawn in other pieces, the encoder trained as well."""
+    log = run_train(
+        *options(tiny_corpus, encoder, tmp_path, "--max-epoch", "12", *RARELY, "--freeze-text", "none"),
+        *("--text-text-loss", "mse", "--text-text-weight", "4", "--fixed-target", "--soft-label-weight", "1"),
+        *("--soft-label-images", "30", "--structure-weight", "1", "--subword-sampling", "0.3"),
+        *("--subword-model", str(tiny_corpus / "tokenizer")),
+    )
+    losses = {
+        name: [float(epoch[f"train_{name}_loss"]) for epoch in train_metrics(log)]
+        for name in ("text_text", "soft_label", "structure")
+    }
+    # A random space has less structure than it soon gets.
+    assert losses["structure"][-1] < 0.7 * max(losses["structure"])
+    assert losses["text_text"][-1] < losses["text_text"][0]
+    assert losses["soft_label"][-1] < losses["soft_label"][0]
+
+
 def test_every_language_finds_the_images(trained: tuple[Path, str], tiny_corpus: Path) -> None:
     """Trained on English pairs only, far above chance (1 in 40) in the others."""
     model = MultilingualCLIP.from_pretrained(trained[0], device="cpu")

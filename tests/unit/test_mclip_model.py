@@ -125,6 +125,21 @@ def test_only_projectors_and_scale_are_trained(model: MCLIPModel) -> None:
     assert not any(module.training for module in model.text_encoder.modules())
 
 
+def test_a_fixed_target_is_not_trained(shared_dir: Path, dictionary: Dictionary) -> None:
+    model = build(shared_dir, dictionary, fixed_target=True, projector_layers=0)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"logit_scale"}
+
+
+def test_a_start_at_the_identity_needs_equal_widths(shared_dir: Path, dictionary: Dictionary) -> None:
+    with pytest.raises(ValueError, match="needs equal widths, but the teacher has 512"):
+        build(shared_dir, dictionary, projector_start="identity")
+    width = build(shared_dir, dictionary).dim
+    model = build(shared_dir, dictionary, projector_start="identity", teacher_dim=width)
+    features = torch.randn(3, width)
+    assert torch.allclose(model.project_teacher(features), torch.nn.functional.normalize(features, dim=1))
+
+
 def test_published_size(dictionary: Dictionary) -> None:
     """14,568,961 trained values for CLIP ViT-B/32 and XLM-R base (two layers, one linear map, one scale)."""
     from mclip_fairseq.models.projectors import XProjector, c_projector

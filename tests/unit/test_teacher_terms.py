@@ -59,7 +59,7 @@ def mean_loss(criterion: Any, model: Answer, **more: Any) -> float:
     return float(loss.detach()) / ROWS
 
 
-def trikd(weight: float = 0.0, kind: str = "mse", arithmetic: str = "sound", **relations: float) -> TriKDCriterion:
+def trikd(weight: float = 0.0, kind: str = "mse", arithmetic: str = "sound", **relations: Any) -> TriKDCriterion:
     return TriKDCriterion(Owner, 0.0, weight, 8.0, "pair", arithmetic, kind, **relations)
 
 
@@ -78,7 +78,12 @@ def test_relations_are_added_with_their_weights() -> None:
     assert model.teacher is not None
     soft = float(soft_label_loss(model.text, model.teacher, units(6, 9)[:4], 1 / 0.2).detach())
     structure = float(structure_loss(model.text, model.teacher).detach())
-    options = {"soft_label_weight": 2.0, "soft_label_temperature": 0.2, "soft_label_images": 4, "structure_weight": 5.0}
+    options: dict[str, Any] = {
+        "soft_label_weight": 2.0,
+        "soft_label_temperature": 0.2,
+        "soft_label_images": 4,
+        "structure_weight": 5.0,
+    }
     assert mean_loss(trikd(**options), model) == pytest.approx(2 * soft + 5 * structure, rel=1e-5)
     # The student of `distillation` is not a unit vector; its relations are those of directions.
     of_student = DistillationCriterion(Owner, 0.0, 0.0, 0.0, "both", **options)
@@ -139,7 +144,7 @@ def test_the_bank_holds_images_of_training_captions_alone(tiny_corpus: Path, tmp
 def test_projectors_that_start_at_the_identity_leave_the_order_of_cosines_alone() -> None:
     """The C-projector changes nothing; a layer of the X-projector begins as the LayerNorm of its input."""
     assert torch.equal(c_projector(DIM, DIM, "identity")(units(ROWS, 3)), units(ROWS, 3))
-    sizes = {"layers": 2, "dim": 8, "ffn_dim": 16, "heads": 2, "dropout": 0.0, "attention_dropout": 0.0}
+    sizes: dict[str, Any] = {"layers": 2, "dim": 8, "ffn_dim": 16, "heads": 2, "dropout": 0.0, "attention_dropout": 0.0}
     states, padding = torch.randn(ROWS, 1, 8), torch.zeros(ROWS, 1, dtype=torch.bool)
     expected = F.layer_norm(states[:, 0], (8,))
     assert torch.allclose(XProjector(**sizes, start="identity")(states, padding), expected, atol=1e-4)
