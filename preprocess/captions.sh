@@ -3,13 +3,16 @@
 #
 #   preprocess/captions.sh --xlmr DIR --output OUT [--images DIR] [--teacher MODEL [OPTION...] --] SCRIPT [ARGUMENT...]
 #
-# SCRIPT is a caption script without .py: cc3m, ccrk, coco, coco_cn, flickr30k, flickr30k_cn, multi30k, stair, wit,
-# xflickrco, xm3600, xtd10 or yjcaptions; its arguments follow (preprocess/SCRIPT.py --help). DIR holds XLM-R's
+# SCRIPT is a caption script without .py: own (your own data), cc3m, ccrk, coco, coco_cn, flickr30k, flickr30k_cn,
+# multi30k, stair, wit, xflickrco, xm3600, xtd10 or yjcaptions; its arguments follow (preprocess/SCRIPT.py --help). DIR holds XLM-R's
 # sentencepiece.bpe.model and dict.txt. With --teacher, mclip-features writes the features of the images and of the
 # English training captions; its options may follow, up to --.
 #
 #   preprocess/captions.sh --xlmr xlmr.base --output coco --images coco2014 \
 #     --teacher openai/clip-vit-base-patch32 --dtype bfloat16 -- coco --karpathy dataset_coco.json
+#
+#   preprocess/captions.sh --xlmr xlmr.base --output mine --images photos \
+#     --teacher openai/clip-vit-base-patch32 -- own captions.csv
 #
 # One call makes all splits of a set; for CC3M: cc3m --tar train/*.tar --valid-tar valid/*.tar. Training needs valid.
 # Every set needs its own OUT; trikd reads several, joined by colons (docs/data.md).
@@ -64,7 +67,7 @@ if ((${#FILES[@]})); then
 fi
 
 [[ -n $TEACHER ]] || exit 0
-# cc3m.py extracts the images of tars next to the captions.
+# Images of tars and of records are written next to the captions.
 [[ -z $IMAGES && -d $OUT/text/images ]] && IMAGES=$OUT/text/images
 [[ -n $IMAGES ]] || fail "--images is missing; the teacher needs the images"
 run mclip-features --model "$TEACHER" --images "$OUT/text/images.tsv" --root "$IMAGES" --output "$OUT/features/image" \

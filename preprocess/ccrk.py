@@ -13,7 +13,6 @@ its split and language, as in --retrieval train.de=de_train.json test.de=de_test
 import argparse
 import base64
 import binascii
-import hashlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from typing import Any
 from corpora.captions import Caption
 from corpora.command import Corpus, Options, run_corpus
 from corpora.files import json_lines, read_large_json, require
+from corpora.images import picture_name, write_picture
 from corpora.sources import Sources
 
 from mclip_fairseq.storage.errors import UserError
@@ -31,7 +31,6 @@ SPLITS = ("train", "valid")
 # What the released code turns into spaces; of other scripts' punctuation it knows none.
 PUNCTUATION = re.compile(r"""[,.'!?"()*#:;~\-/]""")
 WHITE_SPACE = re.compile(r"\s{2,}")
-ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp"}
 MARKERS = "_SUCCESS"
 CLEANING = ("none", "released")
 
@@ -140,15 +139,9 @@ def image_of_record(options: Options, record: dict[str, Any], place: str) -> str
         raise UserError(
             f"{place}: {options.image_key} is not base64 ({error}); name the key with --image-key"
         ) from error
-    ending = next((ending for start, ending in ENDINGS.items() if content.startswith(start)), None)
-    if ending is None:
-        raise UserError(f"{place}: its picture is in no known format; PNG, JPEG, GIF and WebP are")
-    # The same picture in two records is one image, whose captions are positives of each other.
-    name = hashlib.sha256(content).hexdigest()[:32] + ending
-    file = options.output / "images" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if not file.is_file():
-        file.write_bytes(content)
+    # Captions of the same picture in two records are positives of each other.
+    name = picture_name(content, place)
+    write_picture(options.output / "images" / name, content, place)
     return name
 
 

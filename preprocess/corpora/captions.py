@@ -13,7 +13,7 @@ from mclip_fairseq.storage.errors import UserError
 
 TRAIN = "train"
 # No white space, no control characters, and no lone surrogates, which JSON may hold and UTF-8 cannot encode.
-SAFE_NAME = re.compile(r"(?!/)[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+SAFE_NAME = re.compile(r"(?!/)(?!.*\.\.)[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 TEXTS = "texts.en.tsv"
 # Splits whose English captions the teacher encodes.
 TEACHER_SPLITS = (TRAIN, "valid")
@@ -34,6 +34,7 @@ class Caption:
         text: as in the source.
         place: where it is in the source, for messages.
         paths: where the image may be below the image folder, the usual place first; none if it is known to be missing.
+        unused: why the source has no caption here, which is no error; counted, and not against the budget.
     """
 
     split: str
@@ -42,6 +43,7 @@ class Caption:
     text: str
     place: str
     paths: tuple[str, ...]
+    unused: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,13 @@ class Skipping:
 
     Attributes:
         budget: how many may be empty or lack their image, in the splits below.
-        splits: where the budget applies; elsewhere a caption is never left out.
+        splits: where the budget applies; elsewhere a caption is never left out. None: everywhere.
         known_empty: (language, image) of captions that the published set itself has empty, in any split; they do not
             count against the budget.
     """
 
     budget: int = 0
-    splits: frozenset[str] = frozenset()
+    splits: frozenset[str] | None = frozenset()
     known_empty: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -70,12 +72,16 @@ class CaptionWriter:
         output: where they go.
         images: where the images are.
         skipping: which captions may be left out.
+        names: which ids of images are valid.
     """
 
-    def __init__(self, output: Output, images: ImageFolder, skipping: Skipping) -> None:
+    def __init__(
+        self, output: Output, images: ImageFolder, skipping: Skipping, names: re.Pattern[str] = SAFE_NAME
+    ) -> None:
         self.output = output
         self.images = images
         self.skipping = skipping
+        self.names = names
         self.lines: Counter[Group] = Counter()
         # Image ids in the order in which they came, per split and language; a dict is an ordered set.
         self.order: dict[Group, dict[str, None]] = {}
@@ -83,6 +89,7 @@ class CaptionWriter:
         self.image_count = 0
         self.left_out: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
+        self.budget_used = 0
         self.published_empty: Counter[Group] = Counter()
         self.published_empty_names: list[str] = []
 
@@ -94,7 +101,10 @@ class CaptionWriter:
                 caption at all.
         """
         for caption in captions:
-            if not SAFE_NAME.fullmatch(caption.image) or ".." in caption.image:
+            if caption.unused:
+                self._count(caption.unused, caption.place)
+                continue
+            if not self.names.fullmatch(caption.image):
                 raise UserError(f"{caption.place}: {caption.image!r} is not a valid image name")
             text = one_line(caption.text)
             path = self.images.path(caption.image, caption.paths)
@@ -130,18 +140,21 @@ class CaptionWriter:
     def _leave_out_published_empty(self, caption: Caption) -> None:
         self.published_empty[caption.split, caption.language] += 1
         self.published_empty_names.append(f"{caption.split}.{caption.language} {caption.image}")
-        self.left_out[PUBLISHED_EMPTY] += 1
-        self.examples.setdefault(PUBLISHED_EMPTY, f"{caption.place}: the caption of {caption.image}")
+        self._count(PUBLISHED_EMPTY, f"{caption.place}: the caption of {caption.image}")
+
+    def _count(self, reason: str, example: str) -> None:
+        self.left_out[reason] += 1
+        self.examples.setdefault(reason, example)
 
     def _leave_out(self, caption: Caption, reason: str, message: str) -> None:
-        self.left_out[reason] += 1
-        self.examples.setdefault(reason, f"{caption.place}: {message}")
-        if caption.split not in self.skipping.splits:
+        self._count(reason, f"{caption.place}: {message}")
+        self.budget_used += 1
+        if self.skipping.splits is not None and caption.split not in self.skipping.splits:
             remedy = "; fix the source"
             if reason == "empty":
                 remedy = f"; if the published file has it empty, give --known-empty {caption.language}:{caption.image}"
             raise UserError(f"{caption.place}: {message}{remedy}")
-        if self.left_out.total() - self.left_out[PUBLISHED_EMPTY] > self.skipping.budget:
+        if self.budget_used > self.skipping.budget:
             raise UserError(f"{caption.place}: {message} (--skip-budget {self.skipping.budget} is used up)")
 
     def write_folds(self, split: str, size: int) -> dict[str, int] | None:

@@ -234,16 +234,24 @@ def table_rows(path: Path, columns: int, delimiter: str = "\t") -> Iterator[tupl
         yield place, row
 
 
-def csv_rows(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
-    """(place, columns) of a comma-separated table with quotes, in which a field may hold line breaks.
+def csv_rows(path: Path, columns: int | None, delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
+    """(place, columns) of a table with quotes, in which a field may hold line breaks; empty lines are skipped.
+
+    Args:
+        path: the file.
+        columns: of every row; None for as many as the first row has.
+        delimiter: between columns.
 
     Raises:
         UserError: a row has a different number of columns, or its quotes are wrong.
     """
-    reader = csv.reader((line + "\n" for _, line in numbered_lines(path)), strict=True)
+    reader = csv.reader((line + "\n" for _, line in numbered_lines(path)), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             place = f"{path}, line {reader.line_num}"
+            if not row:
+                continue
+            columns = len(row) if columns is None else columns
             if len(row) != columns:
                 raise UserError(f"{place}: has {len(row)} columns; {columns} are expected")
             yield place, row

@@ -1,7 +1,13 @@
-"""The folder of images: where each image is, and why one cannot be found."""
+"""Images of a corpus: where each is below its folder, why one cannot be found, and pictures inside records."""
 
+import hashlib
 import unicodedata
 from pathlib import Path
+
+from mclip_fairseq.storage.errors import UserError
+
+# How files of each format begin. A WebP begins like other files of its container.
+ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"GIF8": ".gif", b"RIFF": ".webp"}
 
 
 class ImageFolder:
@@ -40,6 +46,34 @@ class ImageFolder:
         if similar is None:
             return message
         return f"{message}, but {similar!a}, which differs only in case or Unicode form; rename it"
+
+
+def picture_name(content: bytes, place: str) -> str:
+    """Name of a picture that a record holds, by its content: the same picture in two records is one image.
+
+    Raises:
+        UserError: it is in no known format.
+    """
+    ending = next((ending for start, ending in ENDINGS.items() if content.startswith(start)), None)
+    if ending is None:
+        raise UserError(f"{place}: its picture is in no known format; PNG, JPEG, GIF and WebP are")
+    return hashlib.sha256(content).hexdigest()[:32] + ending
+
+
+def write_picture(path: Path, content: bytes, place: str) -> None:
+    """Write a picture, unless an earlier run has written it.
+
+    Raises:
+        UserError: a different picture has that path.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: a leftover of a killed run must not look like a different picture.
+        part = path.with_name(path.name + ".part")
+        part.write_bytes(content)
+        part.replace(path)
+    elif path.read_bytes() != content:
+        raise UserError(f"{place}: {path} already exists and is a different image; give a new --output")
 
 
 def similar_name(path: Path) -> str | None:

@@ -1,5 +1,6 @@
 """The user's downloads: whether they exist, their hashes, and whether those are the expected ones."""
 
+import hashlib
 from pathlib import Path
 
 from corpora.files import numbered_lines
@@ -42,6 +43,17 @@ class Sources:
             raise UserError(f"{path}: its SHA-256 is {digest}, expected is {expected}; download it again")
         self.paths.append(path)
         self.files.append({"file": path.name, "bytes": path.stat().st_size, "sha256": digest})
+
+    def folder(self, folder: Path, ending: str) -> None:
+        """Register the files of a folder with this ending as one source: its hash is over their names and hashes."""
+        paths = sorted(path for path in folder.rglob(f"*{ending}") if path.is_file())
+        digest = hashlib.sha256()
+        for path in paths:
+            digest.update(f"{path.relative_to(folder).as_posix()}\t{file_sha256(path)}\n".encode())
+        self.paths += paths
+        size = sum(path.stat().st_size for path in paths)
+        entry = {"file": f"{folder.name}/*{ending}", "count": len(paths), "bytes": size, "sha256": digest.hexdigest()}
+        self.files.append(entry)
 
     def described(self) -> list[dict[str, object]]:
         """Name, size and hash of every source.

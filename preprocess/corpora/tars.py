@@ -3,12 +3,13 @@
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from corpora.files import UNREADABLE, decode, unpacked_limit, unreadable
+from corpora.images import write_picture
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256
 
@@ -99,8 +100,17 @@ class Entry(tarfile.TarInfo):
     _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10
 
 
-def read_samples(path: Path) -> Iterator[Sample]:
+def is_text(ending: str) -> bool:
+    """Whether `img2dataset` writes text files with this extension."""
+    return ending in TEXTS
+
+
+def read_samples(path: Path, reads: Callable[[str], bool] = is_text) -> Iterator[Sample]:
     """Samples of a tar, whose members are consecutive; members with other extensions are skipped.
+
+    Args:
+        path: the tar.
+        reads: which extensions, besides those of images, are read.
 
     Raises:
         UserError: not a tar, a decompression bomb, a member whose name is not a plain key with an extension, or a
@@ -130,7 +140,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
                     if key:
                         yield Sample(key, parts)
                     key, parts = name, {}
-                if ending.lower() in (*IMAGES, *TEXTS):
+                if ending.lower() in IMAGES or reads(ending.lower()):
                     stream = tar.extractfile(entry)
                     parts[ending.lower()] = b"" if stream is None else stream.read(most)
                 if sum(map(len, parts.values())) > MAX_SAMPLE:
@@ -162,22 +172,7 @@ def extract_images(path: Path, folder: Path) -> Shard:
             shard.missing.append(sample.key)
             continue
         ending, content = sample.image
-        write_image(folder / name / f"{sample.key}.{ending}", content, place)
+        write_picture(folder / name / f"{sample.key}.{ending}", content, place)
         shard.captions.append((f"{name}/{sample.key}.{ending}", sample.caption(place), place))
     shard.digest = file_sha256(path)
     return shard
-
-
-def write_image(path: Path, content: bytes, place: str) -> None:
-    """Write an image, unless an earlier run has written it.
-
-    Raises:
-        UserError: a different image has that path.
-    """
-    if not path.exists():
-        # Whole or not at all: a leftover of a killed run must not look like a different image.
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(content)
-        part.replace(path)
-    elif path.read_bytes() != content:
-        raise UserError(f"{place}: {path} already exists and is a different image; give a new --output")
