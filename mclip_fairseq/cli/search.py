@@ -294,10 +294,13 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
     for package in ("starlette", "uvicorn"):
         import_extra(package, "search")
     from mclip_fairseq.search.index import SearchIndex
+    from mclip_fairseq.search.presenting import read_extras
     from mclip_fairseq.search.server import serve
 
+    extras = read_extras(options.examples, options.captions)
     index = SearchIndex.open(options.index, options.images_root)
-    serve(index, load_model_of(index, options), options.host, options.port, options.allowed_host, options.rerank)
+    model = load_model_of(index, options)
+    serve(index, model, options.host, options.port, options.allowed_host, options.rerank, extras)
     return "stopped"
 
 

@@ -155,6 +155,8 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     hosts = "accept this host name besides --host; repeatable; *.example.org accepts all below it, * every name"
     _rerank_option(parser)
     add("--allowed-host", type=_host, action="append", default=[], metavar="NAME", help=hosts)
+    add("--examples", type=Path, metavar="FILE", help="queries for the start screen: lines of `language, tab, query`")
+    add("--captions", type=Path, metavar="FILE", help="captions under the images: lines of `image id, tab, caption`")
 
 
 def _host(text: str) -> str:

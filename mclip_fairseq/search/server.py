@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import copy
 import importlib.resources
-import io
-import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +17,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import uvicorn
-from PIL import Image, ImageOps
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -43,20 +41,22 @@ from mclip_fairseq.search.limits import (
     load_upload,
     read_body,
 )
-from mclip_fairseq.search.query import Hit, check_query, search_images, search_texts, unknown_words
+from mclip_fairseq.search.presenting import Extras, as_jpeg, hits_as_json, sample_pictures
+from mclip_fairseq.search.query import (
+    COPIES,
+    hits_of,
+    search_images,
+    search_texts,
+    unknown_words,
+    without_copies,
+)
+from mclip_fairseq.search.questions import MAX_K, TEXT_BATCH, Asked, encode, read_parameters, read_question
 from mclip_fairseq.search.reranking import Reranker
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.fields import check_fields
-from mclip_fairseq.storage.files import parse_json, shown
+from mclip_fairseq.storage.files import shown
 from mclip_fairseq.storage.images import ImageError, load_image
 
-MAX_K = 100
-# HTML tags, bare or with attributes, are rejected as queries; "<3" and "a<b and c>d" are not tags.
-MARKUP = re.compile(r"<\s*[/!]?\s*[a-zA-Z][\w:-]*(\s*/>|>|\s[^<>=]*=[^<]*>)")
-TEXT_BATCH = 8  # on few cores the padding of large batches costs more than small batches do
-DEFAULT_K = 24
 THUMBNAIL, FULL = 256, 1600  # longest edge in pixels
-QUESTION = {"query": str, "k": int | None, "language": str | None}
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
@@ -75,14 +75,15 @@ class Search:
         index: what is searched.
         model: of the index.
         rerank: hits of a text that are put in the order of the model's matching scores; 0 for none.
+        extras: examples and captions.
     """
 
-    def __init__(self, index: SearchIndex, model: Any, rerank: int = 0) -> None:
-        self.index, self.model = index, model
+    def __init__(self, index: SearchIndex, model: Any, rerank: int = 0, extras: Extras | None = None) -> None:
+        self.index, self.model, self.extras = index, model, extras or Extras()
         self.reranker = Reranker(index, model, rerank) if rerank else None
         # One thread computes, because the model is not thread-safe; uploads must not delay the index's own images.
         self.computing, self.decoding, self.uploaded = (ThreadPoolExecutor(threads) for threads in (1, 2, 1))
-        self.texts, self.images = (Batcher(find, self.computing) for find in (self.find_texts, self.find_images))
+        self.texts, self.images = (Batcher(self.find, self.computing) for _ in range(2))
         self.uploads = 0
         self.earlier: dict[str, SearchIndex] = {}
         self.reopening, self.unusable_state = asyncio.Lock(), index.state
@@ -119,14 +120,28 @@ class Search:
         while len(self.earlier) > EARLIER:
             self.earlier.pop(next(iter(self.earlier)))
 
-    def find_texts(self, questions: Sequence[tuple[str, str]]) -> list[tuple[list[dict[str, Any]], str]]:
-        """Images for each text and its language, as the page shows them, and what the model does not know of it."""
-        index, (texts, languages) = self.index, zip(*questions, strict=True)
-        found = search_texts(index, self.model, texts, MAX_K, TEXT_BATCH, languages)
-        if self.reranker is not None:
-            found = self.reranker(index, texts, found)
-        answers = [hits_as_json(index, hits) for hits in found]
-        return list(zip(answers, unknown_words(self.model, texts, languages), strict=True))
+    def find(self, asked: Sequence[Asked]) -> list[tuple[list[dict[str, Any]], str]]:
+        """The nearest images of each question, as the page shows them, and what the model does not know of it."""
+        index = self.index
+        depth = MAX_K * (COPIES if any(each.unique for each in asked) else 1) + 1
+        found = hits_of(index, encode(index, self.model, asked), depth)
+        alone = [place for place, each in enumerate(asked) if each.is_text]
+        if self.reranker is not None and alone:
+            ranked = self.reranker(index, [asked[place].text for place in alone], [found[place] for place in alone])
+            for place, hits in zip(alone, ranked, strict=True):
+                found[place] = hits
+        answers = []
+        for each, nearest in zip(asked, found, strict=True):
+            others = [hit for hit in nearest if hit.id != each.like]
+            kept = without_copies(index, others, MAX_K) if each.unique else others[:MAX_K]
+            answers.append((hits_as_json(index, kept, self.extras.captions), self.warning(each)))
+        return answers
+
+    def warning(self, asked: Asked) -> str:
+        """What the model does not know of a text."""
+        if not asked.text:
+            return ""
+        return unknown_words(self.model, [asked.text], [asked.language] if asked.language else [])[0]
 
     def check_language(self, text: str, language: str) -> str:
         """The language in which a model with a text path per language reads a query; empty for other models.
@@ -143,40 +158,41 @@ class Search:
             raise HTTPException(400, str(error)) from error
         return language
 
-    def find_images(self, images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
-        """Images for each image, as the page shows them."""
-        index = self.index
-        return [hits_as_json(index, hits) for hits in search_images(index, self.model, images, MAX_K)]
-
     async def about(self, request: Request) -> Response:
-        """What is searched, for the page's footer."""
+        """What is searched, for the start screen and the footer."""
         await self.refresh()
         index = {"name": self.index.path.resolve().name, "model": self.index.model.get("name")}
         choose = not getattr(self.model, "reads_any_language", True)
         facts = {"images": len(self.index), "languages": list(self.model.languages), "choose_language": choose}
-        return JSONResponse(index | facts)
+        examples = [{"language": language, "text": text} for language, text in self.extras.examples]
+        return JSONResponse(index | facts | {"examples": examples, "samples": sample_pictures(self.index)})
 
     async def by_text(self, request: Request) -> Response:
-        """`{"query": text, "k": number, "language": code}` -> the nearest images."""
+        """`{"query": text, "like": "STAMP/ROW", "k": number, "language": code, "unique": bool}` -> the nearest images.
+
+        A text, an image of the index, or both as one query.
+        """
         if media_type_of(request) != "application/json":
             raise HTTPException(415, "send JSON")
-        text, k, given = read_question(await read_body(request, MAX_TEXT_BODY))
-        language = self.check_language(text, given)
+        question = read_question(await read_body(request, MAX_TEXT_BODY))
+        language = self.check_language(question.text, question.language) if question.text else ""
         await self.refresh()
+        like = self.image_like(question.like) if question.like else ""
+        asked = Asked(question.text, language, like, unique=question.unique)
         answers = self.answers
-        key = f"{language}\n{text}"
-        answer = answers.get(key)
+        answer = answers.get(asked)
         if answer is None:
-            answer = await self.texts((text, language))
-            answers.put(key, answer)
-        hits, warning = answer
-        return JSONResponse({"results": hits[:k]} | ({"warning": warning} if warning else {}))
+            answer = await (self.texts if asked.is_text else self.images)(asked)
+            answers.put(asked, answer)
+        return answer_of(answer, question.k)
 
     async def by_image(self, request: Request) -> Response:
-        """An image file -> the nearest images."""
+        """An image file -> the nearest images; `?query=TEXT` adds a text to the query."""
         kind = media_type_of(request)
         if not kind.startswith("image/") and kind != "application/octet-stream":
             raise HTTPException(415, "send an image")
+        question = read_parameters(request.query_params)
+        language = self.check_language(question.text, question.language) if question.text else ""
         if self.uploads >= MAX_UPLOADS:
             raise HTTPException(503, "too many uploads at once; try again in a moment", {"Retry-After": "5"})
         self.uploads += 1
@@ -186,17 +202,18 @@ class Search:
                 raise HTTPException(400, "the image is empty")
             image = await self.decoded(self.uploaded, lambda: load_upload(body, FULL))
             await self.refresh()
-            hits = await self.images(image)
+            answer = await self.images(Asked(question.text, language, image=image, unique=question.unique))
         finally:
             self.uploads -= 1
-        return JSONResponse({"results": hits[:DEFAULT_K]})
+        return answer_of(answer, question.k)
 
-    async def picture(self, request: Request) -> Response:
-        """An image as JPEG without metadata: small as `/thumb/STAMP/ROW`, larger as `/image/STAMP/ROW`."""
-        await self.refresh()
-        index, pictures = self.index, self.pictures
-        # Browsers cache images by address, so a different index at the same address needs other image addresses.
-        stamp, name = request.path_params["stamp"], request.path_params["row"]
+    def place(self, stamp: str, name: str) -> tuple[SearchIndex, int]:
+        """The index and the row of an image's address, which may come from a page that was opened before a change.
+
+        Raises:
+            HTTPException: 404, the image was removed, or the index was changed too often since.
+        """
+        index = self.index
         row = int(name) if name.isdecimal() and len(name) < 12 else -1
         if stamp != index.stamp:
             earlier = self.earlier.get(stamp)
@@ -204,6 +221,26 @@ class Search:
             if earlier is None or not 0 <= row < len(earlier.rows) or earlier.rows.id(row) not in index.row_of:
                 raise HTTPException(404, "the index was changed; search again")
             index = earlier
+        return index, row
+
+    def image_like(self, picture: str) -> str:
+        """The id of the image that `STAMP/ROW` names.
+
+        Raises:
+            HTTPException: 404, there is no such image.
+        """
+        index, row = self.place(*picture.partition("/")[::2])
+        if not 0 <= row < len(index.rows) or row in index.removed:
+            raise HTTPException(404, "there is no such image")
+        return index.rows.id(row)
+
+    async def picture(self, request: Request) -> Response:
+        """An image as JPEG without metadata: small as `/thumb/STAMP/ROW`, larger as `/image/STAMP/ROW`."""
+        await self.refresh()
+        pictures = self.pictures
+        # Browsers cache images by address, so a different index at the same address needs other image addresses.
+        stamp, name = request.path_params["stamp"], request.path_params["row"]
+        index, row = self.place(stamp, name)
         size = THUMBNAIL if request.url.path.startswith("/thumb/") else FULL
         key = f"{size}/{stamp}/{row}"
         content = pictures.get(key)
@@ -228,47 +265,15 @@ class Search:
             raise HTTPException(status, reason) from error
 
 
-def read_question(body: bytes) -> tuple[str, int, str]:
-    """Text, number of images and language (empty if none is named) of a JSON question.
-
-    Raises:
-        HTTPException: 400, with the reason.
-    """
-    try:
-        question = check_fields("the request", parse_json(body), QUESTION, 'send {"query": "text"}')
-        text = check_query(question["query"])
-    except ValueError as error:
-        reason = str(error) if isinstance(error, UserError) else 'the request is not JSON; send {"query": "text"}'
-        raise HTTPException(400, reason) from error
-    if MARKUP.search(text):
-        raise HTTPException(400, "the query is markup; describe the image in words")
-    k = DEFAULT_K if question.get("k") is None else question["k"]
-    if not 1 <= k <= MAX_K:
-        raise HTTPException(400, f"k must be a whole number from 1 to {MAX_K}")
-    return text, k, question.get("language") or ""
-
-
 def media_type_of(request: Request) -> str:
     """The kind of a request's body, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def hits_as_json(index: SearchIndex, hits: Sequence[Hit]) -> list[dict[str, Any]]:
-    """Hits as the page shows them."""
-    return [
-        {"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)}
-        | ({"missing": True} if index.is_missing(hit.row) else {})
-        for hit in hits
-    ]
-
-
-def as_jpeg(image: Image.Image, size: int) -> bytes:
-    """An image as JPEG, with edges of at most `size` pixels."""
-    if max(image.size) > size:
-        image = ImageOps.contain(image, (size, size))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=88)
-    return stream.getvalue()
+def answer_of(answer: tuple[list[dict[str, Any]], str], k: int) -> Response:
+    """The first k hits; `more` says whether there are others."""
+    hits, warning = answer
+    return JSONResponse({"results": hits[:k], "more": len(hits) > k} | ({"warning": warning} if warning else {}))
 
 
 async def page_file(request: Request) -> Response:
@@ -294,7 +299,9 @@ async def failure(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "the search failed"}, 500, headers=HEADERS)  # it is made outside of `SafeHeaders`
 
 
-def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0) -> Starlette:
+def make_app(
+    index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0, extras: Extras | None = None
+) -> Starlette:
     """The application.
 
     Args:
@@ -302,8 +309,9 @@ def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: 
         model: of the index.
         hosts: host names to accept besides those of this machine; `*` accepts all.
         rerank: see `Search`.
+        extras: see `Search`.
     """
-    search = Search(index, model, rerank)
+    search = Search(index, model, rerank, extras)
     routes = [
         *(Route(path, page_file) for path in PAGE),
         Route("/about", search.about),
@@ -318,9 +326,11 @@ def make_app(index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: 
     return Starlette(routes=routes, middleware=[Middleware(SafeHeaders), trusted], exception_handlers=handlers)
 
 
-def make_server(index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0) -> uvicorn.Server:
+def make_server(
+    index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0, extras: Extras | None = None
+) -> uvicorn.Server:
     """The uvicorn server of the application: no Server header, no access log."""
-    app = make_app(index, model, hosts, rerank)
+    app = make_app(index, model, hosts, rerank, extras)
     quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
     # `LimitedProtocol` refuses sooner, with an answer in JSON.
     return uvicorn.Server(uvicorn.Config(app, http=LimitedProtocol, limit_concurrency=2 * MAX_CONNECTIONS, **quiet))
@@ -337,7 +347,13 @@ def warm_up(index: SearchIndex, model: Any) -> None:
 
 
 def serve(
-    index: SearchIndex, model: Any, host: str, port: int, allowed_hosts: Sequence[str] = (), rerank: int = 0
+    index: SearchIndex,
+    model: Any,
+    host: str,
+    port: int,
+    allowed_hosts: Sequence[str] = (),
+    rerank: int = 0,
+    extras: Extras | None = None,
 ) -> None:
     """Serve the page until the process is interrupted.
 
@@ -358,4 +374,4 @@ def serve(
     name = own[0] if own else "localhost"
     print(f"{len(index)} images at http://{name}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
     with listening, contextlib.suppress(KeyboardInterrupt):
-        make_server(index, model, hosts, rerank).run(sockets=[listening])
+        make_server(index, model, hosts, rerank, extras).run(sockets=[listening])

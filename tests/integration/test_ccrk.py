@@ -16,6 +16,7 @@ from mclip_fairseq.cli.search import main as search
 from mclip_fairseq.encoding.matching import PairScorer, encode_image_states
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.query import search_texts
+from mclip_fairseq.search.questions import Asked
 from mclip_fairseq.search.reranking import Reranker
 from mclip_fairseq.search.server import Search
 from mclip_fairseq.storage.checkpoints import load_checkpoint
@@ -228,7 +229,7 @@ def test_a_search_puts_the_nearest_in_the_order_of_matching(
         model.match(["ein Hund das ist rot"] * 5, files), torch.tensor(scores), rtol=0, atol=5e-3
     )
     opened = SearchIndex.open(index)
-    page = Search(opened, model, rerank=5).find_texts([("ein Hund das ist rot", "")])[0][0]
+    page = Search(opened, model, rerank=5).find([Asked("ein Hund das ist rot")])[0][0]
     assert [hit["id"] for hit in page[:8]] == [hit["id"] for hit in again]
     # Of the candidates three survive into a shorter list, chosen by the model, not by the cosine.
     assert search([*question, "-k", "3", "--rerank", "5"]) == 0

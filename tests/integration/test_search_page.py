@@ -1,42 +1,21 @@
-"""The page in a real headless browser: typing, dropping an image, keyboard only, a phone, dark mode.
-
-`MCLIP_SCREENSHOT=docs/search.png MCLIP_SCREENSHOT_INDEX=INDEX` also takes the screenshot of the README.
-"""
+"""The page in a real headless browser: typing, dropping an image, keyboard only, a phone, dark mode."""
 
 from __future__ import annotations
 
 import base64
 import io
-import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from mclip_fairseq.cli import search as cli
-from mclip_fairseq.search.index import SearchIndex
 from tests.colours import COLOURS, ColourModel, draw_colours
 from tests.search_page import make_index, running
 
 BAD_NAME = "<img src=x onerror=alert(1)>.png"
 IDS = "[...document.querySelectorAll('#results .id')].map((id) => id.textContent)"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium; the test is skipped if it is not installed."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip("no Chromium is installed (apt install chromium)")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 class Failing(ColourModel):
@@ -100,7 +79,7 @@ def test_type_and_the_expected_image_comes_first(page: Any, text: str, name: str
     assert page.locator("#results li").count() == 9
     assert "9 images" in page.locator("#status").inner_text()
     with page.context.expect_page() as opened:
-        first.locator("a").click()
+        first.locator("a").click(modifiers=["ControlOrMeta"])
     opened.value.wait_for_load_state()
     assert "/image/" in opened.value.url
 
@@ -154,11 +133,13 @@ def test_a_dropped_image_is_searched_with(page: Any) -> None:
     assert page.locator("#query").input_value() == ""
     page.locator("#forget").click()
     assert page.locator("#results li").count() == 0
-    page.locator("#file").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": picture("orange")})
-    first_is(page, "orange.png")
+    page.locator("#file").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": picture("red")})
+    first_is(page, "red.png")
     typed(page, "blue")
+    first_is(page, "purple.png")
+    assert page.locator("#asked").is_visible()
+    page.locator("#forget").click()
     first_is(page, "blue.png")
-    assert not page.locator("#asked").is_visible()
 
 
 def test_an_unusable_file_is_reported(page: Any) -> None:
@@ -191,11 +172,20 @@ def test_keys_alone_are_enough(page: Any) -> None:
     ):
         page.keyboard.press(key)
         assert page.evaluate(focused) == ids[place], key
-    with page.context.expect_page() as opened:
-        page.keyboard.press("Enter")
-    assert "/image/" in opened.value.url
-    opened.value.close()
-    page.bring_to_front()
+    page.keyboard.press("Enter")
+    assert page.locator("#large").is_visible()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#large-name").inner_text() == ids[1]
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Escape")
+    assert not page.locator("#large").is_visible()
+    assert page.evaluate(focused) == ids[0]
+    page.keyboard.press("s")
+    page.wait_for_function(f"id => !({IDS}).includes(id)", arg=ids[0])
+    page.locator("#forget").click()
+    page.keyboard.type("orange")
+    first_is(page, "orange.png")
+    page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowUp")
     assert page.evaluate("document.activeElement.id") == "query"
     page.keyboard.press("ArrowDown")
@@ -246,23 +236,3 @@ def test_script_in_a_name_is_text_and_a_deleted_image_says_so(page: Any) -> None
     page.reload()
     assert page.locator("#query").input_value() == "<script>alert(1)</script>"
     page.get_by_text("the query is markup").wait_for()
-
-
-@pytest.mark.skipif("MCLIP_SCREENSHOT" not in os.environ, reason="MCLIP_SCREENSHOT names no file to draw")
-def test_the_screenshot_of_the_readme(browser: Any) -> None:
-    index = SearchIndex.open(os.environ["MCLIP_SCREENSHOT_INDEX"])
-    options = cli.build_parser().parse_args(["serve", str(index.path)])
-    with running(index, cli.load_model_of(index, options)) as port:
-        context = browser.new_context(viewport={"width": 1040, "height": 585}, color_scheme="light")
-        opened = context.new_page()
-        opened.goto(f"http://127.0.0.1:{port}/")
-        typed(opened, "the encoder is loaded by the first query")
-        opened.wait_for_function("() => document.querySelectorAll('#results li').length > 0")
-        opened.locator("#query").fill("")
-        typed(opened, os.environ.get("MCLIP_SCREENSHOT_QUERY", "فراشة"))
-        opened.wait_for_function("() => [...document.images].filter((i) => i.naturalWidth > 0).length >= 10")
-        opened.wait_for_timeout(500)
-        with Image.open(io.BytesIO(opened.screenshot())) as drawn:
-            small = drawn.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-        small.save(Path(os.environ["MCLIP_SCREENSHOT"]), optimize=True)
-        context.close()

@@ -20,7 +20,7 @@ from mclip_fairseq.search import server
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.limits import Cache
 from tests.colours import COLOURS, ColourModel, draw_colours
-from tests.search_page import ask, make_index, picture_of, running, search
+from tests.search_page import BAD_NAME, ask, make_index, picture_of, running, search
 
 
 def test_a_text_finds_images(served: Any) -> None:
@@ -39,6 +39,32 @@ def test_an_image_finds_images(served: Any) -> None:
     status, _, content = ask(port, "POST", "/search/image", stream.getvalue(), {"Content-Type": "image/webp"})
     assert status == 200
     assert json.loads(content)["results"][0]["id"] == "purple.png"
+
+
+def test_an_image_of_the_index_finds_images_like_it(served: Any) -> None:
+    port, index, _ = served
+    red = picture_of(index, "red.png")
+    status, answer = search(port, None, like=red)
+    assert status == 200
+    assert answer["results"][0]["id"] == BAD_NAME, "the copy of it, not itself"
+    assert search(port, "blue", like=red)[1]["results"][0]["id"] == "purple.png"
+    for address in (f"{index.stamp}/999", "0/0", "../secret", ""):
+        assert search(port, None, like=address)[0] in (400, 404), address
+
+
+def test_an_upload_and_a_text_are_one_query(served: Any) -> None:
+    port, _, _ = served
+    stream = io.BytesIO()
+    Image.new("RGB", (50, 50), COLOURS["red"]).save(stream, "PNG")
+    for query, first in (("?query=blue&k=2", "purple.png"), ("?k=2&unique=1", "red.png")):
+        path = f"/search/image{query}"
+        status, _, content = ask(port, "POST", path, stream.getvalue(), {"Content-Type": "image/png"})
+        results = json.loads(content)["results"]
+        assert (status, len(results)) == (200, 2)
+        assert results[0]["id"] == first or (first == "red.png" and results[0]["copies"] == 1)
+    for wrong in ("k=0", "k=1e9", "query=%00", "query=%3Cb%3Ex%3C/b%3E"):
+        path = f"/search/image?{wrong}"
+        assert ask(port, "POST", path, stream.getvalue(), {"Content-Type": "image/png"})[0] == 400, wrong
 
 
 def test_pictures_come_small_and_large_without_metadata(served: Any) -> None:
@@ -142,7 +168,7 @@ def test_the_printed_address_is_answered(
 class Idle:
     """Stands for `make_server` and for its server, which ends at once."""
 
-    def __call__(self, index: SearchIndex, model: Any, hosts: list[str], rerank: int) -> Idle:
+    def __call__(self, index: SearchIndex, model: Any, hosts: list[str], *more: Any) -> Idle:
         self.hosts = hosts
         return self
 

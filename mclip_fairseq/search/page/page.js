@@ -1,12 +1,24 @@
 "use strict";
 // Everything that comes from the index or the user is inserted as text, never as markup.
 
-const SHOWN = 24;
+const STEP = 24; // images at first, and with each "More images"
+const MOST = 96;
 const PAUSE = 90; // milliseconds between the last key press and the request
 const byId = (name) => document.getElementById(name);
 const language = byId("language"); // shown for models that read each language in its own way
 const query = byId("query"), results = byId("results"), status = byId("status"), file = byId("file");
-let waiting = null, asking = false, next = null, address = null;
+const unique = byId("unique"), large = byId("large"), more = byId("more");
+// asked: the image of the query: {blob, address} of an upload, or {picture} of an image of the index.
+let waiting = null, asking = false, next = null, asked = null, count = STEP, enlarged = -1;
+
+const names = new Intl.DisplayNames(["en"], { type: "language", fallback: "code" });
+function languageName(code) {
+  try {
+    return names.of(code);
+  } catch {
+    return code; // not a code of a language
+  }
+}
 
 function setStatus(text, wrong = false) {
   status.textContent = text;
@@ -20,27 +32,52 @@ function textElement(tag, className, text) {
   return element;
 }
 
+function button(text, action) {
+  const element = textElement("button", "", text);
+  element.type = "button";
+  element.addEventListener("click", action);
+  return element;
+}
+
+function thumbnail(hit) {
+  const image = document.createElement("img");
+  image.className = "shown";
+  image.alt = hit.caption || hit.id;
+  image.loading = "lazy";
+  image.decoding = "async";
+  image.src = `thumb/${hit.picture}`;
+  image.onerror = () => image.replaceWith(textElement("div", "shown missing", "image not available"));
+  return image;
+}
+
 function card(hit) {
   const link = document.createElement("a");
   link.href = `image/${hit.picture}`;
   link.target = "_blank";
   link.rel = "noopener";
   link.title = hit.id;
-  const image = document.createElement("img");
-  image.className = "shown";
-  image.alt = hit.id;
-  image.loading = "lazy";
-  image.decoding = "async";
-  image.src = `thumb/${hit.picture}`;
-  image.onerror = () => image.replaceWith(textElement("div", "shown missing", "image not available"));
+  link.append(thumbnail(hit));
+  if (hit.caption) {
+    const words = textElement("span", "words", hit.caption);
+    words.dir = "auto";
+    link.append(words);
+  }
   const caption = textElement("span", "caption", "");
   const id = textElement("span", "id", hit.id);
   id.dir = "auto";
-  caption.append(id, textElement("span", "score", hit.score.toFixed(3)));
-  link.append(image, caption);
+  caption.append(id, textElement("span", "copies", ""), textElement("span", "score", ""));
+  link.append(caption);
+  const similar = button("Similar", () => askLike(hit.picture));
+  similar.className = "similar";
+  similar.setAttribute("aria-label", `Find images similar to ${hit.caption || hit.id}`);
   const item = document.createElement("li");
   item.dataset.picture = hit.picture;
-  item.append(link);
+  item.append(link, similar);
+  link.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // into a tab or window of its own
+    event.preventDefault();
+    enlarge([...results.children].indexOf(item));
+  });
   return item;
 }
 
@@ -49,11 +86,28 @@ function show(hits) {
   const shown = new Map([...results.children].map((item) => [item.dataset.picture, item]));
   results.replaceChildren(
     ...hits.map((hit) => {
-      const item = shown.get(hit.picture);
-      if (item) item.querySelector(".score").textContent = hit.score.toFixed(3);
-      return item || card(hit);
+      const item = shown.get(hit.picture) || card(hit);
+      item.querySelector(".score").textContent = hit.score.toFixed(3);
+      item.querySelector(".copies").textContent = hit.copies ? `+ ${hit.copies}` : "";
+      item.querySelector(".copies").title = hit.copies ? `${hit.copies} further images are equal to it` : "";
+      return item;
     }),
   );
+}
+
+function enlarge(place) {
+  const item = results.children[place];
+  if (!item) return;
+  enlarged = place;
+  const image = byId("large-image");
+  image.src = item.querySelector("a").href;
+  image.alt = item.querySelector("img")?.alt || "image not available";
+  const words = [item.querySelector(".words")?.textContent, item.querySelector(".id").textContent];
+  byId("large-name").textContent = words.filter(Boolean).join(" · ");
+  byId("original").href = image.src;
+  byId("previous").disabled = place === 0;
+  byId("following").disabled = place === results.children.length - 1;
+  if (!large.open) large.showModal();
 }
 
 // One request at a time; of the questions that arrive meanwhile only the last one is sent.
@@ -71,12 +125,16 @@ async function ask(question) {
     if (!answer.ok || content.error) throw new Error(content.error);
     if (!next && question.valid()) {
       show(content.results);
+      more.hidden = !content.more || count >= MOST;
       const seconds = ((performance.now() - start) / 1000).toFixed(2);
       setStatus(content.results.length ? `${content.results.length} images in ${seconds} s` : "no images");
       if (content.warning) setStatus(content.warning, true);
     }
   } catch (error) {
-    if (!next && question.valid()) setStatus(error instanceof TypeError ? "the server does not answer" : error.message, true);
+    if (!next && question.valid()) {
+      setStatus(error instanceof TypeError ? "the server does not answer" : error.message, true);
+      question.refused?.();
+    }
   }
   asking = false;
   const following = next;
@@ -87,55 +145,99 @@ async function ask(question) {
 function clear() {
   next = null;
   show([]);
+  more.hidden = true;
   setStatus("");
+  byId("start").hidden = false;
 }
 
-function askText() {
-  const text = query.value.trim(), spoken = language.value;
+// Search with what is typed and chosen now.
+function askAgain() {
+  const text = query.value.trim(), spoken = language.value, image = asked, folded = unique.checked, wanted = count;
   history.replaceState(null, "", text ? `#q=${encodeURIComponent(text)}` : location.pathname);
-  if (!text) return clear();
-  ask({
-    url: "search",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ query: text, k: SHOWN, language: spoken || null }),
-    valid: () => query.value.trim() === text && language.value === spoken,
-  });
+  byId("start").hidden = Boolean(text || image);
+  if (!text && !image) return clear();
+  const valid = () =>
+    query.value.trim() === text && language.value === spoken && asked === image && unique.checked === folded && count === wanted;
+  if (!image || image.picture) {
+    const question = { query: text || null, k: count, language: spoken || null, unique: folded };
+    if (image) question.like = image.picture;
+    ask({ url: "search", headers: { "Content-Type": "application/json" }, body: JSON.stringify(question), valid });
+  } else {
+    const parameters = new URLSearchParams({ k: count });
+    if (text) parameters.set("query", text);
+    if (spoken) parameters.set("language", spoken);
+    if (folded) parameters.set("unique", "1");
+    const refused = () => text || forget(); // the image alone was at fault
+    const kind = image.blob.type.startsWith("image/") ? image.blob.type : "application/octet-stream";
+    ask({ url: `search/image?${parameters}`, headers: { "Content-Type": kind }, body: image.blob, valid, refused });
+  }
+}
+
+function askFirst() {
+  count = STEP;
+  askAgain();
 }
 
 function forget() {
-  if (address) URL.revokeObjectURL(address);
-  address = null;
+  if (asked?.address) URL.revokeObjectURL(asked.address);
+  asked = null;
   byId("asked").hidden = true;
   file.value = "";
 }
 
-function askImage(image) {
+// An image replaces the text; what is typed afterwards refines it.
+function askWith(image, source) {
   forget();
   query.value = "";
   clearTimeout(waiting);
-  history.replaceState(null, "", location.pathname);
-  const ownAddress = URL.createObjectURL(image);
-  address = ownAddress;
-  byId("asked-image").src = ownAddress;
+  asked = image;
+  byId("asked-image").src = source;
   byId("asked").hidden = false;
   setStatus("searching with the image …");
-  const kind = image.type.startsWith("image/") ? image.type : "application/octet-stream";
-  ask({ url: "search/image", headers: { "Content-Type": kind }, body: image, valid: () => address === ownAddress });
+  askFirst();
+}
+
+function askImage(blob) {
+  const address = URL.createObjectURL(blob);
+  askWith({ blob, address }, address);
+}
+
+function askLike(picture) {
+  large.close();
+  askWith({ picture }, `thumb/${picture}`);
+  scrollTo(0, 0);
+  query.focus({ preventScroll: true });
 }
 
 query.addEventListener("input", () => {
-  forget();
   clearTimeout(waiting);
-  waiting = setTimeout(askText, PAUSE);
+  waiting = setTimeout(askFirst, PAUSE);
 });
-language.addEventListener("change", askText);
+language.addEventListener("change", askFirst);
+unique.addEventListener("change", askFirst);
+more.addEventListener("click", () => {
+  count = Math.min(count + STEP, MOST);
+  askAgain();
+});
 byId("forget").addEventListener("click", () => {
   forget();
-  clear();
+  askFirst();
   query.focus();
 });
 file.addEventListener("change", () => file.files.length && askImage(file.files[0]));
 byId("choose").addEventListener("click", () => file.click());
+
+byId("previous").addEventListener("click", () => enlarge(enlarged - 1));
+byId("following").addEventListener("click", () => enlarge(enlarged + 1));
+byId("large-similar").addEventListener("click", () => askLike(results.children[enlarged].dataset.picture));
+byId("close").addEventListener("click", () => large.close());
+large.addEventListener("click", (event) => event.target === large && large.close());
+large.addEventListener("close", () => results.children[enlarged]?.querySelector("a").focus());
+large.addEventListener("keydown", (event) => {
+  const steps = { ArrowLeft: -1, ArrowRight: 1 };
+  if (event.key in steps) enlarge(enlarged + steps[event.key]);
+  event.stopPropagation();
+});
 
 let depth = 0;
 const carriesFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
@@ -168,7 +270,7 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
     query.value = "";
     forget();
-    askText();
+    askFirst();
     query.focus();
   } else if (event.key === "/" && document.activeElement !== query) {
     event.preventDefault();
@@ -177,6 +279,9 @@ addEventListener("keydown", (event) => {
   } else if (document.activeElement === query && event.key === "ArrowDown" && links.length) {
     event.preventDefault();
     links[0].focus();
+  } else if (here >= 0 && event.key.toLowerCase() === "s") {
+    event.preventDefault();
+    askLike(results.children[here].dataset.picture);
   } else if (here >= 0) {
     const wide = columns(links);
     const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: wide, ArrowUp: -wide, Home: -here, End: links.length - 1 - here };
@@ -187,14 +292,45 @@ addEventListener("keydown", (event) => {
   }
 });
 
+function example({ language: code, text }) {
+  const element = button("", () => {
+    query.value = text;
+    forget();
+    askFirst();
+    query.focus();
+  });
+  const words = textElement("span", "", text);
+  words.lang = code;
+  words.dir = "auto";
+  element.append(words, textElement("small", "", languageName(code)));
+  const item = document.createElement("li");
+  item.append(element);
+  return item;
+}
+
+function sample(hit) {
+  const element = button("", () => askLike(hit.picture));
+  element.setAttribute("aria-label", `Find images like ${hit.id}`);
+  const image = thumbnail(hit);
+  image.className = "";
+  image.onerror = () => item.remove();
+  element.append(image);
+  const item = document.createElement("li");
+  item.append(element);
+  return item;
+}
+
 fetch("about").then((answer) => answer.json()).then((index) => {
-  const languages = index.languages.length ? ` · trained on ${index.languages.join(", ")}` : "";
+  const known = index.languages.map(languageName);
+  const languages = known.length ? ` · trained on ${known.join(", ")}` : "";
   language.hidden = !index.choose_language;
-  if (index.choose_language) language.append(...index.languages.map((code) => new Option(code, code)));
+  if (index.choose_language) language.append(...index.languages.map((code) => new Option(languageName(code), code)));
   byId("about").textContent = `${index.name} · ${index.images.toLocaleString()} images · ${index.model}${languages}`;
+  byId("examples").replaceChildren(...index.examples.map(example));
+  byId("samples").replaceChildren(...index.samples.map(sample));
+  byId("try").hidden = !index.examples.length;
+  byId("like").hidden = !index.samples.length;
 });
 const linked = new URLSearchParams(location.hash.slice(1)).get("q");
-if (linked) {
-  query.value = linked;
-  askText();
-}
+if (linked) query.value = linked;
+askFirst();

@@ -1,0 +1,94 @@
+"""What the page shows: hits, sample pictures, captions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.query import Hit
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import read_lines
+
+SAMPLES = 12  # pictures on the start screen
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What the page shows besides hits.
+
+    Attributes:
+        examples: (language, text) of queries for the start screen.
+        captions: image id -> caption.
+    """
+
+    examples: Sequence[tuple[str, str]] = ()
+    captions: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_extras(examples: Path | None, captions: Path | None) -> Extras:
+    """Read files of lines `language, tab, query` and `image id, tab, caption`.
+
+    Raises:
+        UserError: naming the line that has another form.
+    """
+    queries = [] if examples is None else read_pairs(examples, "language, tab, query")
+    known: dict[str, str] = {}
+    for name, caption in [] if captions is None else read_pairs(captions, "image id, tab, caption"):
+        known.setdefault(name, caption)
+    return Extras(queries, known)
+
+
+def read_pairs(path: Path, columns: str) -> list[tuple[str, str]]:
+    """Read lines of two columns.
+
+    Args:
+        path: the file.
+        columns: what they are, for the message.
+
+    Raises:
+        UserError: naming the line that has another form.
+    """
+    pairs = []
+    for number, line in enumerate(read_lines(path), 1):
+        first, tab, second = line.partition("\t")
+        if not (tab and first.strip() and second.strip()):
+            raise UserError(f"{path}, line {number}: is not `{columns}`; write both with a tab between them")
+        pairs.append((first.strip(), " ".join(second.split())))
+    return pairs
+
+
+def hits_as_json(index: SearchIndex, hits: Sequence[Hit], captions: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Hits as the page shows them."""
+    return [
+        {"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)}
+        | ({"caption": captions[hit.id]} if hit.id in captions else {})
+        | ({"copies": hit.copies} if hit.copies else {})
+        | ({"missing": True} if index.is_missing(hit.row) else {})
+        for hit in hits
+    ]
+
+
+def sample_pictures(index: SearchIndex) -> list[dict[str, str]]:
+    """Pictures for the start screen, spread evenly over the index."""
+    rows = list(index.row_of.values())
+    chosen = rows[:: max(1, -(-len(rows) // SAMPLES))]
+    return [
+        {"picture": f"{index.stamp}/{row}", "id": index.rows.id(row)}
+        for row in chosen
+        if index.picture(row) is not None and not index.is_missing(row)
+    ]
+
+
+def as_jpeg(image: Image.Image, size: int) -> bytes:
+    """An image as JPEG, with edges of at most `size` pixels."""
+    if max(image.size) > size:
+        image = ImageOps.contain(image, (size, size))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=88)
+    return stream.getvalue()
