@@ -97,10 +97,11 @@ class MTECriterion(TermsCriterion):
         contrast = self.contrast_tokens(sample["target"]) if self.contrastive_weight > 0 else None
         features, extra = model(**net_input, contrast_tokens=contrast, pool_projected=self.released, features_only=True)
         zero = sample["net_input"]["src_tokens"].new_zeros((), dtype=torch.float32)
-        loss, nll, bad_rows = zero, zero, count_nonfinite_rows()
+        loss, nll, bad_rows = zero, zero, zero.long()
         logged: Log = {"ntokens": batch.tokens, "nsentences": batch.rows}
         if features is not None:
-            smoothed, nll = self.translation_loss(features, extra["output_weight"], sample["target"])
+            weight, tokens = extra["output_weight"], int(sample["ntokens"])
+            smoothed, nll = self.translation_loss(features, weight, sample["target"], tokens)
             loss = loss + self.translation_weight * smoothed
         if batch.dummy:
             loss, nll = loss * 0.0, nll * 0.0
@@ -116,14 +117,15 @@ class MTECriterion(TermsCriterion):
         """Targets as encoder input: `<s>` put before (batch, length) ids that end with `</s>`."""
         return F.pad(target, (1, 0), value=self.task.target_dictionary.bos())
 
-    def translation_loss(self, features: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed smoothed loss and summed negative log likelihood."""
+    def translation_loss(self, features: Tensor, weight: Tensor, target: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        """Summed smoothed loss and summed negative log likelihood of a batch with this many target tokens."""
         return chunked_linear_label_smoothed_nll(
             features.flatten(0, 1),
             weight,
             target.flatten(),
             self.label_smoothing,
             self.padding_idx,
+            counted=tokens,
             kind="uniform" if self.released else "fairseq",
             fused=self.fused,
         )
@@ -144,11 +146,12 @@ class MTECriterion(TermsCriterion):
             hits=("source_hits", "target_hits"),
         )
         rows = term.logged["contrastive_rows"]
-        total_tokens, total_rows = batch.total(batch.tokens, rows, like=source, dtype=torch.float64).tolist()
+        total_tokens, total_rows = batch.total(batch.tokens, rows, like=source, dtype=torch.float64)
         # fairseq divides the summed loss by all target tokens; the contrast is a mean over sentences already.
         weight = self.contrastive_weight * total_tokens
-        if self.released and total_rows:
-            weight /= total_rows
+        if self.released:
+            weight = weight / total_rows.clamp(min=1)
+        weight, total_tokens = weight.to(source.dtype), total_tokens.to(source.dtype)
         hits = 0.5 * (term.logged["source_hits"] + term.logged["target_hits"]).float()
         logged.update(contrastive_loss=(term.share * total_tokens).detach(), accuracy_hits=hits, accuracy_rows=rows)
         return term.share * weight

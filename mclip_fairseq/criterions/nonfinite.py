@@ -19,9 +19,9 @@ class NonFiniteError(UserError):
 
 
 def count_nonfinite_rows(*features: Tensor | None) -> Tensor:
-    """0-d, rows of any (batch, dim) matrix that hold a value which is not finite."""
+    """0-d, rows of any (batch, dim) matrix, one at least, that hold a value which is not finite."""
     counts = [(~torch.isfinite(matrix.detach()).all(dim=1)).sum() for matrix in features if matrix is not None]
-    return torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.long)
+    return torch.stack(counts).sum()
 
 
 def find_nonfinite(
@@ -41,9 +41,10 @@ def find_nonfinite(
     Returns:
         a description per guilty rank, empty if the step is sound; and whether the batch of any rank counts.
     """
-    bad = torch.as_tensor(bad_rows, device=loss.device) > 0
+    bad = loss.new_full((), bad_rows > 0, dtype=torch.bool) if isinstance(bad_rows, int) else bad_rows > 0
     flags = torch.stack([bad, ~torch.isfinite(loss.detach()).all(), torch.ones_like(bad)])
     own = flags.double() * (0.0 if dummy else 1.0)
+    # The one place of a step at which the CPU waits for a GPU: a bad batch must not reach the gradient.
     features, losses, counted = sum_over_ranks(own).tolist()
     if not (features or losses):
         return [], bool(counted)

@@ -54,7 +54,7 @@ class Batch:
 
     def total(self, *counts: float, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Sums of some of this rank's counts over all ranks, on the device of `like`."""
-        own = torch.tensor(counts, dtype=dtype, device=like.device)
+        own = torch.stack([like.new_full((), count, dtype=dtype) for count in counts])
         return sum_over_ranks(own) if self.gather else own
 
 

@@ -24,6 +24,7 @@ class ParallelDataset:
     |---|---|---|
     | `net_input.src_tokens`, `src_lengths` | (batch, length), (batch,) int64: `<s> ... </s>` | always |
     | `net_input.src_lang_id`, `tgt_lang_id` | (batch,) int64 | always |
+    | `net_input.tgt_lang` | int, the same language | always |
     | `net_input.prev_output_tokens` | (batch, length) int64: `</s> ...` | with a target |
     | `target` | (batch, length) int64: `... </s>`; None without a target | always |
     | `id` | (batch,) int64, rows of this dataset | always |
@@ -70,6 +71,7 @@ class ParallelDataset:
                 "src_lengths": torch.from_numpy(self.source.sizes[rows]),
                 "src_lang_id": torch.full((len(rows),), self.source_lang),
                 "tgt_lang_id": torch.full((len(rows),), self.target_lang),
+                "tgt_lang": self.target_lang,
             },
             "target": None,
         }

@@ -163,7 +163,12 @@ def sum_of_rows(logits: Tensor, offset: int, positives: Tensor | None, reduction
 def widen(x: Tensor, y: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs in one dtype of at least float32; the graph of the scale is kept."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-    return x.to(dtype), y.to(dtype), torch.as_tensor(scale, dtype=dtype, device=x.device)
+    return x.to(dtype), y.to(dtype), like(x, scale, dtype)
+
+
+def like(x: Tensor, value: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """A number, or a tensor with its graph, on the device of `x`; a number is filled in there, without a copy."""
+    return value.to(x.device, dtype) if isinstance(value, Tensor) else x.new_full((), value, dtype=dtype)
 
 
 def check_same_shape(x: Tensor, y: Tensor, names: str) -> None:

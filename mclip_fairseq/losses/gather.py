@@ -44,7 +44,7 @@ def gather_sizes(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[i
     Returns:
         one number for each rank; `[b]` without an initialised process group.
     """
-    if not _several_ranks(group):
+    if not several_ranks(group):
         return [len(rows)]
     size = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
@@ -55,7 +55,7 @@ def gather_sizes(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[i
 def gather_offset(sizes: list[int], group: dist.ProcessGroup | None = None) -> int:
     """Position of this rank's first row among those of all ranks; `sizes` as `gather_sizes` returns it."""
     # The rank in the group: device indices repeat over machines.
-    return sum(sizes[: dist.get_rank(group)]) if _several_ranks(group) else 0
+    return sum(sizes[: dist.get_rank(group)]) if several_ranks(group) else 0
 
 
 def gather_rows(
@@ -76,7 +76,7 @@ def gather_rows(
         (all rows, ...) in rank order, and the position of this rank's first row in it. The gradient of `tensor` is
         the sum of what all ranks' losses say about it. Without an initialised process group: `(tensor, 0)`.
     """
-    if not _several_ranks(group):
+    if not several_ranks(group):
         return tensor, 0
     if sizes is None:
         sizes = gather_sizes(tensor, group)
@@ -117,8 +117,8 @@ def share_of_mean(
     Returns:
         0-d, `total` over the number of rows of all ranks; zero with a graph where no rank has a row.
     """
-    # In float64, because a float32 counts to 2^24 only.
-    count = torch.as_tensor(rows, dtype=torch.float64, device=total.device)
+    # In float64, because a float32 counts to 2^24 only. A number is filled in on the device, which waits for nothing.
+    count = rows.double() if isinstance(rows, Tensor) else total.new_full((), rows, dtype=torch.float64)
     if gather:
         count = sum_over_ranks(count, group)
     return total / count.clamp(min=1).to(total.dtype)
@@ -133,14 +133,14 @@ def every_nth(group: dist.ProcessGroup | None = None) -> slice:
     Returns:
         every n-th item, n the number of ranks, from this rank's number on.
     """
-    if not _several_ranks(group):
+    if not several_ranks(group):
         return slice(None)
     return slice(dist.get_rank(group), None, dist.get_world_size(group))
 
 
 def _reduced(value: Tensor, operation: str, group: dist.ProcessGroup | None) -> Tensor:
     value = value.detach()
-    if _several_ranks(group):
+    if several_ranks(group):
         value = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(value, getattr(dist.ReduceOp, operation), group=group)
     return value
@@ -148,12 +148,13 @@ def _reduced(value: Tensor, operation: str, group: dist.ProcessGroup | None) -> 
 
 def objects_of_all_ranks(value: Any) -> list[Any]:
     """A picklable value of every rank of the default group, in rank order; every rank must call it."""
-    if not _several_ranks(None):
+    if not several_ranks(None):
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def _several_ranks(group: dist.ProcessGroup | None) -> bool:
+def several_ranks(group: dist.ProcessGroup | None = None) -> bool:
+    """Whether a process group with more than one rank is initialised."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1

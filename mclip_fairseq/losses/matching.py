@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from mclip_fairseq.losses.contrastive import like
 from mclip_fairseq.losses.gather import share_of_mean
 
 LEAST = 1e-5  # added to every probability by the released code, so that no foreign item is impossible
@@ -71,9 +72,7 @@ def hard_negative_weights(
     images, captions = text.shape[:2]
     with torch.autocast(image.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(image.dtype, text.dtype), torch.float32)
-        logits = torch.as_tensor(scale, dtype=dtype, device=image.device) * (
-            image.to(dtype) @ text.to(dtype).flatten(0, 1).T
-        )
+        logits = like(image, scale, dtype) * (image.to(dtype) @ text.to(dtype).flatten(0, 1).T)
         by_image, by_text = logits.softmax(dim=1) + LEAST, logits.T.softmax(dim=1) + LEAST
     ids = torch.arange(images, device=image.device) if ids is None else ids
     own = ids[:, None] == ids.repeat_interleave(captions)

@@ -55,6 +55,7 @@ def chunked_linear_label_smoothed_nll(
     kind: str = "fairseq",
     chunk_rows: int | None = None,
     fused: bool = True,
+    counted: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`label_smoothed_nll` of `features @ weight.T`, of which no more than a chunk of rows ever exists.
 
@@ -71,6 +72,7 @@ def chunked_linear_label_smoothed_nll(
         kind: `fairseq` or `uniform`.
         chunk_rows: rows multiplied at once; None is as many as `CHUNK_ELEMENTS` allows.
         fused: False computes chunks again in the backward pass, with less memory than all logits but more products.
+        counted: how many targets count, where the caller knows it: a GPU need not be asked, and waited for.
 
     Returns:
         0-d sums of the smoothed loss and of the plain negative log likelihood.
@@ -85,7 +87,8 @@ def chunked_linear_label_smoothed_nll(
         raise ValueError(f"chunk_rows is {chunk_rows}; give a positive number of rows")
 
     counts = target != ignore_index
-    rows, gold = features[counts], target[counts]
+    places = (counts.nonzero() if counted is None else torch.nonzero_static(counts, size=counted)).squeeze(1)
+    rows, gold = features.index_select(0, places), target.index_select(0, places)
     compute = rows.dtype
     if torch.is_autocast_enabled(rows.device.type):
         compute = torch.get_autocast_dtype(rows.device.type)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mclip_fairseq.losses.gather import gather_rows, max_over_ranks, sum_over_ranks
+from mclip_fairseq.losses.gather import gather_rows, max_over_ranks, several_ranks, sum_over_ranks
 
 # Logits of one block: 64 MiB in float32, of which two or three copies live at a time.
 BLOCK_ELEMENTS = 2**24
@@ -182,9 +182,10 @@ class _TiledSums(torch.autograd.Function):
             y, offset = gather_rows(y, layout.group, layout.y_sizes)
             y_ids, _ = gather_rows(y_ids, layout.group, layout.y_sizes)
             ctx.own = slice(offset, offset + rows)
-            # Backward sums y's gradient over ranks: all of them take part if one needs it.
-            flag = torch.tensor([float(ctx.y_needs_grad)], device=x.device)
-            ctx.y_needs_grad = bool(max_over_ranks(flag, layout.group))
+            if several_ranks(layout.group):
+                # Backward sums y's gradient over ranks: all of them take part if one needs it.
+                flag = x.new_full((), float(ctx.y_needs_grad))
+                ctx.y_needs_grad = bool(max_over_ranks(flag, layout.group))
         ctx.positives = _Positives(x_ids, y_ids, layout.block_rows)
         ctx.rows, ctx.columns = _RunningStatistics(len(x), x.device), _RunningStatistics(len(y), x.device)
         for block, row, column in ctx.positives:

@@ -47,18 +47,19 @@ class LanguageProjection(nn.Module):
         for matrix in self.weight:
             nn.init.xavier_uniform_(matrix)
 
-    def forward(self, states: Tensor, lang_id: Tensor) -> Tensor:
+    def forward(self, states: Tensor, lang_id: Tensor, one: int | None = None) -> Tensor:
         """Project each sentence by its target language.
 
         Args:
             states: (batch, length, dim).
             lang_id: (batch,) int64.
+            one: the language of all of them, where the batch says so; otherwise a GPU is asked, and waited for.
 
         Returns:
             (batch, length, dim).
         """
         # Batches hold one direction, so nearly always one matrix serves the whole batch.
-        present = lang_id.unique().tolist()
+        present = lang_id.unique().tolist() if one is None else [one]
         if len(present) == 1:
             return F.linear(states, self.weight[present[0]], self.bias[present[0]])
         return torch.baddbmm(self.bias[lang_id].unsqueeze(1), states, self.weight[lang_id].transpose(1, 2))
@@ -79,6 +80,7 @@ class MTEEncoder(FairseqEncoder):
         src_lengths: Tensor | None = None,
         src_lang_id: Tensor | None = None,
         tgt_lang_id: Tensor | None = None,
+        tgt_lang: int | None = None,
         **unused: Any,
     ) -> dict[str, list[Tensor]]:
         """Encode sources for the decoder.
@@ -88,6 +90,7 @@ class MTEEncoder(FairseqEncoder):
             src_lengths: unused; fairseq passes it.
             src_lang_id: unused; XLM-R needs no language.
             tgt_lang_id: (batch,) language to translate into; None leaves the states unprojected.
+            tgt_lang: that of all sentences, where the batch holds one direction.
             **unused: what else a batch holds.
 
         Returns:
@@ -95,7 +98,7 @@ class MTEEncoder(FairseqEncoder):
             `encoder_states`, the states (batch, length, dim) before the projection.
         """
         states = self.xlmr(src_tokens)
-        projected = states if tgt_lang_id is None else self.lang_proj(states, tgt_lang_id.view(-1))
+        projected = states if tgt_lang_id is None else self.lang_proj(states, tgt_lang_id.view(-1), tgt_lang)
         padding = src_tokens.eq(self.padding_idx)
         return {
             "encoder_out": [projected.transpose(0, 1)],
@@ -151,6 +154,7 @@ class MTEModel(FairseqEncoderDecoderModel):
         prev_output_tokens: Tensor | None,
         src_lang_id: Tensor | None = None,
         tgt_lang_id: Tensor | None = None,
+        tgt_lang: int | None = None,
         contrast_tokens: Tensor | None = None,
         pool_projected: bool = False,
         features_only: bool = False,
@@ -163,6 +167,7 @@ class MTEModel(FairseqEncoderDecoderModel):
             prev_output_tokens: (batch, target length) decoder input; None skips the decoder.
             src_lang_id: (batch,) language of the sources.
             tgt_lang_id: (batch,) language to translate into.
+            tgt_lang: the same as a number.
             contrast_tokens: (batch, length) target sentences as encoder input, or None.
             pool_projected: pool the source after the language projection, as the released code does.
             features_only: return decoder states (batch, target length, dim) instead of logits.
@@ -171,7 +176,7 @@ class MTEModel(FairseqEncoderDecoderModel):
             logits (batch, target length, entries) or None; `source_pooled` and `target_pooled`, (batch, dim), each
             mean-pooled once from the same encoder, not normalised; `output_weight`, the table that gives logits.
         """
-        encoder_out = self.encoder(src_tokens, src_lengths, tgt_lang_id=tgt_lang_id)
+        encoder_out = self.encoder(src_tokens, src_lengths, tgt_lang_id=tgt_lang_id, tgt_lang=tgt_lang)
         logits = None
         if prev_output_tokens is not None:
             logits, _ = self.decoder(prev_output_tokens, encoder_out=encoder_out, features_only=features_only)

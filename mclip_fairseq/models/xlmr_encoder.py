@@ -197,7 +197,7 @@ class XLMREncoder(nn.Module):
             (batch, length, dim); states of pad positions are meaningless.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            states: Tensor = self.encoder(tokens, features_only=True)[0]
+            states: Tensor = run_layers(self.encoder.sentence_encoder, tokens)
         return states
 
     def identity(self) -> dict[str, str]:
@@ -219,6 +219,28 @@ class XLMREncoder(nn.Module):
             "model": weights,
             **untrained_bookkeeping("MaskedLmLoss"),
         }
+
+
+def run_layers(stack: Any, tokens: Tensor) -> Tensor:
+    """What fairseq's transformer encoder computes, without asking a GPU in each layer whether there are pads.
+
+    Args:
+        stack: fairseq's `TransformerEncoder`.
+        tokens: (batch, length) ids.
+
+    Returns:
+        (batch, length, dim) states of the last layer.
+    """
+    padding = tokens.eq(stack.padding_idx)
+    # Attention without a mask is a little faster, and asking a CPU costs nothing.
+    mask = padding if tokens.is_cuda or padding.any() else None
+    states, _ = stack.forward_embedding(tokens)
+    states = (states * (1 - padding.unsqueeze(-1).type_as(states))).transpose(0, 1)
+    for layer in stack.layers:
+        states = layer(states, encoder_padding_mask=mask)
+    if stack.layer_norm is not None:
+        states = stack.layer_norm(states)
+    return states.transpose(0, 1)
 
 
 def stored_xlmr_options(state: dict[str, Any], file: Path) -> Namespace:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mclip_fairseq.losses.gather import sum_over_ranks
+from mclip_fairseq.losses.gather import several_ranks, sum_over_ranks
 
 logger = logging.getLogger(__name__)
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -87,6 +87,7 @@ def asked_to_stop(device: torch.device | str = "cpu") -> str:
     Args:
         device: of a tensor that the process group can sum.
     """
-    counts = torch.tensor([float(_received.count(number)) for number in SIGNALS], device=device)
-    counts = sum_over_ranks(counts)
-    return next((signal.Signals(n).name for n, count in zip(SIGNALS, counts.tolist(), strict=True) if count), "")
+    counts = [float(_received.count(number)) for number in SIGNALS]
+    if several_ranks():  # one rank alone does not make its GPU wait
+        counts = sum_over_ranks(torch.tensor(counts, device=device)).tolist()
+    return next((signal.Signals(n).name for n, count in zip(SIGNALS, counts, strict=True) if count), "")

@@ -235,7 +235,7 @@ class SampledTask(FairseqTask):
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Log the criterion's sums and, in validation, the figures over the whole split."""
-        super().reduce_metrics(logging_outputs, criterion)
+        super().reduce_metrics(on_cpu(logging_outputs), criterion)
         if self.validating:
             for name, value in self.figures.items():
                 metrics.log_scalar(name, value, round=2)
@@ -350,6 +350,24 @@ def model_class(cfg: Any) -> Any:
     """The registered class behind a model's options; None for an unknown name."""
     name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
     return ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
+
+
+def on_cpu(logging_outputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same sums on the CPU, brought there by one copy: each number alone would make it wait for a GPU."""
+    numbers = [
+        value for output in logging_outputs for value in output.values() if isinstance(value, Tensor) and value.is_cuda
+    ]
+    if not numbers:
+        return [dict(output) for output in logging_outputs]
+    # In float64 every float32 and every count keeps its value.
+    copied = iter(torch.stack([number.detach().double().reshape(()) for number in numbers]).cpu().unbind())
+    return [
+        {
+            name: next(copied).to(value.dtype) if isinstance(value, Tensor) and value.is_cuda else value
+            for name, value in output.items()
+        }
+        for output in logging_outputs
+    ]
 
 
 def _nothing() -> None:

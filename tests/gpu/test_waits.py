@@ -1,0 +1,99 @@
+"""How often the CPU waits for the GPU in a training step: counted on the CPU by what would wait, and on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu.measuring import TINY, Report
+from benchmarks.gpu.models import caption_batch, dictionary, mclip, mte, to_device, training_step
+from mclip_fairseq.criterions.mte import MTECriterion
+from mclip_fairseq.criterions.trikd import TriKDCriterion
+from mclip_fairseq.data.parallel import ParallelDataset
+from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.resilience.signals import asked_to_stop
+from mclip_fairseq.tasks.mte import MTETask, MTETaskConfig
+from mclip_fairseq.tasks.sampled import on_cpu
+from mclip_fairseq.tasks.trikd import TriKDTask, TriKDTaskConfig
+from tests.gpu.waits import waits_of
+
+
+def trikd_step(device: torch.device, cached: bool) -> Callable[[], object]:
+    pieces = dictionary(TINY.entries)
+    model = mclip("base", pieces, True, device)
+    task = TriKDTask(TriKDTaskConfig(data="none", save_dir="none", seed=1, autocast="none"), [pieces])
+    criterion = TriKDCriterion(task, 1.0, 0.1, 1 / 0.07, "pair", "sound")
+    batch = caption_batch(TINY, pieces, model.feature_dim, model.dim if cached else 0)
+    return training_step(task, model, criterion, to_device(batch, device))
+
+
+def mte_step(device: torch.device, fused: bool) -> Callable[[], object]:
+    pieces = dictionary(TINY.entries)
+    model = mte(pieces, True, device)
+    cfg = MTETaskConfig(data="none", save_dir="none", seed=1, langs="en,de,fr", autocast="none")
+    task = MTETask(cfg, pieces)
+    sides = [FlatTokens.from_sentences(list(torch.randint(5, 200, (4, length))), pieces, None) for length in (6, 7)]
+    rows = ParallelDataset(sides[0], sides[1], 1, 2).rows(torch.arange(4).numpy())
+    return training_step(task, model, MTECriterion(task, 0.1, 1.0, 2.0, 0.1, "sound", fused), to_device(rows, device))
+
+
+# On a CPU the encoder asks for pads, and fairseq's positions compute with sizes in CPU tensors; a GPU does not wait.
+CPU_ONLY = ("xlmr_encoder.py", "sinusoidal_positional_embedding.py")
+
+
+def waits_on(device: torch.device, work: Callable[[], object], patch: pytest.MonkeyPatch) -> list[str]:
+    work()  # the first step builds the optimizer's state
+    if device.type == "cuda":
+        return Report(device).waits(work)
+    return [place for place in waits_of(work, patch) if not place.startswith(CPU_ONLY)]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_step_of_trikd_waits_once(device: torch.device, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the question whether the batch is finite."""
+    places = waits_on(device, trikd_step(device, cached), monkeypatch)
+    assert len(places) <= 1, places
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_of_mte_waits_twice(device: torch.device, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, and once for fairseq's decoder, which asks for pads."""
+    places = waits_on(device, mte_step(device, fused), monkeypatch)
+    assert len(places) <= 2, places
+
+
+def test_waits_are_found(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter itself: each of these waits."""
+    values = torch.arange(4.0, device=device)
+    for work in (
+        lambda: float(values[0]),
+        lambda: values.tolist(),
+        lambda: values[values > 1],
+        lambda: bool(values.any()),
+        lambda: torch.tensor([1.0], device=device),
+        lambda: values.unique(),
+    ):
+        assert waits_on(device, work, monkeypatch)
+    assert not waits_on(device, lambda: values.new_full((), 2.0) * values.sum(), monkeypatch)
+
+
+def test_signals_make_one_rank_wait_for_nothing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert waits_on(device, lambda: asked_to_stop(device), monkeypatch) == []
+
+
+def test_logged_sums_come_by_one_copy(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs: list[dict[str, Any]] = [
+        {"loss": torch.tensor(1 / 3, device=device), "hits": torch.tensor(2**30 + 1, device=device), "rows": 3},
+        {"loss": torch.tensor(0.5, device=device, dtype=torch.float16), "rows": 4},
+    ]
+    copied = on_cpu(outputs)
+    assert [{name: float(value) for name, value in output.items()} for output in copied] == [
+        {name: float(value) for name, value in output.items()} for output in outputs
+    ]
+    assert [{name: getattr(v, "dtype", int) for name, v in output.items()} for output in copied] == [
+        {name: getattr(v, "dtype", int) for name, v in output.items()} for output in outputs
+    ]
+    assert len(waits_on(device, lambda: on_cpu(outputs), monkeypatch)) <= 1
