@@ -8,6 +8,7 @@ import importlib.abc
 import importlib.util
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -51,6 +52,13 @@ def _forget_availability() -> None:
             forget()
 
 
+def hide_fairseq_warnings() -> None:
+    """Ignore what hydra and torch say of fairseq's use of them, twenty lines in each run; idempotent."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"hydra\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairseq\.")
+    warnings.filterwarnings("ignore", r"\s*'config' is validated against ConfigStore schema", UserWarning)
+
+
 @contextlib.contextmanager
 def root_logger_kept() -> Iterator[None]:
     """Restore the root logger's level and handlers at the end; until then, only warnings and errors are shown."""
@@ -80,6 +88,9 @@ class QuietFairseq(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """The spec of `fairseq` with this loader, once; None for every other module.
 
         Asked for transformers, which breaks where it finds a torchaudio that cannot be loaded, it hides that first.
+
+        Raises:
+            ModuleNotFoundError: fairseq is not installed.
         """
         if name == "transformers":
             shield_torchaudio()
@@ -87,8 +98,10 @@ class QuietFairseq(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        if spec is not None:
-            self.loader, spec.loader = spec.loader, self
+        if spec is None:
+            sys.meta_path.insert(0, self)
+            raise ModuleNotFoundError("fairseq is not installed; run mclip-doctor --fix", name=name)
+        self.loader, spec.loader = spec.loader, self
         return spec
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:

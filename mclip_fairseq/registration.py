@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.compat import hide_fairseq_warnings, shield_torchaudio
 from mclip_fairseq.storage.checkpoints import allow_checkpoint_globals
 
 
@@ -23,6 +23,7 @@ def register() -> None:
     """Register all components and install the patches of `resilience`; idempotent."""
     allow_checkpoint_globals()
     shield_torchaudio()
+    hide_fairseq_warnings()
     for folder in ("models", "criterions", "optim", "tasks"):
         import_components(folder)
     from mclip_fairseq.resilience.install import install

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.projectors import PROJECTOR_STARTS, XProjector, c_projector
+from mclip_fairseq.models.sizes import check_chosen_sizes
 from mclip_fairseq.models.student import StudentModel
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.text_options import FREEZING, StudentConfig, TextEncoderConfig
@@ -90,6 +91,7 @@ class MCLIPModel(StudentModel):
         teacher_identity: Mapping[str, Any],
     ) -> None:
         super().__init__(cfg, text_encoder, teacher, teacher_identity)
+        check_chosen_sizes(cfg, "projector", text_encoder.dim, "the text encoder's width")
         start = str(cfg.projector_start)
         if start == "identity" and cfg.teacher_dim != text_encoder.dim:
             raise UserError(

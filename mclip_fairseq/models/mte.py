@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.pooling import pool_mean
+from mclip_fairseq.models.sizes import check_chosen_sizes
 from mclip_fairseq.models.text_options import TextEncoderConfig, frozen_part
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 
@@ -138,9 +139,14 @@ class MTEModel(FairseqEncoderDecoderModel):
 
     @classmethod
     def build_model(cls, cfg: MTEModelConfig, task: Any) -> "MTEModel":
-        """Build from options; sizes of a given XLM-R replace those of the options and are kept with them."""
+        """Build from options; sizes of a given XLM-R replace those of the options and are kept with them.
+
+        Raises:
+            UserError: the archive cannot be used, or no model has the sizes that were chosen.
+        """
         dictionary = task.source_dictionary
         xlmr = XLMREncoder.build(cfg.text_encoder, cfg, dictionary)
+        check_chosen_sizes(cfg, "decoder", xlmr.dim, "the text encoder's width")
         encoder = MTEEncoder(xlmr, len(task.langs))
         # The decoder shares XLM-R's table; a language model head of its own would be a second 250,002-row matrix.
         decoder = TransformerDecoderBase(decoder_config(cfg, xlmr.dim), dictionary, xlmr.embed_tokens)

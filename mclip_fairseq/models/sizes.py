@@ -89,6 +89,31 @@ def check_heads(where: str | Path, option: str, heads: int, width: int) -> None:
         raise UserError(f"{where}: {option} {heads} does not divide the width {width}; restore the original file")
 
 
+def check_chosen_sizes(options: Any, part: str, width: int, width_option: str) -> None:
+    """Check the sizes that a user chose for one stack of layers, before it is built.
+
+    Args:
+        options: of the model, with the fields `PART_layers`, `PART_ffn_embed_dim` and `PART_attention_heads`.
+        part: such as `encoder`.
+        width: of the stack.
+        width_option: how the user knows the width, for the message.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name, least in (("layers", 0), ("ffn_embed_dim", 1), ("attention_heads", 1)):
+        value = int(getattr(options, f"{part}_{name}"))
+        if value < least:
+            raise UserError(f"--{part}-{name.replace('_', '-')} {value}: is too small; give {least} or more")
+    if width < 1:
+        raise UserError(f"{width_option} {width}: is too small; give 1 or more")
+    heads = int(getattr(options, f"{part}_attention_heads"))
+    if width % heads:
+        raise UserError(
+            f"--{part}-attention-heads {heads}: does not divide {width_option} {width}; give a divisor of {width}"
+        )
+
+
 def _size(weights: Mapping[str, Tensor], name: str, dim: int) -> int:
     tensor = weights.get(name)
     return tensor.shape[dim] if tensor is not None and tensor.ndim > dim else 0

@@ -11,7 +11,7 @@ from fairseq.models.roberta.model import RobertaEncoder
 from torch import Tensor, nn
 
 from mclip_fairseq.models.freezing import state_hash
-from mclip_fairseq.models.sizes import ENCODER, check_heads, check_sizes
+from mclip_fairseq.models.sizes import ENCODER, check_chosen_sizes, check_heads, check_sizes
 from mclip_fairseq.models.weights import check_state_dict, check_weights
 from mclip_fairseq.storage.checkpoints import load_checkpoint, untrained_bookkeeping
 from mclip_fairseq.storage.errors import UserError
@@ -137,8 +137,12 @@ class XLMREncoder(nn.Module):
             archive: XLM-R archive, whose sizes replace those in `cfg`; empty for random weights.
             cfg: a model configuration, see `xlmr_args`.
             dictionary: one entry per row of the embedding table.
+
+        Raises:
+            UserError: the archive cannot be used, or no encoder has the sizes in `cfg`.
         """
         if not archive:
+            check_chosen_sizes(cfg, "encoder", cfg.encoder_embed_dim, "--encoder-embed-dim")
             return cls(xlmr_args(cfg), dictionary)
         encoder = cls.from_checkpoint(archive, dictionary, dropout=cfg.dropout, attention_dropout=cfg.attention_dropout)
         encoder.store_sizes(cfg)

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from mclip_fairseq.resilience import signals
 from mclip_fairseq.resilience.holding import held_by_rank_zero
 from mclip_fairseq.resilience.preflight import check_launch
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.files import shown
+from mclip_fairseq.storage.files import first_line, shown
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -81,12 +83,30 @@ def run_alone(main: Callable[..., None], cfg: Any, **kwargs: Any) -> None:
         **kwargs: for `main`.
     """
     report_in_one_line()  # ranks that fairseq has started begin here
+    make_log_folder(cfg.common.log_file)
     folder, rank = cfg.checkpoint.save_dir, cfg.distributed_training.distributed_rank or 0
     if cfg.checkpoint.no_save or PathManager.path_requires_pathmanager(folder):
         main(cfg, **kwargs)
         return
     with held_by_rank_zero(folder, rank):
         main(cfg, **kwargs)
+
+
+def make_log_folder(log_file: str | None) -> None:
+    """Make the directory of --log-file.
+
+    Raises:
+        UserError: it cannot be made, or the file is a directory.
+    """
+    if log_file is None:
+        return
+    path = Path(log_file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--log-file {path}: its directory cannot be made: {error.strerror}; give another") from error
+    if path.is_dir():
+        raise UserError(f"--log-file {path}: is a directory; give the name of a file")
 
 
 def report_in_one_line() -> None:
@@ -97,8 +117,10 @@ def report_in_one_line() -> None:
     program = Path(sys.argv[0]).name
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, UserError):
-            print(f"{program}: error: {shown(str(error))}", file=sys.stderr, flush=True)
+        if isinstance(error, UserError | HydraException | OmegaConfBaseException):
+            # fairseq composes its options by hydra, which refuses a value of a wrong type in several lines
+            message = str(error) if isinstance(error, UserError) else first_line(error)
+            print(f"{program}: error: {shown(message)}", file=sys.stderr, flush=True)
             raise SystemExit(BAD_INPUT)
         if isinstance(error, KeyboardInterrupt):
             print(f"\n{program}: interrupted", file=sys.stderr, flush=True)

@@ -26,6 +26,7 @@ def check_launch(cfg: Any) -> None:
         UserError: naming the option.
     """
     check_precision(cfg.common, OmegaConf.select(cfg, "task.autocast"))
+    check_batches(cfg.dataset)
     check_restored_files(cfg.checkpoint)
     check_metric(cfg)
 
@@ -55,6 +56,20 @@ def check_precision(common: Any, autocast: Any) -> None:
         raise UserError(f"{chosen[0]}: needs a GPU, and {why}; leave it out to train in float32")
     if lowered:
         raise UserError(f"{chosen[0]} and --autocast {autocast} are both given; choose one of them")
+
+
+def check_batches(dataset: Any) -> None:
+    """Refuse batches without a size, or of no size.
+
+    Args:
+        dataset: fairseq's options of the data.
+    """
+    sizes = {"--batch-size": dataset.batch_size, "--max-tokens": dataset.max_tokens}
+    for option, size in sizes.items():
+        if size is not None and size < 1:
+            raise UserError(f"{option} {size}: is too small; give 1 or more")
+    if all(size is None for size in sizes.values()):
+        raise UserError("neither --batch-size nor --max-tokens is given; pass one of them")
 
 
 def check_restored_files(cfg: Any) -> None:

@@ -17,6 +17,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.sealed import host_name
 from tests.processes import start, wait_for
 from tests.runs import ROOT, caption_options, state_of, train_on_ranks
+from tests.tiny_data import mte_options
 
 Train = Callable[..., str]
 
@@ -45,6 +46,13 @@ Train = Callable[..., str]
             ("--best-checkpoint-metric", "mean_recall_de", "--valid-retrieval"),
             r"pass --maximize-best-checkpoint-metric$",
         ),
+        (("--batch-size", "0"), r"^--batch-size 0: is too small; give 1 or more$"),
+        (("--max-tokens", "-1"), r"^--max-tokens -1: is too small; give 1 or more$"),
+        (
+            ("--log-file", "{}/file/log.txt"),
+            r"^--log-file .*/file/log\.txt: its directory cannot be made: ",
+        ),
+        (("--log-file", "{}"), r"^--log-file .*: is a directory; give the name of a file$"),
         (("--save-dir", "{}/file"), r"^--save-dir .*/file: is not a directory; give another one$"),
         (("--save-dir", "{}/file/below"), r"^--save-dir .*/file/below: is not a directory; give another one$"),
     ],
@@ -60,6 +68,48 @@ def test_one_sentence_before_the_data_are_read(
     with pytest.raises(UserError, match=sentence):
         run_train(*command)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ("--encoder-attention-heads", "5"),
+            "--encoder-attention-heads 5: does not divide --encoder-embed-dim 32",
+        ),
+        (
+            ("--projector-attention-heads", "5"),
+            "--projector-attention-heads 5: does not divide the text encoder's width",
+        ),
+        (("--encoder-embed-dim", "0"), "--encoder-embed-dim 0: is too small; give 1 or more"),
+        (("--projector-layers", "-1"), "--projector-layers -1: is too small; give 0 or more"),
+    ],
+)
+def test_sizes_that_do_not_fit_name_the_option(
+    options: Sequence[str], sentence: str, tiny_corpus: Path, run_train: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        run_train(*caption_options(tiny_corpus, tmp_path / "run", *options))
+
+
+def test_decoder_heads_name_the_option(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
+    command = mte_options(tiny_corpus, tmp_path / "run")
+    with pytest.raises(UserError, match=r"^--decoder-attention-heads 5: does not divide the text encoder's width 32; "):
+        run_train(*command, "--batch-size", "8", "--decoder-attention-heads", "5")
+
+
+def test_the_directory_of_the_log_file_is_made(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "today" / "log.txt"
+    common = ("--num-workers", "0", "--disable-validation", "--max-update", "1", "--no-save")
+    run_train(*caption_options(tiny_corpus, tmp_path / "run", *common, "--log-file", log))
+    assert "done training" in log.read_text(encoding="utf-8")
+
+
+def test_a_batch_needs_a_size(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
+    command = caption_options(tiny_corpus, tmp_path / "run")
+    at = command.index("--batch-size")
+    with pytest.raises(UserError, match=r"^neither --batch-size nor --max-tokens is given; pass one of them$"):
+        run_train(*command[:at], *command[at + 2 :])
 
 
 def test_a_run_that_has_begun_no_longer_needs_what_it_started_from(
@@ -80,9 +130,9 @@ def test_a_process_ends_with_one_line_and_status_2(tmp_path: Path, fairseq_cli: 
     result = fairseq_cli("fairseq-train", *command, check=False)
     assert isinstance(result, subprocess.CompletedProcess)
     assert result.returncode == 2
-    lines = result.stderr.rstrip().splitlines()
-    assert lines[-1].endswith(": error: --fp16: needs a GPU, and --cpu is given; leave it out to train in float32")
-    assert "Traceback" not in result.stderr + result.stdout
+    lines = [line for line in result.stderr.splitlines() if " | INFO | " not in line]
+    assert lines == ["fairseq-train: error: --fp16: needs a GPU, and --cpu is given; leave it out to train in float32"]
+    assert all(" | INFO | " in line for line in result.stdout.splitlines()), result.stdout
 
 
 HOLDER = """
