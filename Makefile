@@ -3,6 +3,7 @@
 #
 #   PYTHON=python3.12    the interpreter that creates the environment (3.11 or later)
 #   VENV=dir             the environment's directory (default .venv); VENV= uses the active environment as it is
+#   TORCH_INDEX=url      package index to install torch from, such as PyTorch's own for CPU builds (200 MB, not 3 GB)
 #   WORKERS=2            number of test processes
 #   ARGS="-k retrieval"  further arguments for pytest
 
@@ -10,6 +11,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+TORCH_INDEX ?=
 ARGS ?=
 EXTRAS := dev,demo,docs,evaluate,export,heic,prepare,search
 
@@ -83,20 +85,12 @@ ifneq ($(strip $(VENV)),)
 	@test -x "$(PREFIX)/bin/python" || $(PYTHON) -m venv "$(PREFIX)" || { \
 	  echo "make: $(PYTHON) cannot create a virtual environment; install its venv module (apt install python3-venv)" >&2; exit 1; }
 endif
-	@$(RUN) $(PY) -c 'import fairseq' 2>/dev/null || { \
-	  command -v $${CXX:-c++} >/dev/null || { \
-	    echo "make: no C++ compiler ($${CXX:-c++}) to build fairseq with; install one (apt install g++) or set CXX" >&2; exit 1; }; \
-	  test -f "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || { \
-	    echo "make: Python.h, which building fairseq needs, is missing; install Python's headers (apt install python3-dev)" >&2; exit 1; }; }
 	@# An active environment with torch keeps its versions; any other gets those of constraints.txt.
-	@$(RUN) set -e; pins="-c constraints.txt"; \
-	  step() { echo "== pip install $$*"; $(PY) -m pip install --quiet $$pins "$$@"; }; \
-	  if [ -z "$(strip $(VENV))" ] && $(PY) -c 'import torch' 2>/dev/null; then pins=""; else \
-	    step --upgrade pip; \
-	    step torch numpy cython setuptools wheel; \
-	    step --no-build-isolation fairseq-fixed; fi; \
-	  step --no-build-isolation -e '.[$(EXTRAS)]'
-	@# fairseq requires torchaudio, but only its speech tasks use it. One that cannot be loaded breaks transformers.
-	@$(RUN) $(if $(strip $(VENV)),$(PY) -c 'import torchaudio' >/dev/null 2>&1 || $(PY) -m pip uninstall --quiet --yes torchaudio,:)
-	@$(RUN) $(PY) -m mclip_fairseq.doctor
+	@$(RUN) set -e; pins=constraints.txt; \
+	  if [ -z "$(strip $(VENV))" ] && $(PY) -c 'import torch' 2>/dev/null; then pins=/dev/null; fi; \
+	  step() { echo "== pip install $$*"; $(PY) -m pip install -c $$pins "$$@"; }; \
+	  step --upgrade pip setuptools wheel; \
+	  if [ -n "$(TORCH_INDEX)" ]; then step torch --index-url "$(TORCH_INDEX)"; fi; \
+	  step --no-build-isolation -e '.[$(EXTRAS)]'; \
+	  PIP_CONSTRAINT=$$pins $(PY) -m mclip_fairseq.doctor --fix
 	@touch "$@"

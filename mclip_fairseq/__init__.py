@@ -12,7 +12,7 @@ if __name__ != "mclip_fairseq":
     )
 
 from mclip_fairseq.compat import keep_fairseq_quiet
-from mclip_fairseq.user_dir import PackagePath
+from mclip_fairseq.user_dir import PackagePath, register_if_asked
 
 keep_fairseq_quiet()
 __version__ = "0.2.0"
@@ -27,3 +27,6 @@ def __getattr__(name: str) -> Any:
 
         return MultilingualCLIP
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register_if_asked()

@@ -1,5 +1,6 @@
 """`mclip-doctor` (or `python -m mclip_fairseq.doctor`): what is installed, what is broken, and how to fix it.
 
+`mclip-doctor --fix` installs fairseq, and `mclip-doctor options` prints the options of components (`reference`).
 Every import is tried here, so that the doctor also works where fairseq or torch cannot be loaded.
 """
 
@@ -13,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ from typing import Any, Literal
 
 from mclip_fairseq import compat
 from mclip_fairseq.cli.main import Parser, run_main
+from mclip_fairseq.fairseq_wheel import FAIRSEQ, install_fairseq, run_pip
 
 PROGRAM = "mclip-doctor"
 Status = Literal["ok", "warning", "error"]
@@ -49,7 +52,7 @@ NOT_FOR_USERS = ("dev", "docs", "fuzz")
 # A decorator that registers a component, and its name.
 REGISTERED = re.compile(r"^@register_(task|model|criterion|optimizer)\(\s*\"([^\"]+)\"", flags=re.MULTILINE)
 COMPILED = ("fairseq.data.data_utils_fast", "fairseq.data.token_block_utils_fast")
-BUILD_FAIRSEQ = "pip install torch numpy cython setuptools wheel, then pip install --no-build-isolation fairseq-fixed"
+FIX = "Run mclip-doctor --fix."
 BFLOAT16 = "--autocast bfloat16 works everywhere, but is slow where the hardware does not compute in it."
 MIN_DISK_GB = 2.0
 MIN_SHM_MB = 256.0
@@ -105,7 +108,7 @@ def requirements() -> list[tuple[str, str, str]]:
             requirement, _, marker = line.partition(";")
             extra = re.search(r"extra\s*==\s*['\"](\w+)['\"]", marker)
             rows.append((requirement, extra[1] if extra else ""))
-    required: dict[str, tuple[str, str, str]] = {}
+    required = {"fairseq-fixed": ("fairseq-fixed", f"=={FAIRSEQ}", "")}
     for line, section in rows:
         match = re.match(r"\s*([A-Za-z0-9._-]+)\s*([^;\[]*)", line)
         if match and section not in NOT_FOR_USERS and match[1].replace("-", "_") != "mclip_fairseq":
@@ -123,9 +126,7 @@ def check_package(distribution: str, bound: str, extra: str = "") -> Check:
     bad: Status = "warning" if extra else "error"
     use = WITHOUT.get(distribution, f"needed by the extra {extra}" if extra else "")
     cost = f" ({use})" if use else ""
-    install = f"pip install '{distribution}{bound}'"
-    if distribution == "fairseq-fixed":
-        install = f"{BUILD_FAIRSEQ}{bound}"
+    install = "mclip-doctor --fix" if distribution == "fairseq-fixed" else f"pip install '{distribution}{bound}'"
     version = installed_version(distribution)
     module, problem = try_import(MODULES.get(distribution, distribution.replace("-", "_")))
     if version is None and module is None:
@@ -135,7 +136,7 @@ def check_package(distribution: str, bound: str, extra: str = "") -> Check:
             distribution,
             bad,
             f"{version} cannot be imported: {problem}{cost}",
-            f"Run {install} --force-reinstall.",
+            FIX if distribution == "fairseq-fixed" else f"Run {install} --force-reinstall.",
         )
     if version is None:
         note = f"another build of {module.__name__} is installed instead"
@@ -154,7 +155,7 @@ def satisfies(version: str, bound: str) -> bool:
 
 
 def check_torchaudio() -> Check:
-    """The torchaudio that fairseq-fixed requires: its wheel often does not fit the installed torch."""
+    """The torchaudio that the published fairseq-fixed requires: its wheel often does not fit the installed torch."""
     version = installed_version("torchaudio")
     if version is None:
         return Check("torchaudio", "ok", "not installed, not needed")
@@ -162,9 +163,9 @@ def check_torchaudio() -> Check:
     if module is not None:
         return Check("torchaudio", "ok", version)
     fix = (
-        "Run pip uninstall torchaudio: only fairseq's speech tasks use it. While it is there, transformers and "
-        "sentence-transformers fail in every program that does not import mclip_fairseq first. Or install the build "
-        f"for torch {installed_version('torch')} from the index that torch came from."
+        "Run mclip-doctor --fix, which does pip uninstall torchaudio: only fairseq's speech tasks use it. While it is "
+        "there, transformers and sentence-transformers fail in every program that does not import mclip_fairseq first. "
+        f"Or install the build for torch {installed_version('torch')} from the index that torch came from."
     )
     if "halted" in problem:  # it is hidden already, and `compat` keeps the true reason
         problem = compat.torchaudio_problem()
@@ -186,11 +187,7 @@ def check_compiled_extensions() -> Check:
     problems = [f"{name.rpartition('.')[2]} ({problem})" for name in COMPILED if (problem := try_import(name)[1])]
     if not problems:
         return Check("fairseq extensions", "ok", "compiled")
-    fix = (
-        "With a C++ compiler, torch, numpy and cython in place, run pip install --force-reinstall --no-deps "
-        f"--no-cache-dir --no-build-isolation fairseq-fixed=={installed_version('fairseq-fixed')}."
-    )
-    return Check("fairseq extensions", "error", "not loadable: " + ", ".join(problems), fix)
+    return Check("fairseq extensions", "error", "not loadable: " + ", ".join(problems), FIX)
 
 
 def check_plugin() -> Check:
@@ -308,8 +305,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = Parser(prog=PROGRAM, description="Show what is installed, what is broken, and how to fix it.")
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    parser.add_argument(
+        "--fix",
+        action="store_true",
+        help="first install fairseq if it is missing or broken, and uninstall a torchaudio that cannot be loaded",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="options")
+    options = commands.add_parser("options", help="print the options of tasks, models, criterions and optimizers")
+    options.add_argument("names", nargs="*", metavar="NAME", help="such as trikd or mclip_base (default: all)")
+    options.add_argument("--markdown", action="store_true", help="as a page, like docs/options.md")
     arguments = parser.parse_args(argv)
-    return run_main(PROGRAM, lambda: diagnose(arguments.json))
+    if arguments.command == "options":
+        return run_main(PROGRAM, lambda: print_options(arguments.names, arguments.markdown))
+    return run_main(PROGRAM, lambda: repair(arguments.json) if arguments.fix else diagnose(arguments.json))
+
+
+def print_options(names: Sequence[str], markdown: bool) -> None:
+    """Print the options of components; no names stand for all."""
+    logging.disable(logging.WARNING)  # fairseq logs while it is imported
+    try:
+        from mclip_fairseq import reference
+
+        chosen = reference.choose(names)
+    finally:
+        logging.disable(logging.NOTSET)
+    print(reference.as_markdown(chosen) if markdown else reference.as_text(chosen), end="")
+
+
+def repair(as_json: bool) -> int:
+    """Fix what `--fix` promises, then examine and print in a new process; returns the exit status.
+
+    Raises:
+        UserError: pip failed, or fairseq must be compiled and there is no compiler.
+    """
+    logging.disable(logging.WARNING)
+    torchaudio = check_torchaudio()  # before fairseq, whose import hides it
+    fairseq = check_package("fairseq-fixed", f"=={FAIRSEQ}")
+    if fairseq.status == "error" or check_compiled_extensions().status == "error":
+        install_fairseq()
+    if torchaudio.status == "warning":
+        run_pip("uninstall", "--yes", "torchaudio")
+    command = [sys.executable, "-m", "mclip_fairseq.doctor", *(["--json"] if as_json else [])]
+    return subprocess.run(command, check=False).returncode
 
 
 def diagnose(as_json: bool) -> int:

@@ -30,13 +30,18 @@ def run_main(program: str, run: Callable[[], int | None], when_interrupted: str 
         when_interrupted: what to do after Ctrl-C, for the message.
 
     Returns:
-        the exit status of `run`, 2 after a `UserError` or an `OSError`, or 130 after Ctrl-C.
+        the exit status of `run`, 2 after a `UserError`, an `OSError` or where fairseq is missing, or 130 after Ctrl-C.
     """
     try:
         return run() or 0
     except UserError as error:
         message = "\n".join(map(shown, str(error).split("\n")))  # some list one unreadable input per line
         print(f"{program}: error: {message}", file=sys.stderr)
+        return BAD_INPUT
+    except ModuleNotFoundError as error:
+        if error.name != "fairseq":
+            raise
+        print(f"{program}: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
         place = f"{error.filename}: " if error.filename is not None else ""

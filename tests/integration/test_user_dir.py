@@ -69,6 +69,8 @@ OURS = {
     },
     "lr_scheduler": {"warmup_cosine": "optim.warmup_cosine"},
 }
+# Places without `tasks/` of their own, tried with fairseq-train only.
+ROUNDABOUT = ("signpost", "around the checkout")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -94,6 +96,8 @@ def _run_case(case: dict[str, Any], answer: Connection) -> None:
     """One command line in a forked child; sends what came of it."""
     os.chdir(case["cwd"])
     assert "mclip_fairseq" not in sys.modules
+    if case["importable"]:
+        sys.path.insert(0, case["importable"])
     if case["imported"]:
         sys.path.insert(0, case["imported"])
         importlib.import_module("mclip_fairseq")
@@ -142,8 +146,19 @@ def _run_cases(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def places(
     repository_root: Path, installed_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[str, str, Path]]:
-    """Name of the place -> working directory, `--user-dir` as typed there, the file to be imported."""
+    """Name of the place -> working directory, `--user-dir` as typed there, the file to be imported.
+
+    `signpost` is what an editable install has in site-packages. `around the checkout` is the folder in which
+    `git clone` makes a folder `mclip_fairseq`.
+    """
+    from mclip_fairseq.user_dir import signpost  # not above: the program below must not import the plugin
+
     elsewhere = tmp_path_factory.mktemp("elsewhere")
+    spot = elsewhere / "site" / "mclip_fairseq"
+    spot.mkdir(parents=True)
+    (spot / "__init__.py").write_text(signpost(str(repository_root / "mclip_fairseq")), encoding="utf-8")
+    around = tmp_path_factory.mktemp("around")
+    (around / "mclip_fairseq").symlink_to(repository_root)
     (elsewhere / "checkout").symlink_to(repository_root)
     (elsewhere / "renamed").symlink_to(repository_root / "mclip_fairseq")
     here = repository_root / "mclip_fairseq" / "__init__.py"
@@ -155,6 +170,8 @@ def places(
         "trailing slash": (str(elsewhere), "checkout/mclip_fairseq/", here),
         "installed": (str(elsewhere), str(installed), installed / "__init__.py"),
         "renamed link": (str(elsewhere), "renamed", here),
+        "signpost": (str(elsewhere), str(spot), here),
+        "around the checkout": (str(around), "mclip_fairseq", here),
     }
 
 
@@ -169,7 +186,7 @@ def outcome(
         for place in places
         for command in COMMANDS
         for imported in parents
-        if imported is None or command == "train"
+        if command == "train" or (imported is None and place not in ROUNDABOUT)
     ] + [("checkout", "train", "trikd", None), ("checkout", "train", "not_a_task", None)]
     cases = [
         {
@@ -178,6 +195,8 @@ def outcome(
             "command": command,
             "task": task,
             "imported": parents[imported],
+            # where pip has put the package, or the signpost to it
+            "importable": str(Path(places["signpost"][1]).parent) if place == "around the checkout" else None,
         }
         for place, command, task, imported in keys
     ]
@@ -204,6 +223,16 @@ def test_every_command_finds_the_plugin_from_every_place(
     assert result["registered"] == OURS
 
 
+@pytest.mark.parametrize("place", ROUNDABOUT)
+def test_a_path_that_only_leads_to_the_plugin_registers_it(
+    place: str, outcome: Callable[..., dict[str, Any]], places: dict[str, tuple[str, str, Path]]
+) -> None:
+    result = outcome(place)
+    assert result["status"] == 0, result["error"]
+    assert result["file"] == os.path.realpath(places[place][2])
+    assert result["registered"] == OURS
+
+
 def test_tasks_are_distinguished(outcome: Callable[..., dict[str, Any]]) -> None:
     assert outcome("checkout", task="trikd")["status"] == 0
     unknown = outcome("checkout", task="not_a_task")
@@ -218,6 +247,8 @@ def test_tasks_are_distinguished(outcome: Callable[..., dict[str, Any]]) -> None
         ("checkout", "another directory"),
         ("checkout", "symlinked checkout"),
         ("installed", "installed"),
+        ("checkout", "signpost"),
+        ("checkout", "around the checkout"),
     ],
 )
 def test_a_plugin_that_is_already_imported_is_recognised(
@@ -228,8 +259,9 @@ def test_a_plugin_that_is_already_imported_is_recognised(
     assert result["registered"] == OURS
 
 
-def test_two_copies_are_never_mixed(outcome: Callable[..., dict[str, Any]]) -> None:
-    result = outcome("symlinked checkout", imported="installed")
+@pytest.mark.parametrize("place", ["symlinked checkout", "signpost", "around the checkout"])
+def test_two_copies_are_never_mixed(place: str, outcome: Callable[..., dict[str, Any]]) -> None:
+    result = outcome(place, imported="installed")
     assert result["status"] is None
     assert "not globally unique" in result["error"]
 

@@ -116,7 +116,65 @@ def test_extensions_that_were_not_compiled(broken: Callable[[str, Exception], No
     assert check.status == "error"
     assert "data_utils_fast" in check.found
     assert "token_block" not in check.found
-    assert "--no-build-isolation fairseq-fixed==" in check.fix
+    assert check.fix == "Run mclip-doctor --fix."
+
+
+@pytest.mark.parametrize(
+    ("missing", "torchaudio", "expected"),
+    [
+        ("", "ok", ["doctor"]),
+        ("fairseq", "ok", ["fairseq", "doctor"]),
+        ("fairseq.data.data_utils_fast", "ok", ["fairseq", "doctor"]),
+        ("", "warning", ["uninstall --yes torchaudio", "doctor"]),
+    ],
+)
+def test_fix_installs_what_is_missing_and_nothing_else(
+    missing: str,
+    torchaudio: Any,
+    expected: list[str],
+    broken: Callable[[str, Exception], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    if missing:
+        broken(missing, ModuleNotFoundError(f"No module named {missing!r}"))
+    monkeypatch.setattr(doctor, "install_fairseq", lambda: done.append("fairseq"))
+    monkeypatch.setattr(doctor, "run_pip", lambda *words: done.append(" ".join(words)))
+    monkeypatch.setattr(doctor, "check_torchaudio", lambda: Check("torchaudio", torchaudio, "", ""))
+
+    def run(command: list[str], check: bool) -> SimpleNamespace:
+        assert command[1:] == ["-m", "mclip_fairseq.doctor", "--json"]
+        done.append("doctor")
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(doctor.subprocess, "run", run)
+    assert doctor.main(["--fix", "--json"]) == 1
+    assert done == expected
+
+
+MISSING = "fairseq is not installed; run mclip-doctor --fix"
+IMPORT_TWICE = """
+import mclip_fairseq
+for _ in range(2):
+    try:
+        import fairseq
+    except ImportError as error:
+        print(error)
+"""
+SCRIPT = """
+from mclip_fairseq.cli.main import run_main
+def run():
+    import fairseq
+print(run_main("mclip-x", run))
+"""
+
+
+def test_fairseq_is_named_where_it_is_missing(tmp_path: Path, fairseq_cli: Run) -> None:
+    """By import and by a console script; `-S` leaves out the environment's packages."""
+    result = fairseq_cli("python", "-S", "-c", IMPORT_TWICE, cwd=tmp_path)
+    assert result.stdout.splitlines() == [MISSING] * 2
+    result = fairseq_cli("python", "-S", "-c", SCRIPT, cwd=tmp_path)
+    assert (result.stdout, result.stderr) == ("2\n", f"mclip-x: error: {MISSING}\n")
 
 
 def ours(registry: dict[str, Any]) -> list[str]:

@@ -33,8 +33,10 @@ ALLOWED = {
     "search": "encoding evaluation storage",
     "translation": "data registration storage tasks",
     "cli": "encoding evaluation export formats inference models search storage translation",
-    "doctor": "cli compat",
-    "user_dir": "tasks",
+    "fairseq_wheel": "storage",
+    "reference": "storage tasks",
+    "doctor": "cli compat fairseq_wheel reference",
+    "user_dir": "resilience tasks",
     "__init__": "compat inference user_dir",
 }
 # Imports against that order.
