@@ -8,6 +8,7 @@ Reads the directory that the README describes and writes to the output:
 - `text/pairs5/train.en`: the five independent English captions of each training photo, with `.ids`;
 - `gallery/valid.{en,de,fr,cs}` and `gallery/valid.ids`: the validation captions and their photos, and those of `test`
   if the directory has that split;
+- `classes/SPLIT/{who,where}`: class names in the four languages and photos of these classes; see `photo_classes.py`;
 - `bitext/`: the validation captions of each language with the English ones, a benchmark for `mclip-evaluate`;
 - `features/image`, `features/text`: indexed feature directories.
 
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from photo_classes import write_classes
 
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
@@ -92,6 +94,17 @@ def write_pairs(data: Path, output: Path) -> None:
             write_lines(output / "gallery" / f"{split}.{lang}", read_lines(data / "captions" / f"{split}.{lang}"))
 
 
+def english_captions(data: Path, split: str) -> dict[str, list[str]]:
+    """Photo -> its English captions: that of task 1, and the five of task 2 if the data has them."""
+    ids = read_lines(data / "images" / f"{split}.ids")
+    captions = {image: [text] for image, text in zip(ids, read_lines(data / "captions" / f"{split}.en"), strict=True)}
+    more = data / "captions" / f"{split}.en5.tsv.gz"
+    for line in read_lines(more) if more.is_file() else ():
+        image, text = line.split("\t", 1)
+        captions[image].append(text)
+    return captions
+
+
 def write_feature_directories(data: Path, output: Path, parallel: int) -> None:
     """Turn the arrays in the data into indexed feature directories.
 
@@ -142,6 +155,8 @@ def prepare(data: Path, output: Path) -> str:
             raise UserError(f"{data / folder}: not found; DATA must be the multi30k8k directory")
     counts = write_parallel(data, output)
     write_bitext(data, output)
+    for split in galleries(data):
+        write_classes(output / "classes" / split, LANGS, english_captions(data, split))
     write_pairs(data, output)
     write_feature_directories(data, output, counts["train"])
     return f"{output}: {counts['train']} + {counts['valid']} caption tuples in {', '.join(LANGS)}"
