@@ -5,10 +5,14 @@
 #
 # DATA is the multi30k8k directory (see README.md). One run trains one variant with one seed:
 #
-#   SEED=1 VARIANT=mclip examples/multi30k8k/run.sh DATA runs/multi30k8k
+#   SEED=1 VARIANT=teacher-space examples/multi30k8k/run.sh DATA runs/multi30k8k
 #
 # VARIANT is one of
-#   mclip           MTE; then the encoder learns the teacher's features on the parallel captions and English pairs;
+#   teacher-space   the default and the best: a text encoder of one layer learns the teacher's own space, by the distance
+#                   to the teacher's text features in every language and the contrast of English captions with photos;
+#                   no MTE, 14,000 pieces, batches of 128
+#   m-clip          M-CLIP's method with the encoder, pieces, batches and updates of teacher-space
+#   mclip           the method as published, and a stage between: MTE; then the encoder learns the teacher's features on the parallel captions and English pairs;
 #                   then TriKD on English pairs
 #   published       as published: MTE, for as long as the first two stages of mclip together, then TriKD
 #   distil          mclip without MTE
@@ -30,9 +34,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 DATA=$1
 OUT=${2:-runs/multi30k8k}
 SEED=${SEED:-1}
-VARIANT=${VARIANT:-mclip}
+VARIANT=${VARIANT:-teacher-space}
 LANGS=en,de,fr,cs
-TEXT=$OUT/data
+# Pieces of the tokenizer; each number has its data directory.
+PIECES=10000 TEXT=$OUT/data
+[[ $VARIANT != teacher-space && $VARIANT != m-clip ]] || PIECES=14000 TEXT=$OUT/data-14000
 RUN=$OUT/$VARIANT-$SEED
 TIMES=$RUN/seconds.tsv # where step writes
 
@@ -40,23 +46,29 @@ updates() { awk -v n="$1" -v s="${SCALE:-1}" 'BEGIN { u = int(n * s); print (u <
 
 # ---------------------------------------------------------------- data, once for all variants and seeds
 prepare_data() {
-  local tokenizer=$TEXT/tokenizer folder
+  local tokenizer=$TEXT/tokenizer folder folders=(parallel pairs pairs5)
+  # The captions of MTE and of fine-tuning are for the published method and its variants alone.
+  [[ $PIECES != 10000 ]] || folders+=(photos)
   run "$PYTHON" "$ROOT/examples/multi30k8k/prepare.py" "$DATA" "$TEXT"
-  run "$PYTHON" "$PREPROCESS/train_tokenizer.py" --vocabulary 10000 --output "$tokenizer" \
+  run "$PYTHON" "$PREPROCESS/train_tokenizer.py" --vocabulary "$PIECES" --output "$tokenizer" \
     "$TEXT"/text/parallel/train.{en,de,fr,cs}
-  for folder in parallel pairs pairs5 photos; do
+  for folder in "${folders[@]}"; do
     pieces "$tokenizer" "$TEXT/pieces/$folder" "$TEXT/text/$folder"/*.{en,de,fr,cs}
   done
-  binarise "$tokenizer" --pieces "$TEXT/pieces/parallel" --pairs en-de en-fr en-cs --output "$TEXT/bin/mte"
   binarise "$tokenizer" --pieces "$TEXT/pieces/parallel" --captions en de fr cs --splits train \
     --output "$TEXT/bin/parallel"
+  binarise "$tokenizer" --pieces "$TEXT/pieces/parallel" --captions cs --splits train --output "$TEXT/bin/czech"
   binarise "$tokenizer" --pieces "$TEXT/pieces/pairs" --captions en de fr cs --output "$TEXT/bin/pairs"
   binarise "$tokenizer" --pieces "$TEXT/pieces/pairs5" --captions en --output "$TEXT/bin/pairs5"
-  binarise "$tokenizer" --pieces "$TEXT/pieces/photos" --captions en de fr cs --output "$TEXT/bin/photos"
-  for folder in parallel pairs pairs5 photos; do
+  if [[ $PIECES == 10000 ]]; then
+    binarise "$tokenizer" --pieces "$TEXT/pieces/parallel" --pairs en-de en-fr en-cs --output "$TEXT/bin/mte"
+    binarise "$tokenizer" --pieces "$TEXT/pieces/photos" --captions en de fr cs --output "$TEXT/bin/photos"
+  fi
+  for folder in "${folders[@]}"; do
     cp "$TEXT/text/$folder"/*.ids "$TEXT/bin/$folder/"
   done
-  touch "$TEXT/complete"
+  cp "$TEXT/text/parallel/train.cs.ids" "$TEXT/bin/czech/"
+  touch "$TEXT/ready"
 }
 
 # ---------------------------------------------------------------- the stages
@@ -93,6 +105,17 @@ guide() {
     --image-text-weight 1 --text-text-weight 1 --text-text-scale 8 --lr 2e-3 --batch-size 512
 }
 
+# teacher_space DIRECTORY: one stage in the space of the teacher. Parallel captions come twice and the Czech ones a third
+# time, because English has the photos' captions besides.
+MIXED=$TEXT/bin/pairs:$TEXT/bin/pairs5:$TEXT/bin/parallel:$TEXT/bin/parallel:$TEXT/bin/czech
+SMALL=("${SIZES[@]}" --encoder-layers 1)
+teacher_space() {
+  train_for 2400 200 "$1" "$MIXED" --task trikd --langs "$LANGS" "${FEATURES[@]}" \
+    --arch mclip_tiny --text-tokenizer "$TEXT/tokenizer" --freeze-text none "${SMALL[@]}" --pooling mean --dropout 0 \
+    --projector-layers 0 --projector-start identity --fixed-target --criterion trikd --positives image \
+    --image-text-weight 1 --text-text-loss mse --text-text-weight 10 --lr 1.5e-3 --batch-size 128
+}
+
 trikd() { # trikd ENCODER DIRECTORY [OPTION...]: English image-caption pairs only, the encoder frozen
   local encoder=$1 folder=$2
   shift 2
@@ -119,11 +142,23 @@ teacher_learning() { # teacher_learning DIRECTORY: M-CLIP, for about as long as 
     --criterion teacher_learning --lr 2e-3 --batch-size 512
 }
 
+# m_clip DIRECTORY: M-CLIP with the sizes of teacher_space, for as many updates. Captions of photos have no teacher text.
+m_clip() {
+  train_for 2400 200 "$1" "$TEXT/bin/pairs:$TEXT/bin/parallel:$TEXT/bin/parallel:$TEXT/bin/czech" --task trikd \
+    --langs "$LANGS" "${FEATURES[@]}" --arch teacher_learning_tiny --text-tokenizer "$TEXT/tokenizer" "${SMALL[@]}" \
+    --dropout 0 --criterion teacher_learning --lr 1.5e-3 --batch-size 128
+}
+
 evaluate() { # evaluate CHECKPOINT SPLIT: the captions of every language
   local captions=() lang
   for lang in en de fr cs; do captions+=("$lang=$TEXT/gallery/$2.$lang"); done
   run mclip-evaluate --model "$1" --features "$TEXT/features/image" --ids "$TEXT/gallery/$2.ids" \
     --captions "${captions[@]}" --output "$RUN/evaluation/$2"
+}
+
+classify() { # classify CHECKPOINT SPLIT: the photos of some classes, by their names in every language
+  run mclip-evaluate "$TEXT/classes/$2"/{who,where} --model "$1" --features "$TEXT/features/image" \
+    --output "$RUN/evaluation/classes-$2"
 }
 
 translate() { # translate CHECKPOINT DIRECTORY: the validation captions from English and into it, with beam search
@@ -146,7 +181,7 @@ extract() { # extract CHECKPOINT DIRECTORY: the encoder as an XLM-R archive
 
 # ---------------------------------------------------------------- the variants
 mkdir -p "$RUN"
-step data "$TEXT/complete" prepare_data
+step data "$TEXT/ready" prepare_data
 
 strengthen() { # the encoder of this variant, in $RUN/encoder
   local start=
@@ -210,6 +245,12 @@ case $VARIANT in
     [[ $languages == all ]] && languages=$LANGS
     step finetune "$RUN/trikd/finished" finetune "$start" "$languages" "$RUN/trikd"
     ;;
+  teacher-space)
+    step trikd "$RUN/trikd/finished" teacher_space "$RUN/trikd"
+    ;;
+  m-clip)
+    step trikd "$RUN/trikd/finished" m_clip "$RUN/trikd"
+    ;;
   teacher-learning)
     step trikd "$RUN/trikd/finished" teacher_learning "$RUN/trikd"
     ;;
@@ -220,4 +261,5 @@ esac
 for gallery in "$TEXT"/gallery/*.ids; do
   split=$(basename "$gallery" .ids)
   step "evaluate-$split" "$RUN/evaluation/$split/report.json" evaluate "$RUN/trikd/checkpoint_last.pt" "$split"
+  step "classify-$split" "$RUN/evaluation/classes-$split/report.json" classify "$RUN/trikd/checkpoint_last.pt" "$split"
 done

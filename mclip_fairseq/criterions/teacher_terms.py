@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch.nn.functional as F
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
@@ -92,6 +93,35 @@ class Relations:
             share = global_structure_loss(text, teacher_text, gather=batch.gather)
             terms.append(Term("structure", self.cfg.structure_weight, share, logged))
         return terms
+
+
+def read_prefixes(text: str, dim: int | None) -> list[int]:
+    """The widths of --matryoshka below the whole one.
+
+    Args:
+        text: whole numbers, separated by commas; may be empty, and may end with the whole width.
+        dim: width of the joint space; None where it is unknown.
+
+    Raises:
+        UserError: they are not whole numbers in ascending order, or exceed the width.
+    """
+    words = [word.strip() for word in text.split(",")] if text.strip() else []
+    widths = [int(word) if word.isascii() and word.isdigit() else 0 for word in words]
+    if widths != sorted(set(widths)) or 0 in widths:
+        raise UserError(f"--matryoshka is {text!r}; give positive whole numbers in ascending order, such as 64,128")
+    if dim is not None and widths and widths[-1] > dim:
+        raise UserError(f"--matryoshka names {widths[-1]} dimensions, but the joint space has {dim}; leave that out")
+    return [width for width in widths if width != dim]
+
+
+def unit_prefix(vectors: Tensor | None, width: int) -> Tensor | None:
+    """The first dimensions of vectors, (n, width), L2-normalised again; None where there are none.
+
+    Args:
+        vectors: (n, dim), or None.
+        width: dimensions to keep.
+    """
+    return None if vectors is None else F.normalize(vectors[:, :width], dim=1)
 
 
 def comparable(batch: Batch, text: Tensor, teacher_text: Tensor | None) -> tuple[Tensor, Tensor, int]:

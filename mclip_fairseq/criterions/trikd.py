@@ -1,7 +1,8 @@
 """Criterion `trikd`: image-text and text-text contrast (mCLIP, equations 4 to 6)."""
 
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ from fairseq.criterions import register_criterion
 from fairseq.dataclass import ChoiceEnum
 from torch import Tensor
 
-from mclip_fairseq.criterions.teacher_terms import Relations, RelationsConfig, distance_term, log_relations
+from mclip_fairseq.criterions.teacher_terms import (
+    Relations,
+    RelationsConfig,
+    distance_term,
+    log_relations,
+    read_prefixes,
+    unit_prefix,
+)
 from mclip_fairseq.criterions.terms import (
     Batch,
     LossArithmetic,
@@ -42,6 +50,13 @@ class TriKDCriterionConfig(RelationsConfig):
     positives: ChoiceEnum(["pair", "image"]) = field(  # type: ignore[valid-type]
         default="pair",
         metadata={"help": "pair: each caption has its own image; image: all captions of an image (fine-tuning)"},
+    )
+    matryoshka: str = field(
+        default="",
+        metadata={
+            "help": "widths such as 64,128: the loss is the mean over the first 64, first 128 and all dimensions, so "
+            "that stored vectors may be cut to these widths (Kusupati et al. 2022); empty: all dimensions alone"
+        },
     )
     trikd_arithmetic: LossArithmetic = field(
         default="sound",
@@ -81,6 +96,7 @@ class TriKDCriterion(TermsCriterion):
         soft_label_temperature: float = 0.05,
         soft_label_images: int = 2048,
         structure_weight: float = 0.0,
+        matryoshka: str = "",
     ) -> None:
         super().__init__(task)
         self.relations = Relations(
@@ -105,26 +121,39 @@ class TriKDCriterion(TermsCriterion):
             )
         self.text_text_scale = math.log(text_text_scale) if self.released else text_text_scale
         self.by_image = positives == "image"
+        self.prefixes = read_prefixes(matryoshka, getattr(getattr(task, "model", None), "dim", None))
+        if self.released and self.prefixes:
+            raise UserError("--trikd-arithmetic released has no prefixes; leave out --matryoshka")
 
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x pairs of all ranks)."""
         out = model(**sample["net_input"], **self.relations.inputs(sample["net_input"]))
         batch = Batch.of(sample, gather=self.training)
-        text, image, teacher_text, scale = (out[name] for name in ("text", "image", "teacher_text", "scale"))
-        hits = ("text_to_image_hits", "image_to_text_hits")
-        terms = [
-            self.contrast(batch, sample, "image_text", self.image_text_weight, text, image, scale, hits=hits),
-            self.text_text(batch, sample, text, image, teacher_text),
-            *self.relations.terms(batch, text, teacher_text, out.get("image_bank")),
-        ]
+        text, scale = out["text"], out["scale"]
+        terms = self.terms(batch, sample, out)
+        for dim in self.prefixes:
+            cut = {name: unit_prefix(out.get(name), dim) for name in ("text", "image", "teacher_text", "image_bank")}
+            of_prefix = self.terms(batch, sample, {**out, **cut})
+            terms += [replace(term, name=f"{term.name}_{dim}", logged={}) for term in of_prefix]
+        terms = [replace(term, weight=term.weight / (1 + len(self.prefixes))) for term in terms]
         return weighted_mean(
             batch,
             terms,
             anchor=text.sum(dtype=torch.float32) * 0.0 + scale * 0.0,
-            features=[text, image, teacher_text],
+            features=[text, out["image"], out["teacher_text"]],
             # In float16 a scale of 33 times 2,048 rows would be infinite, and so might be the sum of the features.
             logged={"scale": scale.detach().float() * batch.rows},
         )
+
+    def terms(self, batch: Batch, sample: dict[str, Any], out: dict[str, Any]) -> list[Term]:
+        """All terms of the model's vectors, or of their prefixes."""
+        text, image, teacher_text, scale = (out[name] for name in ("text", "image", "teacher_text", "scale"))
+        hits = ("text_to_image_hits", "image_to_text_hits")
+        return [
+            self.contrast(batch, sample, "image_text", self.image_text_weight, text, image, scale, hits=hits),
+            self.text_text(batch, sample, text, image, teacher_text),
+            *self.relations.terms(batch, text, teacher_text, out.get("image_bank")),
+        ]
 
     def contrast(self, batch: Batch, sample: dict[str, Any], name: str, weight: float, *args: Any, **kw: Any) -> Term:
         """A contrast with the positives and the reduction of the options; see `contrast_term`."""
@@ -149,6 +178,9 @@ class TriKDCriterion(TermsCriterion):
         log_ratio("image_text_loss", logging_outputs, "image_text_loss", "sample_size")
         log_ratio("text_text_loss", logging_outputs, "text_text_loss", "sample_size")
         log_relations(logging_outputs)
+        for name in sorted(set().union(*logging_outputs)):
+            if re.fullmatch(r"\w+_\d+_loss", name):
+                log_ratio(name, logging_outputs, name, "sample_size")
         log_ratio("scale", logging_outputs, "scale", "sample_size")
         log_ratio("t2i_R@1", logging_outputs, "text_to_image_hits", "image_text_rows", scale=100)
         log_ratio("i2t_R@1", logging_outputs, "image_to_text_hits", "image_text_rows", scale=100)

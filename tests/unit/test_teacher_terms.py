@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mclip_fairseq.criterions.distillation import DistillationCriterion
+from mclip_fairseq.criterions.teacher_terms import read_prefixes
 from mclip_fairseq.criterions.trikd import TriKDCriterion
 from mclip_fairseq.losses import soft_label_loss, structure_loss
 from mclip_fairseq.models.projectors import XProjector, c_projector
@@ -40,11 +41,12 @@ class Answer(torch.nn.Module):
         super().__init__()
         self.text = units(ROWS, 1).requires_grad_()
         self.teacher = units(ROWS, 2) if teacher else None
+        self.bank: Tensor | None = None
 
     def forward(self, text_tokens: Tensor, image_bank: Tensor | None = None) -> dict[str, Any]:
         return {
             **{"text": self.text, "student": 3 * self.text, "image": None, "teacher_text": self.teacher},
-            **{"scale": torch.tensor(2.0), "image_bank": image_bank},
+            **{"scale": torch.tensor(2.0), "image_bank": image_bank if self.bank is None else self.bank},
         }
 
 
@@ -90,6 +92,39 @@ def test_relations_are_added_with_their_weights() -> None:
     assert mean_loss(of_student, model) == pytest.approx(2 * soft + 5 * structure, rel=1e-5)
 
 
+def test_matryoshka_is_the_mean_over_prefixes() -> None:
+    """Each prefix counts as a model of that width, and what is logged under the plain names is of all dimensions."""
+    options: dict[str, Any] = {"structure_weight": 5.0, "soft_label_weight": 1.0}
+    model = Answer()
+    assert model.teacher is not None
+    losses = [mean_loss(trikd(3.0, **options), model)]
+    for width in (2, 3):
+        part = Answer()
+        part.text, part.teacher = (F.normalize(rows[:, :width], dim=1) for rows in (model.text, model.teacher))
+        part.bank = F.normalize(units(6, 9)[:, :width], dim=1)
+        losses.append(mean_loss(trikd(3.0, **options), part))
+    criterion = trikd(3.0, matryoshka=f"2,3,{DIM}", **options)
+    assert criterion.prefixes == [2, 3, DIM]  # without a model, the whole width is not known
+    criterion = trikd(3.0, matryoshka="2,3", **options)
+    assert mean_loss(criterion, model) == pytest.approx(sum(losses) / 3, rel=1e-5)
+    logged, plain = criterion(model, sample())[2], trikd(3.0, **options)(model, sample())[2]
+    assert float(logged["text_text_loss"]) == pytest.approx(float(plain["text_text_loss"]))
+    assert {"text_text_2_loss", "structure_3_loss"} <= logged.keys()
+
+
+def test_the_whole_width_is_not_a_prefix() -> None:
+    assert read_prefixes(" 64, 128,256", 256) == [64, 128]
+    assert read_prefixes("", 256) == []
+
+
+@pytest.mark.parametrize(("text", "message"), [("128,64", "ascending"), ("64,x", "whole numbers"), ("0", "positive")])
+def test_other_prefixes_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_prefixes(text, 256)
+    with pytest.raises(ValueError, match="joint space has 256"):
+        read_prefixes("64,300", 256)
+
+
 @pytest.mark.parametrize(("model", "more"), [(Answer(teacher=False), {}), (Answer(), {"is_dummy": True})])
 def test_without_a_teacher_text_nothing_is_lost(model: Answer, more: dict[str, bool]) -> None:
     """Captions of images alone, and batches that only keep a rank in step."""
@@ -109,6 +144,7 @@ def test_without_a_teacher_text_nothing_is_lost(model: Answer, more: dict[str, b
         ({"soft_label_weight": 1.0, "soft_label_images": -1}, "or 0 for all"),
         ({"structure_weight": 1.0, "arithmetic": "released"}, "two published terms alone"),
         ({"kind": "mse", "arithmetic": "released", "weight": 1.0}, "two published terms alone"),
+        ({"matryoshka": "2", "arithmetic": "released", "kind": "infonce", "weight": 1.0}, "has no prefixes"),
         ({"kind": "infonce"}, "nothing to train"),
     ],
 )
