@@ -72,6 +72,8 @@ class DistillationCriterion(TermsCriterion):
         soft_label_temperature: float = 0.05,
         soft_label_images: int = 2048,
         structure_weight: float = 0.0,
+        pair_weight: float = 0.0,
+        pair_scale: float = 20.0,
     ) -> None:
         super().__init__(task)
         self.relations = Relations(
@@ -81,6 +83,8 @@ class DistillationCriterion(TermsCriterion):
                 soft_label_temperature=soft_label_temperature,
                 soft_label_images=soft_label_images,
                 structure_weight=structure_weight,
+                pair_weight=pair_weight,
+                pair_scale=pair_scale,
             ),
         )
         weights = {"mse": mse_weight, "cosine": cosine_weight, "contrastive": contrastive_weight}
@@ -113,7 +117,7 @@ class DistillationCriterion(TermsCriterion):
         ]
         if self.relations.active:
             text, target = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
-            terms += self.relations.terms(batch, text, target, out.get("image_bank"))
+            terms += self.relations.terms(batch, text, target, out.get("image_bank"), out.get("translation"))
         if self.masked_word_weight > 0:
             terms.append(self.masked_words(batch, out))
         # Some terms do not use the scale, and a dummy batch uses nothing: the zeros keep all of it in the graph.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fairseq.dataclass import FairseqDataclass
 from torch import Tensor
 
-from mclip_fairseq.criterions.terms import Batch, Log, Term, log_ratio
+from mclip_fairseq.criterions.terms import Batch, Log, Term, contrast_term, log_ratio
 from mclip_fairseq.losses.distillation import global_distillation_loss
 from mclip_fairseq.losses.relational import global_soft_label_loss, global_structure_loss
 from mclip_fairseq.storage.errors import UserError
@@ -16,7 +16,7 @@ from mclip_fairseq.storage.errors import UserError
 
 @dataclass
 class RelationsConfig(FairseqDataclass):
-    """Weights of the terms that compare relations: soft labels over images, and structure within the batch."""
+    """Weights of the terms that compare relations: soft labels over images, structure, and pairs of translations."""
 
     soft_label_weight: float = field(
         default=0.0,
@@ -36,6 +36,13 @@ class RelationsConfig(FairseqDataclass):
             "a batch (METAL); 0 is off"
         },
     )
+    pair_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the contrast of captions with their translations; needs --pair-language; 0 is off"
+        },
+    )
+    pair_scale: float = field(default=20.0, metadata={"help": "fixed factor of the cosine in that contrast"})
 
 
 class Relations:
@@ -50,8 +57,12 @@ class Relations:
     """
 
     def __init__(self, task: Any, cfg: RelationsConfig) -> None:
-        if min(cfg.soft_label_weight, cfg.structure_weight) < 0:
-            raise UserError("--soft-label-weight and --structure-weight must not be negative; give 0 to switch one off")
+        if min(cfg.soft_label_weight, cfg.structure_weight, cfg.pair_weight) < 0:
+            raise UserError(
+                "--soft-label-weight, --structure-weight and --pair-weight must not be negative; 0 switches one off"
+            )
+        if (cfg.pair_weight > 0) != bool(getattr(getattr(task, "cfg", None), "pair_language", "")):
+            raise UserError("--pair-weight and --pair-language need each other; give both or neither")
         if cfg.soft_label_temperature <= 0:
             raise UserError(f"--soft-label-temperature is {cfg.soft_label_temperature}; give a positive number")
         if cfg.soft_label_images < 0:
@@ -64,7 +75,7 @@ class Relations:
     @property
     def active(self) -> bool:
         """Whether any term is on."""
-        return self.cfg.soft_label_weight > 0 or self.cfg.structure_weight > 0
+        return max(self.cfg.soft_label_weight, self.cfg.structure_weight, self.cfg.pair_weight) > 0
 
     def inputs(self, net_input: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the model needs beside the batch: `image_bank`, (images, teacher dim), on the batch's device."""
@@ -73,7 +84,14 @@ class Relations:
         self.bank = self.bank.to(next(iter(net_input.values())).device)
         return {"image_bank": self.bank}
 
-    def terms(self, batch: Batch, text: Tensor, teacher_text: Tensor | None, bank: Tensor | None) -> list[Term]:
+    def terms(
+        self,
+        batch: Batch,
+        text: Tensor,
+        teacher_text: Tensor | None,
+        bank: Tensor | None,
+        translation: Tensor | None,
+    ) -> list[Term]:
         """The terms that are on.
 
         Args:
@@ -81,10 +99,12 @@ class Relations:
             text: (batch, dim), L2-normalised.
             teacher_text: (batch, dim), L2-normalised; None where the batch has none.
             bank: (images, dim), L2-normalised; None without soft labels.
+            translation: (batch, dim), L2-normalised; None where the batch has none.
         """
+        pairs = contrast_term(batch, "pair", self.cfg.pair_weight, text, translation, self.cfg.pair_scale)
         text, teacher_text, rows = comparable(batch, text, teacher_text)
         logged: Log = {"relation_rows": rows}
-        terms = []
+        terms = [pairs] if self.cfg.pair_weight > 0 else []
         if bank is not None:
             scale = 1 / self.cfg.soft_label_temperature
             share = global_soft_label_loss(text, teacher_text, bank, scale, gather=batch.gather)
@@ -158,7 +178,7 @@ def distance_term(batch: Batch, name: str, weight: float, kind: str, text: Tenso
 
 
 def log_relations(outputs: Sequence[Log]) -> None:
-    """Log the relations that are on, in nats and in squared cosines."""
-    for name in ("soft_label_loss", "structure_loss"):
+    """Log the relations that are on, in nats, and the structure in squared cosines."""
+    for name in ("soft_label_loss", "structure_loss", "pair_loss"):
         if any(name in output for output in outputs):
             log_ratio(name, outputs, name, "sample_size")

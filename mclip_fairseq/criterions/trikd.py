@@ -30,6 +30,9 @@ from mclip_fairseq.criterions.terms import (
 )
 from mclip_fairseq.storage.errors import UserError
 
+# What the model returns in the joint space.
+VECTORS = ("text", "image", "teacher_text", "image_bank", "translation")
+
 
 @dataclass
 class TriKDCriterionConfig(RelationsConfig):
@@ -96,6 +99,8 @@ class TriKDCriterion(TermsCriterion):
         soft_label_temperature: float = 0.05,
         soft_label_images: int = 2048,
         structure_weight: float = 0.0,
+        pair_weight: float = 0.0,
+        pair_scale: float = 20.0,
         matryoshka: str = "",
     ) -> None:
         super().__init__(task)
@@ -106,6 +111,8 @@ class TriKDCriterion(TermsCriterion):
                 soft_label_temperature=soft_label_temperature,
                 soft_label_images=soft_label_images,
                 structure_weight=structure_weight,
+                pair_weight=pair_weight,
+                pair_scale=pair_scale,
             ),
         )
         if image_text_weight <= 0 and text_text_weight <= 0 and not self.relations.active:
@@ -117,7 +124,7 @@ class TriKDCriterion(TermsCriterion):
         if self.released and (self.text_text_loss != "infonce" or self.relations.active):
             raise UserError(
                 "--trikd-arithmetic released has the two published terms alone; leave out --text-text-loss, "
-                "--soft-label-weight and --structure-weight, or say --trikd-arithmetic sound"
+                "--soft-label-weight, --structure-weight and --pair-weight, or say --trikd-arithmetic sound"
             )
         self.text_text_scale = math.log(text_text_scale) if self.released else text_text_scale
         self.by_image = positives == "image"
@@ -132,7 +139,7 @@ class TriKDCriterion(TermsCriterion):
         text, scale = out["text"], out["scale"]
         terms = self.terms(batch, sample, out)
         for dim in self.prefixes:
-            cut = {name: unit_prefix(out.get(name), dim) for name in ("text", "image", "teacher_text", "image_bank")}
+            cut = {name: unit_prefix(out.get(name), dim) for name in VECTORS}
             of_prefix = self.terms(batch, sample, {**out, **cut})
             terms += [replace(term, name=f"{term.name}_{dim}", logged={}) for term in of_prefix]
         terms = [replace(term, weight=term.weight / (1 + len(self.prefixes))) for term in terms]
@@ -152,7 +159,7 @@ class TriKDCriterion(TermsCriterion):
         return [
             self.contrast(batch, sample, "image_text", self.image_text_weight, text, image, scale, hits=hits),
             self.text_text(batch, sample, text, image, teacher_text),
-            *self.relations.terms(batch, text, teacher_text, out.get("image_bank")),
+            *self.relations.terms(batch, text, teacher_text, out.get("image_bank"), out.get("translation")),
         ]
 
     def contrast(self, batch: Batch, sample: dict[str, Any], name: str, weight: float, *args: Any, **kw: Any) -> Term:

@@ -3,6 +3,7 @@
 | column | batch entry | shape | option that gives it |
 |---|---|---|---|
 | `TokenColumn` | `text_tokens` | (batch, length) int64 | the data directory |
+| `TranslationColumn` | `translation_tokens` | (batch, length) int64 | `--pair-language` |
 | `LanguageColumn` | `language` | str | `--langs`, for models with a text path per language |
 | `StateColumn` | `text_states`, `text_padding` | (batch, length, dim), (batch, length) bool | `--text-state-cache` |
 | `FeatureColumn` | `image_features` | (batch, teacher dim) float32 | `--image-features` |
@@ -60,6 +61,26 @@ class TokenColumn(Column):
     def batch(self, rows: Rows) -> dict[str, Tensor]:
         """`text_tokens`, right-padded."""
         return {"text_tokens": self.tokens.batch(rows)}
+
+
+class TranslationColumn(Column):
+    """Token ids of another language's caption with the same teacher text.
+
+    Args:
+        tokens: captions of that language.
+        numbers: (captions,) for each caption, the number of its translation.
+    """
+
+    names = ("translation_tokens",)
+    options: ClassVar = {"translation_tokens": "--pair-language"}
+
+    def __init__(self, tokens: FlatTokens, numbers: Rows) -> None:
+        self.tokens = tokens
+        self.numbers = numbers
+
+    def batch(self, rows: Rows) -> dict[str, Tensor]:
+        """`translation_tokens`, right-padded."""
+        return {"translation_tokens": self.tokens.batch(self.numbers[rows])}
 
 
 class LanguageColumn(Column):

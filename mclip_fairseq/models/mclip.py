@@ -159,6 +159,7 @@ class MCLIPModel(StudentModel):
         pixel_values: Tensor | None = None,
         teacher_text: Tensor | None = None,
         image_bank: Tensor | None = None,
+        translation_tokens: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """Everything a training step compares.
 
@@ -170,10 +171,11 @@ class MCLIPModel(StudentModel):
             pixel_values: (batch, channels, height, width); or neither.
             teacher_text: (batch, teacher dim) teacher features of the English caption, or None.
             image_bank: (images, teacher dim) images that all texts are compared with, or None.
+            translation_tokens: (batch, length) ids of each caption in another language, or None.
 
         Returns:
-            `text`, `image`, `teacher_text`: (batch, dim), and `image_bank`: (images, dim), L2-normalised, None where
-            the input was; `scale`: 0-d.
+            `text`, `image`, `teacher_text`, `translation`: (batch, dim), and `image_bank`: (images, dim),
+            L2-normalised, None where the input was; `scale`: 0-d.
         """
         has_text = text_tokens is not None or text_states is not None
         has_image = image_features is not None or pixel_values is not None
@@ -182,6 +184,7 @@ class MCLIPModel(StudentModel):
             "image": self.encode_image(pixel_values, image_features) if has_image else None,
             "teacher_text": None if teacher_text is None else self.project_teacher(teacher_text),
             "image_bank": None if image_bank is None else self.project_teacher(image_bank),
+            "translation": None if translation_tokens is None else self.encode_text(translation_tokens),
             "scale": self.scale,
         }
 

@@ -28,7 +28,7 @@ class StudentModel(DualEncoder):
 
     columns = Columns(
         required=(("text_tokens", "text_states"),),
-        optional=("text_padding", "image_features", "pixel_values", "teacher_text"),
+        optional=("text_padding", "image_features", "pixel_values", "teacher_text", "translation_tokens"),
     )
     text_encoder_prefix = "text_encoder.encoder."
     size_groups: ClassVar[tuple[tuple[SizeGroup, str], ...]] = ((ENCODER, text_encoder_prefix), (PROJECTORS, ""))

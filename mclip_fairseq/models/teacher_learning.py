@@ -71,7 +71,7 @@ class TeacherLearningModel(StudentModel):
 
     columns = Columns(
         required=(("text_tokens", "text_states"), ("teacher_text",)),
-        optional=("text_padding", "image_features", "pixel_values"),
+        optional=("text_padding", "image_features", "pixel_values", "translation_tokens"),
     )
     citation = CITATION
     reads_image_bank = True
@@ -162,6 +162,7 @@ class TeacherLearningModel(StudentModel):
         pixel_values: Tensor | None = None,
         teacher_text: Tensor | None = None,
         image_bank: Tensor | None = None,
+        translation_tokens: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
         """Student features and, untouched, what they should be.
 
@@ -173,11 +174,13 @@ class TeacherLearningModel(StudentModel):
             pixel_values: (batch, channels, height, width). Training needs neither.
             teacher_text: (batch, teacher dim) targets.
             image_bank: (images, teacher dim) images that all texts are compared with, or None.
+            translation_tokens: (batch, length) ids of each caption in another language, or None.
 
         Returns:
-            `student` and `teacher_text`, (batch, teacher dim) as they are; `text`, and `image` in validation,
-            (batch, teacher dim), and `image_bank`, (images, teacher dim), L2-normalised; `scale`: 0-d. None where the
-            input was. `distillation_scale`: 0-d, the learned factor of the cosine of student and teacher, or None.
+            `student` and `teacher_text`, (batch, teacher dim) as they are; `text`, `translation`, and `image` in
+            validation, (batch, teacher dim), and `image_bank`, (images, teacher dim), L2-normalised; `scale`: 0-d. None
+            where the input was. `distillation_scale`: 0-d, the learned factor of the cosine of student and teacher, or
+            None.
         """
         student = self.student(text_tokens, text_states, text_padding)
         has_image = not self.training and (image_features is not None or pixel_values is not None)
@@ -189,6 +192,7 @@ class TeacherLearningModel(StudentModel):
             "image": image,
             "teacher_text": teacher_text,
             "image_bank": None if image_bank is None else self.project_teacher(image_bank),
+            "translation": None if translation_tokens is None else self.encode_text(translation_tokens),
             "scale": self.scale,
             "distillation_scale": None if self.distillation_log_scale is None else self.distillation_log_scale.exp(),
         }

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import Dictionary
+from fairseq.data import Dictionary, indexed_dataset
 from torch import Tensor
 
-from mclip_fairseq.data.columns import option_of
+from mclip_fairseq.data.captions import read_caption_ids
+from mclip_fairseq.data.columns import TranslationColumn, option_of
 from mclip_fairseq.data.subwords import SubwordSampler
+from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.models.dual_encoder import Columns
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import same_teacher
@@ -125,6 +127,38 @@ def training_images(data: str, images: FeatureStore, count: int, seed: int) -> T
         raise UserError(f"{data}: no training caption names an image of --image-features")
     chosen = np.random.default_rng(seed).permutation(rows)[: count or None]
     return torch.from_numpy(np.asarray(images.take(chosen), dtype=np.float32))
+
+
+def translation_column(
+    directory: Path, split: str, language: str, dictionary: Dictionary, longest: int, text_ids: Sequence[str] | None
+) -> TranslationColumn | None:
+    """The captions of another language in the same directory with the same teacher texts.
+
+    Args:
+        directory: a data directory.
+        split: such as `train`.
+        language: of the translations.
+        dictionary: of the directory.
+        longest: captions are cut to this many tokens.
+        text_ids: teacher text of each caption; None without.
+
+    Returns:
+        None where there are no teacher texts, or no captions in that language.
+
+    Raises:
+        UserError: a caption has no translation.
+    """
+    prefix, file = caption_prefix(directory, split, language), directory / f"{split}.{language}.ids"
+    if text_ids is None or not indexed_dataset.dataset_exists(prefix, impl=None):
+        return None
+    tokens = FlatTokens.from_prefix(prefix, dictionary, longest)
+    known = {text: number for number, text in enumerate(read_caption_ids(file, len(tokens))[1] or ())}
+    missing = [text for text in text_ids if text not in known]
+    if missing:
+        raise UserError(
+            f"{file}: has no caption of the teacher text {missing[0]}; leave out --pair-language {language}"
+        )
+    return TranslationColumn(tokens, np.array([known[text] for text in text_ids], dtype=np.int64))
 
 
 def subword_sampler(cfg: Any, dictionaries: Sequence[Dictionary]) -> SubwordSampler | None:

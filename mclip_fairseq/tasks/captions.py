@@ -4,7 +4,6 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +11,6 @@ import numpy as np
 import torch
 from fairseq import utils
 from fairseq.data import Dictionary, indexed_dataset
-from fairseq.dataclass import ChoiceEnum
-from omegaconf import II
 
 from mclip_fairseq.data.captions import CaptionDataset, group_numbers, read_caption_ids
 from mclip_fairseq.data.columns import (
@@ -30,7 +27,7 @@ from mclip_fairseq.data.subwords import SampledTokenColumn
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
+from mclip_fairseq.storage.images import check_max_pixels
 from mclip_fairseq.storage.projection import Projection
 from mclip_fairseq.tasks.caption_files import (
     caption_prefix,
@@ -41,74 +38,14 @@ from mclip_fairseq.tasks.caption_files import (
     open_features,
     subword_sampler,
     training_images,
+    translation_column,
 )
-from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, model_class, split_list
+from mclip_fairseq.tasks.caption_options import CaptionTaskConfig
+from mclip_fairseq.tasks.sampled import SampledTask, model_class, split_list
 from mclip_fairseq.tasks.validation_retrieval import check_rankable, validation_recalls, warn_of_single_rows
 
 logger = logging.getLogger(__name__)
 Ids = list[str] | None
-
-
-@dataclass
-class CaptionTaskConfig(SampledTaskConfig):
-    """Captions, their images, and the teacher's features of both."""
-
-    data: str = field(
-        default="???",
-        metadata={
-            "help": "directories, separated by colons, with {split}.{lang}-None.{lang}.bin/.idx from "
-            "fairseq-preprocess --only-source and {split}.{lang}.ids"
-        },
-    )
-    langs: str = field(
-        default="en", metadata={"help": "caption languages to train on, separated by commas", "data_position": True}
-    )
-    valid_langs: str = field(default="", metadata={"help": "languages to validate on (default: --langs)"})
-    image_features: str = field(default="", metadata={"help": "feature directories of the images, separated by colons"})
-    text_features: str = field(
-        default="", metadata={"help": "feature directories of teacher text features, separated by colons"}
-    )
-    image_root: str = field(default="", metadata={"help": "image folder, to decode pixels during training"})
-    max_pixels: int = field(
-        default=MAX_PIXELS,
-        metadata={"help": "refuse images whose header claims more pixels (with --image-root)"},
-    )
-    max_caption_tokens: int = field(
-        default=78,
-        metadata={"help": "cut captions to this many tokens, <s> and </s> included", "data_position": True},
-    )
-    subword_sampling: float = field(
-        default=0.0,
-        metadata={
-            "help": "cut the words of training captions into other pieces in every epoch, drawn by the probability of "
-            "SentencePiece's unigram model to the power of this (0.1 to 0.5: Kudo 2018); 0 is off",
-        },
-    )
-    subword_model: str = field(
-        default="", metadata={"help": "directory with the sentencepiece.bpe.model of the data, for --subword-sampling"}
-    )
-    sampling_temperature: float = field(
-        default=1.0,
-        metadata={
-            "help": "draw a language of n captions in proportion to n^(1/T); 1 keeps the proportions",
-            "data_position": True,
-        },
-    )
-    text_state_cache: str = field(
-        default="",
-        metadata={"help": "directory for token states of the frozen text encoder, computed once; empty: no cache"},
-    )
-    text_state_dtype: ChoiceEnum(["float32", "float16"]) = field(  # type: ignore[valid-type]
-        default="float32", metadata={"help": "type in which --text-state-cache stores them"}
-    )
-    valid_retrieval: bool = field(
-        default=False,
-        metadata={
-            "help": "at each validation, search all images of the split valid with every caption and log mean_recall, "
-            "for --best-checkpoint-metric mean_recall --maximize-best-checkpoint-metric"
-        },
-    )
-    cpu: bool = II("common.cpu")
 
 
 class CaptionTask(SampledTask):
@@ -306,6 +243,11 @@ class CaptionTask(SampledTask):
         if training and self.skips.budget:
             tokens, image_ids, text_ids = self.without_unusable(tokens, image_ids, text_ids)
         dataset = self.make_dataset(tokens, image_ids, text_ids, training)
+        if self.cfg.pair_language not in ("", lang):
+            pairs = translation_column(
+                directory, split, self.cfg.pair_language, self.dictionaries[number], longest, text_ids
+            )
+            dataset.columns += [] if pairs is None else [pairs]
         if self.model is not None and "language" in self.model.columns.all:
             dataset.columns.append(LanguageColumn(lang))
         return dataset

@@ -76,19 +76,20 @@ def test_terms_of_the_teachers_space_fall_together(
 ) -> None:
     """The distance, soft labels and structure of captions drawn in other pieces, the encoder trained as well."""
     log = run_train(
-        *options(tiny_corpus, encoder, tmp_path, "--max-epoch", "12", *RARELY, "--freeze-text", "none"),
+        *options(tiny_corpus, encoder, tmp_path, "--max-epoch", "8", *RARELY, "--freeze-text", "none"),
         *("--text-text-loss", "mse", "--text-text-weight", "4", "--fixed-target", "--soft-label-weight", "1"),
         *("--soft-label-images", "30", "--structure-weight", "1", "--subword-sampling", "0.3"),
-        *("--subword-model", str(tiny_corpus / "tokenizer")),
+        *("--subword-model", str(tiny_corpus / "tokenizer"), "--langs", "en,de", "--matryoshka", "4"),
+        *("--pair-language", "en", "--pair-weight", "1"),
     )
     losses = {
         name: [float(epoch[f"train_{name}_loss"]) for epoch in train_metrics(log)]
-        for name in ("text_text", "soft_label", "structure")
+        for name in ("text_text", "soft_label", "structure", "pair", "text_text_4")
     }
     # A random space has less structure than it soon gets.
     assert losses["structure"][-1] < 0.7 * max(losses["structure"])
-    assert losses["text_text"][-1] < losses["text_text"][0]
-    assert losses["soft_label"][-1] < losses["soft_label"][0]
+    for name in ("text_text", "soft_label", "pair", "text_text_4"):
+        assert losses[name][-1] < losses[name][0]
 
 
 def test_every_language_finds_the_images(trained: tuple[Path, str], tiny_corpus: Path) -> None:

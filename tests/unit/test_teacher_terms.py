@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,11 @@ from torch import Tensor
 from mclip_fairseq.criterions.distillation import DistillationCriterion
 from mclip_fairseq.criterions.teacher_terms import read_prefixes
 from mclip_fairseq.criterions.trikd import TriKDCriterion
-from mclip_fairseq.losses import soft_label_loss, structure_loss
+from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
+from mclip_fairseq.losses import soft_label_loss, structure_loss, symmetric_info_nce
 from mclip_fairseq.models.projectors import XProjector, c_projector
 from mclip_fairseq.storage.features import FeatureStore
+from mclip_fairseq.tasks.caption_files import translation_column
 from mclip_fairseq.tasks.trikd import TriKDTask, TriKDTaskConfig
 
 ROWS, DIM = 5, 4
@@ -28,6 +31,7 @@ class Owner:
     """A task with a bank of six images."""
 
     images = object()
+    cfg = SimpleNamespace(pair_language="")
 
     @staticmethod
     def image_bank(count: int) -> Tensor:
@@ -42,11 +46,13 @@ class Answer(torch.nn.Module):
         self.text = units(ROWS, 1).requires_grad_()
         self.teacher = units(ROWS, 2) if teacher else None
         self.bank: Tensor | None = None
+        self.translation: Tensor | None = None
 
     def forward(self, text_tokens: Tensor, image_bank: Tensor | None = None) -> dict[str, Any]:
         return {
             **{"text": self.text, "student": 3 * self.text, "image": None, "teacher_text": self.teacher},
             **{"scale": torch.tensor(2.0), "image_bank": image_bank if self.bank is None else self.bank},
+            "translation": self.translation,
         }
 
 
@@ -90,6 +96,35 @@ def test_relations_are_added_with_their_weights() -> None:
     # The student of `distillation` is not a unit vector; its relations are those of directions.
     of_student = DistillationCriterion(Owner, 0.0, 0.0, 0.0, "both", **options)
     assert mean_loss(of_student, model) == pytest.approx(2 * soft + 5 * structure, rel=1e-5)
+
+
+def test_pairs_of_translations_are_contrasted() -> None:
+    """As `symmetric_info_nce`, and nothing for captions without a translation."""
+    owner = SimpleNamespace(images=None, cfg=SimpleNamespace(pair_language="en"))
+    criterion = TriKDCriterion(owner, 0.0, 0.0, 8.0, "pair", "sound", pair_weight=3.0, pair_scale=5.0)
+    model = Answer()
+    assert mean_loss(criterion, model) == 0
+    model.translation = units(ROWS, 4)
+    expected = float(symmetric_info_nce(model.text, model.translation, 5.0).detach())
+    assert mean_loss(criterion, model) == pytest.approx(3 * expected, rel=1e-5)
+    for wrong in (Owner, SimpleNamespace(images=None, cfg=SimpleNamespace(pair_language=""))):
+        with pytest.raises(ValueError, match="need each other"):
+            TriKDCriterion(wrong, 0.0, 1.0, 8.0, "pair", "sound", pair_weight=1.0)
+    with pytest.raises(ValueError, match="need each other"):
+        TriKDCriterion(owner, 0.0, 1.0, 8.0, "pair", "sound")
+
+
+def test_a_caption_meets_its_translation_by_the_teacher_text(tiny_corpus: Path, tmp_path: Path) -> None:
+    dictionary = data_dictionary(tiny_corpus / "captions")
+    made = translation_column(tiny_corpus / "captions", "train", "fr", dictionary, 50, ["txt7", "txt2", "txt7"])
+    assert made is not None
+    french = FlatTokens.from_prefix(tiny_corpus / "captions" / "train.fr-None.fr", dictionary, 50)
+    expected = french.batch(np.array([7, 2, 7]))
+    assert torch.equal(made.batch(np.arange(3))["translation_tokens"], expected)
+    assert translation_column(tiny_corpus / "captions", "train", "cs", dictionary, 50, ["txt7"]) is None
+    assert translation_column(tiny_corpus / "captions", "train", "fr", dictionary, 50, None) is None
+    with pytest.raises(ValueError, match="has no caption of the teacher text txt999; leave out --pair-language fr"):
+        translation_column(tiny_corpus / "captions", "train", "fr", dictionary, 50, ["txt999"])
 
 
 def test_matryoshka_is_the_mean_over_prefixes() -> None:
