@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.pooling import pool_mean
-from mclip_fairseq.models.projectors import PROJECTOR_STARTS, XProjector, c_projector
+from mclip_fairseq.models.projectors import PROJECTOR_STARTS, XProjector, c_projector, text_head
 from mclip_fairseq.models.sizes import check_chosen_sizes
 from mclip_fairseq.models.student import StudentModel
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.text_options import FREEZING, StudentConfig, TextEncoderConfig
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
-from mclip_fairseq.storage.errors import UserError
 
 CITATION = """@inproceedings{chen-etal-2023-mclip,
   title = {{mCLIP}: Multilingual {CLIP} via Cross-lingual Transfer},
@@ -51,8 +50,8 @@ class MCLIPModelConfig(StudentConfig):
     projector_start: ChoiceEnum(PROJECTOR_STARTS) = field(  # type: ignore[valid-type]
         default="random",
         metadata={
-            "help": "random (as published), or identity: text and teacher start where they are; needs a text encoder "
-            "of the teacher's width"
+            "help": "random (as published), or identity: the joint space starts as the teacher's, which a linear text "
+            "head reaches where the text encoder has another width"
         },
     )
     fixed_target: bool = field(
@@ -77,7 +76,8 @@ class MCLIPModelConfig(StudentConfig):
 class MCLIPModel(StudentModel):
     """Two light projectors between a frozen teacher and a multilingual text encoder (mCLIP, section 3.2).
 
-    The joint space has the text encoder's width. See `StudentModel` for the arguments.
+    The joint space has the text encoder's width, or the teacher's with `--projector-start identity`. See `StudentModel`
+    for the arguments.
     """
 
     citation = CITATION
@@ -93,12 +93,9 @@ class MCLIPModel(StudentModel):
         super().__init__(cfg, text_encoder, teacher, teacher_identity)
         check_chosen_sizes(cfg, "projector", text_encoder.dim, "the text encoder's width")
         start = str(cfg.projector_start)
-        if start == "identity" and cfg.teacher_dim != text_encoder.dim:
-            raise UserError(
-                f"--projector-start identity needs equal widths, but the teacher has {cfg.teacher_dim} and the text "
-                f"encoder {text_encoder.dim}; leave it random"
-            )
-        self.c_projector = c_projector(cfg.teacher_dim, text_encoder.dim, start)
+        joint_dim = cfg.teacher_dim if start == "identity" else text_encoder.dim
+        self.c_projector = c_projector(cfg.teacher_dim, joint_dim, start)
+        self.text_head = text_head(text_encoder.dim, joint_dim)
         self.c_projector.requires_grad_(not cfg.fixed_target)
         self.x_projector = XProjector(
             layers=cfg.projector_layers,
@@ -115,7 +112,7 @@ class MCLIPModel(StudentModel):
     @property
     def dim(self) -> int:
         """Width of the joint space."""
-        return self.text_encoder.dim
+        return int(self.c_projector.weight.shape[0])
 
     @property
     def scale(self) -> Tensor:
@@ -140,7 +137,7 @@ class MCLIPModel(StudentModel):
         if self.cfg.pooling == "mean":
             # One state per sentence is left, so the projector's attention has a single position to look at.
             states, padding = pool_mean(states, padding)[:, None], padding.new_zeros(len(padding), 1)
-        return F.normalize(self.x_projector(states, padding), dim=1)
+        return F.normalize(self.text_head(self.x_projector(states, padding)), dim=1)
 
     def project_teacher(self, features: Tensor) -> Tensor:
         """Teacher features, image or text, (batch, teacher dim) -> (batch, dim), L2-normalised.
@@ -189,11 +186,11 @@ class MCLIPModel(StudentModel):
         }
 
     def portable_text(self) -> nn.Module:
-        """XLM-R and the X-projector, for other runtimes."""
+        """XLM-R, the X-projector and the text head, for other runtimes."""
         from mclip_fairseq.models.portable import PortableText
 
         layers = list(self.x_projector.layers)
-        return PortableText(self.text_encoder, str(self.cfg.pooling), layers, nn.Identity())
+        return PortableText(self.text_encoder, str(self.cfg.pooling), layers, self.text_head)
 
 
 @register_model_architecture("mclip", "mclip_base")

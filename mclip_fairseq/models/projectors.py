@@ -47,9 +47,10 @@ class XProjector(nn.Module):
             attention_dropout=attention_dropout,
             encoder=EncDecBaseConfig(embed_dim=dim, ffn_embed_dim=ffn_dim, attention_heads=heads),
         )
-        self.layers = nn.ModuleList([TransformerEncoderLayerBase(cfg) for _ in range(layers)])
+        stack = [TransformerEncoderLayerBase(cfg) for _ in range(layers)]
+        self.layers = nn.ModuleList(stack)
         if start == "identity":
-            for layer in self.layers:
+            for layer in stack:
                 for last in (layer.self_attn.out_proj, layer.fc2):
                     nn.init.zeros_(last.weight)
                     nn.init.zeros_(last.bias)
@@ -137,4 +138,13 @@ def c_projector(teacher_dim: int, dim: int, start: str = "random") -> nn.Linear:
     nn.init.xavier_uniform_(linear.weight)
     if start == "identity":
         nn.init.eye_(linear.weight)
+    return linear
+
+
+def text_head(text_dim: int, joint_dim: int) -> nn.Module:
+    """From a projected text state, (batch, text dim), to the joint space; nothing where the widths are equal."""
+    if text_dim == joint_dim:
+        return nn.Identity()
+    linear = nn.Linear(text_dim, joint_dim, bias=False)
+    nn.init.xavier_uniform_(linear.weight)
     return linear

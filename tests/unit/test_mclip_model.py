@@ -131,13 +131,17 @@ def test_a_fixed_target_is_not_trained(shared_dir: Path, dictionary: Dictionary)
     assert trained == {"logit_scale"}
 
 
-def test_a_start_at_the_identity_needs_equal_widths(shared_dir: Path, dictionary: Dictionary) -> None:
-    with pytest.raises(ValueError, match="needs equal widths, but the teacher has 512"):
-        build(shared_dir, dictionary, projector_start="identity")
-    width = build(shared_dir, dictionary).dim
-    model = build(shared_dir, dictionary, projector_start="identity", teacher_dim=width)
-    features = torch.randn(3, width)
+@pytest.mark.parametrize("teacher_dim", [48, 512])
+def test_a_start_at_the_identity_is_the_teachers_space(
+    shared_dir: Path, dictionary: Dictionary, teacher_dim: int
+) -> None:
+    """Of any width: a text encoder of the same width needs no head to reach it."""
+    model = build(shared_dir, dictionary, projector_start="identity", teacher_dim=teacher_dim)
+    features = torch.randn(3, teacher_dim)
     assert torch.allclose(model.project_teacher(features), torch.nn.functional.normalize(features, dim=1))
+    assert model.encode_text(torch.tensor([[0, 5, 2]])).shape == (1, teacher_dim)
+    assert model.dim == teacher_dim
+    assert ("text_head.weight" in model.state_dict()) == (teacher_dim != model.text_encoder.dim)
 
 
 def test_published_size(dictionary: Dictionary) -> None:
