@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from mclip_fairseq.batching import batch_cost, split_padded
+from mclip_fairseq.encoding.devices import encode_in_shares
 from mclip_fairseq.encoding.inputs import ImageInput, check_texts, to_pil
+from mclip_fairseq.encoding.vectors import Precision, check_form, finish
 from mclip_fairseq.formats.saved import is_saved_directory
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.settings import digest
+from mclip_fairseq.pairs import Pairs, is_single_image
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fingerprints import HALF, NO_IMAGE_TOWER
 from mclip_fairseq.storage.images import MAX_PIXELS
@@ -29,24 +31,29 @@ if TYPE_CHECKING:
 WINDOW = 8192
 # Numbers of inputs and their features.
 Encoded = Iterator[tuple[list[int], Tensor]]
+Device = str | torch.device
 
 
-class MultilingualCLIP:
+class MultilingualCLIP(Pairs):
     """Images and text of any language in one space.
 
     Args:
         tower: the model.
-        device: where it runs; None picks CUDA if there is one.
+        device: where it runs; None picks CUDA if there is one. A list of several has a copy of the model on each, and
+            texts and images are shared among them.
         dtype: of the weights; None keeps float32.
     """
 
     def __init__(
         self,
         tower: "Tower",
-        device: str | torch.device | None = None,
+        device: Device | Sequence[Device] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        devices = [device] if isinstance(device, str | torch.device) else list(device or ())
+        first, *others = devices or ["cuda" if torch.cuda.is_available() else "cpu"]
+        self.others = [MultilingualCLIP(copy.deepcopy(tower), other, dtype) for other in others]
+        self.device = torch.device(first)
         self.tower = tower
         self.max_pixels = MAX_PIXELS
         tower.module.to(device=self.device, dtype=dtype or torch.float32).eval()
@@ -55,7 +62,7 @@ class MultilingualCLIP:
     def from_pretrained(
         cls,
         path_or_name: str | Path,
-        device: str | torch.device | None = None,
+        device: Device | Sequence[Device] | None = None,
         dtype: torch.dtype | None = None,
         language: str | None = None,
         *,
@@ -108,17 +115,13 @@ class MultilingualCLIP:
             return self
         view = copy.copy(self)
         view.tower = tower
+        view.others = [other.for_language(language) for other in self.others]
         return view
 
     @property
     def reads_any_language(self) -> bool:
         """Whether texts can be encoded before `for_language` has named their language."""
         return self.tower.reads_any_language
-
-    @property
-    def name(self) -> str:
-        """Short name for tables."""
-        return self.tower.name
 
     @property
     def dim(self) -> int:
@@ -165,11 +168,6 @@ class MultilingualCLIP:
         """Texts to model input."""
         return self.tower.tokenizer
 
-    @property
-    def transform(self) -> Callable[[list[Image.Image]], Tensor]:
-        """PIL images to (images, channels, height, width)."""
-        return self.tower.transform
-
     def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
         """Per text, how many of its tokens the tokenizer knows, and how many it has.
 
@@ -183,6 +181,8 @@ class MultilingualCLIP:
         batch_size: int = 256,
         normalize: bool = True,
         show_progress_bar: bool = False,
+        truncate_dim: int | None = None,
+        precision: Precision = "float32",
     ) -> Tensor:
         """Encode texts of any language, in batches of similar numbers of tokens.
 
@@ -191,22 +191,35 @@ class MultilingualCLIP:
             batch_size: most texts at a time.
             normalize: L2-normalise.
             show_progress_bar: draw one.
+            truncate_dim: keep this many leading dimensions, for models trained for it; None keeps all.
+            precision: `float32`, `int8`, `uint8`, `binary` or `ubinary`; see `similarity` and
+                `encoding.vectors.quantize`.
 
         Returns:
-            (texts, dim) float32 on the CPU.
+            (texts, dim) float32 on the CPU, or the type and width of the precision.
 
         Raises:
-            UserError: something else than texts.
+            UserError: something else than texts, or a form that the vectors do not have.
         """
+        check_form(truncate_dim, precision, self.dim)
+        if not isinstance(texts, Tensor):
+            texts = [texts] if isinstance(texts, str | bytes | None) else list(texts)
+            check_texts(texts)
+
+        def encode(model: "MultilingualCLIP", share: Any, progress: bool) -> Tensor:
+            return model.text_features(share, batch_size, progress)
+
+        return finish(self.on_devices(encode, texts, show_progress_bar), truncate_dim, normalize, precision)
+
+    def text_features(self, texts: list[str] | Tensor, batch_size: int, progress: bool) -> Tensor:
+        """(texts, dim) float32 features on the CPU, before they are normalised; see `encode_text`."""
         if isinstance(texts, Tensor):
             tokens, windows = texts, [list(range(len(texts)))]
 
             def inputs_of(rows: list[int]) -> dict[str, Tensor]:
                 return self.tower.model_input(tokens)
         else:
-            strings = [texts] if isinstance(texts, str | bytes | None) else list(texts)
-            check_texts(strings)
-            strings = [without_splitters(text) for text in strings]
+            strings = [without_splitters(text) for text in texts]
             # Tokenised window by window, which bounds the memory. A window holds texts of similar length.
             order = sorted(range(len(strings)), key=lambda i: len(strings[i]))
             windows = [order[start : start + WINDOW] for start in range(0, len(order), WINDOW)]
@@ -215,7 +228,20 @@ class MultilingualCLIP:
                 return self.tower.tokenize([strings[i] for i in rows])
 
         batches = self.text_batches(windows, inputs_of, batch_size)
-        return self.run(batches, sum(map(len, windows)), normalize, show_progress_bar, "texts")
+        return self.run(batches, sum(map(len, windows)), False, progress, "texts")
+
+    def on_devices(
+        self, encode: Callable[["MultilingualCLIP", Any, bool], Tensor], inputs: Any, progress: bool
+    ) -> Tensor:
+        """Encode inputs on all devices; the first one draws the progress of its share."""
+        models = [self, *self.others]
+        if len(models) == 1 or len(inputs) < len(models):
+            return encode(self, inputs, progress)
+
+        def worker(model: "MultilingualCLIP") -> Callable[[Any], Tensor]:
+            return lambda share: encode(model, share, progress and model is self)
+
+        return encode_in_shares([worker(model) for model in models], inputs)
 
     def text_batches(
         self, windows: Iterable[list[int]], inputs_of: Callable[[list[int]], dict[str, Tensor]], batch_size: int
@@ -236,6 +262,8 @@ class MultilingualCLIP:
         normalize: bool = True,
         show_progress_bar: bool = False,
         max_pixels: int | None = None,
+        truncate_dim: int | None = None,
+        precision: Precision = "float32",
     ) -> Tensor:
         """Encode images.
 
@@ -246,27 +274,38 @@ class MultilingualCLIP:
             normalize: L2-normalise.
             show_progress_bar: draw one.
             max_pixels: a file whose header claims more is refused before it is decoded; None is `self.max_pixels`.
+            truncate_dim: see `encode_text`.
+            precision: see `encode_text`.
 
         Returns:
-            (images, dim) float32 on the CPU.
+            (images, dim) float32 on the CPU, or the type and width of the precision.
 
         Raises:
-            UserError: an image cannot be read, or the model has no image tower.
+            UserError: an image cannot be read, the model has no image tower, or the vectors do not have this form.
         """
-        single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
+        check_form(truncate_dim, precision, self.dim)
         if isinstance(images, Tensor) and images.ndim != 4:
             raise UserError(f"pixels of shape {tuple(images.shape)}; a batch is (images, channels, height, width)")
         limit = self.max_pixels if max_pixels is None else max_pixels
-        items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
+        items: Any = images
+        if not isinstance(images, Tensor):
+            items = [images] if is_single_image(images) else list(items)
+
+        def encode(model: "MultilingualCLIP", share: Any, progress: bool) -> Tensor:
+            return model.image_features(share, batch_size, limit, progress)
+
+        return finish(self.on_devices(encode, items, show_progress_bar), truncate_dim, normalize, precision)
+
+    def image_features(self, images: list[ImageInput] | Tensor, batch_size: int, limit: int, progress: bool) -> Tensor:
+        """(images, dim) float32 features on the CPU, before they are normalised; see `encode_image`."""
 
         def encode(rows: list[int]) -> Tensor:
             if isinstance(images, Tensor):
                 return self.tower.encode_pixels(self.to_device(images[rows]))
-            pixels = self.transform([to_pil(items[i], limit) for i in rows])
+            pixels = self.transform([to_pil(images[i], limit) for i in rows])
             return self.tower.encode_pixels(self.to_device(pixels))
 
-        batches = in_batches(encode, len(items), batch_size)
-        return self.run(batches, len(items), normalize, show_progress_bar, "images")
+        return self.run(in_batches(encode, len(images), batch_size), len(images), False, progress, "images")
 
     def encode_image_features(
         self, features: np.ndarray | Tensor, batch_size: int = 8192, normalize: bool = True
@@ -295,86 +334,6 @@ class MultilingualCLIP:
             return self.tower.project(self.to_device(rows[numbers]))
 
         return self.run(in_batches(encode, len(rows), batch_size), len(rows), normalize, False, "features")
-
-    @property
-    def can_match(self) -> bool:
-        """Whether the model can look at a text and an image together, as CCRK does to re-rank."""
-        return self.tower.matcher is not None
-
-    def match(
-        self,
-        texts: str | Sequence[str] | Tensor,
-        images: ImageInput | Sequence[ImageInput] | Tensor,
-        batch_size: int = 64,
-    ) -> Tensor:
-        """How well each text matches the image of the same number.
-
-        Args:
-            texts: n texts, or (n, length) token ids.
-            images: n images, or (n, channels, height, width) floats that `transform` made.
-            batch_size: pairs at a time.
-
-        Returns:
-            (n,) float32 matching logits on the CPU; larger is better.
-
-        Raises:
-            UserError: the model compares features only, or the numbers of texts and images differ.
-        """
-        texts = [texts] if isinstance(texts, str) else texts
-        single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
-        items: Any = [images] if single else images
-        if len(texts) != len(items):
-            raise UserError(f"{len(texts)} texts and {len(items)} images; give one image for each text")
-        scores = [torch.zeros(0)]
-        for start in range(0, len(texts), batch_size):
-            rows = slice(start, start + batch_size)
-            text, padding = self.text_states(texts[rows])
-            scores.append(self.match_states(text, padding, self.image_states(items[rows])).float().cpu())
-        return torch.cat(scores)
-
-    @torch.inference_mode()
-    def text_states(self, texts: Sequence[str] | Tensor) -> tuple[Tensor, Tensor]:
-        """States of texts for `match_states`, in one batch on the model's device.
-
-        Args:
-            texts: n texts, or (n, length) token ids.
-
-        Returns:
-            (n, length, dim) and (n, length) bool, True at pads.
-        """
-        matcher = self._matcher()
-        if not isinstance(texts, Tensor):
-            check_texts(texts)
-        inputs = self.tower.model_input(texts) if isinstance(texts, Tensor) else self.tower.tokenize(texts)
-        return matcher.text_states(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
-
-    @torch.inference_mode()
-    def image_states(self, images: Sequence[ImageInput] | Tensor) -> Tensor:
-        """(n, tokens, dim) states of images for `match_states`, in one batch on the model's device."""
-        matcher = self._matcher()
-        pixels = images
-        if not isinstance(images, Tensor):
-            pixels = self.transform([to_pil(image, self.max_pixels) for image in images])
-        assert isinstance(pixels, Tensor)
-        return matcher.image_states(self.to_device(pixels))
-
-    @torch.inference_mode()
-    def match_states(self, text: Tensor, padding: Tensor, image: Tensor) -> Tensor:
-        """(n,) matching logits from the states of both sides, on the model's device."""
-        states = self._matcher().match_states(self.to_device(text), padding.to(self.device), self.to_device(image))
-        return states[:, 1]
-
-    def _matcher(self) -> Any:
-        if self.tower.matcher is None:
-            raise UserError(
-                f"{self.name} compares features of texts and images and cannot look at both together; matching and "
-                "re-ranking need a model such as ccrk"
-            )
-        return self.tower.matcher
-
-    def to_device(self, tensor: Tensor) -> Tensor:
-        """Move floats to the model's device and dtype."""
-        return tensor.to(device=self.device, dtype=next(self.tower.module.parameters()).dtype)
 
     @torch.inference_mode()
     def run(self, batches: Encoded, count: int, normalize: bool, show_progress_bar: bool, unit: str) -> Tensor:
