@@ -80,7 +80,7 @@ def test_terms_of_the_teachers_space_fall_together(
         *("--text-text-loss", "mse", "--text-text-weight", "4", "--fixed-target", "--soft-label-weight", "1"),
         *("--soft-label-images", "30", "--structure-weight", "1", "--subword-sampling", "0.3"),
         *("--subword-model", str(tiny_corpus / "tokenizer"), "--langs", "en,de", "--matryoshka", "4"),
-        *("--pair-language", "en", "--pair-weight", "1", "--projector-start", "identity"),
+        *("--pair-language", "en", "--pair-weight", "1", "--projector-start", "identity", "--save-interval", "8"),
     )
     losses = {
         name: [float(epoch[f"train_{name}_loss"]) for epoch in train_metrics(log)]
