@@ -6,12 +6,14 @@ import contextlib
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from fairseq import options
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from hydra.errors import HydraException
@@ -109,6 +111,23 @@ def make_log_folder(log_file: str | None) -> None:
         raise UserError(f"--log-file {path}: is a directory; give the name of a file")
 
 
+def sentence_of(error: BaseException) -> str:
+    """What the user can fix, in one sentence; empty for a bug.
+
+    Args:
+        error: a `UserError`; what hydra says of an option of a wrong type, by which fairseq composes its options; or
+            fairseq's empty RuntimeError where no architecture is given.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return first_line(error)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, RuntimeError) and frames and frames[-1].f_code is options.parse_args_and_arch.__code__:
+        return "--arch is not given; pass a model or one of its architectures, which mclip-doctor options lists"
+    return ""
+
+
 def report_in_one_line() -> None:
     """Let fairseq's programs end as ours do: one line and status 2 for what the user can fix, 130 after Ctrl-C."""
     before = sys.excepthook
@@ -117,9 +136,8 @@ def report_in_one_line() -> None:
     program = Path(sys.argv[0]).name
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, UserError | HydraException | OmegaConfBaseException):
-            # fairseq composes its options by hydra, which refuses a value of a wrong type in several lines
-            message = str(error) if isinstance(error, UserError) else first_line(error)
+        message = sentence_of(error)
+        if message:
             print(f"{program}: error: {shown(message)}", file=sys.stderr, flush=True)
             raise SystemExit(BAD_INPUT)
         if isinstance(error, KeyboardInterrupt):

@@ -59,7 +59,7 @@ def check_precision(common: Any, autocast: Any) -> None:
 
 
 def check_batches(dataset: Any) -> None:
-    """Refuse batches without a size, or of no size.
+    """Refuse batches without a size or of no size, and a negative number of data workers.
 
     Args:
         dataset: fairseq's options of the data.
@@ -68,6 +68,8 @@ def check_batches(dataset: Any) -> None:
     for option, size in sizes.items():
         if size is not None and size < 1:
             raise UserError(f"{option} {size}: is too small; give 1 or more")
+    if dataset.num_workers < 0:
+        raise UserError(f"--num-workers {dataset.num_workers}: is negative; give 0 to load data in this process")
     if all(size is None for size in sizes.values()):
         raise UserError("neither --batch-size nor --max-tokens is given; pass one of them")
 

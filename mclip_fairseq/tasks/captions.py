@@ -147,14 +147,14 @@ class CaptionTask(SampledTask):
             UserError: the options, the data and the model do not fit together.
         """
         kind = model_class(cfg)
-        if kind is not None and issubclass(kind, DualEncoder):
-            if kind.one_dictionary:
-                check_one_dictionary(utils.split_paths(self.cfg.data), self.dictionaries)
-            if self.images or self.texts:
-                kind.fit_to_stores(cfg, self.images, self.texts)
-        model = super().build_model(cfg, from_checkpoint)
-        if not isinstance(model, DualEncoder):
+        if kind is None or not issubclass(kind, DualEncoder):
             raise UserError(f"--arch {getattr(cfg, '_name', None)}: is not a model of images and texts")
+        if kind.one_dictionary:
+            check_one_dictionary(utils.split_paths(self.cfg.data), self.dictionaries)
+        if self.images or self.texts:
+            kind.fit_to_stores(cfg, self.images, self.texts)
+        model = super().build_model(cfg, from_checkpoint)
+        assert isinstance(model, DualEncoder)
         if model.max_positions() < self.cfg.max_caption_tokens:
             raise UserError(
                 f"--max-caption-tokens is {self.cfg.max_caption_tokens}, but the text encoder takes at most "

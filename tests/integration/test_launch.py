@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from fairseq import options as fairseq_options
+from hydra.errors import HydraException
 
 from mclip_fairseq.resilience import holding, launch
 from mclip_fairseq.storage.errors import UserError
@@ -82,6 +84,7 @@ def test_one_sentence_before_the_data_are_read(
             "--projector-attention-heads 5: does not divide the text encoder's width",
         ),
         (("--encoder-embed-dim", "0"), "--encoder-embed-dim 0: is too small; give 1 or more"),
+        (("--arch", "mte_tiny"), "--arch mte_tiny: is not a model of images and texts"),
         (("--projector-layers", "-1"), "--projector-layers -1: is too small; give 0 or more"),
     ],
 )
@@ -96,6 +99,18 @@ def test_decoder_heads_name_the_option(tiny_corpus: Path, run_train: Train, tmp_
     command = mte_options(tiny_corpus, tmp_path / "run")
     with pytest.raises(UserError, match=r"^--decoder-attention-heads 5: does not divide the text encoder's width 32; "):
         run_train(*command, "--batch-size", "8", "--decoder-attention-heads", "5")
+
+
+def test_what_only_fairseq_and_hydra_refuse_is_a_sentence() -> None:
+    """Raised before our checks: no architecture, and a value of a wrong type. Everything else is a bug."""
+    parser = fairseq_options.get_training_parser()
+    with pytest.raises(RuntimeError) as missing:
+        fairseq_options.parse_args_and_arch(parser, ["data"])
+    assert launch.sentence_of(missing.value).startswith("--arch is not given; pass a model or one of its architectures")
+    wrong = HydraException("Value 'x' is not a number\n  full_key: lr")
+    assert launch.sentence_of(wrong) == "Value 'x' is not a number"
+    assert launch.sentence_of(UserError("data: not found")) == "data: not found"
+    assert launch.sentence_of(RuntimeError("CUDA error")) == ""
 
 
 def test_the_directory_of_the_log_file_is_made(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
