@@ -38,7 +38,7 @@ from corpora.captions import TRAIN, Caption, CaptionWriter, Skipping
 from corpora.columns import Asked, Chosen, Columns
 from corpora.dividing import DEFAULT, divide, parse_shares
 from corpora.output import Output
-from corpora.parts import CODE, FORMATS, Part, language_code, parts_of, register, split_name
+from corpora.parts import CODE, FORMATS, Part, check_tars, language_code, parts_of, register, split_name
 from corpora.pictures import Pictures
 from corpora.records import Record, read_records
 from corpora.sources import Sources, check_folder
@@ -125,6 +125,7 @@ def find_parts(options: Options) -> list[Part]:
     for split, source in named:
         language, path = with_language(source)
         parts += parts_of(Path(path), Part(Path(path), options.format, split, language))
+    check_tars(parts)
     return parts
 
 
@@ -189,9 +190,9 @@ class OwnData:
             for name, language in chosen.captions.items()
             for language, text in texts_of(record.values[name], language, place)
         ]
-        some = any(one_line(text) for _, text in found)
+        filled = {language for language, text in found if one_line(text)}
         for language, text in found:
-            if some and not one_line(text) and len(chosen.captions) > 1:
+            if not one_line(text) and filled - {language}:
                 yield Caption("", "", "", "", place, (), unused=f"no caption in {language or 'a column'}")
                 continue
             if not language:

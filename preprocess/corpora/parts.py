@@ -54,6 +54,7 @@ class Part:
         split: of its captions; empty if it does not say.
         language: likewise.
         below: folder of its images below the image folder, with a slash at the end; empty for the image folder itself.
+            For a tar, the folder that its images are written to.
     """
 
     path: Path
@@ -115,7 +116,9 @@ def parts_of(path: Path, given: Part) -> list[Part]:
             f"{path}: its name does not tell its format; rename it to .csv, .tsv, .jsonl, .parquet or .tar, or give "
             "--format"
         )
-    return [replace(given, path=path, format=kind, language=given.language or language_of_name(path))]
+    # Shards of two splits often have the same names.
+    below = f"{given.split}/" if given.split and kind == "tar" else ""
+    return [replace(given, path=path, format=kind, language=given.language or language_of_name(path), below=below)]
 
 
 def parts_of_folder(folder: Path, given: Part) -> list[Part]:
@@ -130,8 +133,16 @@ def parts_of_folder(folder: Path, given: Part) -> list[Part]:
     for ending in (".parquet", ".tar"):
         files = sorted(folder.rglob(f"*{ending}"))
         if files:
-            split = {file: given.split or split_of_file(file, folder) for file in files}
-            return [replace(given, path=file, format=FORMATS[ending], split=split[file]) for file in files]
+            return [
+                replace(
+                    given,
+                    path=file,
+                    format=FORMATS[ending],
+                    split=given.split or split_of_file(file, folder),
+                    below=below_folder(file, folder) if ending == ".tar" else "",
+                )
+                for file in files
+            ]
     return [replace(given, path=folder, format=FOLDER)]
 
 
@@ -181,6 +192,25 @@ def split_of_file(path: Path, folder: Path) -> str:
     first = re.split(r"[^A-Za-z]", path.name, maxsplit=1)[0].lower()
     parents = [parent.name.lower() for parent in path.relative_to(folder).parents]
     return next((SPLITS[name] for name in (first, *parents) if name in SPLITS), "")
+
+
+def below_folder(path: Path, folder: Path) -> str:
+    """The path of a file's folder below another, with a slash at the end; empty if it is that folder."""
+    parent = path.parent.relative_to(folder).as_posix()
+    return "" if parent == "." else f"{parent}/"
+
+
+def check_tars(parts: list[Part]) -> None:
+    """Check that the images of two tars have different names.
+
+    Raises:
+        UserError: two tars would write the same names.
+    """
+    first: dict[str, Path] = {}
+    for part in parts:
+        name = part.below + part.path.name.partition(".")[0]
+        if part.format == "tar" and first.setdefault(name, part.path) != part.path:
+            raise UserError(f"{part.path}: its images would have the names of those of {first[name]}; rename one")
 
 
 def register(parts: list[Part], sources: Sources) -> None:

@@ -9,6 +9,9 @@ from corpora.images import ImageFolder, picture_name, write_picture
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.folders import SUFFIXES
 
+# The id of a caption whose record names no image, for the message.
+NO_IMAGE = "no-image"
+
 
 class Pictures(ImageFolder):
     """Finds images by what a record says, and writes those that records hold.
@@ -29,8 +32,12 @@ class Pictures(ImageFolder):
         """See the base class; a picture that a record held is in the other folder."""
         return image if image in self.held else super().path(image, paths)
 
+    def why_missing(self, image: str, paths: tuple[str, ...]) -> str:
+        """See the base class."""
+        return "has no image" if image == NO_IMAGE and not paths else super().why_missing(image, paths)
+
     def locate(self, value: Any, below: str, place: str, write: bool) -> tuple[str, tuple[str, ...]]:
-        """The id of a record's image, and where it may be.
+        """The id of a record's image, and where it may be; nowhere if the record has none.
 
         Args:
             value: path, number or content of the image, or `{"bytes": ..., "path" or "name": ...}`.
@@ -51,8 +58,10 @@ class Pictures(ImageFolder):
             return self._hold(f"{name[:2]}/{name}", value, place, write)
         if isinstance(value, int) and not isinstance(value, bool):
             value = str(value)
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{place}: has no image; give the path of one, or --image-column with the column that does")
+        if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+            return NO_IMAGE, ()
+        if not isinstance(value, str):
+            raise UserError(f"{place}: the image is {str(value)[:40]!r}; name the column of images with --image-column")
         return self._named(value.strip(), below, place)
 
     def _hold(self, name: str, content: bytes, place: str, write: bool) -> tuple[str, tuple[str, ...]]:

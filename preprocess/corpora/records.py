@@ -60,7 +60,7 @@ def read_records(part: Part, names: Sequence[str], select: Select) -> Iterator[R
         case "parquet" | "arrow":
             yield from read_columns(part, select)
         case "tar":
-            yield from read_tar(part.path)
+            yield from read_tar(part)
         case _:
             yield from read_folder(part.path)
 
@@ -153,7 +153,7 @@ def is_own_text(ending: str) -> bool:
     return ending in TEXTS or (bool(dot) and last == "txt" and CODE.fullmatch(language) is not None)
 
 
-def read_tar(path: Path) -> Iterator[Record]:
+def read_tar(part: Part) -> Iterator[Record]:
     """Samples of a webdataset tar: fields of KEY.json, the texts KEY.txt and KEY.LANG.txt, and the picture.
 
     A picture is a value `{"bytes": content, "name": SHARD/KEY.EXT}`.
@@ -161,7 +161,8 @@ def read_tar(path: Path) -> Iterator[Record]:
     Raises:
         UserError: the tar cannot be used, a key occurs twice, or a sample's .json is not an object.
     """
-    shard, seen = path.name.partition(".")[0], set[str]()
+    path, seen = part.path, set[str]()
+    shard = part.below + path.name.partition(".")[0]
     for sample in read_samples(path, is_own_text):
         place = f"{path}, sample {sample.key}"
         if sample.key in seen:

@@ -79,7 +79,7 @@ def without_header(folder: Path) -> list[object]:
 
 def json_lists(folder: Path) -> list[object]:
     """Paths without their endings and with the name of the folder, lists, an object of languages."""
-    records = [{"path": f"photos/{image(n)[:-4]}", "text": {"en": [EN[n]], "de": DE[n]}} for n in NUMBERS]
+    records = [{"path": f"photos/{image(n)[:-4]}", "text": {"en": [EN[n]], "de": DE[n], "fr": None}} for n in NUMBERS]
     return [write_json_lines(folder / "t.jsonl", records)]
 
 
@@ -188,6 +188,22 @@ def test_tars(tmp_path: Path) -> None:
     assert (out / "images" / "01" / "2.png").read_bytes() == png("red") + bytes([2])
     webdataset(tmp_path / "shards" / "01.tar", samples([2, 1, 2]))
     assert "sample 2: occurs twice" in refuses("own", tmp_path / "shards", "--language", "en", "--output", out)
+    webdataset(tmp_path / "shards" / "01.tar", [*samples([3])[1:]])
+    command: list[object] = [tmp_path / "shards", "--language", "en", "--output", tmp_path / "less"]
+    assert "01.tar, sample 3: has no image (--skip-budget 0 is used up)" in refuses("own", *command)
+    works("own", *command, "--skip-budget", 2)
+
+
+def test_tars_of_two_splits_with_the_same_names(tmp_path: Path) -> None:
+    tars = {}
+    for n, split in enumerate(("train", "val")):
+        tars[split] = webdataset(tmp_path / "all" / split / "00.tar", samples([n]))
+    options = ["--language", "en", "--output"]
+    works("own", "--train", tars["train"], "--valid", tars["val"], *options, tmp_path / "named")
+    works("own", tmp_path / "all", *options, tmp_path / "found")
+    assert lines(tmp_path / "named" / "images.tsv")[1] == "valid/00/1.png\tvalid/00/1.png"
+    assert lines(tmp_path / "found" / "valid.de") == ["Foto 1"]
+    assert "would have the names of those of" in refuses("own", *tars.values(), *options, tmp_path / "both")
 
 
 def test_splits_by_file_and_by_column(tmp_path: Path, photos: Path) -> None:
@@ -261,7 +277,7 @@ GOOD = "image,caption\na/my 1.jpg,one\nb/my 2.jpg,two\na/my 3.jpg,three\n"
         ("t.csv", "image,en\na/MY 1.jpg,x\n", [], "'my 1.jpg', which differs only in case or Unicode form; rename it"),
         ("t.csv", "image,en\n../x.jpg,x\n", [], "the image ../x.jpg is not below"),
         ("t.csv", "image,en\nhttp://x/1.jpg,x\n", [], "is not a file; download the images first"),
-        ("t.csv", "image,en\n,x\n", [], "line 2: has no image; give the path of one"),
+        ("t.csv", "image,en\n,x\n", [], "line 2: has no image (--skip-budget 0 is used up)"),
         ("t.csv", "image,en,split\na/my 1.jpg,x,\n", [], "line 2: has no split; fill the column split"),
         ("t.jsonl", '{"image": "a/my 1", "en": 3}\n', [], "line 1: the caption is '3', not a text"),
         ("t.jsonl", '{"image": "a/my 1", "en": "x"}\n{"file": "b/my 2", "en": "y"}\n', [],
