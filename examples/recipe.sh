@@ -37,16 +37,35 @@ run_to() {
   "$@" > "$log" 2>&1 || { tail -n 30 "$log" >&2; fail "the command above failed; its whole output is in $log"; }
 }
 
-# step NAME RESULT COMMAND...: run a command under a heading, unless RESULT ('' = none) exists. Appends "NAME, tab,
-# seconds" to the file $TIMES.
+# made RESULT COMMAND...: run the command that makes RESULT, unless it has been made by this command from the same inputs
+# (`inputs`), whose hash is in RESULT.inputs. RESULT appears whole, so a record that is written before it is enough.
+made() {
+  local result=$1 record=$1.inputs now
+  shift
+  ((DRY)) && { run "$@"; return; }
+  now=$(RESULT=$result inputs "$@")
+  if [[ ! -e $result ]]; then
+    mkdir -p "$(dirname "$record")"
+    echo "$now" > "$record"
+    run "$@"
+  elif [[ -f $record && $(< "$record") == "$now" ]]; then
+    echo "$result exists"
+  else
+    rm -f "$record"
+    run "$@"
+    echo "$now" > "$record"
+  fi
+}
+
+# step NAME RESULT COMMAND...: run a command under a heading, unless RESULT ('' = none) exists and was made from the same
+# inputs. Appends "NAME, tab, seconds" to the file $TIMES.
 step() {
   local name=$1 result=$2 start=$SECONDS
   shift 2
   say "$name"
   # A training compares its inputs itself.
   if [[ $result == */finished && -e $result ]]; then "$@"; return; fi
-  [[ -z $result || ! -e $result ]] || { echo "$result exists"; return 0; }
-  "$@"
+  if [[ -n $result ]]; then made "$result" "$@"; else "$@"; fi
   mkdir -p "$(dirname "$TIMES")"
   printf '%s\t%s\n' "$name" "$((SECONDS - start))" >> "$TIMES"
   printf '  %s seconds\n' "$((SECONDS - start))"
@@ -56,15 +75,16 @@ step() {
 stops() { { [[ ! -f $1 ]] || cat "$1"; } | grep -c 'updates and ending' || true; }
 
 # inputs ARGUMENT...: a hash of the arguments and of the files and folders that they name: content, or size and time of
-# files above 64 MB. What a training writes, and the code, are left out.
+# files above 64 MB. What the command writes (RESULT is in it), and the code, are left out.
 inputs() {
   local word path skip=0
   for word in "$@"; do
     if ((skip)); then skip=0; continue; fi
-    case $word in --text-state-cache | --tensorboard-logdir | --user-dir) skip=1; continue ;; esac
+    case $word in --text-state-cache | --tensorboard-logdir | --user-dir | --output) skip=1; continue ;; esac
     printf '%q\n' "$word"
     while IFS= read -rd : path; do
       [[ -e $path ]] || continue
+      [[ -z ${RESULT:-} || ($RESULT != "$path" && $RESULT != "$path"/*) ]] || continue # what the command writes
       find -L "$path" -type f -size -64M -print0 | LC_ALL=C sort -z | xargs -0r sha256sum
       find -L "$path" -type f -size +63M -printf '%p %s %T@\n' | LC_ALL=C sort
     done <<< "$word:"

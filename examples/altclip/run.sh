@@ -45,8 +45,8 @@ fi
 text=$OUT/features/text image=$OUT/features/image
 
 features() {
-  [[ -e $text/manifest.json ]] || run mclip-features --model "$TEACHER" --captions "$ENGLISH" --space pooled --output "$text"
-  [[ -e $image/manifest.json ]] || run mclip-features --model "$TEACHER" --images "$PHOTOS" --space pooled --output "$image"
+  run mclip-features --model "$TEACHER" --captions "$ENGLISH" --space pooled --output "$text"
+  run mclip-features --model "$TEACHER" --images "$PHOTOS" --space pooled --output "$image"
 }
 stage() { # stage NAME DATA TASK OPTION...: what both trainings have in common
   local name=$1 data=$2 task=$3
@@ -75,8 +75,7 @@ evaluate() {
     "${images[@]}" --published
 }
 export_model() {
-  [[ -e $OUT/altclip/config.json ]] && { echo "$OUT/altclip exists"; return; }
-  run mclip-export "$OUT/align/checkpoint_best.pt" --teacher "$TEACHER" --format altclip --output "$OUT/altclip"
+  made "$OUT/altclip" mclip-export "$OUT/align/checkpoint_best.pt" --teacher "$TEACHER" --format altclip --output "$OUT/altclip"
 }
 
 for name in "${STAGES[@]}"; do

@@ -48,8 +48,7 @@ evaluate() {
   run mclip-evaluate "${BENCHMARKS[@]}" --model "$best" --output "$OUT/evaluation"
 }
 export_model() {
-  [[ -e $OUT/sentence-encoder/modules.json ]] && { echo "$OUT/sentence-encoder exists"; return; }
-  run mclip-export "$best" --format sentence-transformers --output "$OUT/sentence-encoder"
+  made "$OUT/sentence-encoder" mclip-export "$best" --format sentence-transformers --output "$OUT/sentence-encoder"
 }
 
 for stage in "${STAGES[@]}"; do

@@ -41,7 +41,6 @@ fi
 best=$OUT/train/checkpoint_best.pt
 
 features() {
-  [[ -e $FEATURES/manifest.json ]] && { echo "$FEATURES exists"; return; }
   run mclip-features --model "$TEACHER" --captions "$ENGLISH" --output "$FEATURES"
 }
 # Linear warm-up, then a decay so slow (over 100 million updates) that the rate stays as it is.
@@ -60,8 +59,7 @@ evaluate() {
   run mclip-evaluate "${BENCHMARKS[@]}" --model "$best" --output "$OUT/evaluation" "${images[@]}" --published
 }
 export_model() {
-  [[ -e $OUT/m-clip/config.json ]] && { echo "$OUT/m-clip exists"; return; }
-  run mclip-export "$best" --format m-clip --output "$OUT/m-clip"
+  made "$OUT/m-clip" mclip-export "$best" --format m-clip --output "$OUT/m-clip"
 }
 
 for stage in "${STAGES[@]}"; do

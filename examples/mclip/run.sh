@@ -78,8 +78,7 @@ mte2() {
     --update-freq 4 "${MTE2_LENGTH[@]}"
 }
 extract() {
-  [[ -e $OUT/encoder/model.pt ]] && { echo "$OUT/encoder exists"; return; }
-  run mclip-extract-mte "$OUT/mte2/checkpoint_best.pt" --tokenizer "$XLMR" --output "$OUT/encoder"
+  made "$OUT/encoder" mclip-extract-mte "$OUT/mte2/checkpoint_best.pt" --tokenizer "$XLMR" --output "$OUT/encoder"
 }
 projectors() { # projectors NAME BIN FEATURES OPTION...: what TriKD and fine-tuning have in common
   local name=$1 data=$2 features=$3

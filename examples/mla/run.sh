@@ -63,13 +63,17 @@ ids() { # ids TEXT BIN LANG...: copy the ids of captions beside their tokens
   for lang in "$@"; do run cp "$text/train.$lang.ids" "$text/valid.$lang.ids" "$bin/"; done
 }
 tokens() { # tokens TOKENIZER TEXT BIN LANG...: the ids of a Hugging Face tokenizer
-  local tokenizer=$1 text=$2 bin=$3
+  local tokenizer=$1 text=$2 bin=$3 now
   shift 3
-  [[ ! -e $bin/complete ]] || { echo "$bin exists"; return; }
+  now=$(inputs "$tokenizer" "$text" "$@")
+  if [[ -e $bin/complete && $(< "$bin/complete") == "$now" ]]; then
+    echo "$bin exists"
+    return
+  fi
   run "$PYTHON" "$PREPROCESS/binarise.py" --tokenizer "$tokenizer" --pieces "$text" --splits train valid \
     --captions "$@" --output "$bin"
   ids "$text" "$bin" "$@"
-  run touch "$bin/complete"
+  ((DRY)) || echo "$now" > "$bin/complete"
 }
 data() {
   # shellcheck disable=SC2086 # a word per language

@@ -111,7 +111,8 @@ def write_published(tower: Tower, layout: str, output: Path) -> None:
     if not isinstance(tower, TrainedTower):
         raise UserError(f"{tower.name}: cannot be written as {layout}; use --format directory")
     writers = {"m-clip": write_m_clip, "altclip": write_altclip, "sentence-transformers": write_sentence_encoder}
-    writers[layout](tower, output)
+    with staged(output) as staging:
+        writers[layout](tower, staging)
 
 
 def upload(folder: Path, repository: str) -> str:

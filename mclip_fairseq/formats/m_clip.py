@@ -34,6 +34,19 @@ ARCHITECTURE = "MCLIPText"
 # The width under the name that the authors' class saves, and under that of its constructor.
 WIDTH_NAMES = ("numDims", "imageDimSize")
 WEIGHTS = "pytorch_model.bin"
+BERT = {"model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+XLMR = {"model_type": "xlm-roberta", "vocab_size": 250002, "max_position_embeddings": 514, "type_vocab_size": 1}
+XLMR |= {"layer_norm_eps": 1e-5, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+DISTILBERT = {"model_type": "distilbert", "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072}
+# What their own config.json say of the base models that M-CLIP's authors used.
+PUBLISHED_BASES: dict[str, dict[str, Any]] = {
+    "xlm-roberta-base": XLMR,
+    "xlm-roberta-large": XLMR
+    | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "bert-base-multilingual-cased": BERT | {"vocab_size": 119547},
+    "distilbert-base-multilingual-cased": DISTILBERT | {"vocab_size": 119547},
+    "sentence-transformers/LaBSE": BERT | {"vocab_size": 501153},
+}
 # The base models of M-CLIP by layers, width and number of tokens.
 BASES = {(12, 768, 250002): "xlm-roberta-base", (24, 1024, 250002): "xlm-roberta-large"}
 
@@ -75,18 +88,13 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
         UserError: files are missing or damaged, or weights are not those of the configuration (all are named).
     """
     shield_torchaudio()
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
 
     remedy = "restore the published config.json"
     width_name = next(name for name in WIDTH_NAMES if name in config)
     check_fields(f"{source}/config.json", config, {"modelBase": str, width_name: int}, remedy)
     dim = config[width_name]
-    # A base model of one's own lies below the directory; the Hub's have a name.
-    own_base = Path(source) / config["modelBase"]
-    base_name = str(own_base) if own_base.is_dir() else config["modelBase"]
-    base = load_with_transformers(
-        source, "M-CLIP: its base model", lambda: AutoConfig.from_pretrained(base_name, trust_remote_code=False)
-    )
+    base = base_config(source, config["modelBase"])
     tokenizer = load_with_transformers(
         source, "M-CLIP: its tokenizer", lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     )
@@ -114,6 +122,36 @@ def load_m_clip(source: str, config: dict[str, Any], teacher: str = "") -> PairT
     tower = PairTower(text, tokenize, int(tokenizer.pad_token_id), Path(source).name, images, dim, tokenizer)
     tower.identity["text_encoder"]["architecture"] = ARCHITECTURE
     return tower
+
+
+def base_config(source: str, name: str) -> Any:
+    """The configuration of the base model that a text encoder names.
+
+    A name in a downloaded file must not choose what is read or fetched, so a base model of one's own is below the
+    directory, and those of the published models are described here.
+
+    Args:
+        source: Hub name or directory of the text encoder.
+        name: its `modelBase`.
+
+    Raises:
+        UserError: the name means neither of these, or the configuration cannot be read.
+    """
+    from transformers import AutoConfig
+
+    own = (Path(source) / name).resolve()
+    if own.is_dir() and own != Path(source).resolve() and own.is_relative_to(Path(source).resolve()):
+        return load_with_transformers(
+            source, "M-CLIP: its base model", lambda: AutoConfig.from_pretrained(str(own), trust_remote_code=False)
+        )
+    if name not in PUBLISHED_BASES:
+        raise UserError(
+            f"{source}: names the base model {name!r}, which is neither a folder in it nor one of "
+            f"{', '.join(PUBLISHED_BASES)}; copy that model's config.json into the folder base of a local copy, and "
+            "write base as modelBase in its config.json"
+        )
+    settings = dict(PUBLISHED_BASES[name])
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
 
 def is_unused(name: str) -> bool:

@@ -32,6 +32,7 @@ from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.places import StoredParts
 
 VERSION = 1
 CLIP, TOKENIZER = "clip", "tokenizer"
@@ -331,10 +332,9 @@ def make_tower(module: MLAModel, tokenizer: PieceTokenizer | None, name: str) ->
 
 
 def load_checkpoint(
-    file: Path,
+    parts: StoredParts,
     kind: type[MLAModel],
     options: Namespace,
-    task: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     text_encoder: str,
     teacher: str,
@@ -342,10 +342,9 @@ def load_checkpoint(
     """A training checkpoint; `formats.training` has read it.
 
     Args:
-        file: the checkpoint.
+        parts: of the checkpoint.
         kind: the model.
         options: its options.
-        task: options of the task.
         weights: the stored state dict.
         text_encoder: tokenizer of the other languages, instead of the one named in the options.
         teacher: where CLIP is now, likewise.
@@ -353,15 +352,22 @@ def load_checkpoint(
     Raises:
         UserError: a part of the model is not where the options say.
     """
+    file = parts.file
     kind.use_stored_weights(options)
     kind.check_sizes(file, options, weights)
-    options.teacher, options.teacher_revision = (
-        (teacher, "") if teacher else (options.teacher, options.teacher_revision)
-    )
+    for name in ("base", "embedding"):
+        if getattr(options, name):
+            setattr(options, name, parts.find(name, getattr(options, name)))
+    if teacher:
+        options.teacher, options.teacher_revision = teacher, ""
+    elif options.teacher:
+        options.teacher = parts.find("teacher", options.teacher)
     stored = Namespace(teacher_identity={}, needs_teacher=True)
     module = kind.build_model(options, stored)
     load_strictly(module, weights, file)
-    source = text_encoder or options.text_tokenizer
+    source = text_encoder
+    if not source and options.text_tokenizer:
+        source = parts.find("text_tokenizer", options.text_tokenizer)
     tokenizer = PieceTokenizer.from_pretrained(source) if source else None
     return make_tower(module, tokenizer, f"{file.parent.name}/{file.stem}")
 

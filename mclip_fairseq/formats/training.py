@@ -24,7 +24,7 @@ from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import first_line
-from mclip_fairseq.storage.places import find_part, stored_places
+from mclip_fairseq.storage.places import StoredParts
 
 TASK_OPTIONS = {"langs": str | None, "max_caption_tokens": int | None}
 
@@ -49,13 +49,13 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     kind = dual_encoder_class(stored.get("_name"), file)
     options = stored_options(kind, stored, file)
     check_fields(file, task, TASK_OPTIONS, "give another checkpoint")
+    parts = StoredParts.of(file, state)
     # A model whose parts are not XLM-R beside a teacher has a reader of its own.
     if kind.format_module:
         reader = importlib.import_module(kind.format_module)
-        own: Tower = reader.load_checkpoint(file, kind, options, task, state["model"], text_encoder, teacher)
+        own: Tower = reader.load_checkpoint(parts, kind, options, state["model"], text_encoder, teacher)
         return own
-    places = stored_places(state.get("extra_state"))
-    directory = text_directory(file, options, text_encoder, places)
+    directory = text_directory(parts, options, text_encoder)
     # Weights that the checkpoint holds need no archive; of the archive only the tokenizer is read then.
     kind.use_stored_weights(options)
     if options.text_encoder:
@@ -64,7 +64,7 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     tokenizer = XLMRTokenizer(directory)
     tokenizer.max_tokens = int(min(module.max_positions(), task.get("max_caption_tokens") or tokenizer.max_tokens))
     languages = module.encoder_languages or (task.get("langs") or "").split(",")
-    images = TeacherSource(file, options, teacher, places)
+    images = TeacherSource(parts, options, teacher)
     return TrainedTower(
         module,
         tokenizer,
@@ -75,27 +75,28 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     )
 
 
-def text_directory(file: Path, options: Any, given: str, places: Mapping[str, str]) -> Path:
+def text_directory(parts: StoredParts, options: Any, given: str) -> Path:
     """Where the text encoder's archive, or at least its tokenizer, is.
 
     Args:
-        file: the checkpoint.
+        parts: of the checkpoint.
         options: of its model.
         given: the user's directory, or empty.
-        places: where the checkpoint's parts are, from its own directory.
 
     Raises:
         UserError: it is not where the checkpoint or the user says.
     """
     if given:
-        return find_part(file, "text_encoder", given, {})
+        if not Path(given).is_dir():
+            raise UserError(f"{given}: is not a directory; give the text encoder's")
+        return Path(given)
     part = "text_encoder" if options.text_encoder else "text_tokenizer"
     if not getattr(options, part):
         raise UserError(
-            f"{file}: the checkpoint names no text_encoder; pass --text-encoder (in Python text_encoder=) with the "
-            "directory that holds dict.txt and sentencepiece.bpe.model"
+            f"{parts.file}: the checkpoint names no text_encoder; pass --text-encoder (in Python text_encoder=) with "
+            "the directory that holds dict.txt and sentencepiece.bpe.model"
         )
-    return find_part(file, part, getattr(options, part), places)
+    return Path(parts.find(part, getattr(options, part)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,48 +104,53 @@ class TeacherSource:
     """The teacher that encodes a checkpoint's images, which is loaded when the first image comes.
 
     Attributes:
-        file: the checkpoint.
+        parts: of the checkpoint.
         options: of its model; `teacher` is a name on the Hub or a directory, empty where it trained on features.
         given: the user's name for the teacher; empty where that of the options counts.
-        places: where the checkpoint's parts are, from its own directory.
     """
 
-    file: Path
+    parts: StoredParts
     options: Any
     given: str
-    places: Mapping[str, str]
+
+    def place(self) -> tuple[str, str | None]:
+        """Directory or Hub name, and revision.
+
+        Raises:
+            UserError: there is none, or it is not where the checkpoint says.
+        """
+        if self.given:
+            return self.given, None
+        if not self.options.teacher:
+            raise UserError(
+                f"{self.parts.file}: was trained on features and names no teacher; pass --teacher (in Python "
+                "teacher=) to encode images"
+            )
+        return self.parts.find("teacher", self.options.teacher), self.options.teacher_revision or None
 
     def load(self) -> DualEncoderTeacher:
-        """Load it; a name that only the checkpoint gives downloads nothing, for it may come from anywhere.
+        """Load it; only a name that the user gives downloads anything.
 
         Raises:
             UserError: there is none, or it is not on this machine.
         """
-        if self.given:
-            return DualEncoderTeacher.from_pretrained(self.given, None)
-        source, revision = self.options.teacher, self.options.teacher_revision or None
-        if not source:
-            raise UserError(
-                f"{self.file}: was trained on features and names no teacher; pass --teacher (in Python teacher=) to "
-                "encode images"
-            )
-        if "teacher" in self.places:  # a directory, which must not be taken for a name on the Hub
-            source = str(find_part(self.file, "teacher", source, self.places))
-        if Path(source).is_dir():
-            return DualEncoderTeacher.from_pretrained(source, revision)
+        source, revision = self.place()
         try:
-            return DualEncoderTeacher.from_pretrained(source, revision, fetch=False)
+            return DualEncoderTeacher.from_pretrained(source, revision, fetch=bool(self.given))
         except UserError as error:
+            if self.given or Path(source).is_dir():
+                raise
             raise UserError(
-                f"{self.file}: names the teacher {source!r}, which is not on this machine; name it with --teacher "
-                "(teacher=) to download it"
+                f"{self.parts.file}: names the teacher {source!r}, which is not on this machine; name it with "
+                "--teacher (teacher=) to download it"
             ) from error
 
     def settings(self) -> Any:
         """Its image settings, as far as they can be read without loading it; None without a teacher."""
-        source = self.given or self.options.teacher
-        revision = None if self.given else self.options.teacher_revision or None
-        return stored_image_settings(source, revision) if source else None
+        try:
+            return stored_image_settings(*self.place())
+        except UserError:  # loading it says what is missing
+            return None
 
 
 def dual_encoder_class(name: Any, place: Path) -> type[DualEncoder]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from mclip_fairseq.resilience.unsaved import KEY, restore
 from mclip_fairseq.storage.checkpoints import StoredCheckpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
-from mclip_fairseq.storage.places import find_part, stored_places
+from mclip_fairseq.storage.places import PARTS, StoredParts, options_of
 
 logger = logging.getLogger(__name__)
 # Checkpoints that were checked when one was chosen, for `read_safely`, which fairseq calls with a path alone.
@@ -173,22 +173,46 @@ def read_safely(
 
 
 def point_to_parts(path: Path, state: Any, overrides: Mapping[str, Any]) -> None:
-    """Replace relative directories in a checkpoint's options by where the training found them.
+    """Put the places that the training had back into a checkpoint's options.
 
     A part that is nowhere is left as it is: a model that does not need it is built without it, and the loader of
-    one that does says what is missing.
+    one that does says what is missing. A checkpoint that came from elsewhere chooses neither parts nor data.
 
     Args:
         path: of the checkpoint.
         state: its content, which is changed.
         overrides: options that the caller gives instead of the stored ones.
     """
-    places, model = stored_places(state.get("extra_state")), (state.get("cfg") or {}).get("model")
-    for name in places if model is not None else ():
-        given = getattr(model, name, "")
-        if given and name not in overrides:
-            with contextlib.suppress(UserError):
-                setattr(model, name, str(find_part(path, name, given, places)))
+    cfg = state.get("cfg") or {}
+    parts = StoredParts.of(path, state)
+    for group in ("task", "model", "criterion"):
+        options = cfg.get(group)
+        for name, value in list(options_of(options)):
+            if name in overrides or not isinstance(value, str) or not value:
+                continue
+            if group == "model" and name in PARTS:
+                place = find_or_nothing(parts, name, value)
+            elif parts.known is not None:
+                place = parts.known.get(f"{group}.{name}", value)
+            else:
+                place = f".../{Path(value).name}" if "/" in value and group == "task" else value
+            set_option(options, name, place)
+
+
+def find_or_nothing(parts: StoredParts, name: str, stored: str) -> str:
+    """A part of a checkpoint, or a name that nothing on this machine and on the Hub has."""
+    try:
+        return parts.find(name, stored)
+    except UserError:
+        return f".../{Path(stored).name}"
+
+
+def set_option(options: Any, name: str, value: str) -> None:
+    """Change an option in a group, of whichever kind fairseq keeps it."""
+    if isinstance(options, Namespace):
+        setattr(options, name, value)
+    else:
+        options[name] = value
 
 
 def restore_inner_metrics(extra_state: dict[str, Any]) -> None:

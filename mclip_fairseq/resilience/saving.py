@@ -11,6 +11,7 @@ from fairseq.file_io import PathManager
 from omegaconf import open_dict
 
 from mclip_fairseq.resilience.unsaved import KEY, unsaved
+from mclip_fairseq.storage.places import hide_places
 from mclip_fairseq.storage.sealed import copy_sealed, save_sealed
 
 # Attribute of a trainer: the iterator it trains on, which a save needs and fairseq keeps in a local variable.
@@ -42,8 +43,10 @@ def copy_complete(original: Callable[..., bool], src_path: str, dst_path: str, o
 
 
 def state_with_unsaved(original: Callable[..., dict[str, Any]], trainer: Any) -> dict[str, Any]:
-    """The trainer's state, with what fairseq leaves out."""
+    """The trainer's state, with what fairseq leaves out, and without the paths of this machine."""
     state = original(trainer)
+    if isinstance(state.get("cfg"), dict):
+        state["cfg"] = hide_places(state["cfg"])
     if not trainer.cfg.checkpoint.no_save_optimizer_state:
         state["extra_state"][KEY] = unsaved(trainer)
     return state

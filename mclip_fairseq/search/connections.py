@@ -13,6 +13,8 @@ from mclip_fairseq.search.limits import HEADERS, MAX_CONNECTIONS
 HEADER_SECONDS = 10.0  # from the first byte, or from the connection, to the end of the headers
 PER_CLIENT = MAX_CONNECTIONS // 4
 RETRY_SECONDS = 5
+# A refused connection is read from for so long, because closing it at once would reset it, and lose the answer.
+LINGER_SECONDS = 1.0
 
 
 def raw_answer(status: str, error: str) -> bytes:
@@ -28,21 +30,34 @@ class LimitedProtocol(H11Protocol):
     """HTTP with a time limit on headers and a share of the connections per client address."""
 
     silence: asyncio.TimerHandle | None = None
+    refused = False
 
     def connection_made(self, transport: Any) -> None:
         """Count the connection; one too many is answered at once and closed."""
         super().connection_made(transport)
-        clients = [getattr(other, "client", None) for other in self.connections]
+        served = [other for other in self.connections if not getattr(other, "refused", False)]
+        clients = [getattr(other, "client", None) for other in served]
         addresses = [client[0] for client in clients if client]
         own = addresses.count(self.client[0]) if self.client else 0
-        if len(clients) > MAX_CONNECTIONS or own > PER_CLIENT:
-            transport.write(raw_answer("503 Service Unavailable", "too many connections; try again in a moment"))
+        if len(served) > MAX_CONNECTIONS or own > PER_CLIENT:
+            self.refuse(transport, lingering=len(self.connections) - len(served))
+        else:
+            self.watch()
+
+    def refuse(self, transport: Any, lingering: int) -> None:
+        """Answer at once, and close when the client has had the time to read it, unless too many do so already."""
+        self.refused = True
+        transport.write(raw_answer("503 Service Unavailable", "too many connections; try again in a moment"))
+        if lingering >= MAX_CONNECTIONS:
             transport.close()
             return
-        self.watch()
+        transport.write_eof()
+        self.silence = self.loop.call_later(LINGER_SECONDS, transport.close)
 
     def data_received(self, data: bytes) -> None:
         """Take data; the time limit ends once a request has begun."""
+        if self.refused:
+            return
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self.stop_watching()

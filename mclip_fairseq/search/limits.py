@@ -20,6 +20,7 @@ MAX_TEXT_BODY = 32 << 10
 MAX_UPLOAD = 16 << 20
 MAX_JPEG_PIXELS = 40_000_000
 MAX_PIXELS = 16_000_000  # of other formats, which cannot be decoded at a smaller size
+MAX_DECODED = 256 << 20  # bytes that decoding may take; one upload is decoded at a time
 MAX_UPLOADS = 4  # at once
 MAX_CONNECTIONS = 256
 BODY_SECONDS = 30.0
@@ -84,7 +85,7 @@ def load_upload(content: bytes, near: int) -> Image.Image:
         ImageError: it cannot be decoded, or is too large.
     """
     is_jpeg = content.startswith(b"\xff\xd8\xff")
-    image = load_image(io.BytesIO(content), MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS, near)
+    image = load_image(io.BytesIO(content), MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS, near, MAX_DECODED)
     image.thumbnail((near, near))
     return image
 

@@ -333,7 +333,7 @@ def make_server(
     app = make_app(index, model, hosts, rerank, extras)
     quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
     # `LimitedProtocol` refuses sooner, with an answer in JSON.
-    return uvicorn.Server(uvicorn.Config(app, http=LimitedProtocol, limit_concurrency=2 * MAX_CONNECTIONS, **quiet))
+    return uvicorn.Server(uvicorn.Config(app, http=LimitedProtocol, limit_concurrency=4 * MAX_CONNECTIONS, **quiet))
 
 
 def warm_up(index: SearchIndex, model: Any) -> None:

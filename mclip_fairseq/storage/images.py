@@ -28,6 +28,7 @@ SIXTEEN_BITS = ("PNG", "PPM")
 MAX_PIXELS = 89_478_485
 # The shorter side is enlarged to the model's input size: a line of 1 x 60000 pixels would become gigabytes.
 MAX_RATIO = 200
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 # Pillow's own limit.
 PIXEL_CEILING = 2 * MAX_PIXELS
 
@@ -49,6 +50,7 @@ def load_image(
     path: str | Path | BinaryIO,
     max_pixels: int = MAX_PIXELS,
     near: int | None = None,
+    max_bytes: int | None = None,
 ) -> Image.Image:
     """Decode an image file completely.
 
@@ -59,6 +61,7 @@ def load_image(
         path: the file, or an open one.
         max_pixels: more pixels than this, according to the header, are refused.
         near: a side length in pixels that is enough; a JPEG is then decoded faster.
+        max_bytes: an image whose decoding takes more memory than this is refused; see `decoding_bytes`.
 
     Returns:
         An image of mode RGB.
@@ -77,8 +80,12 @@ def load_image(
             if max(image.size) > MAX_RATIO * min(image.size):
                 sides = f"{image.width} x {image.height} pixels"
                 raise ImageError(path, f"has {sides}, one side more than {MAX_RATIO} times the other; crop it")
+            pixels = image.width * image.height
             if near is not None:
                 image.draft("RGB", (near, near))
+            if max_bytes is not None and decoding_bytes(image, pixels) > max_bytes:
+                needed = decoding_bytes(image, pixels) >> 20
+                raise ImageError(path, f"takes {needed} MiB to decode, more than {max_bytes >> 20}; make it smaller")
             image.load()
             return upright_rgb(image)
     except ImageError:
@@ -93,6 +100,24 @@ def load_image(
     except Exception as error:  # decoders raise whatever broken bytes lead them to
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(path, f"cannot be decoded: {reason}") from error
+
+
+def decoding_bytes(image: Image.Image, pixels: int) -> int:
+    """The memory that decoding an opened image to RGB takes at its peak, in bytes, estimated from its header.
+
+    Args:
+        image: opened, and not decoded; a JPEG perhaps with a smaller size (`draft`).
+        pixels: of the file.
+    """
+    needed = image.width * image.height * (24 if image.has_transparency_data else 8 + 9 * image.mode.startswith("I"))
+    if image.format == "JPEG" and image.info.get("progressive"):
+        needed += 2 * len(image.getbands()) * pixels  # all coefficients, whatever size is asked for
+    elif image.format == "TIFF":
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, (8,))  # type: ignore[attr-defined]
+        needed += pixels * max(sum(bits) if isinstance(bits, tuple) else int(bits), 8) // 8
+    elif image.format in ("WEBP", "AVIF", "HEIF"):
+        needed += 12 * pixels  # their libraries keep a frame of their own
+    return needed
 
 
 @cache
@@ -136,8 +161,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         UserError: pixels without a known range, such as floats.
     """
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        grey = np.asarray(image).astype(np.int32)
+        np.clip(grey, 0, 65535, out=grey)
+        grey += 128
+        grey //= 257
+        image = Image.fromarray(grey.astype(np.uint8))
     if image.mode == "F":
         raise UserError("floating point pixels have no known range; convert the image to 8 bits")
     if image.has_transparency_data:

@@ -14,6 +14,7 @@ from mclip_fairseq.models.mla_parts import projected
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.places import MARK, recall, remember
 from tests.mla_data import captions, finetune, le, nlt
 from tests.runs import difference, state_of
 
@@ -127,7 +128,8 @@ def test_a_small_checkpoint_needs_the_base_it_was_trained_on(
     base: dict[str, Any], added: dict[str, Any], tmp_path: Path
 ) -> None:
     state = load_checkpoint(added["small"])
-    state["cfg"]["model"]["base"] = str(base["nlt"])  # another table, other acquirers
+    places = recall(state["cfg"][MARK]) or {}
+    state["cfg"][MARK] = remember(places | {"model.base": str(base["nlt"])})  # another table, other acquirers
     torch.save(state, tmp_path / "moved.pt")
     with pytest.raises(UserError, match="the checkpoint was trained on text encoder"):
         MultilingualCLIP.from_pretrained(tmp_path / "moved.pt", device="cpu")

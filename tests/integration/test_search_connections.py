@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 from mclip_fairseq.search import connections
 
 
-def connect(port: int) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port))
+def connect(port: int, source: str = "127.0.0.1") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), source_address=(source, 0))
     connection.settimeout(20)
     return connection
 
@@ -25,8 +26,8 @@ def everything(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def is_answered(port: int) -> bool:
-    with connect(port) as connection:
+def is_answered(port: int, source: str = "127.0.0.1") -> bool:
+    with connect(port, source) as connection:
         connection.sendall(b"GET /about HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return everything(connection).startswith(b"HTTP/1.1 200")
 
@@ -54,6 +55,22 @@ def test_a_client_has_a_share_of_the_connections(served: Any, monkeypatch: pytes
     finally:
         for connection in held:
             connection.close()
+    assert is_answered(served[0])
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /about HTTP/1.1\r\nHost: localhost\r\nX-Slow: "])
+def test_five_hundred_silent_connections_keep_nobody_out(served: Any, sent: bytes) -> None:
+    """Of one client: another one is answered at once, and its own next request is refused in JSON."""
+    with contextlib.ExitStack() as held:
+        for _ in range(500):
+            held.enter_context(connect(served[0])).sendall(sent)
+        assert is_answered(served[0], "127.0.0.2")
+        with connect(served[0]) as connection:
+            connection.sendall(b"GET /about HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = everything(connection)
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"Retry-After: 5\r\n" in answer
+        assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {"error": "too many connections; try again in a moment"}
     assert is_answered(served[0])
 
 

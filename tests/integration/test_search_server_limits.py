@@ -7,10 +7,13 @@ import io
 import json
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +21,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from mclip_fairseq.search import server
+from mclip_fairseq.search import limits, server
 from mclip_fairseq.search.limits import MAX_TEXT_BODY, MAX_UPLOAD, MAX_UPLOADS, read_body
 from mclip_fairseq.search.server import make_server
 from tests.search_page import BAD_NAME, SECRET, ask, picture_of, search
@@ -158,6 +161,79 @@ def test_formats_that_are_decoded_completely_have_a_lower_limit(served: Any) -> 
         status, _, content = ask(port, "POST", "/search/image", stream.getvalue(), {"Content-Type": "image/png"})
         assert status == expected
         assert expected == 200 or b'4200 x 4000 pixels, more than 16000000; make it smaller"' in content
+
+
+def test_uploads_that_take_much_memory_are_refused(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A progressive JPEG, transparency, 16 bits, a TIFF and a WebP need more than their pixels."""
+    port, _, _ = served
+    plain = Image.new("RGB", (400, 400), "red")
+    cases: list[tuple[Image.Image, dict[str, Any], int]] = [
+        (plain, {"format": "PNG"}, 200),
+        (plain, {"format": "JPEG"}, 200),
+        (plain, {"format": "JPEG", "progressive": True}, 400),
+        (plain.convert("RGBA"), {"format": "PNG"}, 400),
+        (plain.convert("I;16"), {"format": "PNG"}, 400),
+        (plain, {"format": "TIFF", "compression": "tiff_deflate"}, 400),
+        (plain, {"format": "WEBP"}, 400),
+    ]
+    monkeypatch.setattr(limits, "MAX_DECODED", 8 * 400 * 400)
+    for image, options, expected in cases:
+        stream = io.BytesIO()
+        image.save(stream, **options)
+        status, _, content = ask(port, "POST", "/search/image", stream.getvalue(), {"Content-Type": "image/png"})
+        assert status == expected, options
+        assert expected == 200 or b"to decode, more than 1; make it smaller" in content
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from PIL import Image
+from mclip_fairseq.storage.images import decoding_bytes, load_image
+def memory(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+for path in sys.argv[1:]:
+    with Image.open(path) as image:
+        needed = decoding_bytes(image, image.width * image.height)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    load_image(path)
+    print(Path(path).name, (memory("VmHWM") - before) / needed)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are measured with Linux's /proc")
+def test_the_estimate_of_memory_holds(tmp_path: Path) -> None:
+    """The peak of a process that decodes images is not above the estimates."""
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "alpha.png": ("RGBA", {}),
+        "deep.png": ("I;16", {}),
+        "plain.png": ("RGB", {}),
+        "steps.jpg": ("RGB", {"progressive": True}),
+        "strips.tif": ("RGB", {"compression": "tiff_deflate"}),
+        "lossy.webp": ("RGB", {}),
+    }
+    for name, (mode, options) in kinds.items():
+        Image.new("RGB", (1500, 1500), "red").convert(mode).save(tmp_path / name, **options)
+    command = [sys.executable, "-c", MEASURE, *(str(tmp_path / name) for name in kinds)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    shares = {name: float(share) for name, share in (line.split() for line in lines)}
+    assert shares.keys() == kinds.keys()
+    assert 0.2 < min(shares.values()) <= max(shares.values()) < 1.25, shares
+
+
+def test_the_page_warms_up_before_it_says_where_it_is(
+    served: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A text and an image go through the model, so that the first query waits for nothing."""
+    _, index, model = served
+    done = []
+    monkeypatch.setattr(server, "search_texts", lambda *a: done.append(f"text {capsys.readouterr().out}"))
+    monkeypatch.setattr(server, "search_images", lambda *a: done.append(f"image {capsys.readouterr().out}"))
+    monkeypatch.setattr(server.uvicorn.Server, "run", lambda self, sockets: done.append(capsys.readouterr().out))
+    server.serve(index, model, "127.0.0.1", 0)
+    assert done[:2] == ["text ", "image "]
+    assert " images at http://127.0.0.1:" in done[2]
 
 
 def test_the_number_of_uploads_at_once_is_limited(served: Any) -> None:

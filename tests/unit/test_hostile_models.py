@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_text_towers_run_no_code(base: str, clip: Path, tmp_path: Path) -> None:
         edit(clip / "config.json", model_type="bert", hidden_size=8, num_attention_heads=2, intermediate_size=8)
     tower = tmp_path / "tower"
     tower.mkdir()
-    config: dict[str, Any] = {"modelBase": str(clip), "imageDimSize": 8}
+    config: dict[str, Any] = {"modelBase": "base", "imageDimSize": 8}
     (tower / "config.json").write_text(json.dumps(config | ({"imageDimSize": "many"} if base == "odd" else {})))
     if base == "deep":
         (tower / "config.json").write_bytes(hostile.DEEP_JSON)
@@ -172,6 +173,7 @@ def test_text_towers_run_no_code(base: str, clip: Path, tmp_path: Path) -> None:
     if base == "large":
         edit(clip / "config.json", vocab_size=1 << 40)
         (tower / "model.safetensors").write_bytes((clip / "model.safetensors").read_bytes())
+    shutil.copytree(clip, tower / "base")
     said = refused(lambda: MultilingualCLIP.from_pretrained(tower, device="cpu"))
     assert base != "large" or "transformer.embeddings.word_embeddings.weight" in said
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from mclip_fairseq.formats.m_clip import base_config
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.teacher_loading import model_without_memory
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from tests.tiny_models import tiny_clip_directory, tiny_dual_encoder_directory
 
@@ -60,7 +63,7 @@ def m_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = {f"transformer.{name}": tensor for name, tensor in base.state_dict().items()}
     state |= {f"LinearTransformation.{name}": tensor for name, tensor in linear.state_dict().items()}
     torch.save(state, folder / "pytorch_model.bin")
-    config = {"model_type": "M-CLIP", "modelBase": str(folder / "base"), "transformerDimSize": 24, "imageDimSize": 16}
+    config = {"model_type": "M-CLIP", "modelBase": "base", "transformerDimSize": 24, "imageDimSize": 16}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -98,6 +101,39 @@ def test_a_text_tower_alone_takes_features(m_clip: Path) -> None:
 def test_an_image_tower_of_another_width_is_refused(m_clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"texts have 16 dimensions but the images of .* have 12"):
         MultilingualCLIP.from_pretrained(m_clip, device="cpu", teacher=tiny_clip_directory(tmp_path / "c", dim=12))
+
+
+def test_the_base_model_is_not_chosen_by_the_config(
+    m_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory elsewhere and a model of the Hub are neither read nor fetched, even where they exist."""
+    folder = Path(shutil.copytree(m_clip, tmp_path / "m"))
+    shutil.move(folder / "base", tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+
+    def unexpected(*arguments: object) -> None:
+        raise AssertionError(f"opens a connection to {arguments}")
+
+    monkeypatch.setattr(socket.socket, "connect", unexpected)
+    for name in ("base", "../base", str(tmp_path / "base"), "someone/some-model", "."):
+        (folder / "config.json").write_text(json.dumps({"modelBase": name, "imageDimSize": 16}))
+        with pytest.raises(ValueError, match=r"names the base model .*, which is neither a folder in it nor one of"):
+            MultilingualCLIP.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("xlm-roberta-base", 278),
+        ("xlm-roberta-large", 560),
+        ("sentence-transformers/LaBSE", 471),
+        ("bert-base-multilingual-cased", 178),
+        ("distilbert-base-multilingual-cased", 135),
+    ],
+)
+def test_published_base_models_have_their_sizes(name: str, millions: int) -> None:
+    model = model_without_memory(base_config("source", name), "source")
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
 
 
 def test_weights_of_m_clip_are_all_used(m_clip: Path, tmp_path: Path) -> None:

@@ -51,3 +51,32 @@ def test_a_training_of_an_earlier_version_stays_finished(repository_root: Path, 
     (folder / "run").mkdir()
     (folder / "run/finished").touch()
     assert train(repository_root, folder).stdout == "run is finished\n"
+
+
+MADE = """
+set -euo pipefail
+source "$1/examples/recipe.sh"
+copy() { [[ ! -e $4 || $2 == --force ]]; mkdir -p "$4" && cp "$1/a file" "$4/"; }
+made out/result copy data "${2:---output}" out/result out/result
+"""
+
+
+def made(root: Path, folder: Path, *more: str) -> str:
+    command = ["bash", "-c", MADE, "recipe", str(root), *more]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_result_is_made_again_only_from_other_inputs(repository_root: Path, folder: Path) -> None:
+    """Also after a kill before the result appeared, and after one while it was being made again."""
+    result, record = folder / "out/result/a file", folder / "out/result.inputs"
+    record.parent.mkdir()
+    record.write_text("of a run that was killed")
+    assert made(repository_root, folder).startswith("+ copy data")
+    (folder / "data/a file").touch()
+    assert made(repository_root, folder) == "out/result exists\n"
+    (folder / "data/a file").write_text("two")
+    assert made(repository_root, folder, "--force").startswith("+ copy data")
+    assert result.read_text() == "two"
+    assert made(repository_root, folder, "--force") == "out/result exists\n"
+    record.unlink()
+    assert made(repository_root, folder, "--force").startswith("+ copy data")

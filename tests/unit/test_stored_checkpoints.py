@@ -13,6 +13,7 @@ import torch
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.formats.training import load_training_checkpoint
 from mclip_fairseq.storage.checkpoints import load_checkpoint
+from mclip_fairseq.storage.places import MARK, remember
 
 STORED = Path(__file__).resolve().parents[1] / "data" / "legacy"
 TEXTS = ["ein Hund", "the red cat is small", "une maison bleue", "Baum " * 60, ""]
@@ -83,11 +84,12 @@ def test_a_stored_run_resumes(
     )
     state = load_checkpoint(tmp_path / "checkpoint_last.pt")
     assert state["optimizer_history"][-1]["num_updates"] == 8
-    sums = [
-        float(value.double().abs().sum()) for _, value in sorted(state["model"].items()) if value.is_floating_point()
-    ]
-    # The gradient of a key's bias is zero but for rounding, which Adam enlarges.
-    np.testing.assert_allclose(sums, recorded[f"{name}.after8"], rtol=1e-5, atol=1e-6)
+    names = [key for key, value in sorted(state["model"].items()) if value.is_floating_point()]
+    sums = {key: float(state["model"][key].double().abs().sum()) for key in names}
+    expected = dict(zip(names, recorded[f"{name}.after8"], strict=True))
+    # The gradient of a key's bias is zero but for rounding, which Adam enlarges and which differs between processors.
+    compared = [key for key in names if not key.endswith("k_proj.bias")]
+    np.testing.assert_allclose([sums[key] for key in compared], [expected[key] for key in compared], rtol=1e-5)
 
 
 def test_the_name_of_a_teacher_in_a_checkpoint_downloads_nothing(
@@ -96,12 +98,17 @@ def test_the_name_of_a_teacher_in_a_checkpoint_downloads_nothing(
     legacy = Path(__file__).resolve().parents[1] / "data/legacy"
     state = load_checkpoint(legacy / "mclip.pt")
     state["cfg"]["model"]["teacher"] = "someone/some-clip"
-    torch.save(state, tmp_path / "mclip.pt")
-    tower: Any = load_training_checkpoint(tmp_path / "mclip.pt", str(legacy / "encoder"))
+    written_here = state["cfg"] | {MARK: remember({"model.teacher": "someone/some-clip"})}
 
     def unexpected(*arguments: object) -> None:
         raise AssertionError(f"opens a connection to {arguments}")
 
     monkeypatch.setattr(socket.socket, "connect", unexpected)
-    with pytest.raises(ValueError, match="names the teacher 'someone/some-clip', which is not on this machine"):
-        tower.image_settings() or tower.teacher
+    for cfg, reason in (
+        (written_here, "names the teacher 'someone/some-clip', which is not on this machine"),
+        (state["cfg"], "was not written on this machine, so its teacher someone/some-clip is not looked for"),
+    ):
+        torch.save(state | {"cfg": cfg}, tmp_path / "mclip.pt")
+        tower: Any = load_training_checkpoint(tmp_path / "mclip.pt", str(legacy / "encoder"))
+        with pytest.raises(ValueError, match=reason):
+            tower.image_settings() or tower.teacher
