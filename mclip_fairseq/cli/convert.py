@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.staging import staged
 
 PROGRAM = "mclip-convert"
 EPILOG = """\
@@ -104,7 +105,11 @@ def mla_to_published(options: argparse.Namespace) -> None:
     from mclip_fairseq.export.mla import save_published
     from mclip_fairseq.inference import MultilingualCLIP
 
-    save_published(MultilingualCLIP.from_pretrained(options.source, "cpu").tower, options.output / "pytorch_model.bin")
+    model = MultilingualCLIP.from_pretrained(
+        options.source, "cpu", text_encoder=options.text_encoder, teacher=options.teacher
+    )
+    with staged(options.output) as staging:
+        save_published(model.tower, staging / "pytorch_model.bin")
 
 
 def ccrk(options: argparse.Namespace) -> None:
@@ -156,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_mla_options(command("mla", mla))
     to_published = command("mla-to-published", mla_to_published)
     to_published.add_argument("source", help="training checkpoint (.pt), or directory of mclip-convert mla")
+    to_published.add_argument("--text-encoder", metavar="NAME", help="a checkpoint's tokenizer, if it is not found")
+    to_published.add_argument("--teacher", metavar="NAME", help="a checkpoint's CLIP, if it is not found")
     _add_ccrk_options(command("ccrk", ccrk), command("ccrk-to-released", ccrk_to_released))
     command("altclip", altclip).add_argument("source", help="Hub name or transformers directory")
     _add_m_clip_options(command("m-clip", m_clip))

@@ -10,6 +10,7 @@ from mclip_fairseq.export.directory import save_directory
 from mclip_fairseq.formats.ccrk import HEAD_DIM, load_released_ccrk, to_released
 from mclip_fairseq.models.ccrk import CCRKModel
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.staging import staged
 
 # The name that the released scripts look for.
 RELEASED_NAME = "checkpoint_best.pth"
@@ -43,5 +44,5 @@ def write_released_ccrk(model: str, text_encoder: str, output: Path) -> None:
     module = MultilingualCLIP.from_pretrained(model, device="cpu", text_encoder=text_encoder or None).tower.module
     if not isinstance(module, CCRKModel):
         raise UserError(f"{model}: is not a ccrk model; only these have the released layout")
-    output.mkdir(parents=True, exist_ok=True)
-    torch.save(to_released(module), output / RELEASED_NAME)
+    with staged(output) as staging:
+        torch.save(to_released(module), staging / RELEASED_NAME)

@@ -121,6 +121,9 @@ def write_tower(
         verbose=False,
     )
     assert program is not None
+    # The exporter notes at every node which file of this machine it comes from.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
     program.save(str(file))
     run = session(file)
     with torch.no_grad():

@@ -91,7 +91,8 @@ def write_onnx(tower: Tower, output: Path, data: RecallData | None) -> dict[str,
     Raises:
         UserError: onnx is not installed, or the numbers of a tower are not those of torch.
     """
-    report: dict[str, Any] = importlib.import_module(tower.writer).write_onnx(tower, output, data)
+    with staged(output) as staging:
+        report: dict[str, Any] = importlib.import_module(tower.writer).write_onnx(tower, staging, data)
     return report
 
 

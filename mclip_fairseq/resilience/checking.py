@@ -19,6 +19,7 @@ from mclip_fairseq.resilience.choosing import LAST
 from mclip_fairseq.storage.checkpoints import StoredCheckpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
+from mclip_fairseq.storage.places import without_folders
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def changes_in(names: Iterable[str], stored: Mapping[str, Any], cfg: Any) -> lis
             continue
         new = OmegaConf.select(cfg, name)
         old, new = plain(values[option]), plain(OmegaConf.to_container(new) if OmegaConf.is_config(new) else new)
-        if old != new:
+        if without_folders(old) != without_folders(new):  # a checkpoint names no absolute path
             label = group.replace("_", "-") if option == "_name" else option.replace("_", "-")
             changed.append(f"--{label} {old} (now {new})")
     return changed

@@ -175,8 +175,8 @@ def read_safely(
 def point_to_parts(path: Path, state: Any, overrides: Mapping[str, Any]) -> None:
     """Put the places that the training had back into a checkpoint's options.
 
-    A part that is nowhere is left as it is: a model that does not need it is built without it, and the loader of
-    one that does says what is missing. A checkpoint that came from elsewhere chooses neither parts nor data.
+    A part that is nowhere gets a name that nothing has: a model that does not need it is built without it, and the
+    loader of one that does says what is missing. A checkpoint that came from elsewhere chooses neither parts nor data.
 
     Args:
         path: of the checkpoint.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,8 @@ def test_onnx(checkpoint: Path, captions: list[str], tmp_path: Path, images: lis
     pixels = model.transform([Image.open(path).convert("RGB") for path in images])
     (found,) = session.run(None, {"pixel_values": pixels.numpy()})
     np.testing.assert_allclose(found, model.encode_image(images).numpy(), atol=1e-4)
+    for file in folder.iterdir():  # the exporter would note the source files of each node
+        assert not re.search(rb'File "/|site-packages', file.read_bytes()), file.name
     assert (folder / "text.int8.onnx").stat().st_size < (folder / "text.onnx").stat().st_size
     report = json.loads((folder / "report.json").read_text())
     assert max(report["largest_difference"].values()) < 1e-4
