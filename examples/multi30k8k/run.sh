@@ -261,5 +261,5 @@ esac
 for gallery in "$TEXT"/gallery/*.ids; do
   split=$(basename "$gallery" .ids)
   step "evaluate-$split" "$RUN/evaluation/$split/report.json" evaluate "$RUN/trikd/checkpoint_last.pt" "$split"
-  step "classify-$split" "$RUN/evaluation/classes-$split/report.json" classify "$RUN/trikd/checkpoint_last.pt" "$split"
+  step "classify-$split" "$RUN/evaluation/classes-$split/comparison.json" classify "$RUN/trikd/checkpoint_last.pt" "$split"
 done

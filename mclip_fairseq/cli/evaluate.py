@@ -23,6 +23,7 @@ from mclip_fairseq.evaluation.benchmarks.settings import Settings
 WARNED = ("Leak", "One image")
 
 if TYPE_CHECKING:
+    from mclip_fairseq.encoding.captions import Captions
     from mclip_fairseq.encoding.galleries import Gallery
     from mclip_fairseq.evaluation.benchmarks.base import Benchmark
     from mclip_fairseq.evaluation.runner import Candidate, ReportOutput
@@ -45,10 +46,16 @@ def evaluate_models(options: argparse.Namespace, command: Sequence[str]) -> None
     benchmarks = open_benchmarks(options)
     for note in dict.fromkeys(note for benchmark in benchmarks for note in benchmark.notes if note.startswith(WARNED)):
         print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
-    settings = Settings(
-        options.batch_size, options.protocol, options.gallery, options.captions_per_image, options.rerank
-    )
+    choices = (options.batch_size, options.protocol, options.gallery, options.captions_per_image, options.rerank)
+    settings = Settings(*choices, hub_captions(options), options.hub_scale)
     evaluate(candidates(options), benchmarks, settings, output_of(options, command))
+
+
+def hub_captions(options: argparse.Namespace) -> list[Captions]:
+    """The bank that `--hub-captions` and `--hub-ids` name; empty without."""
+    from mclip_fairseq.encoding.captions import read_caption_files
+
+    return read_caption_files(options.hub_captions, options.hub_ids) if options.hub_captions else []
 
 
 def score_translations(options: argparse.Namespace, command: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from mclip_fairseq.cli.main import Parser
@@ -92,6 +93,14 @@ def data_rules(options: argparse.Namespace) -> Rules:
             bool(options.rerank) and options.protocol != "strict",
             "--rerank counts as the strict protocol does; leave out --protocol",
         ),
+        (
+            bool(options.hub_ids and not options.hub_captions),
+            "--hub-ids names the images of --hub-captions; give these too",
+        ),
+        (
+            bool(options.hub_captions and options.rerank),
+            "--hub-captions corrects features, and --rerank does not use them alone; give one of the two",
+        ),
         (options.published and not benchmarks, "--published compares benchmarks; name one"),
     ]
 
@@ -175,7 +184,16 @@ def _add_protocol(group: argparse._ArgumentGroup) -> None:
         texts = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
         group.add_argument(option, choices=tuple(meanings), default=default, help=texts)
     again = "also put the nearest K of every query in the order of the model's matching scores (ccrk; published: 128)"
-    group.add_argument("--rerank", type=_positive, default=0, metavar="K", help=again)
+    add = group.add_argument
+    add("--rerank", type=_positive, default=0, metavar="K", help=again)
+    bank = (
+        "correct hubs, as a protocol of its own, with these captions that are not evaluated, such as training captions"
+    )
+    add("--hub-captions", nargs="+", default=[], metavar="LANG=FILE", help=bank)
+    images = "image id of each line of --hub-captions, one file for all languages or one per language"
+    add("--hub-ids", nargs="+", default=[], metavar="[LANG=]FILE", help=images)
+    scale = "factor of the cosine in the correction of hubs (default 20)"
+    add("--hub-scale", type=_scale, default=20.0, metavar="X", help=scale)
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -195,6 +213,13 @@ def _count(value: str) -> int:
     number = int(value)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
+    return number
+
+
+def _scale(value: str) -> float:
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
     return number
 
 

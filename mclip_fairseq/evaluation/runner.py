@@ -141,6 +141,8 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
             choices["partial"] = partial
             lacking = "; ".join(f"{language} has {what}" for language, what in partial.items())
             notes.append(f"A part of the published set, not comparable with published numbers: {lacking}.")
+    elif settings.hubs:
+        raise UserError(f"{benchmark.name}: is not retrieval; leave out --hub-captions, or evaluate it in another call")
     else:
         measured = benchmark.evaluate(candidate.model, settings)
     report: Report = {
@@ -173,8 +175,14 @@ def report_key(
 
 
 def choices_of(settings: Settings) -> dict[str, Any]:
-    """Every choice; re-ranking only where there is some, so that reports made before it existed are recognised."""
-    return {name: value for name, value in asdict(settings).items() if name != "rerank" or value}
+    """Every choice; re-ranking and hubs only where there are some, so that older reports are recognised."""
+    choices = {name: getattr(settings, name) for name in ("batch_size", "protocol", "gallery", "captions")}
+    if settings.rerank:
+        choices["rerank"] = settings.rerank
+    if settings.hubs:
+        bank = {each.language: each.describe() for each in settings.hubs}
+        choices["hubs"] = {"scale": settings.hub_scale, "bank": bank}
+    return choices
 
 
 def read_earlier_report(folder: Path, key: str) -> Report | None:

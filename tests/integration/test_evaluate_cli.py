@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mclip_fairseq.cli import evaluate as cli
 from mclip_fairseq.encoding.galleries import FeatureGallery
+from mclip_fairseq.evaluation.reports.comparison import protocol_words
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
 WORDS = {"rot": "red", "grün": "green", "blau": "blue", "赤": "red", "緑": "green", "青": "blue"}
@@ -123,6 +124,33 @@ def test_all_images_are_distractors_when_asked(model: ColourModel, folder: Path)
         assert report["results"]["en"]["ties"] == 1
         assert not Path(gallery, "examples.png").exists()
     assert searched == {"captioned": 3, "all": 4}
+
+
+def test_hubs_are_corrected_as_a_protocol_of_its_own(
+    model: ColourModel, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bank is said in the report, whose words differ from those of a plain one."""
+    (folder / "bank.en").write_text("green\nblack\n")
+    (folder / "bank.ids").write_text("green\nblack\n")
+    plain = [*COMMAND[:2], "--captions", "en=valid.en", "--ids", "valid.ids", "--images", "photos"]
+    bank = ["--hub-captions", "en=bank.en", "--hub-ids", "bank.ids", "--hub-scale", "5"]
+    assert cli.main([*plain, *bank, "--output", "out"]) == 0
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert report["hubs"]["scale"] == 5
+    assert report["hubs"]["bank"]["en"]["captions"] == 2
+    assert protocol_words(report) == "strict, all captions, hubs corrected"
+    assert "Hubs are corrected with a bank of 2 captions" in capsys.readouterr().out
+    assert cli.main([*plain, "--output", "out"]) == 0
+    again = json.loads((folder / "out" / "report.json").read_text())
+    assert again["key"] != report["key"]
+    assert "hubs" not in again
+    for options, message in (
+        (["--hub-ids", "bank.ids"], "give these too"),
+        ([*bank, "--rerank", "2"], "give one of the two"),
+        (["--hub-captions", "de=bank.en", "--hub-ids", "bank.ids"], "has no captions in en"),
+    ):
+        assert cli.main([*plain, *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_released_protocol(model: ColourModel, folder: Path) -> None:

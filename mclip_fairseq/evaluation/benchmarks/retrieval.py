@@ -17,6 +17,7 @@ from mclip_fairseq.evaluation.benchmarks.base import Benchmark
 from mclip_fairseq.evaluation.benchmarks.files import AGAIN
 from mclip_fairseq.evaluation.benchmarks.reranking import reranked_languages
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
+from mclip_fairseq.evaluation.metrics.hubs import without_hubs
 from mclip_fairseq.evaluation.metrics.languages import evaluate_languages
 from mclip_fairseq.storage.errors import UserError
 
@@ -116,8 +117,34 @@ class RetrievalBenchmark(Benchmark):
             for each in captions
         }
         own = {language: torch.from_numpy(np.searchsorted(used, images)) for language, images in rows.items()}
+        if settings.hubs:
+            text, image = self.correct_hubs(model, gallery, text, image, settings)
         scorers = self.scorers(model, gallery, used, captions, settings) if settings.rerank else {}
         return Encoded(captions, gallery, used, image, text, own, not everything, scorers)
+
+    def correct_hubs(
+        self, model: Encoder, gallery: Gallery, text: Mapping[str, Tensor], image: Tensor, settings: Settings
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Features that rank as `metrics.hubs` says, with the bank of the settings; see `without_hubs`.
+
+        Raises:
+            UserError: a language has no bank, or the gallery lacks an image of the bank.
+        """
+        banks = {each.language: each for each in settings.hubs}
+        missing = sorted(text.keys() - banks.keys())
+        if missing:
+            raise UserError(f"--hub-captions: has no captions in {missing[0]}; give some for each language")
+        rows = np.unique(np.concatenate([gallery.index.rows(banks[language]) for language in text]))
+        bank = {
+            language: encode_in_chunks(
+                reader_of(model, language).encode_text,
+                banks[language].texts,
+                settings.batch_size,
+                f"bank ({language})",
+            )
+            for language in text
+        }
+        return without_hubs(text, image, bank, gallery.encode(model, rows, settings.batch_size), settings.hub_scale)
 
     def scorers(
         self, model: Any, gallery: Gallery, used: np.ndarray, captions: Sequence[Captions], settings: Settings

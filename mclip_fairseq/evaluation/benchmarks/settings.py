@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mclip_fairseq.encoding.captions import Captions
 
 GALLERIES = {
     "captioned": "search the images that the captions of a language name (default)",
@@ -21,6 +26,9 @@ class Settings:
         gallery: one of `GALLERIES`.
         captions: one of `CAPTIONS`.
         rerank: how many nearest items a model that can match puts in order again; 0 for none.
+        hubs: captions of each language, with their images, that are not evaluated: a bank that shows the hubs of
+            retrieval (`metrics.hubs`); empty: hubs are not corrected.
+        hub_scale: multiplies the cosine there.
     """
 
     batch_size: int = 256
@@ -28,3 +36,5 @@ class Settings:
     gallery: str = "captioned"
     captions: str = "all"
     rerank: int = 0
+    hubs: Sequence[Captions] = ()
+    hub_scale: float = 20.0

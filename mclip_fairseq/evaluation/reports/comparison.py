@@ -83,7 +83,8 @@ def protocol_words(report: Report) -> str:
         return ""
     captions = {"all": "all captions", "first": "one caption an image"}[report["captions"]]
     distractors = ", all images as distractors" if report["gallery"] == "all" else ""
-    return f"{report['protocol']}, {captions}{distractors}"
+    hubs = ", hubs corrected" if report.get("hubs") else ""
+    return f"{report['protocol']}, {captions}{distractors}{hubs}"
 
 
 def _all_images_and_folds(report: Report) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -13,7 +13,13 @@ from mclip_fairseq.storage.fields import check_fields, has_type
 from mclip_fairseq.storage.files import write_bytes
 
 NAMES = {"name": str, "benchmark": str, "kind": str, "headline": str}
-CHOICES = {"protocol": str, "captions": str, "gallery": str, "partial": dict | None}  # of retrieval
+CHOICES = {
+    "protocol": str,
+    "captions": str,
+    "gallery": str,
+    "partial": dict | None,
+    "hubs": dict | None,
+}  # of retrieval
 FOLDS = {"number": int, "images": int}
 
 
@@ -55,6 +61,11 @@ def format_notes(report: Mapping[str, Any]) -> str:
     if "gallery" in report:
         gallery = {"captioned": "the images that the language's captions name", "all": "all images"}[report["gallery"]]
         notes.append(f"Recall in percent, {report['protocol']} protocol, searched in {gallery}.")
+        if hubs := report.get("hubs"):
+            count = sum(language["captions"] for language in hubs["bank"].values())
+            notes.append(
+                f"Hubs are corrected with a bank of {count} captions and their images, scale {hubs['scale']:g}."
+            )
     ties = {language: int(metrics.get("ties", 0)) for language, metrics in report["results"].items()}
     if any(ties.values()):
         counts = ", ".join(f"{language} {count}" for language, count in ties.items() if count)
