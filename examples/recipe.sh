@@ -29,12 +29,28 @@ show() { printf '+'; printf ' %q' "$@"; printf '\n'; }
 # run COMMAND...: print a command and run it.
 run() { show "$@"; ((DRY)) || "$@"; }
 
-# run_to LOG COMMAND...: like run, but its output goes to a file; on failure, show its end.
+# heartbeat LOG: every ten seconds, say how long a command has run, and what its log shows of its progress. It ends with
+# the script, also if the script is killed.
+heartbeat() {
+  local start=$SECONDS progress
+  while read -rt 10 <> <(:) || kill -0 "$$" 2> /dev/null; do
+    progress=$(tail -c 2000 "$1" 2> /dev/null | grep -oE '[0-9]+%\||num_updates=[0-9]+' | tail -n 1 | tr -d '|') || true
+    printf '  ... %s seconds%s\n' "$((SECONDS - start))" "${progress:+, ${progress/num_updates=/update }}"
+  done
+}
+
+# run_to LOG COMMAND...: like run, but its output goes to a file, and a heartbeat is shown; on failure, show its end.
 run_to() {
-  local log=$1
+  local log=$1 beat status=0
   shift
   show "$@"
-  "$@" > "$log" 2>&1 || { tail -n 30 "$log" >&2; fail "the command above failed; its whole output is in $log"; }
+  : > "$log"
+  heartbeat "$log" &
+  beat=$!
+  "$@" > "$log" 2>&1 || status=$?
+  kill "$beat" 2> /dev/null || true
+  wait "$beat" 2> /dev/null || true
+  ((status == 0)) || { tail -n 30 "$log" >&2; fail "the command above failed; its whole output is in $log"; }
 }
 
 # made RESULT COMMAND...: run the command that makes RESULT, unless it has been made by this command from the same inputs

@@ -46,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `mclip-features`; returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = build_parser().parse_args(arguments)
-    if not sys.stderr.isatty():  # read when transformers is imported
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # A tokenizer with threads must not be used before decoding processes are forked.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if options.images else "true")
     return run_main(

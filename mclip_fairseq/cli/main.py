@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -32,6 +33,8 @@ def run_main(program: str, run: Callable[[], int | None], when_interrupted: str 
     Returns:
         the exit status of `run`, 2 after a `UserError`, an `OSError` or where fairseq is missing, or 130 after Ctrl-C.
     """
+    if not sys.stderr.isatty():  # transformers reads this when it is imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return run() or 0
     except UserError as error:

@@ -28,7 +28,8 @@ def run(tiny_corpus: Path, run_train: Callable[..., str], tmp_path_factory: pyte
 
 
 def test_both_logs_give_the_same_curves(run: Path) -> None:
-    assert read_curves([run / "train.log"]) == read_curves([run / "shown" / "train.log"])
+    logged, shown = read_curves([run / "train.log"]), read_curves([run / "shown" / "train.log"])
+    assert logged.points == shown.points
 
 
 def test_tensorboard_has_the_same_numbers(run: Path) -> None:
@@ -50,6 +51,11 @@ def test_curves_and_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "valid: " in capsys.readouterr().out
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count("<img") == len(curves.metrics)
+    assert page.index("Best checkpoint") < page.index("--lr") < page.index("<img")
+    best = min(curves.points["valid"]["loss"].items(), key=lambda point: point[1])
+    assert f"update {best[0]}: loss {best[1]:g} in validation" in page
+    assert curves.seconds[0] > 0
+    assert curves.options["task"]["_name"] == "mte"
     assert "http" not in page
 
 

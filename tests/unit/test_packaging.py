@@ -24,7 +24,7 @@ from mclip_fairseq.fairseq_wheel import FAIRSEQ
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 OPTIONAL = {  # extra -> packages that training and inference do not need
-    "evaluate": {"matplotlib", "sacrebleu", "scipy"},
+    "evaluate": {"fonttools", "matplotlib", "sacrebleu", "scipy"},
     "export": {"onnx", "onnxruntime", "onnxscript", "sentence-transformers"},
     "prepare": {"ftfy", "pyarrow", "regex"},
     "search": {"faiss-cpu", "matplotlib", "starlette", "uvicorn"},

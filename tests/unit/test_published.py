@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mclip_fairseq.evaluation.published import format_published, read_published
+from mclip_fairseq.evaluation.published import Published, format_published, read_published
 
 
 def test_published_numbers_are_whole() -> None:
@@ -55,9 +55,36 @@ def test_published_means_over_languages_are_beside_an_own_mean_over_as_many() ->
     rows = {
         row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in table.split("\n")[2:10]
     }
-    assert rows["model"] == ["en", "de", "fr", "cs", "average", "mean of 36", "same protocol"]
-    assert rows["own"] == ["50.0"] * 6 + ["own"]
-    assert rows["jina-clip-v2"][:6] == ["53.4", "71.9", "70.1", "49.5", "61.2", "52.5"]
+    assert rows["model"] == ["en", "de", "fr", "cs", "average", "mean of 36"]
+    assert rows["own"] == ["50.0"] * 6
+    (jina,) = (cells for name, cells in rows.items() if name.startswith("jina-clip-v2"))
+    assert jina == [
+        "53.4",
+        "71.9",
+        "70.1",
+        "49.5",
+        "61.2",
+        "52.5",
+    ]
     few = format_published([own_report(["en", "de", "fr", "cs"])], entries)
     assert "| own" in few
     assert [cell.strip() for cell in few.split("| own")[1].split("|")[5:7]] == ["50.0", ""]
+
+
+def test_what_differs_is_a_footnote_and_english_stays() -> None:
+    protocols = {"theirs": "another", "same": "strict, all captions", "third": "another"}
+    entries = [
+        Published("Crossmodal-3600", system, protocol, "a paper", {"de": {"t2i_R@1": 40.0}})
+        for system, protocol in protocols.items()
+    ]
+    table = format_published([own_report(["en", "de", "fr"])], entries)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n") if line.startswith("|")]
+    assert rows[0] == ["model", "en", "de", "average"]
+    assert rows[2:] == [
+        ["own", "50.0", "50.0", "50.0"],
+        ["theirs ¹", "–", "40.0", "40.0"],
+        ["same", "–", "40.0", "40.0"],
+        ["third ¹", "–", "40.0", "40.0"],
+    ]
+    assert "¹ Another protocol: another." in table
+    assert "Average over the languages that every row has: de." in table

@@ -11,11 +11,12 @@ from importlib import resources
 from itertools import chain
 from typing import Any
 
-from mclip_fairseq.evaluation.reports.comparison import ReportRow, rows_by_table
+from mclip_fairseq.evaluation.reports.comparison import ReportRow, languages_of, rows_by_table
 from mclip_fairseq.evaluation.reports.report import align_table
 
 TABLES = ("retrieval.tsv", "similarity.tsv")
 MEAN = "mean of "  # and a number of languages, in the place of a language
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 SIZES = "sizes.tsv"  # of whole sets; more exact lines come first, and 0 captions means any number
 
 
@@ -127,26 +128,52 @@ def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[P
 def _table_beside(
     metric: str, own: Sequence[ReportRow], published: Sequence[Published], mean: str | None = None
 ) -> str:
-    """One table; averages are over the languages that all rows have, and `mean` is over those of the source."""
-    everywhere = set.intersection(*(set(row.results) for row in own), *(set(entry.results) for entry in published))
-    languages = [language for language in own[0].results if language in everywhere]
+    """One table with its notes; `mean` is over the languages of the source.
+
+    A language is shown if an own row and a published one have it, and English always; averages are over the languages
+    that all rows have, which a note names where they are fewer.
+    """
+    measured = languages_of(own)
+    results = [row.results for row in own] + [entry.results for entry in published]
+    languages = [
+        language for language in measured if language == "en" or any(language in entry.results for entry in published)
+    ]
+    everywhere = [language for language in languages if all(language in each for each in results)]
     extra = [] if mean is None else [mean]
-    table = [["model", *languages, "average", *extra, "same protocol"]]
+    notes: dict[str, str] = {}  # text -> mark
+
+    def mark(note: str) -> str:
+        return "" if not note else " " + notes.setdefault(note, superscript(len(notes) + 1))
+
+    table = [["model", *languages, "average", *extra]]
     for row in own:
-        own_row = "own, of a part of the set" if row.is_partial else "own"
         whole = [_mean(row.results, metric) if mean == f"{MEAN}{len(row.results)}" else "" for mean in extra]
-        table.append([row.model, *_cells(row.results, languages, metric), *whole, own_row])
+        partial = mark(f"{row.model}: measured on a part of the published set" if row.is_partial else "")
+        table.append([row.model + partial, *_cells(row.results, languages, everywhere, metric), *whole])
     for entry in published:
-        same = "yes" if entry.protocol == own[0].protocol else f"no: {entry.protocol}"
+        other = "" if entry.protocol == own[0].protocol else f"Another protocol: {entry.protocol}"
         whole = [f"{entry.results[mean][metric]:.1f}" for mean in extra]
-        table.append([entry.system, *_cells(entry.results, languages, metric), *whole, same])
-    sources = "\n".join(f"Source: {source}." for source in dict.fromkeys(entry.source for entry in published))
-    return f"{own[0].title_of(metric)}, beside published numbers\n\n{align_table(table)}\n\n{sources}"
+        table.append([entry.system + mark(other), *_cells(entry.results, languages, everywhere, metric), *whole])
+    below = [f"{sign} {note}." for note, sign in notes.items()]
+    if len(everywhere) < len(languages):
+        below.append(f"Average over the languages that every row has: {', '.join(everywhere) or 'none'}.")
+    below += [f"Source: {source}." for source in dict.fromkeys(entry.source for entry in published)]
+    title = f"{own[0].title_of(metric)}, beside published numbers"
+    return "\n\n".join([title, align_table(table), "\n".join(below)])
 
 
-def _cells(results: Mapping[str, Mapping[str, float]], languages: Sequence[str], metric: str) -> list[str]:
-    chosen = {language: results[language] for language in languages}
-    return [*(f"{values[metric]:.1f}" for values in chosen.values()), _mean(chosen, metric)]
+def superscript(number: int) -> str:
+    """A number as a footnote mark."""
+    return str(number).translate(SUPERSCRIPT)
+
+
+def _cells(
+    results: Mapping[str, Mapping[str, float]], languages: Sequence[str], everywhere: Sequence[str], metric: str
+) -> list[str]:
+    """A value per language, a dash where there is none, and the mean over the languages that every row has."""
+    known = {language: results[language][metric] for language in languages if metric in results.get(language, {})}
+    values = [f"{known[language]:.1f}" if language in known else "–" for language in languages]
+    return [*values, _mean({language: results[language] for language in everywhere}, metric) or "–"]
 
 
 def _mean(results: Mapping[str, Mapping[str, float]], metric: str) -> str:

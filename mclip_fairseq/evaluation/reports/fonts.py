@@ -1,8 +1,11 @@
-"""Fonts that can draw the script of a text, among those installed or given."""
+"""Fonts that can draw the script of a text, among those given, installed, and packaged for Python (extra `fonts`)."""
 
 from __future__ import annotations
 
+import base64
 import functools
+import importlib.resources
+import io
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.font_manager import FontEntry
 
 DEFAULT_FAMILY = "DejaVu Sans"  # comes with matplotlib
+# Packages of Noto fonts: one family a script, and the one of Chinese, Japanese and Korean.
+PACKAGES = ("manimgx_fonts", "noto_cjk_sans_jp_regular")
+FIRST_EMBEDDED = 0x0530  # code points below are Latin, Greek and Cyrillic
+FONT_FILES = (".ttf", ".otf")
 # Draws a box with the name of the script for every character: not a font to read.
 PLACEHOLDER = "Last Resort"
 
@@ -56,7 +63,52 @@ def families_for(texts: Iterable[str], preferred: Sequence[str] = ()) -> tuple[l
         if covered:
             families.append(entry.name)
             needed -= covered
+    for path in packaged_fonts():
+        covered = needed & _characters(str(path), 0)
+        if covered:
+            families += add_fonts([path])
+            needed -= covered
     return families or [DEFAULT_FAMILY], "".join(sorted(needed))
+
+
+def packaged_fonts() -> list[Path]:
+    """The upright font files of the installed packages of fonts, in the order of `PACKAGES`."""
+    files: list[Path] = []
+    for package in PACKAGES:
+        try:
+            folder = Path(str(importlib.resources.files(package)))
+        except ModuleNotFoundError:
+            continue
+        files += sorted(path for path in folder.rglob("*") if path.suffix in FONT_FILES and "Italic" not in path.name)
+    return files
+
+
+def font_faces(texts: Iterable[str]) -> str:
+    """CSS that embeds what a page's texts need of the packaged fonts, as the family `Embedded`; empty without any.
+
+    Latin, Greek and Cyrillic letters are left to the reader's own fonts.
+    """
+    needed = {char for text in texts for char in text if ord(char) >= FIRST_EMBEDDED and not _invisible(char)}
+    faces = []
+    for path in packaged_fonts():
+        covered = needed & _characters(str(path), 0)
+        if covered:
+            data = base64.b64encode(_subset(path, covered)).decode()
+            faces.append(f'@font-face {{ font-family: Embedded; src: url("data:font/otf;base64,{data}") }}')
+            needed -= covered
+    return "\n".join(faces)
+
+
+def _subset(path: Path, characters: Iterable[str]) -> bytes:
+    """A font file reduced to some characters, with what joins and orders them."""
+    subset = import_extra("fontTools.subset", "evaluate")
+    font = subset.load_font(str(path), subset.Options(layout_features=["*"]))
+    subsetter = subset.Subsetter(subset.Options(layout_features=["*"]))
+    subsetter.populate(text="".join(characters) + "\u200c\u200d ")
+    subsetter.subset(font)
+    stream = io.BytesIO()
+    font.save(stream)
+    return stream.getvalue()
 
 
 def _candidates(preferred: Sequence[str]) -> Iterator[FontEntry]:

@@ -19,7 +19,9 @@ from mclip_fairseq.evaluation.reports.comparison import (
     languages_of,
     rows_by_table,
 )
+from mclip_fairseq.evaluation.reports.html import page, table
 from mclip_fairseq.evaluation.reports.training_log import Curves
+from mclip_fairseq.evaluation.reports.training_summary import chosen_options, summary
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import write_bytes
 from mclip_fairseq.storage.provenance import provenance
@@ -27,16 +29,10 @@ from mclip_fairseq.storage.provenance import provenance
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-td, th { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #8884; }
-td:first-child, th:first-child { text-align: left; }
-img { max-width: 100%; background: white; }
-pre { white-space: pre-wrap; }
-"""
 ENGLISH = "en"
+# Plots have no background; this grey reads well on white and on black.
+INK = "#7f868e"
+INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 FEW_POINTS = 50  # a line of fewer is drawn with dots
 
 
@@ -86,7 +82,7 @@ def comparison_page(reports: Sequence[Mapping[str, Any]], tables: str, source: M
     notes = dict.fromkeys(note for report in reports for note in report.get("notes", ()))
     body += [f"<p>{html.escape(note)}</p>" for note in notes]
     body.append(f"<pre>{html.escape(source['command'])}\n{html.escape(json.dumps(source['versions']))}</pre>")
-    return _html("Comparison", body)
+    return page("Comparison", body)
 
 
 def training_page(curves: Curves, title: str, logs: Sequence[Path], command: Sequence[str]) -> str:
@@ -98,7 +94,9 @@ def training_page(curves: Curves, title: str, logs: Sequence[Path], command: Seq
         logs: the files it was read from.
         command: the command line.
     """
-    body = [f"<h1>{html.escape(title)}</h1>"]
+    body = [f"<h1>{html.escape(title)}</h1>", "<h2>Summary</h2>", table([["", ""], *summary(curves)])]
+    if curves.options:
+        body.append("<h2>Options</h2>" + table([["option", "value"], *chosen_options(curves.options)]))
     for metric in curves.metrics:
         series = {place: metrics[metric] for place, metrics in curves.points.items() if metric in metrics}
         plot = _figure(partial(_draw_series, metric=metric, series=series), html.escape(metric))
@@ -106,27 +104,21 @@ def training_page(curves: Curves, title: str, logs: Sequence[Path], command: Seq
     source = provenance(command)
     facts = {"command": source["command"], "versions": source["versions"], "logs": list(map(str, logs))}
     body.append(f"<pre>{html.escape(json.dumps(facts, indent=1))}</pre>")
-    return _html(title, body) + "\n"
-
-
-def _html(title: str, body: Sequence[str]) -> str:
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>'
+    return page(title, body) + "\n"
 
 
 def _html_tables(markdown: str) -> list[str]:
     """Tables of `align_table` and the lines between them, as HTML."""
     blocks: list[str] = []
-    rows: list[str] = []
+    rows: list[list[str]] = []
     for line in [*markdown.splitlines(), ""]:
         if line.startswith("|"):
             cells = [cell.strip() for cell in line.strip("|").split(" | ")]
             if set("".join(cells)) - set("-: "):  # not the rule under the header
-                kind = "td" if rows else "th"
-                rows.append("<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>")
+                rows.append(cells)
             continue
         if rows:
-            blocks.append(f"<table>{''.join(rows)}</table>")
+            blocks.append(table(rows))
             rows = []
         if line:
             blocks.append(f"<p>{html.escape(line)}</p>")
@@ -135,10 +127,12 @@ def _html_tables(markdown: str) -> list[str]:
 
 def _figure(plot: Callable[[Axes], None], alternative: str) -> str:
     """An image in HTML of what `plot` draws."""
-    figure = import_extra("matplotlib.figure", "evaluate").Figure(figsize=(10, 3.6), layout="constrained")
-    plot(figure.subplots())
+    matplotlib = import_extra("matplotlib", "evaluate")
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
+    with matplotlib.rc_context(dict.fromkeys(INKED, INK)):
+        figure = import_extra("matplotlib.figure", "evaluate").Figure(figsize=(10, 3.6), layout="constrained")
+        plot(figure.subplots())
+        figure.savefig(stream, format="png", dpi=110, transparent=True)
     data = base64.b64encode(stream.getvalue()).decode()
     return f'<img alt="{alternative}" src="data:image/png;base64,{data}">'
 
@@ -148,6 +142,7 @@ def _draw_series(axes: Axes, metric: str, series: Mapping[str, Mapping[int, floa
     for name, points in series.items():
         style = "o-" if len(points) < FEW_POINTS else "-"
         axes.plot(list(points), list(points.values()), style, markersize=3, label=name)
+    axes.xaxis.set_major_locator(import_extra("matplotlib.ticker", "evaluate").MaxNLocator(integer=True))
     axes.set_xlabel("updates")
     axes.set_ylabel(metric.replace("_", " "))
     axes.legend(frameon=False, fontsize="small")

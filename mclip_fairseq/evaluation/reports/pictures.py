@@ -92,7 +92,8 @@ def draw_examples(examples: Sequence[Example], path: Path, title: str = "", font
     families, missing = families_for([e.text + e.language for e in examples] + [title], add_fonts(fonts))
     if missing:
         logger.warning(
-            "no installed font has %d of the characters (%s); install one or give its file with --font",
+            "no installed font has %d of the characters (%s); install some with pip install 'mclip_fairseq[fonts]', "
+            "or give one with --font",
             len(missing),
             missing[:20],
         )

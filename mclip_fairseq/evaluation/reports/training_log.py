@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ from mclip_fairseq.storage.files import parse_json, printable, read_lines
 LINE = re.compile(r"(?:.*?\| (?:train_inner|train|valid\w*|test\w*) \| |(?=\{\"))(\{.*\})\s*")
 STEP = "num_updates"
 INNER = "train_inner"
+# fairseq logs its whole configuration as Python's spelling of a dictionary.
+OPTIONS = re.compile(r"(?:.*?\| )?(\{'_name': .*\})\s*")
+# Values in it that are not literals, such as infinity and enumerations.
+NAMES = re.compile(r"(?<=[:\[,] )(?!None\b|True\b|False\b)([-A-Za-z_][\w.]*|<[^<>]*>)(?=[,}\]])")
 # Bookkeeping that is not worth a plot.
 LEFT_OUT = {"epoch", "update", "num_updates", "train_wall", "wall", "wpb", "bsz", "clip", "loss_scale"}
 
@@ -27,9 +32,13 @@ class Curves:
     Attributes:
         points: place ("train_inner", "train", "valid") -> metric -> update -> value; a resumed run replaces the values
             that it logs again.
+        seconds: how long the runs took, as far as they logged it, one entry per log file.
+        options: fairseq's configuration of the last run, group -> option -> value; empty if it is not in the log.
     """
 
     points: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def add(self, values: dict[str, Any]) -> None:
         """Add one logged line; lines without a number of updates are ignored."""
@@ -43,6 +52,8 @@ class Curves:
         step = numbers.get(STEP)
         if step is None or not math.isfinite(step):
             return
+        if self.seconds and math.isfinite(numbers.get("wall", math.nan)):
+            self.seconds[-1] = max(self.seconds[-1], numbers["wall"])
         for name, value in numbers.items():
             if name not in LEFT_OUT:
                 self.points.setdefault(printable(place), {}).setdefault(name, {})[int(step)] = value
@@ -64,9 +75,11 @@ def read_curves(logs: Sequence[Path]) -> Curves:
     """
     curves = Curves()
     for path in logs:
+        curves.seconds.append(0.0)
         for number, line in enumerate(read_lines(path), 1):
             match = LINE.fullmatch(line)
             if match is None:
+                curves.options = read_options(line) or curves.options
                 continue
             try:
                 values = parse_json(match[1])
@@ -77,6 +90,16 @@ def read_curves(logs: Sequence[Path]) -> Curves:
         files = ", ".join(map(str, logs))
         raise UserError(f"{files}: holds no logged numbers; train with --log-format json --log-file RUN_DIR/train.log")
     return curves
+
+
+def read_options(line: str) -> dict[str, Any]:
+    """Fairseq's configuration in a line of its log; empty if the line has none, or one that is not made of literals."""
+    match = OPTIONS.fullmatch(line)
+    try:
+        options = ast.literal_eval(NAMES.sub(r"'\1'", match[1])) if match else {}
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return {}
+    return {str(group): values for group, values in options.items()} if isinstance(options, dict) else {}
 
 
 def find_logs(folder: Path) -> list[Path]:
