@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,18 @@ def test_links_between_pages_lead_somewhere(repository_root: Path, hooks: Any) -
         links += [(page, match[2]) for match in hooks.LINK.finditer(text)]
     assert len(links) > 30
     assert not [(page.name, target) for page, target in links if not (page.parent / target).exists()]
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(repository_root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=repository_root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 25
+    foreign = re.compile(r"""(?:src|href)=["'](?:https?:)?//[^"']+""")
+    assert not {match for page in pages for match in foreign.findall(page.read_text(encoding="utf-8"))}
 
 
 @pytest.fixture
