@@ -54,22 +54,30 @@ run_to() {
 }
 
 # made RESULT COMMAND...: run the command that makes RESULT, unless it has been made by this command from the same inputs
-# (`inputs`), whose hash is in RESULT.inputs. RESULT appears whole, so a record that is written before it is enough.
+# (`inputs`), whose hash is in RESULT.inputs. A directory made from other inputs is kept under another name, because
+# programs that export refuse to write into it. RESULT appears whole, so a record that is written before it is enough.
 made() {
-  local result=$1 record=$1.inputs now
+  local result=$1 record=$1.inputs now kept
   shift
   ((DRY)) && { run "$@"; return; }
   now=$(RESULT=$result inputs "$@")
-  if [[ ! -e $result ]]; then
-    mkdir -p "$(dirname "$record")"
-    echo "$now" > "$record"
-    run "$@"
-  elif [[ -f $record && $(< "$record") == "$now" ]]; then
+  if [[ -e $result && -f $record && $(< "$record") == "$now" ]]; then
     echo "$result exists"
-  else
+    return
+  fi
+  if [[ -d $result ]]; then
+    kept=$result.$(date +%Y%m%d-%H%M%S)
+    echo "$result was made from other inputs, or by an earlier version; it is kept as $kept"
+    mv "$result" "$kept"
+  fi
+  if [[ -e $result ]]; then
     rm -f "$record"
     run "$@"
     echo "$now" > "$record"
+  else
+    mkdir -p "$(dirname "$record")"
+    echo "$now" > "$record"
+    run "$@"
   fi
 }
 

@@ -70,6 +70,7 @@ tokens() { # tokens TOKENIZER TEXT BIN LANG...: the ids of a Hugging Face tokeni
     echo "$bin exists"
     return
   fi
+  ((DRY)) || rm -f "$bin/complete"
   run "$PYTHON" "$PREPROCESS/binarise.py" --tokenizer "$tokenizer" --pieces "$text" --splits train valid \
     --captions "$@" --output "$bin"
   ids "$text" "$bin" "$@"

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mclip_fairseq.batching import batch_cost, encode_padded
+from mclip_fairseq.encoding.captions import check_lines, check_no_tabs, check_table, is_tsv
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import is_usable_id
 from mclip_fairseq.storage.feature_writer import FeatureWriter
@@ -228,20 +229,21 @@ def read_caption_list(path: Path) -> list[tuple[str, str]]:
     """(id, caption) of a text file (the id is the line number, from 0) or a `.tsv` file; either may end in `.gz`.
 
     Raises:
-        UserError: unreadable, empty, a line without an id, or an id that appears twice, naming both lines.
+        UserError: unreadable, empty, a line that is not text or not of a table (see `check_table`), without an id, or
+            with an id that appears twice, naming both lines.
     """
     lines = read_lines(path)
     if not lines:
         raise UserError(f"{path}: holds no captions; give a file with one caption per line")
-    if not path.name.endswith((".tsv", ".tsv.gz")):
+    check_lines(path, lines)
+    if not is_tsv(path):
+        check_no_tabs(path, lines)
         return [(str(number), line) for number, line in enumerate(lines)]
+    check_table(path, lines, numbered=True)
     captions: list[tuple[str, str]] = []
     first_line_of: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         name, tab, caption = line.partition("\t")
-        if "\t" in caption:
-            columns = line.count("\t") + 1
-            raise UserError(f"{path}, line {number}: has {columns} columns; keep the id and the caption only")
         if not (name.strip() and tab):
             raise UserError(f"{path}, line {number}: write it as 'id, tab, caption'")
         if not is_usable_id(name):

@@ -15,6 +15,7 @@ from mclip_fairseq.storage.texts import is_blank
 TSV_SUFFIXES = (".tsv", ".tsv.gz")
 # As in the token files of Flickr30k: 1000092795.jpg#0.
 NUMBERED_ID = re.compile(r"\.[A-Za-z]{3,4}#\d+$")
+QUOTED = "is quoted as csv writers do, and the quotes would become part of the caption; write the table without quoting"
 HEADER_IDS = {"id", "image", "images", "image_id", "imageid", "image id", "img", "file", "filename", "file_name", "key"}
 HEADER_TEXTS = {"caption", "captions", "text", "sentence", "comment", "description", "raw"}
 
@@ -75,6 +76,7 @@ def read_language_captions(language: str, path: Path, ids_path: Path | None = No
             "with 'image id, tab, caption' lines"
         )
     _check_no_empty_line(path, lines)
+    check_no_tabs(path, lines)
     id_lines = read_lines(ids_path)
     check_lines(ids_path, id_lines)
     ids = [line.split("\t")[0].strip() for line in id_lines]
@@ -123,31 +125,51 @@ def check_lines(path: Path, lines: Sequence[str]) -> None:
             raise UserError(f"{path}, line {number}: has a NUL character, so it is not UTF-8 text; convert it to UTF-8")
 
 
-def check_table(path: Path, lines: Sequence[str]) -> None:
+def check_table(path: Path, lines: Sequence[str], numbered: bool = False) -> None:
     """Check that the lines of a `.tsv` file are ids and captions as this project writes them.
+
+    Args:
+        path: of the file.
+        lines: its lines.
+        numbered: whether ids may end with the number of their caption, because every caption has its own id.
 
     Raises:
         UserError: naming the first line with a third column, the quotes of a csv writer, an id with the number of its
             caption, or a header.
     """
+    quoted = 0
     for number, line in enumerate(lines, start=1):
         image_id, _, text = line.partition("\t")
         if "\t" in text:
             columns = line.count("\t") + 1
-            raise UserError(f"{path}, line {number}: has {columns} columns; keep the image id and the caption only")
+            raise UserError(f"{path}, line {number}: has {columns} columns; keep the id and the caption only")
+        quoted += is_quoted(text)
         if is_quoted(image_id) or (is_quoted(text) and '""' in text[1:-1]):
-            raise UserError(
-                f"{path}, line {number}: is quoted as csv writers do, and the quotes would become part of the caption; "
-                "write the table without quoting"
-            )
-        if NUMBERED_ID.search(image_id):
+            raise UserError(f"{path}, line {number}: {QUOTED}")
+        if not numbered and NUMBERED_ID.search(image_id):
             raise UserError(
                 f"{path}, line {number}: the id {image_id!r} ends with the number of its caption; ids may not carry "
                 f"#N, so write {image_id.rpartition('#')[0]!r}"
             )
+    if quoted == len(lines) > 1:  # nobody writes only quotations
+        raise UserError(f"{path}, line 1: {QUOTED}")
     image_id, _, text = lines[0].partition("\t")
     if image_id.strip().lower() in HEADER_IDS and text.strip().lower() in HEADER_TEXTS:
         raise UserError(f"{path}, line 1: looks like a header; remove it")
+
+
+def check_no_tabs(path: Path, lines: Sequence[str]) -> None:
+    """Check that a file of one caption per line is not a table.
+
+    Raises:
+        UserError: naming the first line with a tab.
+    """
+    for number, line in enumerate(lines, start=1):
+        if "\t" in line:
+            raise UserError(
+                f"{path}, line {number}: has a tab, and all of the line would become the caption; name a file of "
+                "'id, tab, caption' lines .tsv, or remove the tab"
+            )
 
 
 def is_quoted(field: str) -> bool:

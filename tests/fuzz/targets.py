@@ -48,8 +48,8 @@ def shard(folder: Path, data: bytes) -> None:
 
 
 def captions(folder: Path, data: bytes) -> None:
-    for name in ("c.txt", "c.tsv"):
-        (folder / name).write_bytes(data)
+    (folder / "c.tsv").write_bytes(data)
+    (folder / "c.txt").write_bytes(data.replace(b"\t", b" "))  # which may hold no tabs
     texts = read_caption_list(folder / "c.txt")
     assert [text for _, text in texts] == read_lines(folder / "c.txt")
     ids = [name for name, _ in read_caption_list(folder / "c.tsv")]

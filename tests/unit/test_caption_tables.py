@@ -23,6 +23,7 @@ GOOD = "1.jpg\ta dog\n"
         (GOOD + "2.jpg\ta cat\ten\n", "line 2: has 3 columns"),
         (GOOD + '2.jpg\t"a ""red"" dog"\n', "line 2: is quoted as csv writers do"),
         (GOOD + '"2.jpg"\t"a dog"\n', "line 2: is quoted as csv writers do"),
+        ('1.jpg\t"a dog"\n2.jpg\t"a cat"\n', "line 1: is quoted as csv writers do"),
         ("image\tcaption\n" + GOOD, "line 1: looks like a header; remove it"),
         ("image_id\tCaption\n" + GOOD, "line 1: looks like a header; remove it"),
         (
@@ -60,7 +61,7 @@ def test_what_people_write_is_read(tmp_path: Path, content: str, texts: list[str
     assert read_language_captions("xx", tmp_path / "xx.tsv").texts == texts
 
 
-@pytest.mark.parametrize("line", ["\u200b", "a\rdog", "a\0dog"])
+@pytest.mark.parametrize("line", ["\u200b", "a\rdog", "a\0dog", "2.jpg\ta dog"])
 def test_plain_captions_are_checked_alike(tmp_path: Path, line: str) -> None:
     (tmp_path / "xx").write_bytes(f"a cat\n{line}\n".encode())
     (tmp_path / "ids").write_text("1\n2\n")
@@ -68,10 +69,29 @@ def test_plain_captions_are_checked_alike(tmp_path: Path, line: str) -> None:
         read_language_captions("xx", tmp_path / "xx", tmp_path / "ids")
 
 
-def test_features_of_a_table_with_more_columns_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.tsv").write_text(GOOD + "2\ta\tb\n")
-    with pytest.raises(UserError, match="line 2: has 3 columns"):
-        read_caption_list(tmp_path / "x.tsv")
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.tsv", GOOD + "2\ta\tb\n", "line 2: has 3 columns"),
+        ("x.tsv", GOOD + '2\t"a ""red"" dog"\n', "line 2: is quoted as csv writers do"),
+        ("x.tsv", "id\ttext\n" + GOOD, "line 1: looks like a header"),
+        ("x.tsv", "1\ta dog\r2\ta cat\r", "line 1: has a carriage return inside"),
+        ("x.txt", "a dog\ra cat\r", "line 1: has a carriage return inside"),
+        ("x.txt", "a dog\na\0cat\n", "line 2: has a NUL"),
+        ("x.txt", GOOD, "line 1: has a tab"),
+    ],
+)
+def test_captions_for_features_are_checked_alike(tmp_path: Path, name: str, content: str, words: str) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    with pytest.raises(UserError) as caught:
+        read_caption_list(tmp_path / name)
+    assert words in str(caught.value)
+
+
+def test_ids_for_features_may_be_numbered(tmp_path: Path) -> None:
+    """Every caption has its own id there."""
+    (tmp_path / "x.tsv").write_text("1.jpg#0\ta dog\n1.jpg#1\ta cat\n")
+    assert read_caption_list(tmp_path / "x.tsv") == [("1.jpg#0", "a dog"), ("1.jpg#1", "a cat")]
 
 
 @pytest.mark.parametrize("stored", [unicodedata.normalize("NFD", "café.jpg"), "CAFÉ.JPG", "CAFÉ"])

@@ -56,27 +56,37 @@ def test_a_training_of_an_earlier_version_stays_finished(repository_root: Path, 
 MADE = """
 set -euo pipefail
 source "$1/examples/recipe.sh"
-copy() { [[ ! -e $4 || $2 == --force ]]; mkdir -p "$4" && cp "$1/a file" "$4/"; }
-made out/result copy data "${2:---output}" out/result out/result
+copy() { [[ ! -e $4 ]] && mkdir -p "$4" && cp "$1/a file" "$4/"; }
+made out/result copy data --output out/result out/result
 """
 
 
-def made(root: Path, folder: Path, *more: str) -> str:
-    command = ["bash", "-c", MADE, "recipe", str(root), *more]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+def made(root: Path, folder: Path) -> list[str]:
+    command = ["bash", "-c", MADE, "recipe", str(root)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_a_result_is_made_again_only_from_other_inputs(repository_root: Path, folder: Path) -> None:
-    """Also after a kill before the result appeared, and after one while it was being made again."""
+    """Also after a kill before the result appeared; an older directory, which exporters refuse, is kept aside."""
     result, record = folder / "out/result/a file", folder / "out/result.inputs"
     record.parent.mkdir()
     record.write_text("of a run that was killed")
-    assert made(repository_root, folder).startswith("+ copy data")
+    assert made(repository_root, folder) == ["+ copy data --output out/result out/result"]
     (folder / "data/a file").touch()
-    assert made(repository_root, folder) == "out/result exists\n"
+    assert made(repository_root, folder) == ["out/result exists"]
     (folder / "data/a file").write_text("two")
-    assert made(repository_root, folder, "--force").startswith("+ copy data")
+    kept, command = made(repository_root, folder)
+    assert kept.startswith("out/result was made from other inputs, ")
+    assert " is kept as out/result.2" in kept
+    assert command.startswith("+ copy data")
     assert result.read_text() == "two"
-    assert made(repository_root, folder, "--force") == "out/result exists\n"
-    record.unlink()
-    assert made(repository_root, folder, "--force").startswith("+ copy data")
+    (old,) = record.parent.glob("result.2*/a file")
+    assert old.read_text() == "one"
+    assert made(repository_root, folder) == ["out/result exists"]
+
+
+def test_a_result_of_an_earlier_version_is_made_again(repository_root: Path, folder: Path) -> None:
+    (folder / "out/result").mkdir(parents=True)
+    kept, command = made(repository_root, folder)
+    assert "is kept as" in kept
+    assert command.startswith("+ copy data")
