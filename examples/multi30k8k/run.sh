@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole method on Multi30K captions and Flickr8k photos, with small models, on a CPU.
+# Multilingual image-text models on Multi30K captions and Flickr8k photos, small enough for a CPU.
 #
 #   examples/multi30k8k/run.sh DATA [OUTPUT]
 #
@@ -12,8 +12,8 @@
 #                   to the teacher's text features in every language and the contrast of English captions with photos;
 #                   no MTE, 14,000 pieces, batches of 128
 #   m-clip          M-CLIP's method with the encoder, pieces, batches and updates of teacher-space
-#   mclip           the method as published, and a stage between: MTE; then the encoder learns the teacher's features on the parallel captions and English pairs;
-#                   then TriKD on English pairs
+#   mclip           the method as published, with a stage between: MTE; then the encoder learns the teacher's features on
+#                   the parallel captions and English pairs; then TriKD on English pairs
 #   published       as published: MTE, for as long as the first two stages of mclip together, then TriKD
 #   distil          mclip without MTE
 #   no-contrastive  mclip without the contrastive term of MTE
