@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -31,26 +32,34 @@ class LimitedProtocol(H11Protocol):
 
     silence: asyncio.TimerHandle | None = None
     refused = False
+    since = 0.0  # when it was refused
 
     def connection_made(self, transport: Any) -> None:
         """Count the connection; one too many is answered at once and closed."""
         super().connection_made(transport)
-        served = [other for other in self.connections if not getattr(other, "refused", False)]
+        lingering = [other for other in self.connections if getattr(other, "refused", False)]
+        served = self.connections - set(lingering)
         clients = [getattr(other, "client", None) for other in served]
         addresses = [client[0] for client in clients if client]
         own = addresses.count(self.client[0]) if self.client else 0
         if len(served) > MAX_CONNECTIONS or own > PER_CLIENT:
-            self.refuse(transport, lingering=len(self.connections) - len(served))
+            self.refuse(transport, lingering)
         else:
             self.watch()
 
-    def refuse(self, transport: Any, lingering: int) -> None:
-        """Answer at once, and close when the client has had the time to read it, unless too many do so already."""
+    def refuse(self, transport: Any, lingering: Sequence[Any]) -> None:
+        """Answer at once, and close when the client has had the time to read it.
+
+        Args:
+            transport: of this connection.
+            lingering: refused connections that are still open; if there are too many, the oldest makes room.
+        """
         self.refused = True
+        self.since = self.loop.time()
+        waiting = [other for other in lingering if not other.transport.is_closing()]
+        if len(waiting) >= MAX_CONNECTIONS:
+            min(waiting, key=lambda other: other.since).transport.close()
         transport.write(raw_answer("503 Service Unavailable", "too many connections; try again in a moment"))
-        if lingering >= MAX_CONNECTIONS:
-            transport.close()
-            return
         transport.write_eof()
         self.silence = self.loop.call_later(LINGER_SECONDS, transport.close)
 
