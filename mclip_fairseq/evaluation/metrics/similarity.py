@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,9 @@ from mclip_fairseq.evaluation.metrics.confidence import RESAMPLES, SEED, Interva
 from mclip_fairseq.evaluation.metrics.inputs import Features
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
+
+# The tables of `preprocess/sts.py` that SentEval averages.
+SENTEVAL = re.compile(r"sts1[2-6]\.test\..+|(stsb|sick)\.test\.en")
 
 
 def similarity_correlations(
@@ -48,18 +52,18 @@ def similarity_correlations(
 
 
 def average_sets(results: Mapping[str, Mapping[str, float]], pairs: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """Averages over the sets of one year of STS (or another shared prefix), as SentEval has them.
+    """Averages over the English test sets of SentEval: STS 2012 to 2016, STS-B and SICK-R.
 
     Args:
-        results: table, such as `sts12.test.MSRpar` -> correlations.
+        results: table, such as `sts12.test.MSRpar` -> correlations; other languages and splits count in no average.
         pairs: table -> number of pairs.
 
     Returns:
-        for each prefix with several tables, `PREFIX mean`, each table with the same weight, and `PREFIX wmean`,
-        weighted by pairs; then `mean` and `wmean` of these over the prefixes, a single table being a prefix of its own.
+        for each year, `stsYY mean`, each table with the same weight, and `stsYY wmean`, weighted by pairs; then `mean`
+        and `wmean` of these over the years, STS-B and SICK-R, each with the same weight.
     """
     sets: dict[str, list[str]] = {}
-    for table in results:
+    for table in filter(SENTEVAL.fullmatch, results):
         sets.setdefault(table.split(".")[0], []).append(table)
     averages: dict[str, dict[str, float]] = {}
     totals: dict[str, list[dict[str, float]]] = {"mean": [], "wmean": []}
