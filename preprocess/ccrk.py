@@ -5,7 +5,9 @@ Pre-training data are files with one JSON object per line: `caption`, an object 
 or `image` with the picture in base64, which is then written below OUTPUT/images. A directory stands for its files.
 Every record must have all languages, so that line N of every file is about the same image: one that has not is an
 error. Retrieval files are JSON lists of objects with `image` and `caption`, a text or a list of texts; name each with
-its split and language, as in --retrieval train.de=de_train.json test.de=de_test.json.
+its split and language, as in --retrieval train.de=de_train.json test.de=de_test.json. Tables have an image, a tab and
+a caption a line; mclip-translate writes them. All languages of a split must have the same images, in any order, as in
+--tables train.en=en.tsv train.de=translated/de.tsv train.fr=translated/fr.tsv.
 
   preprocess/captions.sh --xlmr xlmr.large --output cc2m --images cc3m ccrk --train cc3m_10lan/ --valid valid.data
 """
@@ -21,7 +23,7 @@ from typing import Any
 
 from corpora.captions import Caption
 from corpora.command import Corpus, Options, run_corpus
-from corpora.files import json_lines, read_large_json, require
+from corpora.files import json_lines, read_large_json, require, table_rows, unique
 from corpora.images import picture_name, write_picture
 from corpora.sources import Sources
 
@@ -65,6 +67,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--retrieval", nargs="+", default=[], metavar="SPLIT.LANG=FILE", help="lists of images with captions"
     )
     parser.add_argument(
+        "--tables", nargs="+", default=[], metavar="SPLIT.LANG=FILE", help="tables of image, tab, caption"
+    )
+    parser.add_argument(
         "--clean", choices=CLEANING, default="none", help="captions as they are, or as the released code reads them"
     )
     parser.add_argument("--max-words", type=int, default=40, metavar="N", help="with --clean released (40)")
@@ -85,6 +90,7 @@ def read(options: Options, sources: Sources) -> Iterator[Caption]:
                 captions = require(record, "caption", dict, place)
                 languages = languages or sorted(captions)
                 yield from captions_of_record(options, split, languages, record, place)
+    yield from read_tables(options, sources)
     for named in options.retrieval:
         yield from read_retrieval(options, named, sources)
 
@@ -145,17 +151,52 @@ def image_of_record(options: Options, record: dict[str, Any], place: str) -> str
     return name
 
 
+def split_language_file(option: str, named: str) -> tuple[str, str, Path]:
+    """The three parts of `SPLIT.LANG=FILE`.
+
+    Raises:
+        UserError: it is written differently.
+    """
+    group, _, path = named.partition("=")
+    split, _, language = group.rpartition(".")
+    if not (split and language and path):
+        raise UserError(f"{option} {named}: write it as SPLIT.LANG=FILE, such as train.de=de_train.json")
+    return split, language, Path(path)
+
+
+def read_tables(options: Options, sources: Sources) -> Iterator[Caption]:
+    """The captions of the tables, image by image in the order of a split's first table.
+
+    Raises:
+        UserError: a table has an image twice, or lacks one that another language of its split has.
+    """
+    tables: dict[str, dict[str, dict[str, tuple[str, str]]]] = {}
+    for named in options.tables:
+        split, language, path = split_language_file("--tables", named)
+        lines = unique(table_rows(sources.file(path), 2), lambda row: row[0], "image")
+        tables.setdefault(split, {})[language] = {row[0]: (place, row[1]) for place, row in lines}
+    for split, languages in tables.items():
+        images = list(next(iter(languages.values())))
+        for language, rows in languages.items():
+            if differing := sorted(rows.keys() ^ set(images)):
+                raise UserError(
+                    f"--tables: {len(differing)} images of {split}, such as {differing[0]}, have no caption in some "
+                    f"language (seen at {language}); leave them out of all tables"
+                )
+        for image in images:
+            for language, rows in languages.items():
+                place, text = rows[image]
+                yield Caption(split, language, image, cleaned(options, text), place, (image,))
+
+
 def read_retrieval(options: Options, named: str, sources: Sources) -> Iterator[Caption]:
     """The captions of a retrieval file, in its order.
 
     Raises:
         UserError: the option or the file has another form.
     """
-    group, _, path = named.partition("=")
-    split, _, language = group.rpartition(".")
-    if not (split and language and path):
-        raise UserError(f"--retrieval {named}: write it as SPLIT.LANG=FILE, such as train.de=de_train.json")
-    records = read_large_json(sources.file(Path(path)))
+    split, language, path = split_language_file("--retrieval", named)
+    records = read_large_json(sources.file(path))
     if not isinstance(records, list):
         raise UserError(f"{path}: is not a list of objects with `image` and `caption`")
     for number, record in enumerate(records, 1):

@@ -13,9 +13,10 @@ from mclip_fairseq.storage.errors import UserError
 
 PROGRAM = "mclip-translate"
 EPILOG = """\
-DIR/LANG.tsv has a line 'id, tab, translation' for every caption, with the ids of the input: mclip-features --captions
-and preprocess/ read it. Run the same command again to continue a run that was stopped. Machines that share DIR share
-the work: give --machines 4 to all four, and --machine 0 to --machine 3.
+DIR/LANG.tsv has a line 'id, tab, translation' for every caption, with the ids of the input: mclip-features --captions,
+preprocess/own.py --columns image caption and preprocess/ccrk.py --tables read it. Run the same command again to
+continue a run that was stopped. Machines that share DIR share the work: give --machines 4 to all four, and --machine 0
+to --machine 3.
 
 example:
   mclip-translate mte2/checkpoint_best.pt captions.tsv --tokenizer xlmr.base --to de,fr --output data/translated

@@ -57,6 +57,19 @@ def test_pictures_in_base64_are_written_beside_the_captions(shared_dir: Path, tm
     Image.open(io.BytesIO(content)).load()
 
 
+def test_tables_of_translations_become_aligned_captions(tmp_path: Path) -> None:
+    """As mclip-translate writes them: the same ids in each language."""
+    for language, rows in (("en", "b.png\ta dog\na.png\ta cat\n"), ("de", "a.png\teine Katze\nb.png\tein Hund\n")):
+        (tmp_path / f"{language}.tsv").write_text(rows, encoding="utf-8")
+    tables = [f"train.{language}={tmp_path / language}.tsv" for language in ("en", "de")]
+    works("ccrk", "--tables", *tables, "--output", tmp_path / "out")
+    assert lines(tmp_path / "out" / "train.de") == ["ein Hund", "eine Katze"]
+    assert [line.split("\t")[0] for line in lines(tmp_path / "out" / "train.en.ids")] == ["b.png", "a.png"]
+    (tmp_path / "de.tsv").write_text("a.png\teine Katze\n", encoding="utf-8")
+    message = refuses("ccrk", "--tables", *tables, "--output", tmp_path / "other")
+    assert "1 images of train, such as b.png, have no caption in some language" in message
+
+
 def test_a_record_without_one_of_its_languages_is_an_error(shared_dir: Path, tmp_path: Path) -> None:
     """The released code passes over such records; here the file and line are named."""
     source = fixture_folder(shared_dir) / "ccrk_formats" / "pretrain_bad.data"

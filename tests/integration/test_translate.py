@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from mclip_fairseq.cli.translate import main as translate
+from mclip_fairseq.encoding.bulk import read_caption_list
 from mclip_fairseq.translation import Translator
+from tests.downloads import lines, touch, works
 from tests.tiny_data import mte_options, sentences, write
 
 Train = Callable[..., str]
@@ -50,6 +52,21 @@ def test_every_caption_is_translated_under_its_id(checkpoint: Path, tiny_corpus:
         assert [name for name, _ in rows] == [f"img{number}" for number in range(12)]
         assert all(text for _, text in rows)
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {"de.tsv", "fr.tsv", "manifest.json"}
+
+
+def test_the_output_feeds_features_own_captions_and_ccrk(checkpoint: Path, tiny_corpus: Path, tmp_path: Path) -> None:
+    arguments = command(checkpoint, tiny_corpus, tmp_path, "--beam", 1, "--output", tmp_path / "out")
+    assert translate(arguments) == 0
+    tables = {"en": tmp_path / "en.tsv", "de": tmp_path / "out" / "de.tsv"}
+    ids = [f"img{number}" for number in range(12)]
+    assert [name for name, _ in read_caption_list(tables["de"])] == ids
+    images = touch(tmp_path / "images", [f"{name}.png" for name in ids])
+    sources = [f"{lang}={table}" for lang, table in tables.items()]
+    works("own", *sources, "--columns", "image", "caption", "--images", images, "--output", tmp_path / "own")
+    own = sorted(path.name for path in (tmp_path / "own").glob("*.de"))
+    assert "train.de" in own
+    works("ccrk", "--tables", *[f"train.{source}" for source in sources], "--output", tmp_path / "ccrk")
+    assert lines(tmp_path / "ccrk" / "train.de.ids") == ids
 
 
 def test_translations_are_those_of_fairseq_generate(
