@@ -4,7 +4,8 @@
 #   preprocess/captions.sh --xlmr DIR --output OUT [--images DIR] [--teacher MODEL [OPTION...] --] SCRIPT [ARGUMENT...]
 #
 # SCRIPT is a caption script without .py: own (your own data), cc3m, ccrk, coco, coco_cn, flickr30k, flickr30k_cn,
-# multi30k, stair, wit, xflickrco, xm3600, xtd10 or yjcaptions; its arguments follow (preprocess/SCRIPT.py --help). DIR holds XLM-R's
+# multi30k, stair, vizwiz, wit, xflickrco, xm3600, xtd10 or yjcaptions; its arguments follow (preprocess/SCRIPT.py
+# --help). DIR holds XLM-R's
 # sentencepiece.bpe.model and dict.txt. With --teacher, mclip-features writes the features of the images and of the
 # English training captions; its options may follow, up to --.
 #

@@ -165,7 +165,18 @@ def test_recipes_help_and_refuse(tmp_path: Path, repository_root: Path, recipe: 
 
 
 def test_help_of_every_script_says_where_the_data_are_from() -> None:
-    scripts = ["parallel", "cc3m", "coco", "coco_cn", "flickr30k", "flickr30k_cn", "multi30k", "stair", "yjcaptions"]
+    scripts = [
+        "parallel",
+        "cc3m",
+        "coco",
+        "coco_cn",
+        "flickr30k",
+        "flickr30k_cn",
+        "multi30k",
+        "stair",
+        "vizwiz",
+        "yjcaptions",
+    ]
     scripts += ["babel_imagenet", "sts", "tatoeba", "wit", "xflickrco", "xm3600", "xtd10"]
     for script in scripts:
         shown = run(script, "--help").out
