@@ -12,7 +12,8 @@
 #               RECIPE=m_clip sbatch examples/mclip/slurm.sbatch
 #
 # Paths and settings are environment variables; override any of them:
-#   XLMR=xlmr.large      fairseq's archive: model.pt, dict.txt, sentencepiece.bpe.model
+#   XLMR=xlmr.large      fairseq's archive: model.pt, dict.txt, sentencepiece.bpe.model; or a directory of transformers
+#                        (LaBSE, mBERT, DistilmBERT), with TEXTS made by its tokenizer
 #   TEXTS=data/m-clip/bin    captions in LANGS, binarised, with ids files whose second column names the English caption
 #   ENGLISH=data/m-clip/en.tsv   the English captions: id, tab, caption
 #   LANGS=de,es,fr,...   TEACHER=openai/clip-vit-large-patch14

@@ -16,6 +16,9 @@ from mclip_fairseq.data.vocabulary import TokenizerDictionary
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
 
+# Folder of such a tokenizer in a directory that also holds a model or data.
+PIECES = "tokenizer"
+
 
 class PieceTokenizer:
     """Text to ids, in the data directories and at inference alike.
@@ -87,6 +90,11 @@ class PieceTokenizer:
         """
         flat = self.flat([texts] if isinstance(texts, str) else texts)
         return flat.batch(np.arange(len(flat))) if len(flat) else torch.zeros(0, 2, dtype=torch.int64)
+
+    def write(self, output: Path) -> list[str]:
+        """Write its files into a folder of a directory; returns their names, from the directory."""
+        self.save(output / PIECES)
+        return sorted(str(file.relative_to(output)) for file in (output / PIECES).iterdir())
 
     def save(self, path: Path) -> None:
         """Write the tokenizer as `transformers` does."""

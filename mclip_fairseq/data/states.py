@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mclip_fairseq.batching import batch_cost, batches_by_tokens
 from mclip_fairseq.data.tokens import FlatTokens
-from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.indexed import MappedValues
 
@@ -51,7 +51,7 @@ class TokenStates(MappedValues):
         return torch.from_numpy(states), torch.from_numpy(padding)
 
 
-def cache_name(tokens: FlatTokens, encoder: XLMREncoder) -> str:
+def cache_name(tokens: FlatTokens, encoder: TextEncoder) -> str:
     """File name that depends on the encoder's weights and on every token, and on nothing else."""
     digest = hashlib.sha256(encoder.identity()["sha256"].encode())
     for array in (tokens.lengths, tokens.offsets, np.asarray(tokens.values)):
@@ -59,7 +59,7 @@ def cache_name(tokens: FlatTokens, encoder: XLMREncoder) -> str:
     return f"states-{digest.hexdigest()[:24]}.npy"
 
 
-def compute_states(path: Path, tokens: FlatTokens, encoder: XLMREncoder, device: torch.device, dtype: str) -> None:
+def compute_states(path: Path, tokens: FlatTokens, encoder: TextEncoder, device: torch.device, dtype: str) -> None:
     """Encode all sentences into one `.npy` file, longest batches last, and move it into place when complete."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     sizes = tokens.sizes
@@ -78,7 +78,7 @@ def compute_states(path: Path, tokens: FlatTokens, encoder: XLMREncoder, device:
 
 
 def cached_states(
-    directory: str | Path, tokens: FlatTokens, encoder: XLMREncoder, device: torch.device, dtype: str
+    directory: str | Path, tokens: FlatTokens, encoder: TextEncoder, device: torch.device, dtype: str
 ) -> TokenStates:
     """Open the cache of these sentences under this encoder, computing it where it is missing.
 

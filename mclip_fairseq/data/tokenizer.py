@@ -1,5 +1,6 @@
 """XLM-R's tokenizer as fairseq ships it: a SentencePiece model and a dictionary."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,13 @@ class XLMRTokenizer:
         self.dictionary: Dictionary = load_dictionary(directory)
         self._check_dictionary()
         self.max_tokens = max_tokens
+
+    def write(self, output: Path) -> list[str]:
+        """Copy its files into a directory; returns their names."""
+        names = [SENTENCEPIECE, "dict.txt"]
+        for name in names:
+            shutil.copyfile(self.directory / name, output / name)
+        return names
 
     def _check_dictionary(self) -> None:
         entries = self.dictionary.symbols[self.dictionary.nspecial :]

@@ -1,7 +1,6 @@
 """Writes a whole model into one directory; `mclip_fairseq.formats.directory` says what is in it and reads it."""
 
 import json
-import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +43,8 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False, card: 
     if not into and output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: is not empty; give a new directory")
     # A model with an image tower of its own has all weights in one file, and its options hold the image size.
-    teacher = None if tower.module.image_transform is not None else tower.teacher
+    own_images = tower.module.image_transform is not None or not tower.module.has_images
+    teacher = None if own_images else tower.teacher
     if into:
         output.mkdir(parents=True, exist_ok=True)
         write_files(tower, teacher, output, card)
@@ -58,8 +58,7 @@ def write_files(tower: TrainedTower, teacher: DualEncoderTeacher | None, output:
     """Write all files of a model directory; see `save_directory`."""
     if teacher is not None:
         teacher.save(output / TEACHER)
-    for name in tower.module.tokenizer_files:
-        shutil.copyfile(tower.tokenizer.directory / name, output / name)
+    tokenizer_files = tower.tokenizer.write(output)
     save_file(portable_weights(tower.module), output / WEIGHTS)
     options = {key: value for key, value in vars(as_namespace(tower.module.cfg)).items() if key not in NOT_STORED}
     config = {
@@ -68,7 +67,7 @@ def write_files(tower: TrainedTower, teacher: DualEncoderTeacher | None, output:
         "architecture": tower.module.registered_name(),
         "model": {key: getattr(value, "value", value) for key, value in options.items()},
         "max_tokens": tower.tokenizer.max_tokens,
-        "files": {name: file_sha256(output / name) for name in tower.module.tokenizer_files},
+        "files": {name: file_sha256(output / name) for name in tokenizer_files},
         "image_size": 0 if teacher is None else teacher.image_size,
         "languages": tower.languages,
         "identity": tower.identity,
@@ -81,11 +80,12 @@ def write_files(tower: TrainedTower, teacher: DualEncoderTeacher | None, output:
 
 def portable_weights(module: DualEncoder) -> dict[str, Tensor]:
     """All weights but the teacher's, tied ones once, contiguous on the CPU."""
+    tied = module.ties(module.cfg)
     # The model's own `state_dict` leaves frozen parts out; buffers that no state dict has are computed when built.
     return {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in nn.Module.state_dict(module).items()
-        if name not in module.tied_weights and not name.startswith("teacher.")
+        if name not in tied and not name.startswith("teacher.")
     }
 
 

@@ -49,7 +49,7 @@ class RecallData:
 
 
 def export_onnx(tower: TrainedTower, output: Path, int8: RecallData | None = None) -> dict[str, Any]:
-    """Write both towers and compare them with torch.
+    """Write both towers, or the text tower of a model without images, and compare them with torch.
 
     Args:
         tower: the model, on the CPU.
@@ -66,13 +66,13 @@ def export_onnx(tower: TrainedTower, output: Path, int8: RecallData | None = Non
         import_extra(module, "export")
     output.mkdir(parents=True, exist_ok=True)
     text, image = output / "text.onnx", output / "image.onnx"
-    size = tower.teacher.image_size
-    pixels = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))
-    text_path, image_path = tower.module.portable_text(), tower.module.portable_image(tower.teacher)
-    differences = {
-        "text": write_tower(text_path, text, "input_ids", "text_embeds", sample_tokens(tower), text_axes()),
-        "image": write_tower(image_path, image, "pixel_values", "image_embeds", [pixels, pixels[:1]], image_axes()),
-    }
+    text_path, tokens = tower.module.portable_text(), sample_tokens(tower)
+    differences = {"text": write_tower(text_path, text, "input_ids", "text_embeds", tokens, text_axes(tower))}
+    if tower.module.has_images:
+        size = tower.teacher.image_size
+        pixels = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+        image_path, batches = tower.module.portable_image(tower.teacher), [pixels, pixels[:1]]
+        differences["image"] = write_tower(image_path, image, "pixel_values", "image_embeds", batches, image_axes())
     report: dict[str, Any] = {"largest_difference": differences, "tolerance": TOLERANCE}
     for name, difference in differences.items():
         if difference > TOLERANCE:
@@ -96,9 +96,10 @@ def sample_tokens(tower: TrainedTower) -> list[Tensor]:
     return [right, left, tower.tokenizer(texts[:1])]
 
 
-def text_axes() -> dict[int, Any]:
-    """Batch and length are free."""
-    return {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=MAX_LENGTH)}
+def text_axes(tower: TrainedTower) -> dict[int, Any]:
+    """Batch and length are free, as far as the model has positions."""
+    longest = min(MAX_LENGTH, tower.module.max_positions())
+    return {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=longest)}
 
 
 def image_axes() -> dict[int, Any]:

@@ -18,7 +18,7 @@ from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.formats.training import dual_encoder_class, stored_options
-from mclip_fairseq.formats.xlmr import check_order, write_xlmr_tokenizer
+from mclip_fairseq.formats.xlmr import write_tokenizer
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.teacher_loading import load_with_transformers
 from mclip_fairseq.models.vision.trained_tower import KINDS as CLIP_VISION
@@ -107,12 +107,13 @@ def altclip_model(tower: TrainedTower) -> Any:
 
     module: Any = tower.module
     cfg = module.cfg
-    if module.registered_name() != "altclip" or (str(cfg.pooling), str(cfg.student_head)) != ("first", "norm_linear"):
+    layout = (module.registered_name(), str(cfg.pooling), str(cfg.student_head))
+    if layout != ("altclip", "first", "norm_linear") or cfg.inverse_layers:
         raise UserError(
-            f"{tower.name}: is not an AltCLIP; --format altclip takes a model altclip with --pooling first and "
-            "--student-head norm_linear"
+            f"{tower.name}: is not an AltCLIP; --format altclip takes a model altclip with --pooling first, "
+            "--student-head norm_linear and no --inverse-layers"
         )
-    encoder = to_transformers(module.plain_encoder)
+    encoder = to_transformers(module.plain_xlmr)
     text_config = {name: value for name, value in encoder.config.to_dict().items() if name in TEXT_SETTINGS}
     vision_config, vision = _vision(tower)
     text = {f"{TEXT}{name}": tensor for name, tensor in encoder.state_dict().items() if name.startswith("roberta.")}
@@ -167,13 +168,12 @@ def write_altclip(tower: TrainedTower, output: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    check_order(tower.tokenizer)
     model = altclip_model(tower)
     output.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(tower.tokenizer, output)
     model.config.architectures = ["AltCLIPModel"]
     model.config.save_pretrained(output)
     weights = {published_name(name): tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     save_file(weights, output / "model.safetensors", metadata={"format": "pt"})
     vision: Any = tower.module.vision
     (tower.teacher.transform if vision is None else vision.transform).processor.save_pretrained(output)
-    write_xlmr_tokenizer(tower.tokenizer, output)

@@ -2,7 +2,7 @@
 
     config.json          format, architecture, sizes, languages, longest text, identities of the frozen parts
     model.safetensors    text encoder, projectors, scale
-    dict.txt, sentencepiece.bpe.model
+    dict.txt, sentencepiece.bpe.model    or tokenizer/, of a text encoder of `transformers`
     modules.json         for sentence-transformers
     teacher/             a `transformers` directory: weights, image processor and, if the teacher has one, tokenizer
 
@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from mclip_fairseq.data.hf_tokenizer import PIECES
 from mclip_fairseq.formats.saved import CONFIG, REMEDY, read_config
 from mclip_fairseq.formats.towers import Tower, TrainedTower
-from mclip_fairseq.formats.training import build_module, dual_encoder_class, stored_options
+from mclip_fairseq.formats.training import build_module, dual_encoder_class, read_tokenizer, stored_options
 from mclip_fairseq.models.freezing import IDENTITY, encode_identity
 from mclip_fairseq.models.settings import stored_image_settings
 from mclip_fairseq.models.teacher import DualEncoderTeacher
@@ -77,13 +77,14 @@ def load_directory(path: Path) -> TrainedTower:
     # All weights are in this directory, also those that a training checkpoint leaves to the archive.
     options.text_encoder, options.save_frozen = "", True
     weights = _read_weights(path / WEIGHTS)
-    for name, source in kind.tied_weights.items():
+    for name, source in kind.ties(options).items():
         if source not in weights:
             raise UserError(f"{path / WEIGHTS}: lacks {source}; copy the directory again")
         weights[name] = weights[source]
     weights[IDENTITY] = encode_identity(config["identity"])
-    tokenizer = XLMRTokenizer(path, max_tokens=config["max_tokens"])
-    module = build_module(kind, options, path, weights, place)
+    tokenizer = read_tokenizer(path / PIECES if getattr(options, "text_config", "") else path, options)
+    tokenizer.max_tokens = config["max_tokens"]
+    module = build_module(kind, options, tokenizer.dictionary, weights, place)
     module.identity.update(config["identity"])
 
     def load_teacher() -> DualEncoderTeacher:
@@ -104,14 +105,15 @@ def check_files(path: Path, hashes: dict[str, Any]) -> None:
 
     Args:
         path: the directory.
-        hashes: file name -> SHA-256.
+        hashes: file name, below the directory -> SHA-256.
 
     Raises:
         UserError: naming the file.
     """
     for name, written in hashes.items():
         file = path / name
-        if Path(name).name != name or not file.is_file() or file_sha256(file) != written:
+        outside = Path(name).is_absolute() or ".." in Path(name).parts
+        if outside or not file.is_file() or file_sha256(file) != written:
             raise UserError(f"{file}: is not the file that was written with the model; put that back")
 
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.formats.pair_tower import PairTower
 from mclip_fairseq.formats.towers import TrainedTower
-from mclip_fairseq.formats.xlmr import check_order, write_xlmr_tokenizer
+from mclip_fairseq.formats.xlmr import write_tokenizer
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.teacher_loading import check_text_limit, load_with_transformers, model_without_memory
 from mclip_fairseq.models.weights import check_weights
-from mclip_fairseq.models.xlmr_transformers import to_transformers
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
@@ -182,7 +182,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
 
 def write_m_clip(tower: TrainedTower, output: Path) -> None:
-    """Write a trained text encoder as M-CLIP's directory, which the published class reads, with XLM-R's tokenizer.
+    """Write a trained text encoder as M-CLIP's directory, which the published class reads, with its tokenizer.
 
     Args:
         tower: of a model `teacher_learning` with mean pooling and a linear head.
@@ -201,29 +201,28 @@ def write_m_clip(tower: TrainedTower, output: Path) -> None:
             f"{tower.name}: is not an M-CLIP; --format m-clip takes a model teacher_learning with --pooling mean and "
             "--student-head linear"
         )
-    check_order(tower.tokenizer)
-    encoder = to_transformers(module.plain_encoder)
-    config = encoder.config
-    sizes = (config.num_hidden_layers, config.hidden_size, config.vocab_size)
+    encoder = module.plain_encoder
+    base_model = encoder.plain_module()
+    config = base_model.config
     output.mkdir(parents=True, exist_ok=True)
-    # The published class loads the base model first, weights and all, and replaces them afterwards.
-    base = BASES.get(sizes, "base")
-    weights = {
-        name.replace("roberta.", "transformer.", 1): tensor.detach().cpu().clone()
-        for name, tensor in encoder.state_dict().items()
-        if name.startswith("roberta.")
-    }
-    # The published class loads strictly, and its base model has these, which play no part.
+    write_tokenizer(tower.tokenizer, output)
+    weights = {f"transformer.{name}": tensor.detach().cpu().clone() for name, tensor in base_model.state_dict().items()}
+    base = "base"
+    if isinstance(encoder, XLMREncoder):
+        # The published class loads the base model first, weights and all, and replaces them afterwards.
+        base = BASES.get((config.num_hidden_layers, config.hidden_size, config.vocab_size), base)
+        # It loads strictly, and its base model has these, which play no part and which fairseq's XLM-R lacks.
+        weights |= {
+            "transformer.pooler.dense.weight": torch.zeros(config.hidden_size, config.hidden_size),
+            "transformer.pooler.dense.bias": torch.zeros(config.hidden_size),
+        }
     weights |= {
-        "transformer.pooler.dense.weight": torch.zeros(config.hidden_size, config.hidden_size),
-        "transformer.pooler.dense.bias": torch.zeros(config.hidden_size),
         "LinearTransformation.weight": module.projection.weight.detach().cpu().clone(),
         "LinearTransformation.bias": module.projection.bias.detach().cpu().clone(),
     }
     if base == "base":
-        encoder.roberta.save_pretrained(output / base)
+        base_model.save_pretrained(output / base)
     torch.save(weights, output / WEIGHTS)
-    write_xlmr_tokenizer(tower.tokenizer, output)
     names = {"modelBase": base, "transformerDimensions": config.hidden_size, "numDims": module.dim}
     write_json(output / "config.json", {"model_type": "M-CLIP", **names})
 

@@ -1,4 +1,4 @@
-"""A sentence encoder as a directory that sentence-transformers loads by itself: XLM-R and mean pooling.
+"""A sentence encoder as a directory that sentence-transformers loads by itself: a text encoder and mean pooling.
 
 Nothing of this project is needed where it is loaded.
 """
@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.formats.towers import TrainedTower
-from mclip_fairseq.formats.xlmr import check_order, write_xlmr_tokenizer
-from mclip_fairseq.models.xlmr_transformers import to_transformers
+from mclip_fairseq.formats.xlmr import write_tokenizer
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import write_json
 
@@ -37,10 +36,9 @@ def write_sentence_encoder(tower: TrainedTower, output: Path) -> None:
             f"{tower.name}: is not a sentence encoder of contrastive_tension; write it with --format directory, which "
             "sentence-transformers reads, too"
         )
-    check_order(tower.tokenizer)
     output.mkdir(parents=True, exist_ok=True)
-    to_transformers(module.text_encoder).roberta.save_pretrained(output)
-    write_xlmr_tokenizer(tower.tokenizer, output)
+    write_tokenizer(tower.tokenizer, output)
+    module.text_encoder.plain_module().save_pretrained(output)
     pooling = {"word_embedding_dimension": module.dim, "pooling_mode_mean_tokens": True}
     pooling |= {f"pooling_mode_{name}": False for name in ("cls_token", "max_tokens", "mean_sqrt_len_tokens")}
     (output / "1_Pooling").mkdir()

@@ -17,6 +17,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.hub import stated_languages
 
 if TYPE_CHECKING:  # these need fairseq, which a model of `transformers` does not
+    from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
     from mclip_fairseq.data.tokenizer import XLMRTokenizer
     from mclip_fairseq.models.dual_encoder import DualEncoder
 
@@ -141,6 +142,12 @@ def count_known_by(tokenizer: Any, ids: Tensor) -> list[tuple[int, int]]:
     return count_known_ids(ids, unknown, getattr(tokenizer, "all_special_ids", ()))
 
 
+def right_padded(tokens: Tensor, pad: int) -> Tensor:
+    """(texts, length) ids with all pads moved to the end: some text encoders count positions from the left edge."""
+    order = tokens.eq(pad).to(torch.uint8).argsort(dim=1, stable=True)
+    return tokens.gather(1, order)
+
+
 class OneTextPath:
     """A tower that reads all languages in the same way."""
 
@@ -179,7 +186,7 @@ class TrainedTower(OneTextPath):
     def __init__(
         self,
         module: DualEncoder,
-        tokenizer: XLMRTokenizer,
+        tokenizer: XLMRTokenizer | PieceTokenizer,
         name: str,
         languages: Sequence[str],
         load_teacher: Callable[[], DualEncoderTeacher],
@@ -219,13 +226,19 @@ class TrainedTower(OneTextPath):
         return settings and [self.identity["teacher"].get("sha256"), settings]
 
     @property
-    def image_module(self) -> nn.Module:  # type: ignore[override]
-        """The teacher."""
-        return self.teacher
+    def image_module(self) -> nn.Module | None:  # type: ignore[override]
+        """The teacher; None for a model without images."""
+        return self.teacher if self.module.has_images else None
 
     @property
     def teacher(self) -> DualEncoderTeacher:
-        """The image tower, loaded when first needed, and checked to be the one of the training."""
+        """The image tower, loaded when first needed, and checked to be the one of the training.
+
+        Raises:
+            UserError: it is another one, or the model has none.
+        """
+        if not self.module.has_images:
+            raise UserError(f"{self.name}: embeds sentences; it has no image side")
         if self._teacher is None:
             teacher = self._load_teacher()
             trained = self.identity["teacher"].get("sha256")
@@ -253,7 +266,7 @@ class TrainedTower(OneTextPath):
                 f"token id {int(tokens.max())} is beyond the {len(self.tokenizer.dictionary)} entries of the text "
                 "encoder's dictionary; tokenise with this model's tokenizer"
             )
-        return {"tokens": tokens}
+        return {"tokens": right_padded(tokens, self.tokenizer.dictionary.pad())}
 
     def token_mask(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(texts, length) bool, False at pads."""

@@ -8,11 +8,12 @@ from enum import EnumMeta
 from pathlib import Path
 from typing import Any
 
+from fairseq.data import Dictionary
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
 from torch import Tensor
 
+from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
-from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.formats.towers import Tower, TrainedTower
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.models.freezing import IDENTITY, decode_identity
@@ -26,7 +27,8 @@ from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import first_line
 from mclip_fairseq.storage.places import StoredParts
 
-TASK_OPTIONS = {"langs": str | None, "max_caption_tokens": int | None}
+TASK_OPTIONS = {"langs": str | None, "max_caption_tokens": int | None, "max_sentence_tokens": int | None}
+MAX_TOKENS = 512
 
 
 def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = "") -> Tower:
@@ -60,9 +62,9 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
     kind.use_stored_weights(options)
     if options.text_encoder:
         options.text_encoder = str(directory)
-    module = build_module(kind, options, directory, state["model"], file)
-    tokenizer = XLMRTokenizer(directory)
-    tokenizer.max_tokens = int(min(module.max_positions(), task.get("max_caption_tokens") or tokenizer.max_tokens))
+    tokenizer = read_tokenizer(directory, options)
+    module = build_module(kind, options, tokenizer.dictionary, state["model"], file)
+    tokenizer.max_tokens = int(min(module.max_positions(), longest_text(task) or MAX_TOKENS))
     languages = module.encoder_languages or (task.get("langs") or "").split(",")
     images = TeacherSource(parts, options, teacher)
     return TrainedTower(
@@ -73,6 +75,26 @@ def load_training_checkpoint(file: Path, text_encoder: str = "", teacher: str = 
         load_teacher=images.load,
         read_settings=images.settings,
     )
+
+
+def read_tokenizer(directory: Path, options: Any) -> XLMRTokenizer | PieceTokenizer:
+    """The tokenizer of a model's text encoder.
+
+    Args:
+        directory: with the files of XLM-R's, or, for a text encoder of `transformers`, with its tokenizer.
+        options: of the model.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    described = getattr(options, "text_config", "")
+    return PieceTokenizer.from_pretrained(directory) if described else XLMRTokenizer(directory)
+
+
+def longest_text(task: Mapping[str, Any]) -> int | None:
+    """What the options of a task cut texts to, in tokens; None where they do not say."""
+    longest: int | None = task.get("max_caption_tokens") or task.get("max_sentence_tokens")
+    return longest
 
 
 def text_directory(parts: StoredParts, options: Any, given: str) -> Path:
@@ -121,7 +143,7 @@ class TeacherSource:
         """
         if self.given:
             return self.given, None
-        if not self.options.teacher:
+        if not getattr(self.options, "teacher", ""):
             raise UserError(
                 f"{self.parts.file}: was trained on features and names no teacher; pass --teacher (in Python "
                 "teacher=) to encode images"
@@ -188,14 +210,14 @@ def stored_options(kind: type[DualEncoder], stored: Mapping[str, Any], place: Pa
 
 
 def build_module(
-    kind: type[DualEncoder], options: Namespace, directory: Path, weights: Mapping[str, Tensor], place: Path
+    kind: type[DualEncoder], options: Namespace, dictionary: Dictionary, weights: Mapping[str, Tensor], place: Path
 ) -> DualEncoder:
     """Build a model without a task and load its weights.
 
     Args:
         kind: the model.
         options: its options (`stored_options`); an empty `text_encoder` builds the encoder from the sizes in them.
-        directory: where `dict.txt` is.
+        dictionary: of its text encoder.
         weights: its state dict.
         place: the file that the options come from.
 
@@ -205,7 +227,7 @@ def build_module(
     kind.check_sizes(place, options, weights)
     stored = decode_identity(weights[IDENTITY]) if IDENTITY in weights else {}
     task = Namespace(
-        source_dictionary=load_dictionary(directory),
+        source_dictionary=dictionary,
         needs_teacher=False,
         teacher_identity=stored.get("teacher") or {},
         projections={},  # they are in the checkpoint

@@ -5,12 +5,14 @@ XLM-R's does: fairseq counts `<s> <pad> </s> <unk>`, then the dictionary, then `
 four, then the pieces from the model file, then `<mask>`.
 """
 
+import copy
 import shutil
 from pathlib import Path
 
 import torch
 
 from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.teacher_loading import load_with_transformers
@@ -70,6 +72,25 @@ def write_transformers(archive: Path, output: Path) -> None:
     with staged(output) as staging:
         to_transformers(encoder).save_pretrained(staging)
         write_xlmr_tokenizer(tokenizer, staging, encoder.max_positions)
+
+
+def write_tokenizer(tokenizer: XLMRTokenizer | PieceTokenizer, output: Path) -> None:
+    """Write a tokenizer as `transformers` reads it, with the same token ids.
+
+    Args:
+        tokenizer: of XLM-R or of another text encoder.
+        output: directory.
+
+    Raises:
+        UserError: see `check_order`.
+    """
+    if isinstance(tokenizer, PieceTokenizer):
+        portable = copy.deepcopy(tokenizer.tokenizer)
+        portable.model_max_length = tokenizer.max_tokens
+        portable.save_pretrained(output)
+        return
+    check_order(tokenizer)
+    write_xlmr_tokenizer(tokenizer, output)
 
 
 def write_xlmr_tokenizer(tokenizer: XLMRTokenizer, output: Path, max_tokens: int = 0) -> None:

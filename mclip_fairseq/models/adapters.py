@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mclip_fairseq.models.sizes import SizeGroup
-from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.models.text_encoder import TextEncoder
 
 INIT_STD = 0.01
 # There is no option for their number, only one for their width.
@@ -37,7 +38,7 @@ class Adapter(nn.Module):
         return adapted
 
 
-def add_adapters(encoder: XLMREncoder, hidden: int, trained: bool) -> None:
+def add_adapters(encoder: TextEncoder, hidden: int, trained: bool) -> None:
     """Freeze an encoder and put an adapter after each of its layers, LayerNorm included.
 
     They become a part of the encoder, `encoder.adapters`, so that it runs with gradients while they are trained.
@@ -48,13 +49,23 @@ def add_adapters(encoder: XLMREncoder, hidden: int, trained: bool) -> None:
         trained: False freezes the adapters, too.
     """
     encoder.requires_grad_(False)
-    layers: Any = encoder.encoder.sentence_encoder.layers
-    adapters = nn.ModuleList([Adapter(encoder.dim, hidden) for _ in layers])
+    adapters = nn.ModuleList([Adapter(encoder.dim, hidden) for _ in encoder.layers])
     encoder.add_module("adapters", adapters.requires_grad_(trained))
-    for layer, adapter in zip(layers, adapters, strict=True):
+    hook_adapters(encoder, encoder.layers)
+
+
+def hook_adapters(encoder: TextEncoder, layers: Sequence[nn.Module] | nn.ModuleList) -> None:
+    """Let layers return their states adapted.
+
+    Args:
+        encoder: whose adapters are used; without any, nothing is done.
+        layers: its own, or those of a copy for other runtimes.
+    """
+    adapters: Any = getattr(encoder, "adapters", ())
+    for layer, adapter in zip(layers, adapters, strict=bool(adapters)):
         layer.register_forward_hook(functools.partial(_adapt, adapter))
 
 
 def _adapt(adapter: nn.Module, layer: nn.Module, inputs: Any, output: Any) -> Any:
-    """What a layer returns with its states adapted; fairseq's layers return them alone, or first in a tuple."""
+    """What a layer returns with its states adapted; layers return them alone, or first in a tuple."""
     return (adapter(output[0]), *output[1:]) if isinstance(output, tuple) else adapter(output)

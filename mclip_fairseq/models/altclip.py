@@ -3,27 +3,26 @@
 import math
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.models.adapters import ADAPTERS
+from mclip_fairseq.models.altclip_options import AltCLIPModelConfig
 from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.dual_encoder import Columns, ImageTransform
-from mclip_fairseq.models.pooling import POOLING
+from mclip_fairseq.models.inverse import INVERSE, InverseTower
 from mclip_fairseq.models.sizes import ENCODER, SizeGroup
 from mclip_fairseq.models.student import StudentModel
-from mclip_fairseq.models.student_heads import HEADS
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.teacher_learning import TeacherLearningModel, TeacherLearningModelConfig
+from mclip_fairseq.models.teacher_learning import TeacherLearningModel
+from mclip_fairseq.models.text_encoder import TextEncoder
+from mclip_fairseq.models.transformers_encoder import build_text_encoder
 from mclip_fairseq.models.vision.trained_tower import VisionTower
-from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.features import FeatureStore
 from mclip_fairseq.storage.projection import Projection
@@ -34,6 +33,7 @@ CITATION = """@inproceedings{chen-etal-2023-altclip,
   booktitle = {Findings of ACL},
   year = {2023},
 }"""
+TOWER = "inverse.text."
 # There is no stack of layers here, only widths.
 WIDTHS = SizeGroup(
     "projections",
@@ -44,41 +44,6 @@ WIDTHS = SizeGroup(
         "pooled_image_dim": (("visual_projection.weight", 1),),
     },
 )
-
-
-@dataclass
-class AltCLIPModelConfig(TeacherLearningModelConfig):
-    """The student, and what of the assembled dual encoder is trained."""
-
-    pooling: ChoiceEnum(list(POOLING)) = field(  # type: ignore[valid-type]
-        default="first", metadata=TeacherLearningModelConfig.__dataclass_fields__["pooling"].metadata
-    )
-    student_head: ChoiceEnum(HEADS) = field(  # type: ignore[valid-type]
-        default="norm_linear", metadata=TeacherLearningModelConfig.__dataclass_fields__["student_head"].metadata
-    )
-    dropout: float = field(default=0.0, metadata={"help": "dropout of the student (AltCLIP trains without)"})
-    attention_dropout: float = field(default=0.0, metadata={"help": "dropout of attention weights"})
-    pooled_dim: int = field(
-        default=0, metadata={"help": "width of the teacher's text states; 0: read it off the features or the teacher"}
-    )
-    pooled_image_dim: int = field(
-        default=0, metadata={"help": "width of the image states before the projection; 0: images come projected"}
-    )
-    logit_scale_init: float = field(
-        default=0.0, metadata={"help": "initial factor of the cosine; 0: the teacher's, or 100 where it is unknown"}
-    )
-    train_vision: bool = field(
-        default=False, metadata={"help": "train a copy of the teacher's image tower; needs --image-root and --teacher"}
-    )
-    train_projections: bool = field(
-        default=False,
-        metadata={"help": "train the projections of texts and, from pixels or features of space pooled, of images"},
-    )
-    train_scale: bool = field(default=False, metadata={"help": "train the factor of the cosine"})
-    train_word_head: bool = field(
-        default=False, metadata={"help": "train the output layer for words too, with --masked-word-weight"}
-    )
-    vision_tower: str = field(default="", metadata={"help": "set by --train-vision: sizes and image processor as JSON"})
 
 
 @register_model("altclip", dataclass=AltCLIPModelConfig)
@@ -94,6 +59,7 @@ class AltCLIPModel(TeacherLearningModel):
         teacher: where pixels are encoded by it.
         teacher_identity: of `teacher`, or of the feature directories.
         projections: the teacher's, by `text` and `image`; without them, weights are random, to be loaded.
+        inverse: with `inverse_layers`, the layers and the teacher's text tower; without it, its weights are random.
     """
 
     columns = Columns(
@@ -106,18 +72,22 @@ class AltCLIPModel(TeacherLearningModel):
     citation = CITATION
     # Its student is compared before the projection, where there are no images.
     reads_image_bank = False
-    size_groups = ((ENCODER, StudentModel.text_encoder_prefix), (WIDTHS, ""), (ADAPTERS, ""))
+    size_groups = ((ENCODER, StudentModel.text_encoder_prefix), (WIDTHS, ""), (ADAPTERS, ""), (INVERSE, ""))
 
     def __init__(
         self,
         cfg: AltCLIPModelConfig,
-        text_encoder: XLMREncoder,
+        text_encoder: TextEncoder,
         teacher: DualEncoderTeacher | None,
         teacher_identity: Mapping[str, Any],
         projections: Mapping[str, Projection],
+        inverse: InverseTower | None = None,
     ) -> None:
         super().__init__(cfg, text_encoder, teacher, teacher_identity)
         self.identity["text_encoder"] = None  # its weights are in the checkpoint
+        if cfg.text_config:  # no output layer for words
+            hidden = ("masked_tokens", "masked_labels")
+            self.columns = self.columns._replace(optional=tuple(set(self.columns.optional) - set(hidden)))
         self.text_projection = _projection(cfg.teacher_dim, cfg.pooled_dim, projections.get("text"))
         self.visual_projection = None
         if cfg.pooled_image_dim:
@@ -126,6 +96,11 @@ class AltCLIPModel(TeacherLearningModel):
         self.vision: VisionTower | None = None
         if cfg.vision_tower:
             self.vision = VisionTower(cfg.vision_tower) if teacher is None else VisionTower.copy(teacher)
+        self.inverse = inverse
+        if cfg.inverse_layers and inverse is None:
+            self.inverse = InverseTower(cfg.text_tower, cfg.inverse_layers, cfg.dropout, cfg.attention_dropout)
+        if self.inverse is not None:
+            self.inverse.layers.requires_grad_(not text_encoder.frozen)
         self.projection.requires_grad_(not text_encoder.frozen)
         for part in (self.text_projection, self.visual_projection):
             if part is not None:
@@ -167,21 +142,30 @@ class AltCLIPModel(TeacherLearningModel):
         """
         if cfg.train_vision and not (cfg.teacher and task.needs_teacher) and not cfg.vision_tower:
             raise UserError("--train-vision needs --teacher, and --image-root with its images")
-        text_encoder = XLMREncoder.build(cfg.text_encoder, cfg, task.source_dictionary)
+        text_encoder = build_text_encoder(cfg, task.source_dictionary)
+        if cfg.train_word_head and cfg.text_config:
+            raise UserError("--train-word-head needs XLM-R, whose archive has an output layer for words")
         projections, teacher = dict(task.projections), None
-        if cfg.teacher and (task.needs_teacher or not (cfg.pooled_dim and cfg.teacher_dim)):
+        known = cfg.pooled_dim and cfg.teacher_dim and (cfg.text_tower or not cfg.inverse_layers)
+        if cfg.teacher and (task.needs_teacher or not known):
             teacher = DualEncoderTeacher.from_pretrained(cfg.teacher, revision=cfg.teacher_revision or None)
             projections = {name: teacher.projection(name) for name in ("text", "image")} | projections
             cfg.teacher_dim, cfg.pooled_dim = projections["text"].weight.shape
         if not (cfg.teacher_dim and cfg.pooled_dim):
             raise UserError("the teacher's projections are unknown; give --text-features of space pooled or --teacher")
         identity = task.teacher_identity if teacher is None else teacher.identity
+        inverse = None
+        if cfg.inverse_layers and not cfg.text_tower:
+            if teacher is None:
+                raise UserError("--inverse-layers needs --teacher, whose text tower reads the student's states")
+            cfg.text_tower = InverseTower.describe(teacher)
+            inverse = InverseTower.copy(teacher, cfg.inverse_layers, cfg.dropout, cfg.attention_dropout)
         if task.needs_teacher and teacher is not None:
             cfg.pooled_image_dim = projections["image"].weight.shape[1]
             cfg.vision_tower = VisionTower.describe(teacher) if cfg.train_vision else ""
         else:
             teacher = None
-        return cls(cfg, text_encoder, teacher, identity, projections)
+        return cls(cfg, text_encoder, teacher, identity, projections, inverse)
 
     @property
     def dim(self) -> int:
@@ -192,6 +176,29 @@ class AltCLIPModel(TeacherLearningModel):
     def target_dim(self) -> int:
         """Width of the teacher's text states before the projection."""
         return int(self.cfg.pooled_dim)
+
+    def student(
+        self, tokens: Tensor | None = None, states: Tensor | None = None, padding: Tensor | None = None
+    ) -> Tensor:
+        """Text as the teacher's state before the projection, (batch, pooled dim); see `StudentModel.token_states`."""
+        if self.inverse is None:
+            return super().student(tokens, states, padding)
+        states, padding = self.token_states(tokens, states, padding)
+        pooled: Tensor = self.inverse(self.projection(states.to(self.text_projection.weight.dtype)), padding)
+        return pooled
+
+    def max_positions(self) -> int:
+        """Longest caption in tokens."""
+        longest = super().max_positions()
+        return longest if self.inverse is None else min(longest, self.inverse.max_positions)
+
+    def portable_text(self) -> nn.Module:
+        """Text encoder, adapters and heads, for other runtimes."""
+        if self.inverse is None:
+            return super().portable_text()
+        from mclip_fairseq.models.portable import PortableInverse
+
+        return PortableInverse(self.text_encoder, self.projection, self.inverse, self.text_projection)
 
     @property
     def text_head(self) -> nn.Module:
@@ -231,6 +238,9 @@ class AltCLIPModel(TeacherLearningModel):
     def check_sizes(cls, place: Path, options: Any, weights: Mapping[str, Tensor]) -> None:
         """See `DualEncoder.check_sizes`; the trained image tower, too."""
         super().check_sizes(place, options, weights)
+        if options.inverse_layers:
+            tower = {name.removeprefix(TOWER): weights[name] for name in weights if name.startswith(TOWER)}
+            InverseTower.check_size(place, options.text_tower, tower)
         if options.vision_tower:
             own = {name: tensor for name, tensor in weights.items() if name.startswith("vision.")}
             VisionTower.check_size(place, options.vision_tower, own)

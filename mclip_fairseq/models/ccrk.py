@@ -67,7 +67,6 @@ class CCRKModel(DualEncoder):
     tied_weights: ClassVar = {
         f"{text_encoder_prefix}lm_head.weight": f"{text_encoder_prefix}sentence_encoder.embed_tokens.weight"
     }
-    tokenizer_files = ("dict.txt", "sentencepiece.bpe.model")
     citation = CITATION
     can_match = True
 

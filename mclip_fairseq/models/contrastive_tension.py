@@ -15,8 +15,9 @@ from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaul
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.sizes import ENCODER
-from mclip_fairseq.models.text_options import TextEncoderConfig
-from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.models.text_encoder import TextEncoder
+from mclip_fairseq.models.text_options import TEXT_CONFIG_HELP, TextEncoderConfig
+from mclip_fairseq.models.transformers_encoder import build_text_encoder
 from mclip_fairseq.storage.errors import UserError
 
 CITATION = """@inproceedings{carlsson2021semantic,
@@ -38,14 +39,14 @@ class ContrastiveTensionModelConfig(TextEncoderConfig):
     text_tokenizer: str = field(
         default="",
         metadata={
-            "help": "directory with dict.txt and sentencepiece.bpe.model, for --valid-sts and inference; empty: that "
-            "of --text-encoder"
+            "help": "directory with dict.txt and sentencepiece.bpe.model (or with a tokenizer of transformers, if the "
+            "text encoder is one), for --valid-sts and inference; empty: that of --text-encoder"
         },
     )
+    text_config: str = field(default="", metadata={"help": TEXT_CONFIG_HELP})
     in_batch_scale_init: float = field(
         default=20.0, metadata={"help": "initial value of the learned factor of the cosine, with --negatives in_batch"}
     )
-    teacher: str = field(default="", metadata={"help": "unused: there is no image side"})
 
 
 @register_model("contrastive_tension", dataclass=ContrastiveTensionModelConfig)
@@ -62,20 +63,20 @@ class ContrastiveTensionModel(DualEncoder):
     columns = Columns(required=(("first_tokens",), ("second_tokens",)))
     size_groups = tuple((ENCODER, f"{name}.encoder.") for name in ENCODERS)
     text_encoder_prefix = "second.encoder."
+    has_images = False
     tied_weights: ClassVar = {
         f"{name}.encoder.lm_head.weight": f"{name}.encoder.sentence_encoder.embed_tokens.weight" for name in ENCODERS
     }
-    tokenizer_files = ("dict.txt", "sentencepiece.bpe.model")
     citation = CITATION
 
-    def __init__(self, cfg: ContrastiveTensionModelConfig, text_encoder: XLMREncoder) -> None:
+    def __init__(self, cfg: ContrastiveTensionModelConfig, text_encoder: TextEncoder) -> None:
         super().__init__()
         self.cfg: Any = cfg
         self.identity = {"text_encoder": None, "teacher": {}}
         self.first, self.second = text_encoder, copy.deepcopy(text_encoder)
         for name in ENCODERS:
             self.encoder(name).freeze("embeddings" if cfg.freeze_text == "embeddings" else "none")
-        self.padding_idx = text_encoder.encoder.dictionary.pad()
+        self.padding_idx = text_encoder.padding_idx
         self.log_scale = nn.Parameter(torch.tensor(math.log(cfg.in_batch_scale_init)))
         # A buffer, so that the checkpoint of a validation says which encoder was the better one.
         self.better: Tensor
@@ -90,11 +91,11 @@ class ContrastiveTensionModel(DualEncoder):
         """
         if str(cfg.freeze_text) in ("all", "encoder"):
             raise UserError("contrastive_tension trains its text encoders; leave out --freeze-text all")
-        return cls(cfg, XLMREncoder.build(cfg.text_encoder, cfg, task.source_dictionary))
+        return cls(cfg, build_text_encoder(cfg, task.source_dictionary))
 
-    def encoder(self, name: str) -> XLMREncoder:
+    def encoder(self, name: str) -> TextEncoder:
         """The encoder `first` or `second`."""
-        encoder: XLMREncoder = getattr(self, name)
+        encoder: TextEncoder = getattr(self, name)
         return encoder
 
     def use(self, name: str) -> None:
@@ -102,7 +103,7 @@ class ContrastiveTensionModel(DualEncoder):
         self.better.fill_(ENCODERS.index(name))
 
     @property
-    def text_encoder(self) -> XLMREncoder:
+    def text_encoder(self) -> TextEncoder:
         """The encoder that embeds sentences."""
         return self.encoder(ENCODERS[int(self.better)])
 
@@ -161,7 +162,7 @@ class ContrastiveTensionModel(DualEncoder):
         }
 
     def portable_text(self) -> nn.Module:
-        """XLM-R and mean pooling, for other runtimes."""
+        """The better encoder and mean pooling, for other runtimes."""
         from mclip_fairseq.models.portable import PortableText
 
         return PortableText(self.text_encoder, "mean", [], nn.Identity())

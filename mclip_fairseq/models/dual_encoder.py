@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, encode_identity, frozen_names
-from mclip_fairseq.models.sizes import SizeGroup, check_sizes
+from mclip_fairseq.models.sizes import ENCODER, SizeGroup, check_sizes
+from mclip_fairseq.models.transformers_encoder import TransformersEncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.features import FeatureStore
 
@@ -51,28 +52,28 @@ class DualEncoder(BaseFairseqModel):
         size_groups: where its sizes show in its weights, with the prefix of their names.
         tied_weights: name of a weight -> the weight it shares its values with.
         text_encoder_prefix: what the names of the text encoder's weights begin with; empty without an XLM-R.
-        tokenizer_files: files of its tokenizer, beside the weights in an exported directory.
         one_dictionary: whether all its languages share one dictionary; else each data directory has its own.
         format_module: module with `load_checkpoint`, which reads its checkpoints into a tower; empty: XLM-R beside a
             teacher, which `formats.training` reads itself.
         citation: the paper, for model cards.
         reads_image_bank: whether `forward` takes an `image_bank`, (images, feature dim), and returns it in the space of
             `text`, for soft labels.
+        has_images: whether it has an image side, in itself or in a teacher.
         can_match: whether it can look at a text and an image together (`match_states`), to re-rank.
         cfg: its options.
         identity: part -> path-free identity of its weights.
     """
 
-    columns: ClassVar[Columns]
+    columns: Columns
     size_groups: ClassVar[tuple[tuple[SizeGroup, str], ...]] = ()
     tied_weights: ClassVar[Mapping[str, str]] = {}
     text_encoder_prefix: ClassVar[str] = ""
-    tokenizer_files: ClassVar[tuple[str, ...]] = ()
     one_dictionary: ClassVar[bool] = True
     format_module: ClassVar[str] = ""
     citation: ClassVar[str] = ""
     reads_image_bank: ClassVar[bool] = False
     can_match: ClassVar[bool] = False
+    has_images: ClassVar[bool] = True
 
     cfg: Any
     identity: dict[str, Any]
@@ -195,10 +196,20 @@ class DualEncoder(BaseFairseqModel):
         Raises:
             UserError: naming the option.
         """
+        described = getattr(options, "text_config", "")
+        if described and not options.text_encoder:
+            prefix = cls.text_encoder_prefix
+            own = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+            TransformersEncoder.check_size(place, described, own)
         for group, prefix in cls.size_groups:
             in_archive = prefix == cls.text_encoder_prefix and options.text_encoder
-            if not in_archive:
+            if not (in_archive or (described and group is ENCODER)):
                 check_sizes(place, options, weights, group, prefix=prefix)
+
+    @classmethod
+    def ties(cls, options: Any) -> Mapping[str, str]:
+        """`tied_weights` of a model with these options: an encoder of `transformers` has none."""
+        return {} if getattr(options, "text_config", "") else cls.tied_weights
 
     def check_text_path(self, language: str, dictionary: Any) -> None:
         """Refuse captions whose token ids are not those of their language; a model of one dictionary has no paths.

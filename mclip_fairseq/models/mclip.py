@@ -18,8 +18,8 @@ from mclip_fairseq.models.projectors import PROJECTOR_STARTS, XProjector, c_proj
 from mclip_fairseq.models.sizes import check_chosen_sizes
 from mclip_fairseq.models.student import StudentModel
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.models.text_options import FREEZING, StudentConfig, TextEncoderConfig
-from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 
 CITATION = """@inproceedings{chen-etal-2023-mclip,
   title = {{mCLIP}: Multilingual {CLIP} via Cross-lingual Transfer},
@@ -86,7 +86,7 @@ class MCLIPModel(StudentModel):
     def __init__(
         self,
         cfg: MCLIPModelConfig,
-        text_encoder: XLMREncoder,
+        text_encoder: TextEncoder,
         teacher: DualEncoderTeacher | None,
         teacher_identity: Mapping[str, Any],
     ) -> None:

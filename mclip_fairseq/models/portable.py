@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mclip_fairseq.models.dual_encoder import DualEncoder
+from mclip_fairseq.models.inverse import InverseTower
 from mclip_fairseq.models.pooling import POOLING, pool_last
-from mclip_fairseq.models.xlmr_encoder import XLMREncoder
-from mclip_fairseq.models.xlmr_transformers import to_transformers
+from mclip_fairseq.models.text_encoder import TextEncoder
 
 
 class PortableText(nn.Module):
-    """XLM-R, pooling, layers and a projection: token ids to the rows of `DualEncoder.encode_text`.
+    """Text encoder, pooling, layers and a projection: token ids to the rows of `DualEncoder.encode_text`.
 
     Args:
         encoder: the text encoder.
@@ -23,10 +23,10 @@ class PortableText(nn.Module):
         projection: of the pooled state.
     """
 
-    def __init__(self, encoder: XLMREncoder, pooling: str, layers: Sequence[nn.Module], projection: nn.Module) -> None:
+    def __init__(self, encoder: TextEncoder, pooling: str, layers: Sequence[nn.Module], projection: nn.Module) -> None:
         super().__init__()
-        self.encoder = to_transformers(encoder).roberta
-        self.padding_idx = int(encoder.encoder.dictionary.pad())
+        self.encoder = encoder.plain_module()
+        self.padding_idx = encoder.padding_idx
         self.pooling = pooling
         self.layers = nn.ModuleList([plain_layer(layer) for layer in layers])
         self.projection = projection
@@ -49,6 +49,33 @@ class PortableText(nn.Module):
         for layer in self.layers:
             states = layer(states, src_key_padding_mask=padding)
         return F.normalize(self.projection(pool_last(states, padding)), dim=1)
+
+
+class PortableInverse(nn.Module):
+    """A text encoder, a head on each of its states, and an `InverseTower`, likewise.
+
+    Args:
+        encoder: the text encoder.
+        head: of the student.
+        inverse: the layers and CLIP's text tower.
+        projection: of the pooled state.
+    """
+
+    def __init__(self, encoder: TextEncoder, head: nn.Module, inverse: InverseTower, projection: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder.plain_module()
+        self.padding_idx = encoder.padding_idx
+        self.head, self.inverse, self.projection = head, inverse, projection
+        self.layers = nn.ModuleList([plain_layer(layer) for layer in inverse.layers])
+        self.eval()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(batch, length) ids, right-padded -> (batch, dim), L2-normalised."""
+        padding = input_ids.eq(self.padding_idx)
+        states = self.head(self.encoder(input_ids, attention_mask=(~padding).long()).last_hidden_state)
+        for layer in self.layers:
+            states = layer(states, src_key_padding_mask=padding)
+        return F.normalize(self.projection(self.inverse.read(states, padding)), dim=1)
 
 
 class PortableImage(nn.Module):

@@ -41,13 +41,7 @@ class XProjector(nn.Module):
     ) -> None:
         super().__init__()
         self.all_positions = all_positions
-        cfg = TransformerConfig(
-            activation_fn="gelu",
-            dropout=dropout,
-            attention_dropout=attention_dropout,
-            encoder=EncDecBaseConfig(embed_dim=dim, ffn_embed_dim=ffn_dim, attention_heads=heads),
-        )
-        stack = [TransformerEncoderLayerBase(cfg) for _ in range(layers)]
+        stack = post_norm_layers(layers, dim, ffn_dim, heads, dropout, attention_dropout)
         self.layers = nn.ModuleList(stack)
         if start == "identity":
             for layer in stack:
@@ -76,6 +70,19 @@ class XProjector(nn.Module):
         if self.all_positions or not len(self.layers):
             return last
         return pooled_layer(self.layers[-1], last, states, padding)
+
+
+def post_norm_layers(
+    layers: int, dim: int, ffn_dim: int, heads: int, dropout: float, attention_dropout: float
+) -> list[TransformerEncoderLayerBase]:
+    """Layers of BERT's kind as fairseq has them; see `XProjector` for the arguments."""
+    cfg = TransformerConfig(
+        activation_fn="gelu",
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+        encoder=EncDecBaseConfig(embed_dim=dim, ffn_embed_dim=ffn_dim, attention_heads=heads),
+    )
+    return [TransformerEncoderLayerBase(cfg) for _ in range(layers)]
 
 
 def pooled_layer(layer: TransformerEncoderLayerBase, pooled: Tensor, states: Tensor, padding: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
 from mclip_fairseq.models.sizes import ENCODER, PROJECTORS, SizeGroup
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.models.text_options import StudentConfig, frozen_part
-from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.models.transformers_encoder import build_text_encoder
 from mclip_fairseq.storage.errors import UserError
 
 
 class StudentModel(DualEncoder):
-    """XLM-R and the teacher's image tower.
+    """A multilingual text encoder and the teacher's image tower.
 
     Args:
         cfg: options.
@@ -36,12 +37,11 @@ class StudentModel(DualEncoder):
     tied_weights: ClassVar = {
         f"{text_encoder_prefix}lm_head.weight": f"{text_encoder_prefix}sentence_encoder.embed_tokens.weight"
     }
-    tokenizer_files = ("dict.txt", "sentencepiece.bpe.model")
 
     def __init__(
         self,
         cfg: StudentConfig,
-        text_encoder: XLMREncoder,
+        text_encoder: TextEncoder,
         teacher: DualEncoderTeacher | None,
         teacher_identity: Mapping[str, Any],
     ) -> None:
@@ -49,7 +49,7 @@ class StudentModel(DualEncoder):
         self.cfg: Any = cfg
         self.text_encoder = text_encoder
         self.teacher = teacher
-        self.padding_idx = text_encoder.encoder.dictionary.pad()
+        self.padding_idx = text_encoder.padding_idx
         self.identity = {
             "text_encoder": text_encoder.identity() if cfg.text_encoder else None,
             "teacher": dict(teacher_identity),
@@ -68,7 +68,7 @@ class StudentModel(DualEncoder):
         Raises:
             UserError: an archive or a teacher that cannot be read, or a teacher of unknown width.
         """
-        text_encoder = XLMREncoder.build(cfg.text_encoder, cfg, task.source_dictionary)
+        text_encoder = build_text_encoder(cfg, task.source_dictionary)
         teacher = None
         if cfg.teacher and task.needs_teacher:
             teacher = DualEncoderTeacher.from_pretrained(cfg.teacher, revision=cfg.teacher_revision or None)
@@ -96,17 +96,16 @@ class StudentModel(DualEncoder):
 
     @property
     def text_description(self) -> str:
-        """XLM-R and its width."""
-        return f"XLM-R of {self.text_encoder.dim} dimensions"
+        """The text encoder and its width."""
+        return self.text_encoder.description
 
     @property
     def encoder_languages(self) -> list[str]:
-        """The languages of MTE, which `mclip-extract-mte` writes into the archive."""
-        languages = getattr(self.text_encoder.args, "langs", None) or ""
-        return [lang for lang in languages.split(",") if lang]
+        """The languages of MTE, where the text encoder comes from it."""
+        return self.text_encoder.languages
 
     @property
-    def frozen_text_encoder(self) -> XLMREncoder | None:
+    def frozen_text_encoder(self) -> TextEncoder | None:
         """The text encoder, where nothing of it is trained."""
         return self.text_encoder if self.text_encoder.frozen else None
 
@@ -128,7 +127,7 @@ class StudentModel(DualEncoder):
         """Token states of the text encoder: cached ones, or computed from ids.
 
         Args:
-            tokens: (batch, length) ids `<s> ... </s>`, padded on either side; or
+            tokens: (batch, length) ids, padded; or
             states: (batch, length, dim) cached states with
             padding: (batch, length) bool, True at pads.
 
@@ -137,7 +136,7 @@ class StudentModel(DualEncoder):
         """
         if states is None or padding is None:
             assert tokens is not None
-            # XLM-R's encoder runs without gradients where it is frozen; see `XLMREncoder.forward`.
+            # The encoder runs without gradients where it is frozen; see `TextEncoder.forward`.
             return self.text_encoder(tokens), tokens.eq(self.padding_idx)
         return states, padding
 

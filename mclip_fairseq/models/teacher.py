@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mclip_fairseq.models.fast_transform import fast_transform
 from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.settings import image_side_settings, structure_settings, tokenizer_settings
-from mclip_fairseq.models.teacher_loading import load_dual_encoder
+from mclip_fairseq.models.teacher_loading import load_dual_encoder, position_limits
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
 from mclip_fairseq.storage.projection import Projection
@@ -241,10 +241,4 @@ def _projection(output: Any) -> Tensor:
 
 def _longest_text(model: nn.Module, tokenizer: Any) -> int:
     """Tokens the text tower can read: the smallest of the tokenizer's limit and the sizes of the position tables."""
-    limits = [int(min(tokenizer.model_max_length, NO_LIMIT))]
-    for name, module in model.named_modules():
-        table = "text" in name and name.endswith(("position_embedding", "position_embeddings"))
-        if table and isinstance(module, nn.Embedding):
-            # RoBERTa's positions start after the padding index.
-            limits.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
-    return min(limits)
+    return min([int(min(tokenizer.model_max_length, NO_LIMIT)), *position_limits(model, "text")])

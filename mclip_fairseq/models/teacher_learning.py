@@ -19,6 +19,7 @@ from mclip_fairseq.models.pooling import POOLING
 from mclip_fairseq.models.student import StudentModel
 from mclip_fairseq.models.student_heads import HEADS, student_head
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.models.text_options import StudentConfig, frozen_part
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
 from mclip_fairseq.storage.errors import UserError
@@ -80,7 +81,7 @@ class TeacherLearningModel(StudentModel):
     def __init__(
         self,
         cfg: TeacherLearningModelConfig,
-        text_encoder: XLMREncoder,
+        text_encoder: TextEncoder,
         teacher: DualEncoderTeacher | None,
         teacher_identity: Mapping[str, Any],
     ) -> None:
@@ -103,15 +104,27 @@ class TeacherLearningModel(StudentModel):
         return self.projection
 
     @property
-    def plain_encoder(self) -> XLMREncoder:
-        """The text encoder for other runtimes and layouts, which have no place for adapters.
+    def plain_encoder(self) -> TextEncoder:
+        """The text encoder for published layouts, which have no place for adapters.
 
         Raises:
             UserError: there are adapters.
         """
         if self.cfg.adapter_dim:
-            raise UserError("the model has adapters, which only --format directory without --onnx can hold")
+            raise UserError("the model has adapters, which only --format directory can hold")
         return self.text_encoder
+
+    @property
+    def plain_xlmr(self) -> XLMREncoder:
+        """`plain_encoder` where it is XLM-R.
+
+        Raises:
+            UserError: it is another one, or there are adapters.
+        """
+        encoder = self.plain_encoder
+        if not isinstance(encoder, XLMREncoder):
+            raise UserError(f"the text encoder is {encoder.description}, but the layout is for XLM-R as fairseq has it")
+        return encoder
 
     @property
     def dim(self) -> int:
@@ -198,10 +211,10 @@ class TeacherLearningModel(StudentModel):
         }
 
     def portable_text(self) -> nn.Module:
-        """XLM-R, pooling and head, for other runtimes."""
+        """Text encoder, adapters, pooling and head, for other runtimes."""
         from mclip_fairseq.models.portable import PortableText
 
-        return PortableText(self.plain_encoder, str(self.cfg.pooling), [], self.text_head)
+        return PortableText(self.text_encoder, str(self.cfg.pooling), [], self.text_head)
 
 
 @register_model_architecture("teacher_learning", "teacher_learning_base")

@@ -184,12 +184,13 @@ def model_without_memory(config: Any, source: str | Path) -> Any:
         )
 
 
-def check_directory_size(folder: Path, config: Any) -> None:
+def check_directory_size(folder: Path, config: Any, what: str = "a transformers dual encoder") -> None:
     """Check that the configuration has no more parameters than the weight files have bytes.
 
     Args:
         folder: with the weights.
         config: what its `config.json` says.
+        what: it should hold, for the message.
 
     Raises:
         UserError: with both numbers.
@@ -198,7 +199,7 @@ def check_directory_size(folder: Path, config: Any) -> None:
     stored = sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
     if claimed > stored:
         raise UserError(
-            f"{folder}: cannot be loaded as a transformers dual encoder: its configuration says {claimed} parameters, "
+            f"{folder}: cannot be loaded as {what}: its configuration says {claimed} parameters, "
             f"but its weights are {stored} bytes; copy the directory again"
         )
 
@@ -252,6 +253,26 @@ def check_text_limit(tokenizer: Any, source: str) -> None:
         raise UserError(
             f"{source}: its tokenizer has model_max_length {limit!r}; restore the original tokenizer_config.json"
         )
+
+
+def position_limits(model: nn.Module, part: str = "") -> list[int]:
+    """Tokens that the position tables of a model have room for.
+
+    Args:
+        model: of `transformers`.
+        part: only tables with this in their names count.
+    """
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if part in name and name.endswith(("position_embedding", "position_embeddings"))
+    ]
+    # RoBERTa's positions start after the padding index.
+    return [
+        table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        for table in tables
+        if isinstance(table, nn.Embedding)
+    ]
 
 
 def has_tokenizer(source: str) -> bool:

@@ -39,16 +39,24 @@ class TextEncoderConfig(FairseqDataclass):
     attention_dropout: float = field(default=0.1, metadata={"help": "dropout of attention weights"})
 
 
+TEXT_CONFIG_HELP = (
+    "set by --text-encoder, if that is a directory of transformers (config.json, weights, tokenizer: LaBSE, mBERT, "
+    "DistilmBERT and others): its configuration as JSON"
+)
+
+
 @dataclass
 class StudentConfig(TextEncoderConfig):
-    """A text encoder that learns the space of an image-text teacher."""
+    """A text encoder that learns the space of an image-text teacher; it may be XLM-R, or any of `transformers`."""
 
     text_tokenizer: str = field(
         default="",
         metadata={
-            "help": "directory with dict.txt and sentencepiece.bpe.model, for inference; empty: that of --text-encoder"
+            "help": "directory with dict.txt and sentencepiece.bpe.model (or with a tokenizer of transformers, if the "
+            "text encoder is one), for inference; empty: that of --text-encoder"
         },
     )
+    text_config: str = field(default="", metadata={"help": TEXT_CONFIG_HELP})
     teacher: str = field(
         default="",
         metadata={

@@ -2,16 +2,16 @@
 
 import copy
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from fairseq.data import Dictionary
 from fairseq.models.roberta.model import RobertaEncoder
 from torch import Tensor, nn
 
-from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.sizes import ENCODER, check_chosen_sizes, check_heads, check_sizes
+from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.models.weights import check_state_dict, check_weights
 from mclip_fairseq.storage.checkpoints import load_checkpoint, untrained_bookkeeping
 from mclip_fairseq.storage.errors import UserError
@@ -75,7 +75,7 @@ def xlmr_args(cfg: Any) -> Namespace:
     )
 
 
-class XLMREncoder(nn.Module):
+class XLMREncoder(TextEncoder):
     """fairseq's RoBERTa encoder with token states as output.
 
     Args:
@@ -86,6 +86,8 @@ class XLMREncoder(nn.Module):
     Raises:
         UserError: no encoder can be built from the options.
     """
+
+    kind = "xlmr"
 
     def __init__(self, args: Namespace, dictionary: Dictionary, source: str | Path = "the model's options") -> None:
         super().__init__()
@@ -175,38 +177,41 @@ class XLMREncoder(nn.Module):
         stack = self.encoder.sentence_encoder
         return [stack.embed_tokens, stack.embed_positions, stack.layernorm_embedding]
 
-    def freeze(self, what: str) -> None:
-        """Freeze `all`, the `embeddings`, or `none`."""
-        frozen: dict[str, list[nn.Module]] = {"all": [self], "embeddings": self.embedding_modules(), "none": []}
-        for module in frozen[what]:
-            module.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "XLMREncoder":
-        """Set the mode; a frozen encoder stays in eval mode, so that its states have no dropout."""
-        return super().train(mode and not self.frozen)
+    @property
+    def padding_idx(self) -> int:
+        """Id of `<pad>`."""
+        return int(self.encoder.dictionary.pad())
 
     @property
-    def frozen(self) -> bool:
-        """Whether nothing here is trained."""
-        return not any(parameter.requires_grad for parameter in self.parameters())
+    def layers(self) -> Sequence[nn.Module]:
+        """The transformer layers."""
+        layers: Sequence[nn.Module] = self.encoder.sentence_encoder.layers
+        return layers
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token states of the last layer.
+    @property
+    def description(self) -> str:
+        """XLM-R and its width."""
+        return f"XLM-R of {self.dim} dimensions"
 
-        Args:
-            tokens: (batch, length) ids, padded on either side.
+    @property
+    def languages(self) -> list[str]:
+        """The languages of MTE, which `mclip-extract-mte` writes into the archive."""
+        languages = getattr(self.args, "langs", None) or ""
+        return [lang for lang in languages.split(",") if lang]
 
-        Returns:
-            (batch, length, dim); states of pad positions are meaningless.
-        """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            states: Tensor = run_layers(self.encoder.sentence_encoder, tokens)
+    def states(self, tokens: Tensor) -> Tensor:
+        """(batch, length) ids, padded on either side -> (batch, length, dim)."""
+        states: Tensor = run_layers(self.encoder.sentence_encoder, tokens)
         return states
 
-    def identity(self) -> dict[str, str]:
-        """Identity of the current weights, without a path."""
-        return {"architecture": "xlmr", "sha256": state_hash(self.encoder.state_dict())}
+    def plain_module(self) -> Any:
+        """`transformers.XLMRobertaModel`, with the adapters where there are some."""
+        from mclip_fairseq.models.adapters import hook_adapters
+        from mclip_fairseq.models.xlmr_transformers import to_transformers
+
+        plain = to_transformers(self).roberta
+        hook_adapters(self, plain.encoder.layer)
+        return plain
 
     def checkpoint(self) -> dict[str, Any]:
         """The encoder as an ordinary fairseq XLM-R checkpoint; `torch.save` stores a tied table once."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.evaluation.benchmarks.files import read_table, real_numbers
 from mclip_fairseq.evaluation.metrics.similarity import similarity_correlations
@@ -16,6 +17,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 
 BATCH = 256
+Tokenizer = XLMRTokenizer | PieceTokenizer
 
 
 class SimilarityFile:
@@ -48,7 +50,12 @@ class SimilarityFile:
         place = model.cfg.text_tokenizer or model.cfg.text_encoder
         if not place:
             raise UserError("--valid-sts needs a tokenizer; give --text-tokenizer")
-        tokenizer = XLMRTokenizer(place, min(512, model.max_positions()))
+        longest = min(512, model.max_positions())
+        tokenizer: Tokenizer
+        if model.cfg.text_config:
+            tokenizer = PieceTokenizer.from_pretrained(place, longest)
+        else:
+            tokenizer = XLMRTokenizer(place, longest)
         training = model.training
         model.eval()
         try:
@@ -59,7 +66,7 @@ class SimilarityFile:
         model.use(better)
         return {"sts_spearman": spearman[better]} | {f"sts_spearman_{name}": value for name, value in spearman.items()}
 
-    def _spearman(self, model: Any, name: str, tokenizer: XLMRTokenizer, between_batches: Callable[[], None]) -> float:
+    def _spearman(self, model: Any, name: str, tokenizer: Tokenizer, between_batches: Callable[[], None]) -> float:
         device = next(model.parameters()).device
         vectors: list[Tensor] = []
         for side in self.sides:

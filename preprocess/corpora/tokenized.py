@@ -14,12 +14,11 @@ import torch
 from tqdm import tqdm
 
 from corpora.files import numbered_lines
-from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
+from mclip_fairseq.data.hf_tokenizer import PIECES, PieceTokenizer
 from mclip_fairseq.data.tokens import data_dictionary
 from mclip_fairseq.data.vocabulary import VOCABULARY
 from mclip_fairseq.storage.errors import UserError
 
-TOKENIZER = "tokenizer"
 CHUNK = 8192
 
 
@@ -43,8 +42,8 @@ def binarise_captions(source: str, files: Mapping[str, Path], output: Path) -> i
     for name, file in files.items():
         with pair_written_whole(output / name) as (data, index):
             captions += write_pair(tokenizer, file, data, index)
-    if not (output / TOKENIZER).exists():
-        tokenizer.save(output / TOKENIZER)
+    if not (output / PIECES).exists():
+        tokenizer.save(output / PIECES)
     tokenizer.dictionary.save_vocabulary(output / VOCABULARY)
     return captions
 
