@@ -142,6 +142,12 @@ PATCHES = (
         launch.call_main,
         "A signal kills the process that has started the ranks, and the ranks with it.",
     ),
+    Patch(
+        "fairseq.options",
+        "parse_args_and_arch",
+        launch.parse_options,
+        "A wrong option is named below hundreds of lines of usage.",
+    ),
 )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from fairseq import options
@@ -111,6 +113,28 @@ def make_log_folder(log_file: str | None) -> None:
         raise UserError(f"--log-file {path}: is a directory; give the name of a file")
 
 
+def parse_options(original: Callable[..., Any], parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
+    """Parse a command line; a wrong option ends in one line and status 2, not below hundreds of lines of usage.
+
+    Args:
+        original: fairseq's `parse_args_and_arch`.
+        parser: its parser.
+        *args: for `original`.
+        **kwargs: for `original`.
+
+    Returns:
+        What `original` returns.
+    """
+
+    def end(message: str) -> NoReturn:
+        advice = "mclip-doctor options prints those of a task, model or criterion"
+        plain = shown(message).replace("invalid <lambda> value", "invalid value")  # fairseq's reader of lists
+        parser.exit(BAD_INPUT, f"{parser.prog}: error: {plain}; {advice}\n")
+
+    parser.error = end  # type: ignore[method-assign]
+    return original(parser, *args, **kwargs)
+
+
 def sentence_of(error: BaseException) -> str:
     """What the user can fix, in one sentence; empty for a bug.
 
@@ -123,7 +147,11 @@ def sentence_of(error: BaseException) -> str:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return first_line(error)
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if isinstance(error, RuntimeError) and frames and frames[-1].f_code is options.parse_args_and_arch.__code__:
+    if (
+        isinstance(error, RuntimeError)
+        and frames
+        and frames[-1].f_code is inspect.unwrap(options.parse_args_and_arch).__code__
+    ):
         return "--arch is not given; pass a model or one of its architectures, which mclip-doctor options lists"
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def check_launch(cfg: Any) -> None:
     """
     check_precision(cfg.common, OmegaConf.select(cfg, "task.autocast"))
     check_batches(cfg.dataset)
+    check_numbers(cfg)
     check_restored_files(cfg.checkpoint)
     check_metric(cfg)
 
@@ -72,6 +74,30 @@ def check_batches(dataset: Any) -> None:
         raise UserError(f"--num-workers {dataset.num_workers}: is negative; give 0 to load data in this process")
     if all(size is None for size in sizes.values()):
         raise UserError("neither --batch-size nor --max-tokens is given; pass one of them")
+
+
+def check_numbers(cfg: Any) -> None:
+    """Refuse rates and counts that no training can use.
+
+    Args:
+        cfg: fairseq's configuration.
+    """
+    optimization = cfg.optimization
+    for rate in optimization.lr:
+        if not 0 <= rate < math.inf:
+            raise UserError(f"--lr {rate}: is not a learning rate; give a number of 0 or more")
+    for count in optimization.update_freq:
+        if count < 1:
+            raise UserError(f"--update-freq {count}: is too small; give 1 or more")
+    for name in ("max_update", "max_epoch", "clip_norm"):
+        value = getattr(optimization, name)
+        if not value >= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: is not a limit; give a number of 0 or more")
+    if not 0 <= cfg.common.seed < 2**32:
+        raise UserError(f"--seed {cfg.common.seed}: is not a seed; give a number from 0 to {2**32 - 1}")
+    for name, value in dict(cfg.model or {}).items():
+        if name.endswith("dropout") and not 0 <= value <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: is not a probability; give a number from 0 to 1")
 
 
 def check_restored_files(cfg: Any) -> None:

@@ -86,6 +86,12 @@ def test_one_sentence_before_the_data_are_read(
         (("--encoder-embed-dim", "0"), "--encoder-embed-dim 0: is too small; give 1 or more"),
         (("--arch", "mte_tiny"), "--arch mte_tiny: is not a model of images and texts"),
         (("--projector-layers", "-1"), "--projector-layers -1: is too small; give 0 or more"),
+        (("--dropout", "2"), "--dropout 2.0: is not a probability; give a number from 0 to 1"),
+        (("--lr", "-1"), "--lr -1.0: is not a learning rate; give a number of 0 or more"),
+        (("--seed", "-1"), "--seed -1: is not a seed; give a number from 0 to"),
+        (("--update-freq", "0"), "--update-freq 0: is too small; give 1 or more"),
+        (("--max-update", "-3"), "--max-update -3: is not a limit; give a number of 0 or more"),
+        (("--clip-norm", "nan"), "--clip-norm nan: is not a limit; give a number of 0 or more"),
     ],
 )
 def test_sizes_that_do_not_fit_name_the_option(
@@ -93,6 +99,24 @@ def test_sizes_that_do_not_fit_name_the_option(
 ) -> None:
     with pytest.raises(UserError, match=f"^{sentence}"):
         run_train(*caption_options(tiny_corpus, tmp_path / "run", *options))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--temprature", "0.1"), "error: unrecognized arguments: --temprature 0.1; mclip-doctor options prints"),
+        (("--lr", "nan"), "error: argument --lr: invalid value: 'nan'; "),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_one_line(
+    options: Sequence[str], sentence: str, tiny_corpus: Path, run_train: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError) as ended:
+        run_train(*caption_options(tiny_corpus, tmp_path / "run", *options))
+    status, line, *rest = str(ended.value).splitlines()
+    assert "exit status 2" in status
+    assert sentence in line
+    assert not rest
 
 
 def test_decoder_heads_name_the_option(tiny_corpus: Path, run_train: Train, tmp_path: Path) -> None:
