@@ -35,7 +35,7 @@ def check_text(files: Sequence[Path]) -> None:
         raise UserError(f"{files[0]}: holds no text, nor does any other file; give a file with sentences")
 
 
-def train(files: Sequence[Path], output: Path, vocabulary: int, model_type: str) -> str:
+def train(files: Sequence[Path], output: Path, vocabulary: int, model_type: str, ignore_case: bool = False) -> str:
     """Train on all lines of all files and write both files; returns a summary for the user.
 
     Raises:
@@ -58,6 +58,7 @@ def train(files: Sequence[Path], output: Path, vocabulary: int, model_type: str)
             vocab_size=vocabulary,
             model_type=model_type,
             character_coverage=0.9999,
+            normalization_rule_name="nmt_nfkc_cf" if ignore_case else "nmt_nfkc",
             hard_vocab_limit=False,
             minloglevel=2,
         )
@@ -85,10 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="unigram",
         help="kind of model (default: unigram, as in XLM-R)",
     )
+    parser.add_argument(
+        "--ignore-case",
+        action="store_true",
+        help="fold upper and lower case, in every text that the model encodes (XLM-R keeps them apart)",
+    )
     parser.add_argument("files", type=Path, nargs="+", help="UTF-8 text, one sentence per line")
     args = parser.parse_args(argv)
     return run_main(
-        "train_tokenizer.py", lambda: print(train(args.files, args.output, args.vocabulary, args.model_type))
+        "train_tokenizer.py",
+        lambda: print(train(args.files, args.output, args.vocabulary, args.model_type, args.ignore_case)),
     )
 
 

@@ -230,3 +230,22 @@ def test_a_tokenizer_of_files_with_any_names(tmp_path: Path) -> None:
     source = write(tmp_path / "s" / "dict.txt", TEXT)
     assert "would be overwritten" in refuses("train_tokenizer", "--output", tmp_path / "s", source)
     assert source.read_text() == TEXT
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_upper_and_lower_case_are_folded_on_request(fold: bool, tmp_path: Path) -> None:
+    from mclip_fairseq.storage.pieces import load_sentencepiece
+
+    source = write(tmp_path / "names.txt", "ein hund\nzwei hunde\nзима\n" * 20)
+    works(
+        "train_tokenizer",
+        "--vocabulary",
+        60,
+        "--output",
+        tmp_path / "out",
+        source,
+        *(["--ignore-case"] if fold else []),
+    )
+    processor = load_sentencepiece(tmp_path / "out" / "sentencepiece.bpe.model")
+    for upper, lower in (("Hund", "hund"), ("ЗИМА", "зима")):
+        assert (processor.encode(upper) == processor.encode(lower)) is fold
