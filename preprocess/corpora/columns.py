@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from corpora.parts import CODES
+from corpora.parts import CODES, language_code
 from mclip_fairseq.storage.errors import UserError
 
 # Names of columns, the likeliest first.
@@ -20,8 +20,10 @@ LANGUAGES = ("language", "lang", "locale", "language_code", "lang_code")
 SPLITS = ("split", "subset", "partition", "set")
 # Codes that are also usual names of columns with something else in them.
 AMBIGUOUS = {"id", "no", "to", "or"}
-# caption_de, text-de, de_caption and so on.
-WITH_LANGUAGE = re.compile(r"(?:(?:{0})_([a-z]{{2}}))|(?:([a-z]{{2}})_(?:{0}))".format("|".join(CAPTIONS)))
+# A language, with a region or script if need be, as `fold` writes it.
+LANGUAGE = r"[a-z]{2}(?:_(?:[a-z]{2}|hans|hant|latn|cyrl|arab))?"
+# caption_de, text-pt-BR, de_caption and so on.
+WITH_LANGUAGE = re.compile("(?:{0})_({1})|({1})_(?:{0})".format("|".join(CAPTIONS), LANGUAGE))
 
 
 @dataclass(frozen=True)
@@ -135,14 +137,21 @@ def caption_columns(names: Sequence[str], plain: str, image: str) -> dict[str, s
     found = {}
     for name in names:
         match = WITH_LANGUAGE.fullmatch(fold(name))
-        code = (match[1] or match[2]) if match else ""
-        if code in CODES and name != image:
+        code = language_of(match[1] or match[2]) if match else ""
+        if code and name != image:
             found[name] = code
     if plain:
         found[plain] = ""
     if found:
         return found
-    return {name: fold(name) for name in names if fold(name) in CODES - AMBIGUOUS and name != image}
+    bare = {name: language_of(fold(name)) for name in names if fold(name) not in AMBIGUOUS and name != image}
+    return {name: code for name, code in bare.items() if code}
+
+
+def language_of(folded: str) -> str:
+    """The code that a folded name stands for: de, or pt-br for pt_br; empty if for none."""
+    known = re.fullmatch(LANGUAGE, folded) is not None and folded[:2] in CODES
+    return language_code(folded, folded) if known else ""
 
 
 def check_present(wanted: Sequence[str], names: Sequence[str], place: str) -> None:

@@ -58,6 +58,12 @@ def wide_csv(folder: Path) -> list[object]:
     return [write(folder / "t.csv", "\ufefffile_name;caption_en;Caption (DE)\r\n" + "".join(rows))]
 
 
+def regions(folder: Path) -> list[object]:
+    """A column of numbers whose name is also a language's code is not a caption."""
+    rows = [f"{n},{image(n)},{EN[n]},{DE[n]}\n" for n in NUMBERS]
+    return [write(folder / "t.csv", "id,image,en_US,de\n" + "".join(rows))]
+
+
 def long_tsv(folder: Path) -> list[object]:
     rows = [f"{code}\t{image(n)}\t{texts[n]}\n" for n in NUMBERS for code, texts in (("en-US", EN), ("DE", DE))]
     return [write(folder / "t.tsv.gz", "lang\timage\ttext\n" + "".join(rows))]
@@ -97,7 +103,9 @@ def parquet(folder: Path) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    "source", [wide_csv, long_tsv, file_per_language, without_header, json_lists, parquet], ids=lambda f: f.__name__
+    "source",
+    [wide_csv, regions, long_tsv, file_per_language, without_header, json_lists, parquet],
+    ids=lambda f: f.__name__,
 )
 def test_tables_of_every_format(source: Callable[[Path], list[object]], tmp_path: Path, photos: Path) -> None:
     out = tmp_path / "out"
