@@ -112,23 +112,48 @@ def model_card(tower: Tower, facts: CardFacts) -> str:
             "```",
         ],
     }
-    lines = metadata(tower, facts.licence)
+    lines = metadata(tower, facts)
     for title, section in sections.items():
         lines += [*([f"## {title}", ""] if title else []), *section, ""]
     return "\n".join(lines)
 
 
-def metadata(tower: Tower, licence: str) -> list[str]:
+def metadata(tower: Tower, facts: CardFacts) -> list[str]:
     """The head of the card, in YAML, which the Hub reads."""
-    head = {
+    head: dict[str, Any] = {
         "library_name": "mclip_fairseq",
         "language": tower.languages,
-        "license": licence or "unknown",
+        "license": facts.licence or "unknown",
         "pipeline_tag": "zero-shot-image-classification",
         "tags": ["clip", "multilingual", "image-text-retrieval"],
     }
+    if results := [entry for report in facts.reports for entry in index_entries(report)]:
+        head["model-index"] = [{"name": facts.name, "results": results}]
     # JSON is YAML, and escapes what needs it.
     return ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "---", ""]
+
+
+def index_entries(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results of a report as the Hub's `model-index` has them: one entry per row of its table.
+
+    Args:
+        report: as `read_report` returns it.
+    """
+    kind = report.get("kind", "retrieval")
+    retrieval = {"type": "image-text-retrieval", "name": f"image-text retrieval, {report['protocol']} protocol"}
+    task = retrieval if kind == "retrieval" else {"type": kind, "name": kind}
+    return [
+        {
+            "task": task,
+            "dataset": {"type": str(report.get("benchmark") or "custom"), "name": name, "args": {"language": name}},
+            "metrics": [
+                {"type": metric, "name": metric, "value": round(value, 4)}
+                for metric, value in row.items()
+                if metric not in COUNTS and metric != "ties" and value is not None
+            ],
+        }
+        for name, row in report["results"].items()
+    ]
 
 
 def introduction(tower: Tower, name: str) -> list[str]:

@@ -9,7 +9,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mclip_fairseq.export.hugging_face import WEIGHTS_METADATA, auto_settings, copy_image_processor, write_code
 from mclip_fairseq.export.onnx import RecallData, export_onnx
+from mclip_fairseq.export.tokenizer_json import write_tokenizer_json
 from mclip_fairseq.formats.directory import TEACHER, VERSION, WEIGHTS
 from mclip_fairseq.formats.saved import CONFIG, FORMAT
 from mclip_fairseq.formats.towers import NOT_STORED, TrainedTower
@@ -58,10 +60,14 @@ def write_files(tower: TrainedTower, teacher: DualEncoderTeacher | None, output:
     """Write all files of a model directory; see `save_directory`."""
     if teacher is not None:
         teacher.save(output / TEACHER)
+        copy_image_processor(output / TEACHER, output)
     tokenizer_files = tower.tokenizer.write(output)
-    save_file(portable_weights(tower.module), output / WEIGHTS)
+    write_tokenizer_json(tower.tokenizer, output)
+    write_code(output)
+    save_file(portable_weights(tower.module), output / WEIGHTS, WEIGHTS_METADATA)
     options = {key: value for key, value in vars(as_namespace(tower.module.cfg)).items() if key not in NOT_STORED}
     config = {
+        **auto_settings(),
         "format": FORMAT,
         "version": VERSION,
         "architecture": tower.module.registered_name(),

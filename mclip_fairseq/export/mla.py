@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.export.directory import MODULES, SENTENCE_TRANSFORMERS_MODULE
+from mclip_fairseq.export.hugging_face import WEIGHTS_METADATA, auto_settings, write_code
 from mclip_fairseq.export.onnx import TOLERANCE, RecallData, image_axes, write_tower
 from mclip_fairseq.formats.mla import (
     CLIP,
@@ -110,8 +111,11 @@ def save_directory(tower: MLATower, output: Path, into: bool = False) -> None:
     languages = [tower.language] if tower.language else module.languages
     kept = (*SHARED_WEIGHTS, *(f"acquirers.{language}." for language in languages))
     own = {name: tensor for name, tensor in module.own_weights().items() if name.startswith(kept)}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}, output / WEIGHTS)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
+    save_file(stored, output / WEIGHTS, WEIGHTS_METADATA)
+    write_code(output)
     config = {
+        **auto_settings(),
         "format": FORMAT,
         "architecture": module.registered_name(),
         "version": VERSION,

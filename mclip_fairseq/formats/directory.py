@@ -4,6 +4,8 @@
     model.safetensors    text encoder, projectors, scale
     dict.txt, sentencepiece.bpe.model    or tokenizer/, of a text encoder of `transformers`
     modules.json         for sentence-transformers
+    tokenizer.json, tokenizer_config.json, preprocessor_config.json, modeling_mclip.py
+                         for transformers; nothing here reads them
     teacher/             a `transformers` directory: weights, image processor and, if the teacher has one, tokenizer
 
 Nothing in it is a pickle, and no path leads out of it.

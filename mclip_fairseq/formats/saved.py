@@ -7,6 +7,7 @@ from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import read_json
 
 FORMAT = "mclip_fairseq model"
+MODEL_TYPE = "mclip_fairseq"  # of `transformers`
 CONFIG = "config.json"
 REMEDY = "put back the file that belongs to the model"
 
