@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.cli import search as cli
+from mclip_fairseq.search.embeddings import Access
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.presenting import Extras
 from mclip_fairseq.search.server import make_server
@@ -44,9 +45,11 @@ def make_index(folder: Path, images: Path, model: ColourModel) -> SearchIndex:
 
 
 @contextlib.contextmanager
-def running(index: SearchIndex, model: Any, extras: Extras | None = None) -> Iterator[int]:
+def running(
+    index: SearchIndex, model: Any, extras: Extras | None = None, access: Access | None = None
+) -> Iterator[int]:
     """Serve on a free port; gives the port."""
-    server = make_server(index, model, extras=extras)
+    server = make_server(index, model, extras=extras, access=access)
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()

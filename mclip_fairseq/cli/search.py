@@ -293,14 +293,19 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Serve an index until it is interrupted."""
     for package in ("starlette", "uvicorn"):
         import_extra(package, "search")
+    from mclip_fairseq.search.embeddings import KEY_VARIABLE, access_of
     from mclip_fairseq.search.index import SearchIndex
     from mclip_fairseq.search.presenting import read_extras
     from mclip_fairseq.search.server import serve
 
+    access = access_of(options.host, options.allowed_host, os.environ.get(KEY_VARIABLE, ""))
+    if not access.offered:
+        reason = f"others can reach this server; set {KEY_VARIABLE} to a key to offer it"
+        print(f"{PROGRAM}: /v1/embeddings is off, because {reason}", file=sys.stderr)
     extras = read_extras(options.examples, options.captions)
     index = SearchIndex.open(options.index, options.images_root)
     model = load_model_of(index, options)
-    serve(index, model, options.host, options.port, options.allowed_host, options.rerank, extras)
+    serve(index, model, options.host, options.port, options.allowed_host, options.rerank, extras, access)
     return "stopped"
 
 

@@ -21,10 +21,13 @@ class Batcher:
     Args:
         function: items -> results, in the same order; runs in the executor.
         executor: runs the function.
+        most: items of a batch.
     """
 
-    def __init__(self, function: Callable[[Sequence[Any]], Sequence[Any]], executor: Executor) -> None:
-        self.function, self.executor = function, executor
+    def __init__(
+        self, function: Callable[[Sequence[Any]], Sequence[Any]], executor: Executor, most: int = MAX_BATCH
+    ) -> None:
+        self.function, self.executor, self.most = function, executor, most
         self.waiting: list[tuple[Any, asyncio.Future[Any]]] = []
         self.task: asyncio.Task[None] | None = None
 
@@ -44,7 +47,7 @@ class Batcher:
 
     async def _run(self) -> None:
         while self.waiting:
-            batch, self.waiting = self.waiting[:MAX_BATCH], self.waiting[MAX_BATCH:]
+            batch, self.waiting = self.waiting[: self.most], self.waiting[self.most :]
             # Requests that were cancelled meanwhile need no result.
             batch = [(item, future) for item, future in batch if not future.cancelled()]
             items = [item for item, _ in batch]

@@ -54,6 +54,11 @@ class SafeHeaders:
         await self.app(scope, receive, with_headers)
 
 
+def media_type_of(request: Request) -> str:
+    """The kind of a request's body, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def read_body(request: Request, limit: int) -> bytes:
     """The body of a request.
 

@@ -28,6 +28,7 @@ from starlette.routing import Route
 
 from mclip_fairseq.search.batching import Batcher, Busy
 from mclip_fairseq.search.connections import RETRY_SECONDS, LimitedProtocol
+from mclip_fairseq.search.embeddings import Access, Embeddings
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.languages import guess_language
 from mclip_fairseq.search.limits import (
@@ -39,8 +40,10 @@ from mclip_fairseq.search.limits import (
     Cache,
     SafeHeaders,
     load_upload,
+    media_type_of,
     read_body,
 )
+from mclip_fairseq.search.openapi import PREFIX
 from mclip_fairseq.search.presenting import Extras, as_jpeg, hits_as_json, sample_pictures
 from mclip_fairseq.search.query import (
     COPIES,
@@ -265,11 +268,6 @@ class Search:
             raise HTTPException(status, reason) from error
 
 
-def media_type_of(request: Request) -> str:
-    """The kind of a request's body, without parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
 def answer_of(answer: tuple[list[dict[str, Any]], str], k: int) -> Response:
     """The first k hits; `more` says whether there are others."""
     hits, warning = answer
@@ -285,22 +283,36 @@ async def page_file(request: Request) -> Response:
 
 async def http_error(request: Request, error: HTTPException) -> Response:
     """A refused request: one sentence, in JSON."""
-    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+    return JSONResponse(error_of(request, error.detail), error.status_code, headers=error.headers)
+
+
+def error_of(request: Request, sentence: str) -> dict[str, Any]:
+    """The body of an error, in the form that the path's clients read."""
+    if request.url.path.startswith(f"{PREFIX}/"):
+        return {"error": {"message": sentence, "type": "invalid_request_error"}}
+    return {"error": sentence}
 
 
 async def busy(request: Request, error: Busy) -> Response:
     """Too many requests: one sentence, in JSON."""
     headers = {"Retry-After": str(RETRY_SECONDS)}
-    return JSONResponse({"error": "too many requests; try again in a moment"}, 503, headers=headers)
+    return JSONResponse(error_of(request, "too many requests; try again in a moment"), 503, headers=headers)
 
 
 async def failure(request: Request, error: Exception) -> Response:
     """A bug, without its message, which may name files of the server."""
-    return JSONResponse({"error": "the search failed"}, 500, headers=HEADERS)  # it is made outside of `SafeHeaders`
+    return JSONResponse(
+        error_of(request, "the search failed"), 500, headers=HEADERS
+    )  # it is made outside of `SafeHeaders`
 
 
 def make_app(
-    index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0, extras: Extras | None = None
+    index: SearchIndex,
+    model: Any,
+    hosts: Sequence[str] = (),
+    rerank: int = 0,
+    extras: Extras | None = None,
+    access: Access | None = None,
 ) -> Starlette:
     """The application.
 
@@ -310,9 +322,13 @@ def make_app(
         hosts: host names to accept besides those of this machine; `*` accepts all.
         rerank: see `Search`.
         extras: see `Search`.
+        access: who may ask for vectors; None: whoever reaches the server.
     """
     search = Search(index, model, rerank, extras)
+    computing, decoding = search.computing, search.uploaded
+    vectors = Embeddings(model, computing, decoding, access or Access(), search.check_language)
     routes = [
+        *vectors.routes,
         *(Route(path, page_file) for path in PAGE),
         Route("/about", search.about),
         Route("/search", search.by_text, methods=["POST"]),
@@ -327,10 +343,15 @@ def make_app(
 
 
 def make_server(
-    index: SearchIndex, model: Any, hosts: Sequence[str] = (), rerank: int = 0, extras: Extras | None = None
+    index: SearchIndex,
+    model: Any,
+    hosts: Sequence[str] = (),
+    rerank: int = 0,
+    extras: Extras | None = None,
+    access: Access | None = None,
 ) -> uvicorn.Server:
     """The uvicorn server of the application: no Server header, no access log."""
-    app = make_app(index, model, hosts, rerank, extras)
+    app = make_app(index, model, hosts, rerank, extras, access)
     quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False, "lifespan": "off"}
     # `LimitedProtocol` refuses sooner, with an answer in JSON.
     return uvicorn.Server(uvicorn.Config(app, http=LimitedProtocol, limit_concurrency=4 * MAX_CONNECTIONS, **quiet))
@@ -354,6 +375,7 @@ def serve(
     allowed_hosts: Sequence[str] = (),
     rerank: int = 0,
     extras: Extras | None = None,
+    access: Access | None = None,
 ) -> None:
     """Serve the page until the process is interrupted.
 
@@ -374,4 +396,4 @@ def serve(
     name = own[0] if own else "localhost"
     print(f"{len(index)} images at http://{name}:{listening.getsockname()[1]}/ (Ctrl-C stops)", flush=True)
     with listening, contextlib.suppress(KeyboardInterrupt):
-        make_server(index, model, hosts, rerank, extras).run(sockets=[listening])
+        make_server(index, model, hosts, rerank, extras, access).run(sockets=[listening])
