@@ -95,8 +95,8 @@ def load_image(
     except UnidentifiedImageError as error:
         raise ImageError(path, "is not an image in a known format") from error
     except Image.DecompressionBombError as error:
-        pixels = re.search(r"\((\d+) pixels\)", str(error))
-        raise ImageError(path, too_large(path, pixels[1] if pixels else "too many", max_pixels)) from error
+        counted = re.search(r"\((\d+) pixels\)", str(error))
+        raise ImageError(path, too_large(path, counted[1] if counted else "too many", max_pixels)) from error
     except Exception as error:  # decoders raise whatever broken bytes lead them to
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(path, f"cannot be decoded: {reason}") from error
