@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks._measure import medians_of_rounds, print_ratios
 from mclip_fairseq.data.states import TokenStates
 from mclip_fairseq.losses import symmetric_info_nce
-from mclip_fairseq.models.pooling import pool_last
+from mclip_fairseq.models.pooling import pad_rows, pool_last
 from mclip_fairseq.models.projectors import XProjector
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
 
@@ -51,6 +51,12 @@ def encoder_of(layers: int, dim: int) -> XLMREncoder:
     encoder = XLMREncoder(xlmr_args(sizes), dictionary)
     encoder.freeze("all")
     return encoder.eval()
+
+
+def padded(stored: TokenStates, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Cached states as the model gets them, and their padding."""
+    states, padding = stored.batch(rows)
+    return pad_rows(states, padding).float(), padding
 
 
 def all_positions(projector: XProjector, states: Tensor, padding: Tensor) -> Tensor:
@@ -93,14 +99,14 @@ def main() -> None:
         stored = TokenStates(np.load(file, mmap_mode="r", allow_pickle=False), sizes)
 
         ways: dict[str, Callable[[], object]] = {
-            OURS: lambda: step(projector, projector, image, *stored.batch(rows)),
+            OURS: lambda: step(projector, projector, image, *padded(stored, rows)),
             "the same, all positions": lambda: step(
-                projector, partial(all_positions, projector), image, *stored.batch(rows)
+                projector, partial(all_positions, projector), image, *padded(stored, rows)
             ),
             "step that computes the states": lambda: step(
                 projector, projector, image, encoder(tokens), tokens.eq(encoder.encoder.dictionary.pad())
             ),
-            "reading the states": lambda: stored.batch(rows),
+            "reading the states": lambda: padded(stored, rows),
         }
         measured = medians_of_rounds(ways, options.rounds)
     print(f"{options.layers} layers of {options.dim}, batch {options.batch}, {torch.get_num_threads()} threads")

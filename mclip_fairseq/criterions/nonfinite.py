@@ -61,7 +61,8 @@ def describe_samples(sample: Mapping[str, Any], what: str) -> str:
             bad = ~torch.isfinite(value.flatten(1)).all(dim=1)
             if bad.any():
                 names.append(name)
-                rows = bad if rows is None else rows | bad
+                if len(bad) == len(sample["id"]):  # cached token states are not one row per sample
+                    rows = bad if rows is None else rows | bad
     ids = sample["id"] if rows is None else sample["id"][rows.to(sample["id"].device)]
     shown = ", ".join(str(number) for number in ids[:SHOWN].tolist())
     more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""

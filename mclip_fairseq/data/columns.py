@@ -5,7 +5,7 @@
 | `TokenColumn` | `text_tokens` | (batch, length) int64 | the data directory |
 | `TranslationColumn` | `translation_tokens` | (batch, length) int64 | `--pair-language` |
 | `LanguageColumn` | `language` | str | `--langs`, for models with a text path per language |
-| `StateColumn` | `text_states`, `text_padding` | (batch, length, dim), (batch, length) bool | `--text-state-cache` |
+| `StateColumn` | `text_states`, `text_padding` | (tokens, dim) as stored, (batch, length) bool | `--text-state-cache` |
 | `FeatureColumn` | `image_features` | (batch, teacher dim) float32 | `--image-features` |
 | `FeatureColumn` | `teacher_text` | (batch, teacher dim) float32 | `--text-features` |
 | `PixelColumn` | `pixel_values` | (readable, channels, height, width) float32 | `--image-root` |
@@ -106,7 +106,7 @@ class StateColumn(Column):
         self.states = states
 
     def batch(self, rows: Rows) -> dict[str, Tensor]:
-        """`text_states`, zero at pads, and `text_padding`, True there."""
+        """`text_states`, back to back without pads, and `text_padding`, True at pads."""
         states, padding = self.states.batch(rows)
         return {"text_states": states, "text_padding": padding}
 

@@ -3,7 +3,10 @@
 import hashlib
 import logging
 import os
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +16,13 @@ from tqdm import tqdm
 
 from mclip_fairseq.batching import batch_cost, batches_by_tokens
 from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.losses.gather import every_nth, objects_of_all_ranks
 from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.indexed import MappedValues
 
 logger = logging.getLogger(__name__)
+Numbers = npt.NDArray[np.int64]
 
 
 class TokenStates(MappedValues):
@@ -28,27 +33,34 @@ class TokenStates(MappedValues):
         sizes: (sentences,) tokens per sentence.
     """
 
-    def __init__(self, values: npt.NDArray[np.floating], sizes: npt.NDArray[np.int64]) -> None:
+    def __init__(self, values: npt.NDArray[np.floating], sizes: Numbers) -> None:
         self.values = values
         self.sizes = sizes
-        self.offsets = np.concatenate([[0], np.cumsum(sizes)])[:-1]
+        self.offsets = starts_of(sizes)
 
-    def batch(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Right-padded states.
+    def batch(self, rows: Numbers) -> tuple[Tensor, Tensor]:
+        """States back to back, as stored: half of them padding, and in float32, would be three times as much to copy.
 
         Args:
             rows: (batch,) sentence numbers.
 
         Returns:
-            (batch, longest, dim) float32 states, zero at pads, and (batch, longest) bool padding.
+            (tokens of the batch, dim) states in their stored type, and (batch, longest) bool padding, on the right;
+            `models.pooling.pad_rows` puts them together on the model's device.
         """
-        sizes = self.sizes[rows][:, None]
-        # One fancy index over the flat array: pads read the sentence's first state and are zeroed below.
-        column = np.arange(int(sizes.max(initial=1)))[None, :]
-        padding = column >= sizes
-        states = self.values[self.offsets[rows][:, None] + np.where(padding, 0, column)].astype(np.float32)
-        states[padding] = 0.0
-        return torch.from_numpy(states), torch.from_numpy(padding)
+        sizes = self.sizes[rows]
+        padding = np.arange(int(sizes.max(initial=1)))[None, :] >= sizes[:, None]
+        return torch.from_numpy(self.values[places_of(self.offsets[rows], sizes)]), torch.from_numpy(padding)
+
+
+def starts_of(sizes: Numbers) -> Numbers:
+    """Where each sentence begins in a flat array of all of them."""
+    return np.concatenate([[0], np.cumsum(sizes)])[:-1]
+
+
+def places_of(offsets: Numbers, sizes: Numbers) -> Numbers:
+    """The positions in the flat array of all tokens of some sentences, one sentence after the other."""
+    return np.repeat(offsets - starts_of(sizes), sizes) + np.arange(int(sizes.sum()))
 
 
 def cache_name(tokens: FlatTokens, encoder: TextEncoder) -> str:
@@ -59,30 +71,113 @@ def cache_name(tokens: FlatTokens, encoder: TextEncoder) -> str:
     return f"states-{digest.hexdigest()[:24]}.npy"
 
 
-def compute_states(path: Path, tokens: FlatTokens, encoder: TextEncoder, device: torch.device, dtype: str) -> None:
-    """Encode all sentences into one `.npy` file, longest batches last, and move it into place when complete."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    sizes = tokens.sizes
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    out = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(int(offsets[-1]), encoder.dim))
-    encoder = encoder.to(device).eval()
-    with torch.inference_mode(), tqdm(total=len(sizes), desc="token states", unit="caption") as progress:
-        for rows in batches_by_tokens(sizes, batch_cost(device)):
-            states = encoder(tokens.batch(rows).to(device)).float().cpu().numpy()
-            inside = np.arange(states.shape[1])[None, :] < sizes[rows][:, None]
-            places = offsets[rows][:, None] + np.arange(states.shape[1])[None, :]
-            out[places[inside]] = states[inside]
-            progress.update(len(rows))
-    out.flush()
-    os.replace(partial, path)
+class StateWriter:
+    """Encodes sentences into one `.npy` file, alone or together with other ranks.
+
+    Args:
+        path: of the file.
+        tokens: the sentences.
+        encoder: a frozen encoder; it is moved to `device`.
+        device: where to encode.
+        dtype: `float32` or `float16` on disk.
+        lowered: compute in bfloat16 where torch.autocast does.
+    """
+
+    def __init__(
+        self, path: Path, tokens: FlatTokens, encoder: TextEncoder, device: torch.device, dtype: str, lowered: bool
+    ) -> None:
+        self.path, self.tokens, self.device, self.dtype, self.lowered = path, tokens, device, dtype, lowered
+        self.encoder = encoder.to(device).eval()
+        self.sizes = tokens.sizes
+        self.batches = list(batches_by_tokens(self.sizes, batch_cost(device)))
+
+    def alone(self) -> None:
+        """Encode everything, and move the file into place when it is complete."""
+        partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        self.write(partial, zip(self.batches, self.encoded(self.batches), strict=True))
+        os.replace(partial, self.path)
+
+    def together(self, mark: str) -> None:
+        """Encode this rank's share of the batches; rank 0 puts the shares of all ranks into the file.
+
+        Args:
+            mark: part of the names of the shares, the same on all ranks.
+        """
+        shares = [self.path.with_suffix(f".{mark}.share{rank}.npy") for rank in range(len(objects_of_all_ranks(None)))]
+        own = every_nth()
+        mine = self.batches[own]
+        out = self.open(shares[own.start], sum(int(self.sizes[rows].sum()) for rows in mine))
+        begin = 0
+        for states in self.encoded(mine):
+            out[begin : begin + len(states)] = states
+            begin += len(states)
+        out.flush()
+        objects_of_all_ranks(None)  # all shares are complete
+        if own.start == 0:
+            partial = self.path.with_suffix(f".{mark}.partial")
+            self.write(partial, self.joined(shares))
+            os.replace(partial, self.path)
+        objects_of_all_ranks(None)  # the file is complete
+        shares[own.start].unlink()
+
+    def joined(self, shares: Sequence[Path]) -> Iterator[tuple[Numbers, npt.NDArray[np.floating]]]:
+        """The batches of all ranks and their states, from the shares."""
+        for rank, share in enumerate(shares):
+            states, begin = np.load(share, mmap_mode="r", allow_pickle=False), 0
+            for rows in self.batches[rank :: len(shares)]:
+                end = begin + int(self.sizes[rows].sum())
+                yield rows, states[begin:end]
+                begin = end
+
+    @torch.inference_mode()
+    def encoded(self, batches: Sequence[Numbers]) -> Iterator[npt.NDArray[np.floating]]:
+        """(tokens, dim) states of each batch back to back, longest sentences last."""
+        with tqdm(total=sum(map(len, batches)), desc="token states", unit="caption") as progress:
+            for rows in batches:
+                tokens = self.tokens.batch(rows).to(self.device)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.lowered):
+                    states = self.encoder(tokens).to(getattr(torch, self.dtype)).cpu().numpy()
+                yield states[np.arange(states.shape[1])[None, :] < self.sizes[rows][:, None]]
+                progress.update(len(rows))
+
+    def open(self, path: Path, length: int) -> "np.memmap[Any, np.dtype[np.floating]]":
+        """A new memory-mapped file for this many states."""
+        return np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=(length, self.encoder.dim))
+
+    def write(self, path: Path, parts: Iterator[tuple[Numbers, npt.NDArray[np.floating]]]) -> None:
+        """Write batches of sentences to their places in a new file."""
+        out, offsets = self.open(path, int(self.sizes.sum())), starts_of(self.sizes)
+        for rows, states in parts:
+            out[places_of(offsets[rows], self.sizes[rows])] = states
+        out.flush()
+
+
+def common_mark(directory: Path) -> str:
+    """A name that all ranks share if they see the same directory; empty if they do not, or for one rank alone."""
+    mark = objects_of_all_ranks(uuid.uuid4().hex)[0]
+    if len(objects_of_all_ranks(None)) == 1:
+        return ""
+    file, first = directory / f".{mark}", every_nth().start == 0
+    if first:
+        file.touch()
+    objects_of_all_ranks(None)
+    common = all(objects_of_all_ranks(file.exists()))
+    if first:
+        file.unlink()
+    return mark if common else ""
 
 
 def cached_states(
-    directory: str | Path, tokens: FlatTokens, encoder: TextEncoder, device: torch.device, dtype: str
+    directory: str | Path,
+    tokens: FlatTokens,
+    encoder: TextEncoder,
+    device: torch.device,
+    dtype: str,
+    lowered: bool = False,
 ) -> TokenStates:
     """Open the cache of these sentences under this encoder, computing it where it is missing.
 
-    Every process may call this: files are complete or absent, and two that compute the same write the same.
+    Every rank must call this. Ranks that share the directory share the work; others compute all of it.
 
     Args:
         directory: where caches are kept.
@@ -90,11 +185,20 @@ def cached_states(
         encoder: a frozen encoder; it is moved to `device`.
         device: where to encode.
         dtype: `float32` or `float16` on disk.
+        lowered: compute in bfloat16 where torch.autocast does.
+
+    Raises:
+        UserError: the cache holds something else.
     """
-    path = Path(directory) / f"{dtype}-{cache_name(tokens, encoder)}"
+    precision = "bfloat16-" if lowered else ""
+    path = Path(directory) / f"{precision}{dtype}-{cache_name(tokens, encoder)}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        compute_states(path, tokens, encoder, device, dtype)
+    if not all(objects_of_all_ranks(path.exists())):
+        writer, mark = StateWriter(path, tokens, encoder, device, dtype, lowered), common_mark(path.parent)
+        if mark:
+            writer.together(mark)
+        elif not path.exists():
+            writer.alone()
     logger.info("token states of %d captions: %s", len(tokens), path.name)
     states = np.load(path, mmap_mode="r", allow_pickle=False)
     if states.shape != (int(tokens.sizes.sum()), encoder.dim) or states.dtype != dtype:

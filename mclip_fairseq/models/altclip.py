@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.models.adapters import ADAPTERS
 from mclip_fairseq.models.altclip_options import AltCLIPModelConfig
 from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
+from mclip_fairseq.models.autocast import unit, widened
 from mclip_fairseq.models.dual_encoder import Columns, ImageTransform
 from mclip_fairseq.models.inverse import INVERSE, InverseTower
 from mclip_fairseq.models.sizes import ENCODER, SizeGroup
@@ -208,7 +208,7 @@ class AltCLIPModel(TeacherLearningModel):
     @property
     def scale(self) -> Tensor:
         """The factor of the cosine, 0-d, without an upper limit, as published."""
-        return self.logit_scale.exp()
+        return widened(self.logit_scale).exp()
 
     @property
     def image_space(self) -> str:
@@ -258,7 +258,7 @@ class AltCLIPModel(TeacherLearningModel):
         self, tokens: Tensor | None = None, states: Tensor | None = None, padding: Tensor | None = None
     ) -> Tensor:
         """Text in the joint space, (batch, dim), L2-normalised."""
-        return F.normalize(self.text_projection(self.student(tokens, states, padding)), dim=1)
+        return unit(self.text_projection(self.student(tokens, states, padding)))
 
     def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Images in the joint space.
@@ -281,7 +281,7 @@ class AltCLIPModel(TeacherLearningModel):
             raise UserError("this model was built without its teacher; pass --teacher to encode pixels")
         if self.visual_projection is not None:
             features = self.visual_projection(features)
-        return F.normalize(features, dim=1)
+        return unit(features)
 
     def word_logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Scores of all words at some positions: XLM-R's output layer on the head's normalised states, as published.
@@ -314,7 +314,7 @@ class AltCLIPModel(TeacherLearningModel):
 
         Args:
             text_tokens: (batch, length) ids; or
-            text_states: (batch, length, dim) token states of the frozen encoder with
+            text_states: token states of the frozen encoder, see `token_states`, with
             text_padding: (batch, length) bool.
             image_features: (batch, feature dim); or
             pixel_values: (batch, channels, height, width); or neither.
@@ -335,11 +335,13 @@ class AltCLIPModel(TeacherLearningModel):
             words, word_labels = self.word_logits(masked_tokens, hidden), masked_labels[hidden]
         return {
             "student": student,
-            "text": F.normalize(self.text_projection(student), dim=1),
+            "text": unit(self.text_projection(student)),
             "image": self.encode_image(pixel_values, image_features) if has_image else None,
             "teacher_text": teacher_text,
             "scale": self.scale,
-            "distillation_scale": None if self.distillation_log_scale is None else self.distillation_log_scale.exp(),
+            "distillation_scale": None
+            if self.distillation_log_scale is None
+            else widened(self.distillation_log_scale).exp(),
             "words": words,
             "word_labels": word_labels,
         }

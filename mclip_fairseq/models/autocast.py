@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -31,6 +32,16 @@ class Autocast:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
+
+
+def widened(values: Tensor) -> Tensor:
+    """Values in float32 where they are of lower precision."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def unit(rows: Tensor) -> Tensor:
+    """L2-normalised rows, (rows, dim), in float32 at least: in half precision, cosines would be off by 1e-3."""
+    return F.normalize(widened(rows), dim=1)
 
 
 def in_float32(value: Any) -> Any:

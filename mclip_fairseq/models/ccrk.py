@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.losses.matching import MatchingPairs
 from mclip_fairseq.models.architectures import XLMR_TINY, set_defaults
+from mclip_fairseq.models.autocast import unit
 from mclip_fairseq.models.ccrk_options import CCRKModelConfig, chosen_layers, swin_sizes
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
 from mclip_fairseq.models.fusion import FusionEncoder, MatchingHead
@@ -185,11 +185,11 @@ class CCRKModel(DualEncoder):
 
     def image_features(self, states: Tensor) -> Tensor:
         """Image states -> (batch, dim), L2-normalised."""
-        return F.normalize(self.vision_proj(states[:, 0]), dim=1)
+        return unit(self.vision_proj(states[:, 0]))
 
     def text_features(self, states: Tensor, padding: Tensor) -> Tensor:
         """Text states -> (batch, dim), L2-normalised."""
-        return F.normalize(self.text_proj(pool_first(states, padding)), dim=1)
+        return unit(self.text_proj(pool_first(states, padding)))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(batch, length) ids `<s> ... </s>`, padded on either side -> (batch, dim), L2-normalised."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
+from mclip_fairseq.models.autocast import unit, widened
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.sizes import ENCODER
@@ -115,7 +115,7 @@ class ContrastiveTensionModel(DualEncoder):
     @property
     def scale(self) -> Tensor:
         """The learned factor of the cosine, 0-d, for negatives from within the batch."""
-        return self.log_scale.exp()
+        return widened(self.log_scale).exp()
 
     def max_positions(self) -> int:
         """Longest sentence in tokens."""
@@ -135,7 +135,7 @@ class ContrastiveTensionModel(DualEncoder):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Sentences, (batch, length) ids -> (batch, dim), L2-normalised."""
-        return F.normalize(self.pooled(ENCODERS[int(self.better)], tokens), dim=1)
+        return unit(self.pooled(ENCODERS[int(self.better)], tokens))
 
     def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Never.

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
+from mclip_fairseq.models.autocast import unit, widened
 from mclip_fairseq.models.pooling import pool_mean
 from mclip_fairseq.models.projectors import PROJECTOR_STARTS, XProjector, c_projector, text_head
 from mclip_fairseq.models.sizes import check_chosen_sizes
@@ -117,7 +117,7 @@ class MCLIPModel(StudentModel):
     @property
     def scale(self) -> Tensor:
         """The learned scale, 0-d, at most `--logit-scale-max`; it multiplies the cosine."""
-        return self.logit_scale.exp().clamp(max=self.cfg.logit_scale_max)
+        return widened(self.logit_scale).exp().clamp(max=self.cfg.logit_scale_max)
 
     def encode_text(
         self, tokens: Tensor | None = None, states: Tensor | None = None, padding: Tensor | None = None
@@ -126,7 +126,7 @@ class MCLIPModel(StudentModel):
 
         Args:
             tokens: (batch, length) ids `<s> ... </s>`, padded on either side; or
-            states: (batch, length, dim) token states of the frozen encoder with
+            states: token states of the frozen encoder, see `token_states`, with
             padding: (batch, length) bool, True at pads.
 
         Returns:
@@ -137,15 +137,15 @@ class MCLIPModel(StudentModel):
         if self.cfg.pooling == "mean":
             # One state per sentence is left, so the projector's attention has a single position to look at.
             states, padding = pool_mean(states, padding)[:, None], padding.new_zeros(len(padding), 1)
-        return F.normalize(self.text_head(self.x_projector(states, padding)), dim=1)
+        return unit(self.text_head(self.x_projector(states, padding)))
 
     def project_teacher(self, features: Tensor) -> Tensor:
         """Teacher features, image or text, (batch, teacher dim) -> (batch, dim), L2-normalised.
 
         They are normalised first, so that directories stored with and without normalisation give the same.
         """
-        normalised = F.normalize(features.float(), dim=1).to(self.c_projector.weight.dtype)
-        return F.normalize(self.c_projector(normalised), dim=1)
+        normalised = unit(features).to(self.c_projector.weight.dtype)
+        return unit(self.c_projector(normalised))
 
     def forward(
         self,
@@ -162,7 +162,7 @@ class MCLIPModel(StudentModel):
 
         Args:
             text_tokens: (batch, length) caption ids; or
-            text_states: (batch, length, dim) their cached token states with
+            text_states: their cached token states, see `token_states`, with
             text_padding: (batch, length) bool.
             image_features: (batch, teacher dim); or
             pixel_values: (batch, channels, height, width); or neither.

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.models.acquirers import block_states, make_acquirers, pool_first
 from mclip_fairseq.models.architectures import set_defaults
+from mclip_fairseq.models.autocast import unit
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
 from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, state_hash
 from mclip_fairseq.models.mla_options import ENGLISH, MLAModelConfig, check_options, split_names
@@ -156,7 +156,7 @@ class MLAModel(DualEncoder):
     @property
     def scale(self) -> Tensor:
         """Factor of the cosine, 0-d: 100 in every stage."""
-        return self.embedding_linear.weight.new_tensor(SCALE)
+        return self.embedding_linear.weight.new_full((), SCALE, dtype=torch.float32)
 
     @property
     def text_description(self) -> str:
@@ -218,7 +218,7 @@ class MLAModel(DualEncoder):
 
     def encode_text(self, tokens: Tensor, language: str) -> Tensor:
         """Text in CLIP's space, (batch, dim), L2-normalised; see `text_features`."""
-        return F.normalize(self.text_features(tokens, language), dim=1)
+        return unit(self.text_features(tokens, language))
 
     def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """(batch, channels, height, width) pixels, or (batch, dim) features of CLIP -> (batch, dim), L2-normalised."""
@@ -226,7 +226,7 @@ class MLAModel(DualEncoder):
             assert pixel_values is not None
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_clip):
                 features = projected(self.clip.get_image_features(pixel_values=pixel_values))
-        return F.normalize(features, dim=1)
+        return unit(features)
 
     def forward(
         self,
@@ -256,7 +256,7 @@ class MLAModel(DualEncoder):
         has_image = image_features is not None or pixel_values is not None
         return {
             "student": student,
-            "text": F.normalize(student, dim=1),
+            "text": unit(student),
             "image": self.encode_image(pixel_values, image_features) if has_image else None,
             "teacher_text": teacher_text,
             "scale": self.scale,

@@ -43,8 +43,25 @@ def pool_mean(states: Tensor, padding: Tensor) -> Tensor:
     Returns:
         (batch, dim) of the states' dtype.
     """
-    kept = (~padding).to(states.dtype).unsqueeze(2)
-    return (states * kept).sum(1) / kept.sum(1).clamp(min=1)
+    kept = (~padding).unsqueeze(2)
+    # In half precision, a count beyond 256 would be rounded.
+    wide = torch.promote_types(states.dtype, torch.float32)
+    total = (states * kept.to(states.dtype)).sum(1, dtype=wide)
+    return (total / kept.sum(1, dtype=wide).clamp(min=1)).to(states.dtype)
+
+
+def pad_rows(rows: Tensor, padding: Tensor) -> Tensor:
+    """States of sentences back to back, as a padded batch; the device need not be waited for.
+
+    Args:
+        rows: (tokens of all sentences, dim).
+        padding: (batch, length) bool, True at pads.
+
+    Returns:
+        (batch, length, dim), zero at pads.
+    """
+    place = ((~padding).flatten().cumsum(0) - 1).clamp(min=0)
+    return rows.index_select(0, place).view(*padding.shape, -1).masked_fill(padding[:, :, None], 0)
 
 
 POOLING = {"mean": pool_mean, "first": pool_first, "last": pool_last}

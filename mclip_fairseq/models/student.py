@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mclip_fairseq.models.autocast import unit
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
+from mclip_fairseq.models.pooling import pad_rows
 from mclip_fairseq.models.sizes import ENCODER, PROJECTORS, SizeGroup
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.models.text_encoder import TextEncoder
@@ -128,17 +129,19 @@ class StudentModel(DualEncoder):
 
         Args:
             tokens: (batch, length) ids, padded; or
-            states: (batch, length, dim) cached states with
+            states: (tokens, dim) cached states of all captions, back to back, in any floating type, or (batch, length,
+                dim), with
             padding: (batch, length) bool, True at pads.
 
         Returns:
-            states (batch, length, dim) and padding (batch, length).
+            states (batch, length, dim) of the encoder's type, and padding (batch, length).
         """
         if states is None or padding is None:
             assert tokens is not None
             # The encoder runs without gradients where it is frozen; see `TextEncoder.forward`.
             return self.text_encoder(tokens), tokens.eq(self.padding_idx)
-        return states, padding
+        states = pad_rows(states, padding) if states.dim() == 2 else states
+        return states.to(next(self.text_encoder.parameters()).dtype), padding
 
     def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Images in the joint space.
@@ -162,7 +165,7 @@ class StudentModel(DualEncoder):
 
     def project_teacher(self, features: Tensor) -> Tensor:
         """Teacher features, image or text, (batch, teacher dim) -> (batch, dim), L2-normalised."""
-        return F.normalize(features, dim=1)
+        return unit(features)
 
     def max_positions(self) -> int:
         """Longest caption in tokens."""

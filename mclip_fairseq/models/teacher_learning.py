@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
 from mclip_fairseq.models.adapters import ADAPTERS, add_adapters
 from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
+from mclip_fairseq.models.autocast import unit, widened
 from mclip_fairseq.models.dual_encoder import Columns
 from mclip_fairseq.models.pooling import POOLING
 from mclip_fairseq.models.student import StudentModel
@@ -136,7 +136,7 @@ class TeacherLearningModel(StudentModel):
         """The teacher's scale, 0-d; CLIP's where the model was built without its teacher."""
         stored = None if self.teacher is None else self.teacher.logit_scale
         parameter = next(self.projection.parameters())
-        return parameter.new_tensor(CLIP_SCALE if stored is None else stored)
+        return parameter.new_full((), CLIP_SCALE if stored is None else stored, dtype=torch.float32)
 
     def external_parts(self) -> tuple[str, ...]:
         """The teacher, and a text encoder of which nothing is trained."""
@@ -164,7 +164,7 @@ class TeacherLearningModel(StudentModel):
         self, tokens: Tensor | None = None, states: Tensor | None = None, padding: Tensor | None = None
     ) -> Tensor:
         """Text in the teacher's space, (batch, teacher dim), L2-normalised."""
-        return F.normalize(self.student(tokens, states, padding), dim=1)
+        return unit(self.student(tokens, states, padding))
 
     def forward(
         self,
@@ -181,7 +181,7 @@ class TeacherLearningModel(StudentModel):
 
         Args:
             text_tokens: (batch, length) ids; or
-            text_states: (batch, length, dim) token states of the frozen encoder with
+            text_states: token states of the frozen encoder, see `token_states`, with
             text_padding: (batch, length) bool.
             image_features: (batch, teacher dim) of the images, for retrieval in validation; or
             pixel_values: (batch, channels, height, width). Training needs neither.
@@ -201,13 +201,15 @@ class TeacherLearningModel(StudentModel):
             image = self.encode_image(pixel_values, image_features) if has_image else None
         return {
             "student": student,
-            "text": F.normalize(student, dim=1),
+            "text": unit(student),
             "image": image,
             "teacher_text": teacher_text,
             "image_bank": None if image_bank is None else self.project_teacher(image_bank),
             "translation": None if translation_tokens is None else self.encode_text(translation_tokens),
             "scale": self.scale,
-            "distillation_scale": None if self.distillation_log_scale is None else self.distillation_log_scale.exp(),
+            "distillation_scale": None
+            if self.distillation_log_scale is None
+            else widened(self.distillation_log_scale).exp(),
         }
 
     def portable_text(self) -> nn.Module:

@@ -73,7 +73,7 @@ class FusedAdamW(MomentumOptimizer):
         if not fresh:
             raise UserError(
                 "--fresh-lr-multiplier: no parameter is marked as fresh; leave it out for models that mark none, and "
-                "with --fp16, whose copies of the parameters lose the mark, add --memory-efficient-fp16"
+                "replace --fp16, whose copies of the parameters lose the mark, by --autocast bfloat16"
             )
         return [group | {"lr_multiplier": factor} for group in decay_groups(fresh)]
 

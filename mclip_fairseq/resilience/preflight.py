@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from fairseq.file_io import PathManager
+from fairseq.registry import REGISTRIES
 from omegaconf import OmegaConf
 
 from mclip_fairseq.resilience.choosing import LAST
 from mclip_fairseq.storage.errors import UserError
 
-HALF_PRECISION = ("fp16", "memory_efficient_fp16", "amp")
+HALF_PRECISION = ("fp16", "memory_efficient_fp16")
 RECALL = "mean_recall"
 
 
@@ -29,6 +30,7 @@ def check_launch(cfg: Any) -> None:
     check_precision(cfg.common, OmegaConf.select(cfg, "task.autocast"))
     check_batches(cfg.dataset)
     check_numbers(cfg)
+    check_hardware(cfg)
     check_restored_files(cfg.checkpoint)
     check_metric(cfg)
 
@@ -45,6 +47,11 @@ def check_precision(common: Any, autocast: Any) -> None:
         raise UserError(
             f"{option}: is fairseq's TPU mode, which does not work here; leave it out, and pass --autocast bfloat16 "
             "for bfloat16 on GPUs or CPUs"
+        )
+    if common.amp:
+        raise UserError(
+            "--amp: fairseq divides gradients by the loss scale twice, so that updates fade; pass --autocast bfloat16, "
+            "or --fp16"
         )
     lowered = autocast not in (None, "none")
     on_gpu = torch.cuda.is_available() and not common.cpu
@@ -98,6 +105,24 @@ def check_numbers(cfg: Any) -> None:
     for name, value in dict(cfg.model or {}).items():
         if name.endswith("dropout") and not 0 <= value <= 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: is not a probability; give a number from 0 to 1")
+
+
+def check_hardware(cfg: Any) -> None:
+    """Refuse TF32 without a GPU, and fairseq's copy-free float16 with an optimizer that cannot work with it.
+
+    Args:
+        cfg: fairseq's configuration.
+    """
+    if OmegaConf.select(cfg, "task.tf32") and (cfg.common.cpu or not torch.cuda.is_available()):
+        raise UserError("--tf32: is for GPUs; leave it out")
+    name = getattr(cfg.optimizer, "_name", None)
+    kind = REGISTRIES["optimizer"]["registry"].get(name)
+    ours = kind is not None and kind.__module__.split(".")[0] == __name__.split(".")[0]
+    if cfg.common.memory_efficient_fp16 and ours:
+        raise UserError(
+            f"--memory-efficient-fp16: --optimizer {name} needs weights in float32; pass --autocast bfloat16, or "
+            "--fp16 --fp16-no-flatten-grads"
+        )
 
 
 def check_restored_files(cfg: Any) -> None:

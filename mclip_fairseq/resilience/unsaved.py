@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fairseq.optim import FP16Optimizer
+from fairseq.optim import FP16Optimizer, MemoryEfficientFP16Optimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 KEY = "mclip_unsaved"
+SCALED = (FP16Optimizer, MemoryEfficientFP16Optimizer)
 # Of torch's schedule: fairseq stores the last epoch, but counts it up when it loads a checkpoint.
 PLATEAU = ("num_bad_epochs", "cooldown_counter", "last_epoch")
 
@@ -24,6 +25,7 @@ def unsaved(trainer: Any) -> dict[str, Any]:
     state: dict[str, Any] = {}
     if isinstance(trainer.optimizer, FP16Optimizer):
         state["fp32_params"] = [parameter.detach() for parameter in full_precision(trainer.optimizer)]
+    if isinstance(trainer.optimizer, SCALED):
         state["scaler"] = counters(trainer.optimizer.scaler)
     watching = watching_schedule(trainer)
     if watching is not None:
@@ -42,6 +44,7 @@ def restore(trainer: Any, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
             for parameter, kept in zip(full_precision(trainer.optimizer), state["fp32_params"], strict=True):
                 parameter.copy_(kept)
+    if "scaler" in state and isinstance(trainer.optimizer, SCALED):
         for name, value in state["scaler"].items():
             setattr(trainer.optimizer.scaler, name, value)
     watching = watching_schedule(trainer)

@@ -284,7 +284,10 @@ class CaptionTask(SampledTask):
             return TokenColumn(tokens)
         device = torch.device("cuda" if torch.cuda.is_available() and not self.cfg.cpu else "cpu")
         encoder = self.model.frozen_text_encoder
-        states = cached_states(self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype))
+        lowered = self.cfg.autocast != "none"
+        states = cached_states(
+            self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype), lowered
+        )
         return StateColumn(states)
 
     def pixel_column(self, image_ids: Sequence[str], training: bool) -> PixelColumn:

@@ -1,5 +1,6 @@
 """Base class of the tasks: language options, single-language batches, and steps where a rank has no data."""
 
+import contextlib
 import functools
 import logging
 import zlib
@@ -14,7 +15,6 @@ from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
-from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import II, open_dict
 from torch import Tensor
@@ -80,6 +80,10 @@ class SampledTaskConfig(FairseqDataclass):
             "gradients, optimizer and losses stay in float32"
         },
     )
+    tf32: bool = field(
+        default=False,
+        metadata={"help": "compute products of float32 matrices in TF32, with 10 bits of mantissa (recent GPUs)"},
+    )
     save_dir: str = II("checkpoint.save_dir")
     seed: int = II("common.seed")
 
@@ -107,6 +111,8 @@ class SampledTask(FairseqTask):
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
+        if cfg.tf32:
+            torch.set_float32_matmul_precision("high")
         self.model: Any = None
         self.skips = SkipList(Path(cfg.save_dir) / "skipped.tsv", cfg.skip_budget)
         self.between_batches: Callable[[], None] = _nothing
@@ -201,10 +207,11 @@ class SampledTask(FairseqTask):
         """
         bad_rows: Tensor | int = 0
         computed = self.in_precision(model)
-        if isinstance(criterion, TermsCriterion):
-            loss, sample_size, logged, bad_rows = criterion.outcome(computed, sample)
-        else:  # one of fairseq's, or a user's
-            loss, sample_size, logged = criterion(computed, sample)
+        with self.autocast(loss_device(model)):
+            if isinstance(criterion, TermsCriterion):
+                loss, sample_size, logged, bad_rows = criterion.outcome(computed, sample)
+            else:  # one of fairseq's, or a user's
+                loss, sample_size, logged = criterion(computed, sample)
         blame, counts = find_nonfinite(loss, bad_rows, sample, sample["is_dummy"])
         if self.kept_in_update["update"] != update_num:
             self.kept_in_update = {"update": update_num, "kept": 0}
@@ -225,12 +232,17 @@ class SampledTask(FairseqTask):
         """The model as --autocast computes it; the model itself without that option."""
         return model if self.cfg.autocast == "none" else Autocast(model, torch.bfloat16)
 
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        """For what a criterion computes besides its losses, which keep to float32: a product with the token table."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.autocast != "none")
+
     def valid_step(
         self, sample: dict[str, Any], model: torch.nn.Module, criterion: torch.nn.Module
     ) -> tuple[Tensor, Any, dict[str, Any]]:
         """Fairseq's step, in the precision of --autocast."""
         self.validating = True
-        step: tuple[Tensor, Any, dict[str, Any]] = super().valid_step(sample, self.in_precision(model), criterion)
+        with self.autocast(loss_device(model)):
+            step: tuple[Tensor, Any, dict[str, Any]] = super().valid_step(sample, self.in_precision(model), criterion)
         return step
 
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
@@ -243,8 +255,6 @@ class SampledTask(FairseqTask):
     def optimizer_step(self, optimizer: Any, model: torch.nn.Module, update_num: int) -> None:
         """Fairseq's step, unless no batch of this update counts: momentum and decay must not act alone."""
         if self.kept_in_update == {"update": update_num, "kept": 0}:
-            if isinstance(optimizer, AMPOptimizer):
-                optimizer.scaler.update()
             return
         super().optimizer_step(optimizer, model, update_num)
 
@@ -350,6 +360,11 @@ def model_class(cfg: Any) -> Any:
     """The registered class behind a model's options; None for an unknown name."""
     name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
     return ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
+
+
+def loss_device(model: torch.nn.Module) -> torch.device:
+    """Where a model computes."""
+    return next(model.parameters()).device
 
 
 def on_cpu(logging_outputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -42,7 +42,11 @@ Train = Callable[..., str]
         (("--tpu",), r"^--tpu: is fairseq's TPU mode"),
         (("--fp16",), r"^--fp16: needs a GPU, and --cpu is given; leave it out to train in float32$"),
         (("--memory-efficient-fp16",), r"^--fp16: needs a GPU"),
-        (("--amp",), r"^--amp: needs a GPU"),
+        (
+            ("--amp",),
+            r"^--amp: fairseq divides gradients by the loss scale twice, .*; pass --autocast bfloat16, or ",
+        ),
+        (("--tf32",), r"^--tf32: is for GPUs; leave it out$"),
         (("--best-checkpoint-metric", "mean_recall"), r"is measured with --valid-retrieval only; pass it as well$"),
         (
             ("--best-checkpoint-metric", "mean_recall_de", "--valid-retrieval"),

@@ -21,7 +21,7 @@ ALLOWED = {
     "resilience": "losses storage",
     "registration": "compat resilience storage",  # and all that it registers, which it finds by folder
     "models": "compat losses storage",
-    "data": "batching compat models resilience storage",
+    "data": "batching compat losses models resilience storage",
     "criterions": "losses storage",
     "optim": "storage",
     "encoding": "batching storage",

@@ -1,0 +1,114 @@
+"""Cached token states: what a batch carries, and ranks that share the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fairseq.data import Dictionary
+
+from mclip_fairseq.data import states
+from mclip_fairseq.data.states import TokenStates, cached_states, places_of
+from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
+from mclip_fairseq.models.pooling import pad_rows, pool_mean
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+
+SIZES: dict[str, Any] = {
+    "encoder_layers": 1,
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 32,
+    "encoder_attention_heads": 2,
+}
+
+
+def model_and_captions() -> tuple[MCLIPModel, FlatTokens]:
+    torch.manual_seed(0)
+    pieces = Dictionary()
+    for number in range(50):
+        pieces.add_symbol(f"piece{number}")
+    pieces.add_symbol("<mask>")
+    cfg: Any = MCLIPModelConfig(teacher_dim=6, projector_ffn_embed_dim=32, projector_attention_heads=2, **SIZES)
+    sentences = [torch.randint(5, 50, (length,)) for length in (3, 9, 1, 5, 5, 2, 7)]
+    return MCLIPModel(cfg, XLMREncoder.build("", cfg, pieces), None, {}), FlatTokens.from_sentences(sentences, pieces)
+
+
+def test_a_batch_is_put_together_on_the_device() -> None:
+    values, sizes = np.arange(24, dtype=np.float16).reshape(12, 2), np.array([3, 1, 5, 2, 1])
+    stored, rows = TokenStates(values, sizes), np.array([2, 0, 4])
+    flat, padding = stored.batch(rows)
+    assert flat.dtype == torch.float16
+    assert flat.shape == (9, 2)
+    expected = torch.zeros(3, 5, 2, dtype=torch.float16)
+    for place, (begin, size) in enumerate([(4, 5), (0, 3), (11, 1)]):
+        expected[place, :size] = torch.from_numpy(values[begin : begin + size])
+    assert torch.equal(pad_rows(flat, padding), expected)
+    assert padding.sum(1).tolist() == [0, 2, 4]
+    assert places_of(np.array([4, 0]), np.array([2, 1])).tolist() == [4, 5, 0]
+    left = torch.tensor([[True, False, False], [True, True, False]])
+    assert torch.equal(pad_rows(flat[:3], left)[1], torch.stack([flat[0] * 0, flat[0] * 0, flat[2]]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cached_states_equal_computed_ones(dtype: str, tmp_path: Path) -> None:
+    model, captions = model_and_captions()
+    model.eval()
+    cache = cached_states(tmp_path, captions, model.text_encoder, torch.device("cpu"), dtype)
+    rows = np.array([4, 0, 1])
+    flat, padding = cache.batch(rows)
+    computed, cached = model.encode_text(captions.batch(rows)), model.encode_text(states=flat, padding=padding)
+    torch.testing.assert_close(cached, computed, rtol=0, atol=1e-6 if dtype == "float32" else 2e-3)
+    assert [path.name for path in tmp_path.iterdir()] == [next(tmp_path.glob(f"{dtype}-states-*.npy")).name]
+
+
+def test_states_of_bfloat16_are_a_cache_of_their_own(tmp_path: Path) -> None:
+    model, captions = model_and_captions()
+    full, low = (
+        cached_states(tmp_path, captions, model.text_encoder, torch.device("cpu"), "float32", lowered)
+        for lowered in (False, True)
+    )
+    difference = np.abs(np.asarray(full.values) - np.asarray(low.values)).max()
+    assert 0 < difference < 0.05
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_shares_of_ranks_make_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ranks in turn; tests/distributed has real ones."""
+    model, captions = model_and_captions()
+    one = cached_states(tmp_path / "one", captions, model.text_encoder, torch.device("cpu"), "float32")
+    monkeypatch.setattr(states, "batches_by_tokens", lambda sizes, cost: np.array_split(np.argsort(sizes), 4))
+    path, folder = tmp_path / "all.npy", tmp_path
+    monkeypatch.setattr(states, "objects_of_all_ranks", lambda value: [value] * 3)
+    for rank in (2, 1, 0):  # the first rank joins what the others have written
+        monkeypatch.setattr(states, "every_nth", lambda rank=rank: slice(rank, None, 3))
+        writer = states.StateWriter(path, captions, model.text_encoder, torch.device("cpu"), "float32", False)
+        with monkeypatch.context() as patch:
+            if rank:
+                patch.setattr(Path, "unlink", lambda path: None)  # the others' wait for the first rank ends at once
+            writer.together("mark")
+    np.testing.assert_allclose(np.load(path), one.values, atol=1e-6)
+    assert {file.name for file in folder.glob("*.share*")} == {f"all.mark.share{rank}.npy" for rank in (1, 2)}
+
+
+def test_means_of_long_texts_in_bfloat16() -> None:
+    """A count in bfloat16 would be 304 instead of 303."""
+    ones = torch.ones(1, 303, 2, dtype=torch.bfloat16)
+    assert pool_mean(ones, torch.zeros(1, 303, dtype=torch.bool)).tolist() == [[1.0, 1.0]]
+    varied = torch.randn(2, 303, 4, dtype=torch.bfloat16)
+    padding = torch.arange(303)[None, :] >= torch.tensor([[303], [300]])
+    expected = pool_mean(varied.double(), padding).to(torch.bfloat16)
+    assert torch.equal(pool_mean(varied, padding), expected)
+
+
+def test_half_precision_gives_unit_rows_and_scale_in_float32() -> None:
+    model, captions = model_and_captions()
+    model.eval()
+    exact = model.encode_text(captions.batch(np.arange(7)))
+    half = model.to(torch.bfloat16)
+    rows = half.encode_text(captions.batch(np.arange(7)))
+    assert rows.dtype == half.scale.dtype == torch.float32
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(7), rtol=0, atol=1e-6)
+    assert (rows * exact).sum(1).min() > 0.995
