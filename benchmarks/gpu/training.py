@@ -68,16 +68,16 @@ def mte_stage2(report: Report, size: Sizes) -> None:
     ids = torch.randint(pieces.nspecial, len(pieces) - 1, (2, rows, length - 2))
     source, target = (FlatTokens.from_sentences(list(side), pieces, None) for side in ids)
     batch = to_device(ParallelDataset(source, target, 1, 2).rows(torch.arange(rows).numpy()), report.device)
-    kept = smoothing.CHUNK_ELEMENTS
+    kept = smoothing.GPU_CHUNK_ELEMENTS
     for precision in PRECISIONS:
         cfg = MTETaskConfig(data="none", save_dir="none", seed=1, langs="en,de,fr", autocast=autocast_of(precision))
         task = MTETask(cfg, pieces)
         step = training_step(task, model, MTECriterion(task, 0.1, 1.0, 2.0, 0.1, "sound", True), batch)
-        for elements in CHUNKS if precision == "bf16" and report.on_gpu else CHUNKS[:1]:
-            smoothing.CHUNK_ELEMENTS = elements
+        for elements in CHUNKS if precision == "bf16" and report.on_gpu else CHUNKS[1:2]:
+            smoothing.GPU_CHUNK_ELEMENTS = elements
             what = f"base, {batch['ntokens']} target tokens, {elements >> 20} Mi logits at once, {precision}"
             try:
                 with products(precision):
                     report.add_work("mte", what, precision, step, tokens=batch["ntokens"])
             finally:
-                smoothing.CHUNK_ELEMENTS = kept
+                smoothing.GPU_CHUNK_ELEMENTS = kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +21,12 @@ class _GatherRows(torch.autograd.Function):
         # Collectives want equal shapes: rows of padding are sent along and dropped by their number, not their value.
         missing = max(sizes) - len(tensor)
         padded = F.pad(tensor, [0] * (2 * tensor.dim() - 1) + [missing]).contiguous()
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded, group=group)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        ctx.sizes = sizes
+        together = padded.new_empty((len(sizes), *padded.shape))
+        collective("all_gather")(together.flatten(0, 1), padded, group=group)
+        if not missing_anywhere(sizes):
+            return together.flatten(0, 1)
+        return torch.cat([part[:size] for part, size in zip(together, sizes, strict=True)])
 
     @staticmethod
     @once_differentiable
@@ -30,8 +34,29 @@ class _GatherRows(torch.autograd.Function):
         # The sum over many ranks is done in at least float32.
         wide = torch.promote_types(grad.dtype, torch.float32)
         total = grad.to(wide, copy=True, memory_format=torch.contiguous_format)
+        if scatters(total, ctx.group) and not missing_anywhere(ctx.sizes):
+            own = total.new_empty((ctx.sizes[0], *total.shape[1:]))
+            collective("reduce_scatter")(own, total, group=ctx.group)
+            return own.to(grad.dtype), None, None, None
         dist.all_reduce(total, group=ctx.group)
         return total[ctx.own].to(grad.dtype), None, None, None
+
+
+def missing_anywhere(sizes: list[int]) -> bool:
+    """Whether some rank has fewer rows than another."""
+    return min(sizes) != max(sizes)
+
+
+def scatters(total: Tensor, group: dist.ProcessGroup | None) -> bool:
+    """Whether each rank can receive its part of a sum alone, which sends half as much as receiving all of it."""
+    return not total.is_cuda or dist.get_backend(group) == "nccl"
+
+
+def collective(name: str) -> Callable[..., Any]:
+    """`all_gather` or `reduce_scatter` of one tensor, whose name torch changed in version 2.13."""
+    earlier = {"all_gather": "all_gather_into_tensor", "reduce_scatter": "reduce_scatter_tensor"}[name]
+    function: Callable[..., Any] = getattr(dist, f"{name}_single", None) or getattr(dist, earlier)
+    return function
 
 
 def gather_sizes(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[int]:

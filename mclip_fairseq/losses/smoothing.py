@@ -12,7 +12,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 KINDS = ("fairseq", "uniform")
-CHUNK_ELEMENTS = 2**26  # logits computed at once: 256 MiB in float32
+# Logits computed at once: 256 MiB in float32, and 1 GiB on a GPU, where each chunk reads the table, and adds to its
+# gradient, in the time of many rows.
+CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS = 2**26, 2**28
 
 
 def label_smoothed_nll(
@@ -70,7 +72,8 @@ def chunked_linear_label_smoothed_nll(
         epsilon: mass moved away from the gold class, 0 <= epsilon < 1.
         ignore_index: target of rows that do not count.
         kind: `fairseq` or `uniform`.
-        chunk_rows: rows multiplied at once; None is as many as `CHUNK_ELEMENTS` allows.
+        chunk_rows: rows multiplied at once; None is as many as `CHUNK_ELEMENTS`, or on a GPU `GPU_CHUNK_ELEMENTS`,
+            allow.
         fused: False computes chunks again in the backward pass, with less memory than all logits but more products.
         counted: how many targets count, where the caller knows it: a GPU need not be asked, and waited for.
 
@@ -82,7 +85,7 @@ def chunked_linear_label_smoothed_nll(
     """
     smoothing = _uniform_smoothing(epsilon, len(weight), kind)
     if chunk_rows is None:
-        chunk_rows = max(1, CHUNK_ELEMENTS // len(weight))
+        chunk_rows = max(1, (GPU_CHUNK_ELEMENTS if weight.is_cuda else CHUNK_ELEMENTS) // len(weight))
     if chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}; give a positive number of rows")
 

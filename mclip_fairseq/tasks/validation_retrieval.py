@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from mclip_fairseq.batching import batch_cost, batches_by_tokens
 from mclip_fairseq.data.captions import CaptionDataset
 from mclip_fairseq.evaluation.metrics.languages import average_languages, evaluate_languages
+from mclip_fairseq.losses.gather import every_nth, gather_rows, objects_of_all_ranks
 from mclip_fairseq.storage.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -27,45 +29,85 @@ def validation_recalls(
 ) -> dict[str, float]:
     """Mean recall of each language, its captions searched in all images of the set, and of all languages.
 
+    Every rank must call it. Each encodes its share of the batches and ranks its share of the languages.
+
     Args:
         model: a `DualEncoder`, possibly wrapped for distribution; it is put into eval mode, and back.
         parts: `language:number` -> captions; those without images are left out.
-        between_batches: called before each batch.
+        between_batches: called before each batch, equally often on all ranks.
 
     Returns:
         `mean_recall` (over languages) and `mean_recall_LANG`, in percent, strict protocol; empty where no caption has
         an image.
     """
     training, device = model.training, next(model.parameters()).device
+    with_images = {name: part for name, part in parts.items() if part.names & IMAGES}
+    if not with_images:
+        return {}
     model.eval()
-    texts: dict[str, list[Tensor]] = {}
-    groups: dict[str, list[np.ndarray]] = {}
-    images: list[Tensor] = []
-    image_groups: list[np.ndarray] = []
     try:
-        for name, part in parts.items():
-            if not part.names & IMAGES:
-                continue
-            language = name.split(":")[0]
-            for rows in batches_by_tokens(part.sizes, batch_cost(device), BATCH):
-                between_batches()
-                sample = part.rows(rows)
-                out = model(**utils.apply_to_sample(lambda tensor: tensor.to(device), sample["net_input"]))
-                texts.setdefault(language, []).append(out["text"].float().cpu())
-                groups.setdefault(language, []).append(sample["group"].numpy())
-                image_groups.append(sample["group"].numpy())
-                images.append(out["image"].float().cpu())
+        encoded = encode_share(model, with_images, device, between_batches)
     finally:
         model.train(training)
-    if not images:
-        return {}
     # Every caption brought its image along: keep the first copy of each, and number the captions by it.
-    numbers, first = np.unique(np.concatenate(image_groups), return_index=True)
-    image = torch.cat(images)[torch.from_numpy(first)]
-    own = {lang: torch.from_numpy(np.searchsorted(numbers, np.concatenate(rows))) for lang, rows in groups.items()}
-    results = evaluate_languages({lang: torch.cat(rows) for lang, rows in texts.items()}, image, own)["results"]
-    recalls = {f"mean_recall_{lang}": metrics["mean_recall"] for lang, metrics in results.items()}
-    return {"mean_recall": average_languages(results)["all"]["mean_recall"], **recalls}
+    numbers, first = np.unique(np.concatenate([one.group for one in encoded.values()]), return_index=True)
+    image = torch.cat([one.image for one in encoded.values()])[torch.from_numpy(first).to(device)]
+    results: dict[str, dict[str, float]] = {}
+    for language in list(encoded)[every_nth()]:
+        own = torch.from_numpy(np.searchsorted(numbers, encoded[language].group)).to(device)
+        results |= evaluate_languages({language: encoded[language].text}, image, {language: own})["results"]
+    of_all = {name: metrics for some in objects_of_all_ranks(results) for name, metrics in some.items()}
+    ordered = {language: of_all[language] for language in encoded}
+    recalls = {f"mean_recall_{lang}": metrics["mean_recall"] for lang, metrics in ordered.items()}
+    return {"mean_recall": average_languages(ordered)["all"]["mean_recall"], **recalls}
+
+
+class Encoded(NamedTuple):
+    """Captions of one language, from all ranks.
+
+    Attributes:
+        text: (captions, dim) on the model's device.
+        image: (captions, dim), the image of each.
+        group: (captions,) number of the image.
+    """
+
+    text: Tensor
+    image: Tensor
+    group: npt.NDArray[np.int64]
+
+
+def encode_share(
+    model: nn.Module, parts: Mapping[str, CaptionDataset], device: torch.device, between_batches: Callable[[], None]
+) -> dict[str, Encoded]:
+    """Encode this rank's share of the batches, and gather those of all ranks by language.
+
+    Args:
+        model: in eval mode.
+        parts: `language:number` -> captions with images.
+        device: of the model.
+        between_batches: see `validation_recalls`.
+    """
+    cost = batch_cost(device)
+    plan = [(name, rows) for name, part in parts.items() for rows in batches_by_tokens(part.sizes, cost, BATCH)]
+    mine, ranks = plan[every_nth()], len(objects_of_all_ranks(None))
+    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {name.split(":")[0]: [] for name in parts}
+    nothing: tuple[Tensor, ...] = ()
+    for number in range(-(-len(plan) // ranks)):
+        between_batches()
+        # A rank without a batch in the last round encodes another, so that wrappers meet the same collectives.
+        name, rows = mine[number] if number < len(mine) else plan[0]
+        sample = parts[name].rows(rows)
+        out = model(**utils.apply_to_sample(lambda tensor: tensor.to(device), sample["net_input"]))
+        batch = out["text"].float(), out["image"].float(), sample["group"].to(device)
+        nothing = tuple(tensor[:0] for tensor in batch)
+        if number < len(mine):
+            found[name.split(":")[0]].append(batch)
+    encoded = {}
+    for language, batches in found.items():
+        columns = zip(*batches, strict=True) if batches else ((tensor,) for tensor in nothing)
+        text, image, group = (gather_rows(torch.cat(list(column)))[0] for column in columns)
+        encoded[language] = Encoded(text, image, group.cpu().numpy())
+    return encoded
 
 
 def check_rankable(split: str, groups: npt.NDArray[np.int64], retrieval: bool) -> None:

@@ -26,7 +26,7 @@ ALLOWED = {
     "optim": "storage",
     "encoding": "batching storage",
     "evaluation": "encoding losses storage",
-    "tasks": "batching criterions data evaluation models registration resilience storage",
+    "tasks": "batching criterions data evaluation losses models registration resilience storage",
     "formats": "compat data models registration storage",
     "pairs": "encoding evaluation formats storage",
     "inference": "batching encoding formats models pairs storage",
