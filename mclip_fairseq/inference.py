@@ -340,10 +340,21 @@ class MultilingualCLIP(Pairs):
         """Collect features that come batch by batch, in any order, in the order of the input."""
         out = torch.zeros(count, self.dim)
         with tqdm(total=count, unit=unit, disable=not show_progress_bar) as progress:
-            for rows, features in batches:
+            for rows, features in one_behind(batches):
                 out[rows] = features.float().cpu()
                 progress.update(len(rows))
         return F.normalize(out, dim=1) if normalize else out
+
+
+def one_behind(batches: Encoded) -> Encoded:
+    """The same batches, each given when the next has begun: copying one from a GPU then leaves the GPU with work."""
+    waiting = None
+    for batch in batches:
+        if waiting is not None:
+            yield waiting
+        waiting = batch
+    if waiting is not None:
+        yield waiting
 
 
 def in_batches(encode: Callable[[list[int]], Tensor], count: int, size: int) -> Encoded:

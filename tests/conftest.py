@@ -88,8 +88,9 @@ def _same_start_for_every_test() -> Iterator[None]:
     np.random.seed(0)
     torch.manual_seed(0)
     dtype, grad, threads = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic, products = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
     yield
+    torch.set_float32_matmul_precision(products)
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
     torch.set_num_threads(threads)
@@ -249,14 +250,15 @@ def run_in_process() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def run_train(run_in_process: Callable[..., str]) -> Callable[..., str]:
-    """`run_train(data, "--task", "mte", ...)`: fairseq-train in this process, our `--user-dir`.
+    """`run_train(data, "--task", "mte", ...)`: fairseq-train in this process, our `--user-dir`, on the CPU.
 
-    Returns the log, in fairseq's format; with `--log-format json` the lines of the loggers `train_inner`,
-    `train` and `valid` end with a JSON object.
+    With `device="cuda"`, it trains on one GPU. Returns the log, in fairseq's format; with `--log-format json` the
+    lines of the loggers `train_inner`, `train` and `valid` end with a JSON object.
     """
 
-    def run(*args: object) -> str:
-        return run_in_process("fairseq-train", *args, "--user-dir", ROOT / "mclip_fairseq", "--cpu")
+    def run(*args: object, device: str = "cpu") -> str:
+        where = ("--cpu",) if device == "cpu" else ("--distributed-world-size", "1")
+        return run_in_process("fairseq-train", *args, "--user-dir", ROOT / "mclip_fairseq", *where)
 
     return run
 

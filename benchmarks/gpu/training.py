@@ -72,7 +72,7 @@ def mte_stage2(report: Report, size: Sizes) -> None:
     for precision in PRECISIONS:
         cfg = MTETaskConfig(data="none", save_dir="none", seed=1, langs="en,de,fr", autocast=autocast_of(precision))
         task = MTETask(cfg, pieces)
-        step = training_step(task, model, MTECriterion(task, 0.1, 1.0, 2.0, 0.1, "sound", True), batch)
+        step = training_step(task, model, MTECriterion(task, 0.1, 1.0, 2.0, 0.1, "sound"), batch)
         for elements in CHUNKS if precision == "bf16" and report.on_gpu else CHUNKS[1:2]:
             smoothing.GPU_CHUNK_ELEMENTS = elements
             what = f"base, {batch['ntokens']} target tokens, {elements >> 20} Mi logits at once, {precision}"

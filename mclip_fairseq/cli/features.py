@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mclip_fairseq.models.teacher import DualEncoderTeacher
 
 PROGRAM = "mclip-features"
+# `tf32` is float32 whose products have 10 bits of mantissa.
+COMPUTE = ("float32", "tf32", "float16", "bfloat16")
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 EPILOG = """\
 ids:
@@ -58,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Run the command; returns the line to print."""
     check_options(options)
+    import torch
+
     from mclip_fairseq.encoding.bulk import BulkSettings, compute, read_caption_list
     from mclip_fairseq.models.settings import digest
     from mclip_fairseq.models.teacher import DualEncoderTeacher
@@ -67,6 +71,8 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     # Inputs are listed before the model is loaded, so that a wrong list fails at once.
     captions = read_caption_list(options.captions) if options.captions else []
     images, skip_budget = listed_images(options) if options.images else ([], options.skip_budget)
+    if options.dtype == "tf32":
+        torch.set_float32_matmul_precision("high")
     teacher = DualEncoderTeacher.from_pretrained(options.model, options.revision).to(device)
     source = open_source(options, teacher, captions, images)
     projection = teacher.projection(source.modality) if options.space == "pooled" else None
@@ -90,7 +96,7 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     )
     settings = BulkSettings(
         options.batch_size,
-        options.dtype,
+        "float32" if options.dtype == "tf32" else options.dtype,
         options.normalize,
         skip_budget,
         options.machine,
@@ -181,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     workers = min(4, os.cpu_count() or 1)
     add("--workers", type=count, default=workers, metavar="N", help=f"processes that decode (default {workers})")
     add("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="compute in (default float32)")
+    add("--dtype", choices=COMPUTE, default="float32", help="compute in (default float32; the others need a GPU)")
     add("--store-dtype", choices=DTYPES, default="float16", help="store as (default float16)")
     add("--shard-rows", type=positive, default=65536, metavar="N", help="inputs per shard (default 65536)")
     add("--machines", type=positive, default=1, metavar="N", help="machines that share the work (default 1)")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fairseq.criterions import register_criterion
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
 
@@ -36,11 +36,11 @@ class MTECriterionConfig(FairseqDataclass):
     contrastive_weight: float = field(
         default=0.0, metadata={"help": "weight of the contrastive loss per token (stage 2 of the paper: 2.0); 0 is off"}
     )
-    fused_translation_loss: bool = field(
-        default=False,
+    translation_gradient: ChoiceEnum(["fused", "recomputed"]) = field(  # type: ignore[valid-type]
+        default="fused",
         metadata={
-            "help": "make the gradient of the translation loss in its forward pass: a third of the memory, and one "
-            "product less where the embeddings are frozen; equal but for rounding"
+            "help": "fused: made in the forward pass, one product less where the embeddings are frozen; recomputed: "
+            "logits are computed again in the backward pass, as version 0.2 did; equal but for rounding"
         },
     )
     contrastive_temperature: float = field(default=0.1, metadata={"help": "divides the cosine"})
@@ -74,7 +74,7 @@ class MTECriterion(TermsCriterion):
         contrastive_weight: float,
         contrastive_temperature: float,
         mte_arithmetic: str,
-        fused_translation_loss: bool = False,
+        translation_gradient: str = "fused",
     ) -> None:
         super().__init__(task)
         if translation_weight <= 0 and contrastive_weight <= 0:
@@ -82,7 +82,7 @@ class MTECriterion(TermsCriterion):
         if contrastive_temperature <= 0:
             raise UserError(f"--contrastive-temperature is {contrastive_temperature}; give a positive number")
         self.label_smoothing = label_smoothing
-        self.fused = fused_translation_loss
+        self.fused = translation_gradient == "fused"
         self.translation_weight = translation_weight
         self.contrastive_weight = contrastive_weight
         self.contrastive_scale = 1.0 / contrastive_temperature

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,6 +58,10 @@ class InputBatch:
     count: int
     inputs: dict[str, Tensor]
     unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+    def pin_memory(self) -> InputBatch:
+        """The same in memory from which a GPU copies while the CPU works; `DataLoader` calls it."""
+        return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})
 
 
 class Source(Protocol):
@@ -152,7 +155,10 @@ class ImageSource:
     def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Decode the images with these numbers, batch by batch, in order."""
         workers = min(self.workers, len(numbers))
-        loader: Any = DataLoader(self.images, batch_sampler=numbers, collate_fn=collate, num_workers=workers)
+        pinned = torch.cuda.is_available()
+        loader: Any = DataLoader(
+            self.images, batch_sampler=numbers, collate_fn=collate, num_workers=workers, pin_memory=pinned
+        )
         yield from loader
 
     def encode(self, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
@@ -285,7 +291,8 @@ def compute(source: Source, writer: FeatureWriter, settings: BulkSettings, devic
     unreadable: list[tuple[str, str]] = []
     with tqdm(total=total, unit=source.modality, disable=None) as progress:
         for shard, shard_batches in plan:
-            features: list[np.ndarray] = [np.zeros((0, writer.plan["dim"]), dtype=np.float32)]
+            # On the device until the shard is complete: a copy of each batch would wait for it.
+            features = [torch.zeros(0, writer.plan["dim"], device=device)]
             before = len(unreadable)
             for batch in (next(batches) for _ in shard_batches):
                 unreadable += batch.unreadable
@@ -294,20 +301,19 @@ def compute(source: Source, writer: FeatureWriter, settings: BulkSettings, devic
                     features.append(encode_batch(source, batch.inputs, settings, device))
                 progress.update(batch.count)
             if earlier + len(unreadable) <= budget:
-                writer.write(shard, np.concatenate(features), unreadable[before:])
+                writer.write(shard, torch.cat(features).cpu().numpy(), unreadable[before:])
             elif settings.skip_budget is not None:
                 break
     if earlier + len(unreadable) > budget:
         raise UserError(unreadable_message(source, unreadable, earlier, settings.skip_budget))
 
 
-def encode_batch(source: Source, inputs: dict[str, Tensor], settings: BulkSettings, device: torch.device) -> np.ndarray:
-    """Inputs of one batch -> (n, dim) float32."""
+def encode_batch(source: Source, inputs: dict[str, Tensor], settings: BulkSettings, device: torch.device) -> Tensor:
+    """Inputs of one batch -> (n, dim) float32 on the device."""
     dtype = getattr(torch, settings.dtype)
     with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         features = source.encode(inputs, device).float()
-    rows: np.ndarray = (F.normalize(features, dim=1) if settings.normalize else features).cpu().numpy()
-    return rows
+    return F.normalize(features, dim=1) if settings.normalize else features
 
 
 def split_into_batches(numbers: range, size: int) -> list[list[int]]:

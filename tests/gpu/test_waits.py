@@ -30,14 +30,16 @@ def trikd_step(device: torch.device, cached: bool) -> Callable[[], object]:
     return training_step(task, model, criterion, to_device(batch, device))
 
 
-def mte_step(device: torch.device, fused: bool) -> Callable[[], object]:
+def mte_step(device: torch.device, gradient: str) -> Callable[[], object]:
     pieces = dictionary(TINY.entries)
     model = mte(pieces, True, device)
     cfg = MTETaskConfig(data="none", save_dir="none", seed=1, langs="en,de,fr", autocast="none")
     task = MTETask(cfg, pieces)
     sides = [FlatTokens.from_sentences(list(torch.randint(5, 200, (4, length))), pieces, None) for length in (6, 7)]
     rows = ParallelDataset(sides[0], sides[1], 1, 2).rows(torch.arange(4).numpy())
-    return training_step(task, model, MTECriterion(task, 0.1, 1.0, 2.0, 0.1, "sound", fused), to_device(rows, device))
+    return training_step(
+        task, model, MTECriterion(task, 0.1, 1.0, 2.0, 0.1, "sound", gradient), to_device(rows, device)
+    )
 
 
 # On a CPU the encoder asks for pads, and fairseq's positions compute with sizes in CPU tensors; a GPU does not wait.
@@ -58,10 +60,10 @@ def test_a_step_of_trikd_waits_once(device: torch.device, cached: bool, monkeypa
     assert len(places) <= 1, places
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_step_of_mte_waits_twice(device: torch.device, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gradient", ["fused", "recomputed"])
+def test_a_step_of_mte_waits_twice(device: torch.device, gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As above, and once for fairseq's decoder, which asks for pads."""
-    places = waits_on(device, mte_step(device, fused), monkeypatch)
+    places = waits_on(device, mte_step(device, gradient), monkeypatch)
     assert len(places) <= 2, places
 
 

@@ -25,11 +25,13 @@ RUNS = {
         *(STORED / "data" / "mte", "--task", "mte", "--langs", "en,de,fr", "--lang-pairs", "en-de,en-fr"),
         *(*SMALL, "--decoder-ffn-embed-dim", "32", "--arch", "mte_tiny", "--criterion", "mte"),
         *("--contrastive-weight", "2", "--optimizer", "fused_adamw", "--lr", "0.003", "--max-tokens", "1200"),
+        *("--translation-gradient", "recomputed"),
     ),
     "mclip": (
         *(STORED / "data" / "captions", "--task", "trikd", *COMMON, *TEACHER_TEXTS),
         *("--image-features", STORED / "data" / "image_features", "--arch", "mclip_tiny", "--criterion", "trikd"),
         *("--teacher", STORED / "photos" / "teacher", "--projector-ffn-embed-dim", "48"),
+        *("--projector-positions", "all"),  # whose dropout was drawn then
     ),
     "teacher_learning": (
         *(STORED / "data" / "texts", "--task", "trikd", *COMMON, *TEACHER_TEXTS, "--arch", "teacher_learning_tiny"),
