@@ -73,12 +73,44 @@ def root_logger_kept() -> Iterator[None]:
         root.handlers[:] = handlers
 
 
+# What a criterion and a task of fairseq import for scores that nothing here computes: a quarter of the import.
+LATE = ("sklearn", "sklearn.metrics", "scipy.stats")
+
+
+@contextlib.contextmanager
+def scores_imported_late() -> Iterator[None]:
+    """Let fairseq import functions of scikit-learn and scipy that load these packages when they are called."""
+    stubs = {name: _Late(name) for name in LATE if name not in sys.modules}
+    if "sklearn" in stubs and "sklearn.metrics" in stubs:
+        vars(stubs["sklearn"])["metrics"] = stubs["sklearn.metrics"]
+    sys.modules.update(stubs)
+    try:
+        yield
+    finally:
+        for name, stub in stubs.items():
+            if sys.modules.get(name) is stub:
+                del sys.modules[name]
+
+
+class _Late(ModuleType):
+    """A module whose functions import the real one when they are called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return getattr(importlib.import_module(self.__name__), name)(*args, **kwargs)
+
+        return called
+
+
 class QuietFairseq(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports fairseq, whichever module asks for it, so that a user's process stays as it is.
 
-    fairseq sets the root logger to DEBUG and logs as it is imported, and a torchaudio that it requires but that cannot
-    be loaded breaks `transformers`. Modules of this package import fairseq where they need it; this finder stands in
-    front of the import system until the first of them does.
+    fairseq sets the root logger to DEBUG and logs as it is imported, it imports scikit-learn and scipy for scores, and
+    a torchaudio that it requires but that cannot be loaded breaks `transformers`. Modules of this package import
+    fairseq where they need it; this finder stands in front of the import system until the first of them does.
     """
 
     def __init__(self) -> None:
@@ -110,11 +142,11 @@ class QuietFairseq(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run fairseq's own loader with the root logger kept, and torchaudio hidden where it cannot be loaded."""
+        """Run fairseq's own loader: the root logger kept, scores imported late, an unusable torchaudio hidden."""
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.loader
         shield_torchaudio()
-        with root_logger_kept():
+        with root_logger_kept(), scores_imported_late():
             self.loader.exec_module(module)
 
 

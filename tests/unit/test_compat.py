@@ -199,3 +199,22 @@ def test_make_removes_a_torchaudio_that_cannot_be_loaded(repository_root: Path) 
     """By `mclip-doctor --fix`; tests/unit/test_doctor.py shows that it does."""
     recipe = (repository_root / "Makefile").read_text(encoding="utf-8").partition("$(STAMP):")[2].partition("\n\n")[0]
     assert "$(PY) -m mclip_fairseq.doctor --fix" in recipe
+
+
+LATE_SCORES = """
+import sys
+import mclip_fairseq.models.xlmr_encoder
+from fairseq.criterions import sentence_prediction
+from fairseq.tasks import audio_classification
+assert "sklearn" not in sys.modules, "imported for scores"
+assert "scipy.stats" not in sys.modules, "imported for scores"
+assert sentence_prediction.f1_score([1, 0, 1], [1, 0, 0]) == 2 / 3
+assert len(audio_classification.sklearn_metrics.roc_curve([0, 1], [0.1, 0.9])) == 3
+assert abs(sentence_prediction.pearsonr([1, 2, 3], [2, 4, 6])[0] - 1) < 1e-12
+import sklearn.metrics, scipy.stats
+assert sklearn.metrics.f1_score.__module__.startswith("sklearn")
+"""
+
+
+def test_fairseq_imports_its_scores_when_they_are_needed(fairseq_cli: Callable[..., Any]) -> None:
+    fairseq_cli("python", "-c", LATE_SCORES)
