@@ -1,0 +1,107 @@
+"""What `mclip-features` does once its model is loaded, beside the image tower alone on pixels that are ready.
+
+    python -m benchmarks.features [--images 96] [--workers 0 2] [--rounds 3]
+
+CLIP ViT-B/32 with random weights, JPEGs of 500 x 375, on the CPU. Decoding, preprocessing, encoding, hashing and
+writing to a feature directory are all measured. CPU seconds are those of all processes together; medians of rounds in
+which the ways take turns, after one that does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks._clip import save_clip, save_photos
+from benchmarks._measure import Seconds, print_ratios
+from mclip_fairseq.encoding.bulk import BulkSettings, ImageSource, compute
+from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.storage.feature_writer import FeatureWriter
+from mclip_fairseq.storage.images import MAX_PIXELS, load_image
+
+BARE, BATCH = "image tower alone", 32
+
+
+@torch.inference_mode()
+def bare(teacher: DualEncoderTeacher, pixels: Tensor) -> None:
+    """The image tower on pixels that are ready."""
+    for batch in pixels.split(BATCH):
+        teacher.encode_image(batch)
+
+
+def features(
+    teacher: DualEncoderTeacher,
+    images: list[tuple[str, Path]],
+    folder: Path,
+    workers: int,
+    number: itertools.count[int],
+) -> None:
+    """A new feature directory of these images."""
+    encode = teacher.encoder("image", "joint")
+    source = ImageSource(images, teacher.transform, encode, workers, MAX_PIXELS, hashed=True)
+    writer = FeatureWriter(
+        folder / str(next(number)),
+        source.ids,
+        teacher=teacher.identity,
+        dim=teacher.dim,
+        modality="image",
+        normalized=False,
+        preprocessing=source.preprocessing,
+        dtype="float16",
+        shard_rows=65536,
+        settings={"inputs_content": source.content},
+    )
+    compute(source, writer, BulkSettings(BATCH), torch.device("cpu"))
+    writer.finalize({})
+
+
+def seconds_with_children(work: Callable[[], object]) -> Seconds:
+    """Time of a piece of work and of the processes that it starts and waits for."""
+    before = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    start = time.perf_counter()
+    work()
+    wall = time.perf_counter() - start
+    after = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(b.ru_utime + b.ru_stime - a.ru_utime - a.ru_stime for a, b in zip(before, after, strict=True))
+    return Seconds(cpu, wall)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=96, help="images per round")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="numbers of processes that decode")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median is taken")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder, number = Path(name), itertools.count()
+        teacher = DualEncoderTeacher.from_pretrained(save_clip(folder / "clip"))
+        images = [(file.name, file) for file in save_photos(folder / "photos", options.images)]
+        pixels = teacher.transform([load_image(file) for _, file in images])
+        ways: dict[str, Callable[[], object]] = {BARE: partial(bare, teacher, pixels)}
+        for workers in options.workers:
+            ways[f"mclip-features, {workers} workers"] = partial(features, teacher, images, folder, workers, number)
+        times: dict[str, list[Seconds]] = {way: [] for way in ways}
+        for _ in range(options.rounds + 1):
+            for way, work in ways.items():
+                times[way].append(seconds_with_children(work))
+    print(f"{options.images} images, {torch.get_num_threads()} threads")
+    measured = {
+        way: Seconds(statistics.median(one.cpu for one in some[1:]), statistics.median(one.wall for one in some[1:]))
+        for way, some in times.items()
+    }
+    print_ratios(measured, BARE)
+
+
+if __name__ == "__main__":
+    main()
