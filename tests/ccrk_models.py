@@ -70,7 +70,7 @@ class PinnedCriterion(CCRKCriterion):
         super().__init__(Namespace(), **(defaults | options))
         self.picks = picks
 
-    def choose_pairs(self, *arguments: Any) -> MatchingPairs:
+    def draw_pairs(self, *arguments: Any) -> MatchingPairs:
         """The recorded pairs."""
         assert self.picks is not None
         text, image, negative = (torch.as_tensor(picks) for picks in self.picks)

@@ -21,16 +21,19 @@ from mclip_fairseq.criterions.terms import (
 from mclip_fairseq.losses import (
     MatchingPairs,
     draw_matching_pairs,
+    gather_rows,
     global_one_to_k_info_nce,
     hard_negative_weights,
     masked_word_loss,
     matching_loss,
 )
+from mclip_fairseq.losses.pairs import ChosenPairs, Encoded
 from mclip_fairseq.storage.errors import UserError
 
 # Their places are the numbers of the released option --neg_sample_type.
 DRAWS = ("uniform", "probability", "similarity")
 MASKED = ("masked_tokens", "masked_positions", "masked_labels")
+PRIME = 1_000_003
 HITS = ("image_to_text_hits", "text_to_image_hits")
 
 
@@ -54,11 +57,18 @@ class CCRKCriterionConfig(FairseqDataclass):
             "probability (as published) or by similarity"
         },
     )
+    local_negatives: bool = field(
+        default=False,
+        metadata={
+            "help": "draw hard images and captions among those of the own rank only, as the released code does; "
+            "otherwise among those of all ranks, whose states are then sent to every rank"
+        },
+    )
 
 
 @register_criterion("ccrk", dataclass=CCRKCriterionConfig)
 class CCRKCriterion(TermsCriterion):
-    """Three terms, each a mean over the images, pairs or words of all ranks; hard negatives are drawn on each rank.
+    """Three terms, each a mean over the images, pairs or words of all ranks.
 
     | batch entry | shape | needed |
     |---|---|---|
@@ -79,6 +89,7 @@ class CCRKCriterion(TermsCriterion):
         masked_words_weight: float,
         contrast_divisor: str,
         positive_draw: str,
+        local_negatives: bool = False,
     ) -> None:
         super().__init__(task)
         self.weights = {"contrast": contrast_weight, "matching": matching_weight, "masked_words": masked_words_weight}
@@ -86,6 +97,8 @@ class CCRKCriterion(TermsCriterion):
             raise UserError("--contrast-weight, --matching-weight and --masked-words-weight: give one above 0")
         self.divisor = parse_divisor(contrast_divisor)
         self.kind = DRAWS.index(str(positive_draw))
+        self.local = local_negatives
+        self.draws = SharedDraws()
 
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x images of all ranks)."""
@@ -94,7 +107,7 @@ class CCRKCriterion(TermsCriterion):
         if self.weights["masked_words"] == 0:
             inputs = {name: value for name, value in inputs.items() if name not in MASKED}
         matches = self.weights["matching"] > 0 or "masked_tokens" in inputs
-        choose = functools.partial(self.choose_pairs, sample.get("captions"), sample["group"]) if matches else None
+        choose = functools.partial(self.choose_pairs, batch, sample.get("captions"), sample["group"]) if matches else None
         out = model(**inputs, choose_pairs=choose)
         terms = [self.contrast(batch, out, sample)]
         if out["match"] is not None:
@@ -105,21 +118,42 @@ class CCRKCriterion(TermsCriterion):
         logged = {"temperature": batch.rows / out["scale"].detach(), "captions": batch.rows * captions}
         return weighted_mean(batch, terms, out["anchor"], [out["image"], out["text"]], logged)
 
-    def choose_pairs(
-        self, captions: int | None, group: Tensor, image: Tensor, text: Tensor, scale: Tensor
-    ) -> MatchingPairs:
-        """Draw the pairs to match among the images and captions of this rank.
+    def choose_pairs(self, batch: Batch, captions: int | None, group: Tensor, encoded: Encoded) -> ChosenPairs:
+        """The pairs of this rank's images, with hard images and captions of all ranks.
 
         Args:
+            batch: of this rank.
             captions: K, or None for captions with images of their own, which may be equal.
             group: (batch,) equal for equal images.
-            image: (batch, dim), L2-normalised.
-            text: (batch K, dim), L2-normalised.
-            scale: factor of the cosine.
+            encoded: of this rank.
         """
-        ids = group if captions is None else None
-        weights = hard_negative_weights(image, text.view(len(image), captions or 1, -1), scale, self.kind, ids)
-        return draw_matching_pairs(weights)
+        images, each = len(encoded.image), captions or 1
+        rows, offset, ids = images, 0, group
+        if batch.gather and not self.local:
+            union, first = encoded.of_all_ranks(batch.rows)
+            ids = gather_rows(group[: batch.rows])[0]
+            if len(ids):  # else every rank has a dummy batch, and its own will do
+                rows, offset, encoded = batch.rows, first, union
+            else:
+                ids = group
+        pairs = self.draw_pairs(encoded, each, None if captions else ids, slice(offset, offset + rows))
+        if not rows:  # a dummy batch runs through the fusion encoder, too, so that the ranks stay in step
+            some = torch.zeros(1, dtype=torch.long, device=group.device)
+            return ChosenPairs.of(encoded, MatchingPairs(some, some, some), torch.arange(images, device=group.device) * each)
+        return ChosenPairs.of(encoded, pairs, pairs.text[:rows] - offset * each)
+
+    def draw_pairs(self, encoded: Encoded, captions: int, ids: Tensor | None, own: slice) -> MatchingPairs:
+        """Draw the pairs of some of the images.
+
+        Args:
+            encoded: images with K captions each.
+            captions: K.
+            ids: (images,) equal for equal images; None: each is alone.
+            own: the images.
+        """
+        text = encoded.text.view(len(encoded.image), captions, -1)
+        weights = hard_negative_weights(encoded.image, text, encoded.scale, self.kind, ids)
+        return draw_matching_pairs(weights, self.draws.generator(weights.image.device), own)
 
     def contrast(self, batch: Batch, out: dict[str, Tensor], sample: dict[str, Any]) -> Term:
         """1-to-K where each image has K captions, otherwise with all captions of one image as positives."""
@@ -157,6 +191,25 @@ class CCRKCriterion(TermsCriterion):
         log_ratio("t2i_R@1", logging_outputs, HITS[1], "captions", scale=100)
         log_ratio("matching_accuracy", logging_outputs, "matching_right", "matching_pairs", scale=100)
         log_ratio("masked_words_accuracy", logging_outputs, "masked_words_right", "masked_words", scale=100)
+
+
+class SharedDraws:
+    """Generators that are equal on all ranks in the same step, whatever a rank has drawn before.
+
+    fairseq seeds torch with the seed and the number of the update before each of them. The batches of one update
+    (--update-freq) are counted.
+    """
+
+    def __init__(self) -> None:
+        self.seed: int | None = None
+        self.batch = 0
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The generator of the next batch."""
+        seed = torch.initial_seed()
+        self.batch = self.batch + 1 if seed == self.seed else 0
+        self.seed = seed
+        return torch.Generator(device).manual_seed((seed * PRIME + self.batch) % 2**63)
 
 
 def parse_divisor(text: str) -> float | None:

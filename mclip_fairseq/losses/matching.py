@@ -85,7 +85,9 @@ def hard_negative_weights(
     return HardNegativeWeights(positive, by_text.masked_fill(own.T, 0.0), by_image.masked_fill(own, 0.0))
 
 
-def draw_matching_pairs(weights: HardNegativeWeights, generator: torch.Generator | None = None) -> MatchingPairs:
+def draw_matching_pairs(
+    weights: HardNegativeWeights, generator: torch.Generator | None = None, own: slice = slice(None)
+) -> MatchingPairs:
     """Draw one own caption, one hard image for it and one hard caption for each image.
 
     An image that has no foreign image or caption in the batch (a batch of one image; the released code fails there)
@@ -94,19 +96,23 @@ def draw_matching_pairs(weights: HardNegativeWeights, generator: torch.Generator
     Args:
         weights: what `hard_negative_weights` returns.
         generator: on the device of the weights; None is torch's own.
+        own: the images whose pairs are wanted. All are drawn, so that ranks with equal generators and weights draw
+            together what one process would draw.
 
     Returns:
-        at most 3 B pairs, in the order of the released code.
+        at most 3 pairs for each image, in the order of the released code; rows are those of the weights.
     """
     images, captions = weights.positive.shape
     rows = torch.arange(images, device=weights.positive.device)
     text = rows * captions + _draw(weights.positive, generator)[0]
     hard_image, image_exists = _draw(weights.image[text], generator)
     hard_text, text_exists = _draw(weights.text, generator)
+    rows, text, hard_image, image_exists = rows[own], text[own], hard_image[own], image_exists[own]
+    hard_text, text_exists = hard_text[own], text_exists[own]
     image_rows = [rows, hard_image[image_exists], rows[text_exists]]
     text_rows = [text, text[image_exists], hard_text[text_exists]]
     labels = torch.zeros(sum(map(len, image_rows)), dtype=torch.long, device=rows.device)
-    labels[:images] = 1
+    labels[: len(rows)] = 1
     return MatchingPairs(torch.cat(image_rows), torch.cat(text_rows), labels)
 
 
@@ -161,6 +167,7 @@ def _mean_cross_entropy(
 
 def _draw(weights: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """One column for each row, and whether the row had any to draw from."""
+    weights = weights.nan_to_num(0.0, 0.0, 0.0)  # of a batch that is not finite, which is found after this
     exists = weights.sum(dim=1) > 0
     if not len(weights):  # multinomial takes no empty matrix
         return exists.long(), exists

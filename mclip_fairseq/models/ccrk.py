@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import torch
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
-from mclip_fairseq.losses.matching import MatchingPairs
+from mclip_fairseq.losses.pairs import ChoosePairs, Encoded
 from mclip_fairseq.models.architectures import XLMR_TINY, set_defaults
 from mclip_fairseq.models.autocast import unit
 from mclip_fairseq.models.ccrk_options import CCRKModelConfig, chosen_layers, swin_sizes
@@ -40,8 +40,6 @@ FUSION = SizeGroup(
         "image_patch_size": (("image_tower.model.embeddings.patch_embeddings.projection.weight", 2),),
     },
 )
-# (image features (B, dim), text features (B K, dim), scale) -> the pairs whose match is scored.
-ChoosePairs = Callable[[Tensor, Tensor, Tensor], MatchingPairs]
 
 
 @register_model("ccrk", dataclass=CCRKModelConfig)
@@ -264,8 +262,8 @@ class CCRKModel(DualEncoder):
             masked_tokens: (B K, length) the same captions with masked words, or None.
             masked_positions: (B K, slots) int64, see `masked_words`.
             masked_labels: (B K, slots) int64, the words at these positions.
-            choose_pairs: which pairs to match, by the features of this batch; the first B of them are an own caption
-                of each image, whose masked words are asked for. None compares the features only.
+            choose_pairs: given what is encoded, which pairs to match, and which own caption of each image to ask for
+                its masked words. None compares the features only.
 
         Returns:
             `image` (B, dim) and `text` (B K, dim), L2-normalised; `scale`, 0-d; `match` (pairs, 2), `match_labels`
@@ -276,22 +274,21 @@ class CCRKModel(DualEncoder):
             self.temp.data.clamp_(LEAST_TEMPERATURE, LARGEST_TEMPERATURE)
         image_states = self.image_states(pixel_values)
         text_states, padding = self.text_states(text_tokens)
+        image, text = self.image_features(image_states), self.text_features(text_states, padding)
         out: dict[str, Tensor | None] = {
-            "image": self.image_features(image_states),
-            "text": self.text_features(text_states, padding),
-            "scale": self.scale,
+            **{"image": image, "text": text, "scale": self.scale},
             **dict.fromkeys(("match", "match_labels", "words", "word_labels")),
         }
         unused: list[nn.Module] = [self.fusion, self.itm_head, self.word_head]
         if choose_pairs is not None:
-            pairs = choose_pairs(out["image"], out["text"], out["scale"])  # type: ignore[arg-type]
-            out["match"] = self.match_states(text_states[pairs.text], padding[pairs.text], image_states[pairs.image])
+            pairs = choose_pairs(Encoded(image, text, self.scale, image_states, text_states, padding))
+            out["match"] = self.match_states(pairs.text_states, pairs.padding, pairs.image_states)
             out["match_labels"] = pairs.labels
             unused = [self.word_head]
             if masked_tokens is not None and masked_positions is not None and masked_labels is not None:
-                own = pairs.text[: len(pixel_values)]
-                out["words"] = self.masked_words(masked_tokens[own], masked_positions[own], image_states)
-                out["word_labels"] = masked_labels[own][masked_positions[own] != 0]
+                positions = masked_positions[pairs.own]
+                out["words"] = self.masked_words(masked_tokens[pairs.own], positions, image_states)
+                out["word_labels"] = masked_labels[pairs.own][positions != 0]
                 unused = []
         trained = [weight for part in unused for weight in part.parameters() if weight.requires_grad]
         out["anchor"] = sum((weight.sum() * 0.0 for weight in trained), self.temp * 0.0)
