@@ -16,6 +16,7 @@ from mclip_fairseq.cli.evaluate_options import (
     parser,
 )
 from mclip_fairseq.cli.main import run_main
+from mclip_fairseq.cli.ranks import joined_ranks
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
 
 # How notes begin that are also warnings: of the scripts of preprocess/ on test data that were seen in training, and of
@@ -44,11 +45,21 @@ def evaluate_models(options: argparse.Namespace, command: Sequence[str]) -> None
 
     check_different("models", options.name or ())
     benchmarks = open_benchmarks(options)
-    for note in dict.fromkeys(note for benchmark in benchmarks for note in benchmark.notes if note.startswith(WARNED)):
-        print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
     choices = (options.batch_size, options.protocol, options.gallery, options.captions_per_image, options.rerank)
     settings = Settings(*choices, hub_captions(options), options.hub_scale)
-    evaluate(candidates(options), benchmarks, settings, output_of(options, command))
+    with joined_ranks() as (first, device):
+        options.device = options.device or device
+        if first:
+            show_warnings(benchmarks)
+        else:  # the first process writes for all
+            options.output = None
+        evaluate(candidates(options), benchmarks, settings, output_of(options, command))
+
+
+def show_warnings(benchmarks: Sequence[Benchmark]) -> None:
+    """Say which notes on the data make numbers doubtful."""
+    for note in dict.fromkeys(note for benchmark in benchmarks for note in benchmark.notes if note.startswith(WARNED)):
+        print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
 
 
 def hub_captions(options: argparse.Namespace) -> list[Captions]:

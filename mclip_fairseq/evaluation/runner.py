@@ -20,6 +20,7 @@ from mclip_fairseq.evaluation.reports.examples import examples_of
 from mclip_fairseq.evaluation.reports.pages import write_comparison
 from mclip_fairseq.evaluation.reports.pictures import draw_examples, draw_recalls
 from mclip_fairseq.evaluation.reports.report import check_comparable, format_notes, format_tables, write_report
+from mclip_fairseq.losses.gather import objects_of_all_ranks
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import read_json
@@ -119,13 +120,14 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
     """Evaluate one model on one benchmark, print the table and write the files; nothing is measured twice."""
     folder = output.folder_of(benchmark, candidate)
     described = benchmark.describe()
-    key = None
+    key, earlier = None, None
     if folder is not None:
         key = report_key(candidate, benchmark, described, settings, output.pictures)
         earlier = read_earlier_report(folder, key)
-        if earlier is not None:
-            print(f"{candidate.name}, {benchmark.name}: {folder}/report.json is up to date")
-            return earlier | {"name": candidate.name}
+    earlier = objects_of_all_ranks(earlier)[0]  # the first of several processes knows, and writes
+    if earlier is not None:
+        print(f"{candidate.name}, {benchmark.name}: {folder}/report.json is up to date")
+        return dict(earlier) | {"name": candidate.name}
     start = time.monotonic()
     encoded, choices, notes = None, {}, list(benchmark.notes)
     if isinstance(benchmark, RetrievalBenchmark):

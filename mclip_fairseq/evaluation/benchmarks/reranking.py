@@ -86,8 +86,10 @@ def reranked(text: Tensor, image: Tensor, own: Tensor, images: Tensor, score: Sc
 
 def _in_blocks(rows: Tensor, ranks: Callable[[Tensor], Tensor]) -> Tensor:
     """The ranks of all rows, block by block, each block on one of the processes."""
-    blocks = list(enumerate(rows.split(ROWS)))
-    own = {number: ranks(block) for number, block in blocks[every_nth()]}
+    own_blocks = every_nth()
+    processes = own_blocks.step or 1
+    blocks = list(enumerate(rows.split(max(1, min(ROWS, len(rows) // processes)))))
+    own = {number: ranks(block) for number, block in blocks[own_blocks]}
     every: dict[int, Tensor] = {}
     for part in objects_of_all_ranks(own):
         every |= part
