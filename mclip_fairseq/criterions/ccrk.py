@@ -106,8 +106,9 @@ class CCRKCriterion(TermsCriterion):
         inputs = dict(sample["net_input"])
         if self.weights["masked_words"] == 0:
             inputs = {name: value for name, value in inputs.items() if name not in MASKED}
-        matches = self.weights["matching"] > 0 or "masked_tokens" in inputs
-        choose = functools.partial(self.choose_pairs, batch, sample.get("captions"), sample["group"]) if matches else None
+        choose = None
+        if self.weights["matching"] > 0 or "masked_tokens" in inputs:
+            choose = functools.partial(self.choose_pairs, batch, sample.get("captions"), sample["group"])
         out = model(**inputs, choose_pairs=choose)
         terms = [self.contrast(batch, out, sample)]
         if out["match"] is not None:
@@ -130,16 +131,16 @@ class CCRKCriterion(TermsCriterion):
         images, each = len(encoded.image), captions or 1
         rows, offset, ids = images, 0, group
         if batch.gather and not self.local:
-            union, first = encoded.of_all_ranks(batch.rows)
+            union, start = encoded.of_all_ranks(batch.rows)
             ids = gather_rows(group[: batch.rows])[0]
             if len(ids):  # else every rank has a dummy batch, and its own will do
-                rows, offset, encoded = batch.rows, first, union
+                rows, offset, encoded = batch.rows, start, union
             else:
                 ids = group
         pairs = self.draw_pairs(encoded, each, None if captions else ids, slice(offset, offset + rows))
         if not rows:  # a dummy batch runs through the fusion encoder, too, so that the ranks stay in step
-            some = torch.zeros(1, dtype=torch.long, device=group.device)
-            return ChosenPairs.of(encoded, MatchingPairs(some, some, some), torch.arange(images, device=group.device) * each)
+            first, own = group.new_zeros(1), torch.arange(images, device=group.device) * each
+            return ChosenPairs.of(encoded, MatchingPairs(first, first, first), own)
         return ChosenPairs.of(encoded, pairs, pairs.text[:rows] - offset * each)
 
     def draw_pairs(self, encoded: Encoded, captions: int, ids: Tensor | None, own: slice) -> MatchingPairs:
