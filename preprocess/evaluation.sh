@@ -82,9 +82,16 @@ make multi30k-task2 multi30k/data/task2 flickr30k multi30k --task 2 --splits val
 make flickr30k-cn "$CN" flickr30k flickr30k_cn --test "$DIR/$CN"
 make xtd10 xtd10 coco xtd10 --folder "$DIR/xtd10"
 make xm3600 xm3600 xm3600/images xm3600 --captions "$DIR/xm3600/captions.jsonl"
+# translated SET: the option that names IGLUE's machine-translated test captions of a set, if they were downloaded.
+translated() {
+  local folder=$DIR/iglue/datasets/$1/annotations_machine-translate
+  if [[ -d $folder ]]; then printf -- '--translated\n%s\n' "$folder"; fi
+}
+mapfile -t TRANSLATED < <(translated xFlickrCO)
 make xflickrco iglue/datasets/xFlickrCO "" xflickrco --annotations "$DIR/iglue/datasets/xFlickrCO/annotations" \
-  ${BOTH:+--images "$BOTH"}
-make wit iglue/datasets/wit wit wit --annotations "$DIR/iglue/datasets/wit/annotations"
+  "${TRANSLATED[@]}" ${BOTH:+--images "$BOTH"}
+mapfile -t TRANSLATED < <(translated wit)
+make wit iglue/datasets/wit wit wit --annotations "$DIR/iglue/datasets/wit/annotations" "${TRANSLATED[@]}"
 make tatoeba laser "" tatoeba --folder "$DIR/laser/data/tatoeba/v1"
 STS=()
 for part in stsb stsb-multi sts2017; do [[ ! -d $DIR/$part ]] || STS+=("--$part" "$DIR/$part"); done

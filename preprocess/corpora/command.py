@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from corpora.captions import TRAIN, Caption, CaptionWriter, Counts, Skipping
+from corpora.few_shots import only_few_shots
 from corpora.images import ImageFolder
 from corpora.output import Output
 from corpora.sources import Sources, check_folder
@@ -83,6 +84,13 @@ def run_corpus(corpus: Corpus, doc: str | None, script: str, argv: Sequence[str]
                 f"how many captions of {splits} may be left out because they are empty or lack their image (default: 0)"
             ),
         )
+    if TRAIN in corpus.skippable:
+        parser.add_argument(
+            "--few-shot-ids",
+            type=Path,
+            metavar="FILE",
+            help="write only the training captions of the images that FILE names, one id a line",
+        )
     corpus.add_options(parser)
     options = parser.parse_args(argv)
     return run_main(script, lambda: print(write_corpus(corpus, options, script)))
@@ -97,9 +105,13 @@ def write_corpus(corpus: Corpus, options: Options, script: str) -> str:
     skipping = Skipping(getattr(options, "skip_budget", 0), corpus.skippable, known_empty)
     with Output(options.output, name) as output:
         writer = CaptionWriter(output, ImageFolder(root, remember=not corpus.own_images), skipping)
-        writer.write(corpus.read(options, sources))
+        captions = corpus.read(options, sources)
+        few = getattr(options, "few_shot_ids", None)
+        writer.write(captions if few is None else only_few_shots(captions, sources.file(few)))
         if options.expect_counts == "yes":
-            writer.check_counts(corpus.expected(options) if callable(corpus.expected) else corpus.expected)
+            expected = corpus.expected(options) if callable(corpus.expected) else corpus.expected
+            kept = {group: count for group, count in expected.items() if few is None or group[0] != TRAIN}
+            writer.check_counts(kept)
         folds = {split: writer.write_folds(split, size) for split, size in corpus.folds.items()}
         facts = {"script": f"preprocess/{script}", "sources": sources.described(), **writer.facts()}
         facts |= {"folds": {split: fold for split, fold in folds.items() if fold}, "notes": list(corpus.notes)}

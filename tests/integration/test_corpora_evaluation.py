@@ -1,10 +1,12 @@
 """Evaluation sets: XTD10, Crossmodal-3600, xFlickr&CO, WIT, Flickr30k-CN, Tatoeba and STS; all from one folder."""
 
 import importlib
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.downloads import (
     FREE,
@@ -97,6 +99,8 @@ def iglue(folder: Path) -> Path:
         {"sentences": ["Motorrad\u2028fahrer"], "id": 42, "img_path": NAMES[1]},
     ]
     few = [{"sentences": ["eins", "zwei"], "id": "7", "img_path": "7.jpg"}]
+    english = [{"sentences": ["It&#39;s a dog"], "id": "1007129816", "img_path": "1007129816.jpg"}]
+    write_json_lines(folder / "xFlickrCO" / "annotations_machine-translate" / "de" / "test_gmt.jsonl", english)
     write_json_lines(folder / "xFlickrCO" / "annotations" / "de" / "test.jsonl", test)
     write_json_lines(folder / "xFlickrCO" / "annotations" / "de" / "train_1.jsonl", few)
     item = {"image_idx": 43, "image_url": "http://x/a%20b.svg", "meta_url": "http://x", "page_url": "http://y"}
@@ -105,6 +109,8 @@ def iglue(folder: Path) -> Path:
         item | {"wit_ix": "wit-test_11", "caption_reference_description": "Zwei", "language": "et"},
     ]
     write_json_lines(folder / "wit" / "annotations" / "test_et.jsonl", wit)
+    english = [wit[0] | {"caption_reference_description": "Built Montanas"}]
+    write_json_lines(folder / "wit" / "annotations_machine-translate" / "test_et_gmt.jsonl", english)
     return folder
 
 
@@ -118,6 +124,57 @@ def test_xflickrco(tmp_path: Path) -> None:
     assert lines(tmp_path / "out" / "train.de.ids") == ["7.jpg", "7.jpg"]
     assert "test.de: has 2 captions, but 2000" in refuses("xflickrco", *options)
     assert "train_5.jsonl: not found" in refuses("xflickrco", *options, "--shots", 5, *FREE)
+
+
+def test_machine_translated_test_sets(tmp_path: Path) -> None:
+    """A split of its own beside test, in the languages that its English comes from."""
+    folder, out = iglue(tmp_path), tmp_path / "out"
+    for name, lang, sentence in (("xFlickrCO", "de", "It&#39;s a dog"), ("wit", "et", "Built Montanas")):
+        options = ["--annotations", folder / name / "annotations", "--languages", lang, *FREE]
+        translated = folder / name / "annotations_machine-translate"
+        works(name.lower(), *options, "--translated", translated, "--output", out / name)
+        assert lines(out / name / f"test_gmt.{lang}") == [sentence]
+        assert manifest(out / name)["splits"].keys() == {"test", "test_gmt"}
+
+
+def test_pictures_of_wit_from_tables(tmp_path: Path, shared_dir: Path) -> None:
+    """The published tables of pixels; rows of other images are passed over."""
+    source = shared_dir / "fixtures" / "ccrk" / "ccrk_formats" / "wit"
+    if not source.is_dir():
+        pytest.skip(f"{source} is missing")
+    annotations = [json.loads(line) for line in lines(source / "annotations" / "test_en.jsonl")]
+    for record in annotations:
+        record["wit_ix"] = "wit-test_" + record["image_url"][-5]
+    folder = tmp_path / "annotations"
+    write_json_lines(folder / "test_en.jsonl", [record for record in annotations if record["wit_ix"] != "wit-test_2"])
+    tables = sorted((source / "pixels").iterdir())
+    options = ["--annotations", folder, "--languages", "en", *FREE]
+    works("wit", *options, "--pixels", *tables, "--output", tmp_path / "out")
+    listed = dict(line.split("\t") for line in lines(tmp_path / "out" / "images.tsv"))
+    assert listed == {f"wit-test_{number}": f"wit-test_{number}.png" for number in (0, 1, 3)}
+    for name in listed.values():
+        Image.open(tmp_path / "out" / "images" / name).load()
+    assert not (tmp_path / "out" / "images" / "wit-test_2.png").exists()
+    said = refuses("wit", *options, "--pixels", tables[0], "--output", tmp_path / "x")
+    assert "the picture of wit-test_3 is in none of --pixels" in said
+
+
+def test_few_shots_of_a_file_of_ids(tmp_path: Path) -> None:
+    """Training captions of the named images; every other split stays whole."""
+    folder = iglue(tmp_path) / "xFlickrCO" / "annotations"
+    few = [{"sentences": [text], "id": text, "img_path": f"{text}.jpg"} for text in ("7", "8", "9")]
+    write_json_lines(folder / "de" / "train_3.jsonl", few)
+    write(tmp_path / "ids", "9\n7.jpg\n")
+    options = ["--annotations", folder, "--languages", "de", "--shots", 3, "--few-shot-ids", tmp_path / "ids", *FREE]
+    works("xflickrco", *options, "--output", tmp_path / "out")
+    assert lines(tmp_path / "out" / "train.de.ids") == ["7.jpg", "9.jpg"]
+    assert len(lines(tmp_path / "out" / "test.de")) == 2
+    write(tmp_path / "ids", "7\n1007129816\n")  # a test image
+    said = refuses("xflickrco", *options, "--output", tmp_path / "x")
+    assert f"{tmp_path}/ids, line 2: image '1007129816' has no training caption in de" in said
+    assert "line 2: " not in said.partition("ids, line 2: ")[2]
+    write(tmp_path / "ids", "\n")
+    assert "ids: names no image; give one id a line" in refuses("xflickrco", *options, "--output", tmp_path / "x")
 
 
 def test_wit(tmp_path: Path) -> None:
