@@ -34,8 +34,8 @@ def test_two_processes_equal_one(run_train: Train, photos: Path, tiny_corpus: Pa
     Negatives of one rank show that the comparison can fail.
     """
     corpus = parallel_corpus(photos, tiny_corpus, tmp_path / "captions")
-    cases = [(name, terms, size) for name, terms in (("all", ALL), ("tuned", TUNED)) for size in (9, 10)]
-    cases.append(("local", LOCAL, 9))
+    cases: list[tuple[str, tuple[str, ...], int]] = [("local", LOCAL, 9)]
+    cases += [(name, terms, size) for name, terms in (("all", ALL), ("tuned", TUNED)) for size in (9, 10)]
     runs = []
     for name, terms, size in cases:
         common = training_options(corpus, photos, tiny_corpus / "tokenizer", tmp_path)
