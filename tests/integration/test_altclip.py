@@ -306,13 +306,14 @@ def test_the_loss_and_gradients_of_the_whole_model_are_those_of_the_fixture(fixt
 
     module: Any = load_altclip(str(fixture / "altclip_tiny"), tmp_path).module
     assert isinstance(module, AltCLIPModel)
+    text: Any = module.text_encoder
     expected, outputs = (np.load(fixture / f"altclip_{name}.npz") for name in ("losses", "outputs"))
     tokens, target = torch.from_numpy(outputs["input_ids"]), torch.from_numpy(outputs["teacher_pooled"])
     head: Any = module.projection
     ours = {
         "transformation.weight": head.linear.weight,
         "pre_LN.weight": head.norm.weight,
-        "roberta.embeddings.word_embeddings.weight": module.text_encoder.embed_tokens.weight,
+        "roberta.embeddings.word_embeddings.weight": text.embed_tokens.weight,
     }
     for kind, key in (("mse", "mse"), ("cosine", "cosine"), ("contrastive", "cl")):
         module.zero_grad()

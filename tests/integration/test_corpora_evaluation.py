@@ -98,8 +98,10 @@ def iglue(folder: Path) -> Path:
         {"sentences": ["Ein\tHund"], "id": "1007129816", "img_path": "1007129816.jpg"},
         {"sentences": ["Motorrad\u2028fahrer"], "id": 42, "img_path": NAMES[1]},
     ]
-    few = [{"sentences": ["eins", "zwei"], "id": "7", "img_path": "7.jpg"}]
-    english = [{"sentences": ["It&#39;s a dog"], "id": "1007129816", "img_path": "1007129816.jpg"}]
+    few: list[dict[str, object]] = [{"sentences": ["eins", "zwei"], "id": "7", "img_path": "7.jpg"}]
+    english: list[dict[str, object]] = [
+        {"sentences": ["It&#39;s a dog"], "id": "1007129816", "img_path": "1007129816.jpg"}
+    ]
     write_json_lines(folder / "xFlickrCO" / "annotations_machine-translate" / "de" / "test_gmt.jsonl", english)
     write_json_lines(folder / "xFlickrCO" / "annotations" / "de" / "test.jsonl", test)
     write_json_lines(folder / "xFlickrCO" / "annotations" / "de" / "train_1.jsonl", few)
@@ -109,8 +111,8 @@ def iglue(folder: Path) -> Path:
         item | {"wit_ix": "wit-test_11", "caption_reference_description": "Zwei", "language": "et"},
     ]
     write_json_lines(folder / "wit" / "annotations" / "test_et.jsonl", wit)
-    english = [wit[0] | {"caption_reference_description": "Built Montanas"}]
-    write_json_lines(folder / "wit" / "annotations_machine-translate" / "test_et_gmt.jsonl", english)
+    captioned: list[dict[str, object]] = [wit[0] | {"caption_reference_description": "Built Montanas"}]
+    write_json_lines(folder / "wit" / "annotations_machine-translate" / "test_et_gmt.jsonl", captioned)
     return folder
 
 
@@ -162,7 +164,9 @@ def test_pictures_of_wit_from_tables(tmp_path: Path, shared_dir: Path) -> None:
 def test_few_shots_of_a_file_of_ids(tmp_path: Path) -> None:
     """Training captions of the named images; every other split stays whole."""
     folder = iglue(tmp_path) / "xFlickrCO" / "annotations"
-    few = [{"sentences": [text], "id": text, "img_path": f"{text}.jpg"} for text in ("7", "8", "9")]
+    few: list[dict[str, object]] = [
+        {"sentences": [text], "id": text, "img_path": f"{text}.jpg"} for text in ("7", "8", "9")
+    ]
     write_json_lines(folder / "de" / "train_3.jsonl", few)
     write(tmp_path / "ids", "9\n7.jpg\n")
     options = ["--annotations", folder, "--languages", "de", "--shots", 3, "--few-shot-ids", tmp_path / "ids", *FREE]

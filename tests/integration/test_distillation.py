@@ -44,7 +44,7 @@ def test_the_loss_is_the_weighted_sum_of_the_fixture(shared_dir: Path, direction
     answer = Answer(
         student=student, teacher_text=teacher, distillation_scale=torch.tensor(float(data["cl_theta"][0])).exp()
     )
-    weights = {"mse_weight": 0.7, "cosine_weight": 0.2, "contrastive_weight": 3.0}
+    weights: dict[str, Any] = {"mse_weight": 0.7, "cosine_weight": 0.2, "contrastive_weight": 3.0}
     criterion = DistillationCriterion(None, **weights, contrast_direction=direction)
     loss, size, _ = criterion(answer, sample(rows))
     contrast = data["loss_cl"] if direction == "released" else data["own_symmetric_loss_cl"]

@@ -136,7 +136,8 @@ def test_the_card_holds_the_results_as_a_model_index(model: MultilingualCLIP) ->
         "average": {"all": rows["en"]},
     }
     card = ModelCard(model_card(model.tower, CardFacts("m", reports=[about | {"results": rows, "benchmark": "own"}])))
-    results = card.data.eval_results
+    data: Any = card.data
+    results = data.eval_results
     assert results is not None
     found = {(row.dataset_name, row.dataset_type, row.metric_type, row.metric_value) for row in results}
     expected = {

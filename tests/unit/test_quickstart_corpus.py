@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -111,6 +113,60 @@ def test_a_shared_name_is_refused(corpus: ModuleType) -> None:
         corpus.check_unique_names(concepts)
 
 
+def write_annotations(folder: Path, languages: Sequence[str], concepts: Sequence[Any]) -> None:
+    """Keywords of the CLDR's layout: `LANG-third`, on every third concept, and `LANG-KEY`, on one."""
+    for language in languages:
+        entries = {}
+        for number, concept in enumerate(concepts):
+            emoji = "".join(chr(int(point, 16)) for point in concept.key.split("-"))
+            words = [f"{language}-{concept.key}", *([f"{language.upper()}-third"] if number % 3 == 0 else [])]
+            entries[emoji] = {"default": [*words, "more than two words"], "tts": ["unused"]}
+        path = folder / language / "annotations.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"annotations": {"identity": {}, "annotations": entries}}), encoding="utf-8")
+
+
+def check_keywords(lines: dict[str, list[str]], keys: set[str]) -> None:
+    """Keywords are paired with what describes the same concepts, and are captions of drawings in training."""
+    german = dict(zip(lines["keywords/train.en-de.de"], lines["keywords/train.en-de.en"], strict=True))
+    assert german["de-third"] == "en-third"
+    assert set(german) == {"de-third", *(f"de-{key}" for key in keys)}
+    assert "more than two words" not in lines["words/de.txt"]
+    trained = set(lines["captions/train.en.ids"])
+    captions = list(zip(lines["captions/keywords.en"], lines["captions/keywords.en.ids"], strict=True))
+    assert {ids for _, ids in captions} <= trained
+    assert set(lines["captions/all.en.ids"]) == set(lines["images.txt"])
+    assert any(word == "en-third" for word, _ in captions)
+
+
+def test_words_are_paired_by_what_they_describe() -> None:
+    """Hund and perro describe the dogs, Tier and animal everything; bestest is English alone."""
+    keywords = load("keywords")
+    english = keywords.uses({"1": ["dog", "animal", "bestest"], "2": ["dog", "animal"], "3": ["cat", "animal"]})
+    german = keywords.uses({"1": ["hund", "tier"], "2": ["hund", "tier"], "3": ["tier", "katze"]})
+    languages = {"en": english, "de": german, "es": german, "fr": german}
+    kept, pairs = keywords.dictionary(languages, {"cat"})
+    assert pairs["de"] == {"hund": "dog", "tier": "animal", "katze": "cat"}
+    assert kept == ["animal", "cat", "dog"], "bestest has no translation"
+    assert keywords.closest({"x": frozenset("1")}, {"animal": frozenset("123456")}, set()) == {}, "too little in common"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "not found; examples/quickstart/fetch_keywords.sh"),
+        ("{}", "annotations is missing"),
+        ('{"annotations": {"annotations": {"x": {"default": "word"}}}}', "default has the type str"),
+    ],
+)
+def test_bad_annotations_are_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    (tmp_path / "en").mkdir()
+    if content is not None:
+        (tmp_path / "en" / "annotations.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load("keywords").read_annotations(tmp_path, "en")
+
+
 def test_the_corpus_is_written_aligned_and_reproducibly(
     corpus: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,8 +176,10 @@ def test_the_corpus_is_written_aligned_and_reproducibly(
     few = corpus.collect_concepts()[:60]
     assert all(set(concept.names) == set(corpus.LANGUAGES) for concept in few)
     monkeypatch.setattr(corpus, "collect_concepts", lambda: few)
+    write_annotations(tmp_path / "annotations", corpus.LANGUAGES, few)
     for name in ("first", "again"):
-        assert corpus.main(["--output", str(tmp_path / name), "--seed", "5", "--size", "24"]) == 0
+        options = ["--output", tmp_path / name, "--keywords", tmp_path / "annotations", "--seed", "5", "--size", "24"]
+        assert corpus.main(list(map(str, options))) == 0
     first = {path.relative_to(tmp_path / "first"): path for path in (tmp_path / "first").rglob("*.*") if path.is_file()}
     assert first
     for relative, path in first.items():
@@ -141,6 +199,7 @@ def test_the_corpus_is_written_aligned_and_reproducibly(
         for language in corpus.LANGUAGES:
             names = {concept.key: concept.names[language] for concept in few}
             assert lines[f"gallery/{gallery}.{language}"] == [names[key] for key in keys]
+    check_keywords(lines, {concept.key for concept in few})
     for name in lines["images.txt"]:
         with image.open(folder / "images" / name) as picture:
             assert (picture.size, picture.mode) == ((24, 24), "RGB")
