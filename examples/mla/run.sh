@@ -14,16 +14,19 @@
 #   CAPTIONS=data/cc300k    text/{train,valid}.LANG with their .ids (image id, tab, id of the English text) in each of
 #                           LANGS, and features/{image,text} of mclip-features, both with TEACHER
 #   LANGS=de,fr,cs,zh,ja    the languages that CLIP acquires
-#   FINETUNE=data/multi30k  text/ of preprocess/multi30k.py in FINETUNE_LANGS=en,de,fr,cs, with the images in
-#   IMAGES=flickr30k
+#   SET=multi30k            or coco: the set to fine-tune and evaluate on, which gives the defaults of
+#     FINETUNE              data/multi30k | data/coco: text/ of preprocess/captions.sh in
+#     FINETUNE_LANGS        en,de,fr,cs | en,ja,zh, with the images in
+#     IMAGES                data/flickr30k | data/coco-images
+#     FINETUNE_EN_UPDATES   5665 | 22138: five epochs of 145,000 | 566,747 captions
+#     BENCHMARKS            of preprocess/evaluation.sh: five captions of an image in en and de, one in fr and cs |
+#                           en, and ja by the mean over folds, and zh; EVALUATE_IMAGES, their image folder (IMAGES)
 #   TEACHER=openai/clip-vit-base-patch32
 #   TOKENIZER=bert-base-multilingual-cased   for all languages but English, and whose word vectors start the table
 #   EMBEDDING=$TOKENIZER    other word vectors; empty: random
-#   BENCHMARKS="data/sets/multi30k-task2:test_2016_flickr data/sets/coco-ja"   of preprocess/evaluation.sh;
-#                           EVALUATE_IMAGES="data/flickr30k data/coco", their image folder, one for all or one each
 #   OUT=runs/mla   SEED=42   PRECISION="--fp16 --fp16-no-flatten-grads"
 #   OPTIMIZER=fused_adamw   or bert_adam, the released one
-#   NLT_UPDATES=117150 LE_UPDATES=11715 FINETUNE_EN_UPDATES=5665 FINETUNE_ALL_UPDATES=10000
+#   NLT_UPDATES=117150 LE_UPDATES=11715 FINETUNE_ALL_UPDATES=10000
 #   OPTIONS=                further options of all trainings
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../recipe.sh
@@ -32,15 +35,27 @@ source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 stages "data nlt le finetune-en finetune-all evaluate" "$@"
 
 CAPTIONS=${CAPTIONS:-data/cc300k} LANGS=${LANGS:-de,fr,cs,zh,ja}
-FINETUNE=${FINETUNE:-data/multi30k} FINETUNE_LANGS=${FINETUNE_LANGS:-en,de,fr,cs} IMAGES=${IMAGES:-flickr30k}
+case ${SET:=multi30k} in
+  multi30k)
+    PREFIX='' FINETUNE=${FINETUNE:-data/multi30k} FINETUNE_LANGS=${FINETUNE_LANGS:-en,de,fr,cs}
+    IMAGES=${IMAGES:-data/flickr30k} FINETUNE_EN=${FINETUNE_EN_UPDATES:-5665}
+    TESTS="data/sets/multi30k-task2:test_2016_flickr data/sets/multi30k-task1:test_2016_flickr"
+    ;;
+  coco)
+    PREFIX=coco- FINETUNE=${FINETUNE:-data/coco} FINETUNE_LANGS=${FINETUNE_LANGS:-en,ja,zh}
+    IMAGES=${IMAGES:-data/coco-images} FINETUNE_EN=${FINETUNE_EN_UPDATES:-22138}
+    TESTS="data/sets/coco-en data/sets/coco-ja data/sets/coco-zh"
+    ;;
+  *) fail "SET=$SET: give multi30k or coco" ;;
+esac
 TEACHER=${TEACHER:-openai/clip-vit-base-patch32} TOKENIZER=${TOKENIZER:-bert-base-multilingual-cased}
 EMBEDDING=${EMBEDDING-$TOKENIZER} OUT=${OUT:-runs/mla} SEED=${SEED:-42} OPTIMIZER=${OPTIMIZER:-fused_adamw}
 read -ra PRECISION <<< "${PRECISION---fp16 --fp16-no-flatten-grads}"
 read -ra OPTIONS <<< "${OPTIONS:-}"
-read -ra BENCHMARKS <<< "${BENCHMARKS:-data/sets/multi30k-task2:test_2016_flickr data/sets/coco-ja}"
-read -ra EVALUATE_IMAGES <<< "${EVALUATE_IMAGES:-}"
+read -ra BENCHMARKS <<< "${BENCHMARKS:-$TESTS}"
+read -ra EVALUATE_IMAGES <<< "${EVALUATE_IMAGES:-$IMAGES}"
 NLT=${NLT_UPDATES:-117150} LE=${LE_UPDATES:-11715}
-FINETUNE_EN=${FINETUNE_EN_UPDATES:-5665} FINETUNE_ALL=${FINETUNE_ALL_UPDATES:-10000}
+FINETUNE_ALL=${FINETUNE_ALL_UPDATES:-10000}
 ARCH=mla_base BATCH=128
 COMMON=(--user-dir "$PLUGIN" --seed "$SEED" --log-format json --log-interval 100 --no-epoch-checkpoints)
 COMMON+=("${OPTIONS[@]}")
@@ -79,9 +94,9 @@ tokens() { # tokens TOKENIZER TEXT BIN LANG...: the ids of a Hugging Face tokeni
 data() {
   # shellcheck disable=SC2086 # a word per language
   tokens "$TOKENIZER" "$CAPTIONS/text" "$OUT/data/captions" ${LANGS//,/ }
-  tokens "$TEACHER" "$FINETUNE/text" "$OUT/data/finetune-english" en
+  tokens "$TEACHER" "$FINETUNE/text" "$OUT/data/${PREFIX}finetune-english" en
   # shellcheck disable=SC2086
-  tokens "$TOKENIZER" "$FINETUNE/text" "$OUT/data/finetune-others" $OTHERS
+  tokens "$TOKENIZER" "$FINETUNE/text" "$OUT/data/${PREFIX}finetune-others" $OTHERS
 }
 stage() { # stage NAME DATA UPDATES LR OPTION...: what all stages have in common
   local name=$1 data=$2 updates=$3 lr=$4
@@ -105,23 +120,23 @@ finetune() { # finetune NAME DATA UPDATES LANGS PARTS BASE
     --image-root "$IMAGES" --validate-interval-updates 500
 }
 finetune-en() {
-  finetune finetune-en "$OUT/data/finetune-english" "$FINETUNE_EN" en clip "$OUT/le/checkpoint_best.pt"
+  finetune "${PREFIX}finetune-en" "$OUT/data/${PREFIX}finetune-english" "$FINETUNE_EN" en clip \
+    "$OUT/le/checkpoint_best.pt"
 }
 finetune-all() {
-  finetune finetune-all "$OUT/data/finetune-english:$OUT/data/finetune-others" "$FINETUNE_ALL" "$FINETUNE_LANGS" \
-    acquirers,embedding,linear,clip "$OUT/finetune-en/checkpoint_best.pt"
+  finetune "${PREFIX}finetune-all" "$OUT/data/${PREFIX}finetune-english:$OUT/data/${PREFIX}finetune-others" \
+    "$FINETUNE_ALL" "$FINETUNE_LANGS" acquirers,embedding,linear,clip "$OUT/${PREFIX}finetune-en/checkpoint_best.pt"
 }
-evaluate() {
-  local models=() names=() name images=()
-  ((${#EVALUATE_IMAGES[@]} == 0)) || images=(--images-root "${EVALUATE_IMAGES[@]}")
-  for name in le finetune-en finetune-all; do
+evaluate() { # le is zero-shot
+  local models=() names=() name
+  for name in le "${PREFIX}finetune-en" "${PREFIX}finetune-all"; do
     ((DRY)) || [[ -e $OUT/$name/checkpoint_best.pt ]] || continue
     models+=("$OUT/$name/checkpoint_best.pt")
     names+=("$name")
   done
   ((${#models[@]})) || fail "$OUT holds no trained model; run the other stages before evaluate"
   run mclip-evaluate "${BENCHMARKS[@]}" --model "${models[@]}" --name "${names[@]}" --protocol caption_max \
-    --output "$OUT/evaluation" --cache "$OUT/cache" "${images[@]}"
+    --output "$OUT/evaluation" --cache "$OUT/cache" --images-root "${EVALUATE_IMAGES[@]}"
 }
 
 for stage in "${STAGES[@]}"; do

@@ -21,6 +21,16 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
     assert value(stages["finetune-en"], "--train-parts") == "clip"
     assert value(stages["finetune-all"], "--langs") == "en,de,fr,cs"
     assert value(stages["evaluate"], "--protocol") == "caption_max"
+    assert "data/sets/multi30k-task1:test_2016_flickr" in stages["evaluate"]
+    coco = commands(
+        recipe(repository_root, "mla", "--dry-run", "finetune-en", "finetune-all", "evaluate", cwd=tmp_path, SET="coco")
+    )
+    assert value(coco["finetune-all"], "--langs") == "en,ja,zh"
+    assert value(coco["finetune-all"], "--base") == "runs/mla/coco-finetune-en/checkpoint_best.pt"
+    assert "runs/mla/le/checkpoint_best.pt" in coco["evaluate"]  # zero-shot
+    assert [part for part in coco["evaluate"] if part.startswith("data/sets/")] == [
+        f"data/sets/coco-{lang}" for lang in ("en", "ja", "zh")
+    ]
     assert not any(tmp_path.iterdir())
     released = commands(recipe(repository_root, "mla", "--dry-run", "nlt", cwd=tmp_path, OPTIMIZER="bert_adam"))
     assert value(released["nlt"], "--optimizer") == "bert_adam"
