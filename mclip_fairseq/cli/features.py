@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from mclip_fairseq.storage.projection import SPACES
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from mclip_fairseq.encoding.bulk import Source
     from mclip_fairseq.models.teacher import DualEncoderTeacher
@@ -74,9 +75,9 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
     if options.dtype == "tf32":
         torch.set_float32_matmul_precision("high")
     teacher = DualEncoderTeacher.from_pretrained(options.model, options.revision).to(device)
-    source = open_source(options, teacher, captions, images)
+    encoder, dim = encoder_of(options, teacher)
+    source = open_source(options, teacher, captions, images, encoder)
     projection = teacher.projection(source.modality) if options.space == "pooled" else None
-    dim = teacher.dim if projection is None else projection.weight.shape[1]
     writer = FeatureWriter(
         options.output,
         source.ids,
@@ -91,7 +92,8 @@ def make_features(options: argparse.Namespace, command: Sequence[str]) -> str:
             "compute_dtype": options.dtype,
             "inputs_content": source.content,
             "model_settings": digest(teacher.text_settings if captions else teacher.image_settings),
-        },
+        }
+        | ({"text_layers": options.text_layers} if options.text_layers else {}),
         projection=projection,
     )
     settings = BulkSettings(
@@ -122,24 +124,34 @@ def listed_images(options: argparse.Namespace) -> tuple[list[tuple[str, Path]], 
     return listing.images, skip_budget
 
 
+def encoder_of(options: argparse.Namespace, teacher: DualEncoderTeacher) -> tuple[Callable[..., Tensor], int]:
+    """What encodes the inputs, and the columns it gives."""
+    if options.text_layers:
+        from mclip_fairseq.models.text_layers import LayerStates
+
+        states = LayerStates(teacher, options.text_layers)
+        return states, states.dim
+    modality = "text" if options.captions else "image"
+    encoder = teacher.encoder(modality, options.space)
+    return encoder, teacher.dim if options.space == "joint" else teacher.projection(modality).weight.shape[1]
+
+
 def open_source(
     options: argparse.Namespace,
     teacher: DualEncoderTeacher,
     captions: list[tuple[str, str]],
     images: list[tuple[str, Path]],
+    encoder: Callable[..., Tensor],
 ) -> Source:
     """The captions or images that the command line names, with the teacher's encoder for them."""
     from mclip_fairseq.encoding.bulk import CaptionSource, ImageSource
 
     if not captions:
-        encode_image = teacher.encoder("image", options.space)
-        return ImageSource(
-            images, teacher.transform, encode_image, options.workers, options.max_pixels, options.hash_images
-        )
+        return ImageSource(images, teacher.transform, encoder, options.workers, options.max_pixels, options.hash_images)
     preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
     return CaptionSource(
         *(captions, options.captions, teacher.tokenize, teacher.token_mask),
-        *(teacher.encoder("text", options.space), preprocessing),
+        *(encoder, preprocessing),
     )
 
 
@@ -166,6 +178,8 @@ def check_options(options: argparse.Namespace) -> None:
     check_max_pixels(options.max_pixels)
     if options.hash_images and options.images is None:
         raise UserError("--hash-images is for images, texts are always compared by their hash; leave it out")
+    if options.text_layers and (options.captions is None or options.space != "joint"):
+        raise UserError("--text-layers is for --captions, and comes with features of the joint space; leave it out")
     if options.root is not None and (options.images is None or options.images.is_dir()):
         raise UserError("--root is the folder of a list's relative paths; give it with --images LIST only")
 
@@ -203,6 +217,12 @@ def build_parser() -> argparse.ArgumentParser:
         default="joint",
         help="joint (default): features whose cosines compare images and texts; pooled: the states before the model's "
         "projection, which is stored beside them (for altclip)",
+    )
+    add(
+        "--text-layers",
+        default="",
+        metavar="N,N",
+        help="also the states of texts after these layers of a CLIP, 0 for the embeddings (for mla --distill-layers)",
     )
     add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=f"per image (default {MAX_PIXELS})")
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable inputs, listed in skipped.tsv")

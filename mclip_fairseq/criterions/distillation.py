@@ -33,6 +33,13 @@ class DistillationCriterionConfig(RelationsConfig):
             "(--distillation-scale-init); 0 is off"
         },
     )
+    layer_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the sum, over the layers of --distill-layers, of their mean squared errors (mla; "
+            "kd_layers); 0 is off"
+        },
+    )
     masked_word_weight: float = field(
         default=0.0,
         metadata={"help": "weight of the cross entropy of hidden words (post-KD of AltCLIP); needs --hide-words"},
@@ -57,7 +64,8 @@ class DistillationCriterion(TermsCriterion):
     `--contrastive-weight` also `distillation_scale`, the 0-d factor of the cosine. The factor is a parameter of the
     model, so that it is stored with it and DDP sees it. With `--masked-word-weight` it also returns `words`,
     (n, entries), and `word_labels`, (n,) int64. With `--soft-label-weight` it takes `image_bank`, (images, teacher
-    dim), and returns it L2-normalised.
+    dim), and returns it L2-normalised. With `--layer-weight` it returns `student_layers` and `teacher_layers`, lists of
+    (batch, width).
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class DistillationCriterion(TermsCriterion):
         structure_weight: float = 0.0,
         pair_weight: float = 0.0,
         pair_scale: float = 20.0,
+        layer_weight: float = 0.0,
     ) -> None:
         super().__init__(task)
         self.relations = Relations(
@@ -94,7 +103,7 @@ class DistillationCriterion(TermsCriterion):
             )
         self.weights = {kind: weight for kind, weight in weights.items() if weight > 0}
         self.direction = str(contrast_direction)
-        self.masked_word_weight = masked_word_weight
+        self.masked_word_weight, self.layer_weight = masked_word_weight, layer_weight
 
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x captions of all ranks)."""
@@ -118,6 +127,8 @@ class DistillationCriterion(TermsCriterion):
         if self.relations.active:
             text, target = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
             terms += self.relations.terms(batch, text, target, out.get("image_bank"), out.get("translation"))
+        if self.layer_weight > 0 or "student_layers" in out:
+            terms.append(self.layers(batch, out))
         if self.masked_word_weight > 0:
             terms.append(self.masked_words(batch, out))
         # Some terms do not use the scale, and a dummy batch uses nothing: the zeros keep all of it in the graph.
@@ -126,6 +137,20 @@ class DistillationCriterion(TermsCriterion):
         if scale is not None:
             logged["scale"] = scale.detach() * batch.rows
         return weighted_mean(batch, terms, anchor, [student, teacher], logged)
+
+    def layers(self, batch: Batch, out: dict[str, Any]) -> Term:
+        """The sum of the mean squared errors of all layers' states.
+
+        Raises:
+            UserError: the model compares no layers, or they weigh nothing.
+        """
+        if not out.get("student_layers") or self.layer_weight <= 0:
+            raise UserError("--layer-weight above 0 and --distill-layers of the model mla go together; give both")
+        shares = [
+            global_distillation_loss(own[: batch.rows].float(), given[: batch.rows].float(), "mse", gather=batch.gather)
+            for own, given in zip(out["student_layers"], out["teacher_layers"], strict=True)
+        ]
+        return Term("layers", self.layer_weight, torch.stack(shares).sum())
 
     def masked_words(self, batch: Batch, out: dict[str, Any]) -> Term:
         """Mean cross entropy of the hidden words of all ranks."""
@@ -141,6 +166,7 @@ class DistillationCriterion(TermsCriterion):
         log_ratio("loss", logging_outputs, "loss", "sample_size")
         log_relations(logging_outputs)
         present = set().union(*logging_outputs)
-        for name in ("mse_loss", "cosine_loss", "contrastive_loss", "masked_word_loss", "cosine", "scale"):
+        losses = ("mse_loss", "cosine_loss", "contrastive_loss", "layers_loss", "masked_word_loss")
+        for name in (*losses, "cosine", "scale"):
             if name in present:
                 log_ratio(name, logging_outputs, name, "sample_size")

@@ -26,17 +26,20 @@ from mclip_fairseq.formats.towers import count_known_by, option_settings
 from mclip_fairseq.models.freezing import IDENTITY, encode_identity
 from mclip_fairseq.models.mla import MLAModel
 from mclip_fairseq.models.mla_options import ENGLISH, MLAModelConfig
-from mclip_fairseq.models.mla_parts import WEIGHTS, read_base
+from mclip_fairseq.models.mla_parts import WEIGHTS, clip_vocabulary, read_base
 from mclip_fairseq.models.settings import structure_settings, tokenizer_settings, transform_settings
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.fields import check_fields
+from mclip_fairseq.storage.fields import Kind, check_fields
 from mclip_fairseq.storage.files import first_line
 from mclip_fairseq.storage.places import StoredParts
 
 VERSION = 1
 CLIP, TOKENIZER = "clip", "tokenizer"
-SIZES = {"acquirers": str, "acquirer_dim": int, "embedding_rows": int, "embedding_dim": int, "end_token": int}
+SIZES: dict[str, Kind] = {
+    **{"acquirers": str, "acquirer_dim": int, "embedding_rows": int, "embedding_dim": int, "end_token": int},
+    "clip_embedding": bool | None,  # absent in directories of version 0.2
+}
 FIELDS = {"version": int, "model": dict, "identity": dict, "language": str | None}
 SHORT_CODES = {
     **{"ara": "ar", "ces": "cs", "cmn": "zh", "deu": "de", "eng": "en", "fra": "fr", "hin": "hi", "ind": "id"},
@@ -65,7 +68,8 @@ class Published:
 
     Attributes:
         body: CLIP under OpenAI's names.
-        acquired: table, linear map and acquirers under this project's names.
+        acquired: table and linear map, which a file made without `new_embed` lacks, and acquirers, under this
+            project's names.
         languages: that have acquirers, in the file's order.
     """
 
@@ -98,10 +102,10 @@ def split_published(state: Mapping[str, Tensor], source: str) -> Published:
         elif not UNUSED.fullmatch(name):
             body[name] = tensor
     missing = [name for name, own in SHARED.items() if own not in acquired]
-    if not languages or missing:
+    if not languages or 0 < len(missing) < len(SHARED):
         raise UserError(
-            f"{source}: lacks {missing[0] if missing else 'acquirers with a language'}; give a checkpoint of MLA with "
-            "m_acquirer and new_embed, or pass one as --acquirers"
+            f"{source}: lacks {missing[0] if languages else 'acquirers with a language'}; give a checkpoint of MLA "
+            "with m_acquirer, or pass one as --acquirers"
         )
     return Published(body, acquired, languages)
 
@@ -158,16 +162,17 @@ def model_of(published: Published, source: str, end_token: int, tokenizer: Any =
     """
     clip = to_clip_model(published.body, source)
     processor = image_processor(pixels_along_an_edge(clip), Preprocessing(resize=resize))
-    table = published.acquired["embedding.weight"]
+    table = published.acquired.get("embedding.weight")
     first = published.acquired.get(f"acquirers.{published.languages[0]}.0.down.weight")
     if first is None:
         raise UserError(f"{source}: lacks the acquirer of the first layer; copy the file again")
     cfg = MLAModelConfig(
         acquirers=",".join(published.languages),
         acquirer_dim=len(first),
-        embedding_rows=table.shape[0],
-        embedding_dim=table.shape[1],
-        end_token=end_token,
+        embedding_rows=0 if table is None else table.shape[0],
+        embedding_dim=0 if table is None else table.shape[1],
+        end_token=clip_vocabulary(clip.config.text_config)[1] if table is None else end_token,
+        clip_embedding=table is None,
     )
     model = MLAModel(cfg, DualEncoderTeacher(clip, processor, tokenizer, Path(source).stem, None))
     load_strictly(model, published.acquired, source)
@@ -325,7 +330,9 @@ def make_tower(module: MLAModel, tokenizer: PieceTokenizer | None, name: str) ->
     if module.clip_tokenizer is not None:
         english = PieceTokenizer(module.clip_tokenizer, f"{name}'s CLIP", module.max_positions())
         module.check_text_path(ENGLISH, english.dictionary)
-    if tokenizer is not None:
+    if module.cfg.clip_embedding:
+        tokenizer = english
+    elif tokenizer is not None:
         tokenizer.max_tokens = module.max_positions()
         module.check_text_path(module.languages[0], tokenizer.dictionary)
     return MLATower(module, {ENGLISH: english, "other": tokenizer}, name)
@@ -383,8 +390,9 @@ def load_directory(path: Path) -> MLATower:
     if config["version"] != VERSION:
         raise UserError(f"{place}: version {config['version']} is not read here; update mclip_fairseq")
     sizes = check_fields(place, config["model"], SIZES, REMEDY)
-    weights = read_base(path)
-    options = MLAModelConfig(**{name: sizes[name] for name in SIZES})
+    own_table = bool(sizes.get("clip_embedding"))
+    weights = read_base(path, shared=not own_table)
+    options = MLAModelConfig(**{name: sizes[name] for name in SIZES if name in sizes} | {"clip_embedding": own_table})
     MLAModel.check_sizes(place, options, weights)
     module = MLAModel(options, DualEncoderTeacher.from_pretrained(path / CLIP))
     load_strictly(module, weights | {IDENTITY: encode_identity(config["identity"])}, path / WEIGHTS)

@@ -37,14 +37,29 @@ class Acquirer(nn.Module):
 def make_acquirers(languages: Sequence[str], layers: int, width: int, hidden: int) -> nn.ModuleDict:
     """Language -> one acquirer per layer.
 
+    Args:
+        languages: codes.
+        layers: of the text tower.
+        width: of the text tower.
+        hidden: width inside an acquirer; 0: every acquirer leaves its input as it is, and has no weights.
+
     Raises:
         UserError: a language whose name cannot be part of a weight's name.
     """
     for language in languages:
         if not LANGUAGE.fullmatch(language) or hasattr(nn.ModuleDict, language):
             raise UserError(f"--acquirers: {language!r} cannot name a language; write it as a code such as de or zh-CN")
-    stacks = {language: nn.ModuleList(Acquirer(width, hidden) for _ in range(layers)) for language in languages}
+    stacks = {
+        language: nn.ModuleList(Acquirer(width, hidden) if hidden else nn.Identity() for _ in range(layers))
+        for language in languages
+    }
     return nn.ModuleDict(stacks)
+
+
+def with_positions(text_model: Any, embedded: Tensor) -> Tensor:
+    """(batch, length, width) token embeddings of CLIP's text tower -> the states before its first block."""
+    states: Tensor = embedded + text_model.embeddings.position_embedding.weight[: embedded.shape[1]]
+    return states
 
 
 def block_states(text_model: Any, embedded: Tensor, acquirers: Iterable[nn.Module]) -> Iterator[Tensor]:
@@ -61,8 +76,7 @@ def block_states(text_model: Any, embedded: Tensor, acquirers: Iterable[nn.Modul
     Yields:
         (batch, length, width), once per block.
     """
-    positions = text_model.embeddings.position_embedding.weight[: embedded.shape[1]]
-    states = embedded + positions
+    states = with_positions(text_model, embedded)
     # Everything but eager attention is causal by `is_causal` alone. Pads need no mask: they follow the pooled token.
     mask = causal_mask(states) if text_model.config._attn_implementation == "eager" else None
     for block, acquirer in zip(text_model.encoder.layers, acquirers, strict=True):

@@ -3,8 +3,7 @@
 import logging
 import re
 from argparse import Namespace
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,15 @@ import torch
 from fairseq.models import register_model, register_model_architecture
 from torch import Tensor, nn
 
-from mclip_fairseq.models.acquirers import block_states, make_acquirers, pool_first
+from mclip_fairseq.models.acquirers import block_states, make_acquirers, pool_first, with_positions
 from mclip_fairseq.models.architectures import set_defaults
 from mclip_fairseq.models.autocast import unit
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
 from mclip_fairseq.models.freezing import IDENTITY, check_same_parts, decode_identity, state_hash
 from mclip_fairseq.models.mla_options import ENGLISH, MLAModelConfig, check_options, split_names
 from mclip_fairseq.models.mla_parts import (
+    check_unchanged,
+    clip_vocabulary,
     covered_languages,
     end_token_of,
     projected,
@@ -28,8 +29,10 @@ from mclip_fairseq.models.mla_parts import (
 )
 from mclip_fairseq.models.mla_portable import TextPath
 from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.text_layers import check_layers, parse_layers, split_layers
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import same_teacher
+from mclip_fairseq.storage.features import FeatureStore
 
 logger = logging.getLogger(__name__)
 # The released code's factor of the cosine in all stages; CLIP's own training ends there.
@@ -66,8 +69,10 @@ class MLAModel(DualEncoder):
         self.identity = {"text_encoder": None, "teacher": dict(clip.identity)}
         self.languages = split_names(cfg.acquirers)
         text = text_tower(self.clip)[0].config
-        self.embedding = nn.Embedding(cfg.embedding_rows, cfg.embedding_dim)
-        self.embedding_linear = nn.Linear(cfg.embedding_dim, text.hidden_size)
+        self.distilled = parse_layers(cfg.distill_layers, "--distill-layers", text.num_hidden_layers)
+        if not cfg.clip_embedding:
+            self.embedding = nn.Embedding(cfg.embedding_rows, cfg.embedding_dim)
+            self.embedding_linear = nn.Linear(cfg.embedding_dim, text.hidden_size)
         self.acquirers = make_acquirers(self.languages, text.num_hidden_layers, text.hidden_size, cfg.acquirer_dim)
         for name, weight in self.named_parameters():
             # Read by the optimizer bert_adam. OpenAI keeps query, key and value in one matrix, and clips them as one.
@@ -75,6 +80,15 @@ class MLAModel(DualEncoder):
             if QUERY_KEY_VALUE.search(name):
                 weight.clip_group = QUERY_KEY_VALUE.sub("in_proj", name)
         self.freeze()
+
+    @classmethod
+    def fit_to_stores(cls, cfg: Any, images: FeatureStore | None, texts: FeatureStore | None) -> None:
+        """As `DualEncoder.fit_to_stores`; text features may hold states of layers besides."""
+        if texts is not None:
+            check_layers(texts, cfg.distill_layers)
+        texts = None if cfg.distill_layers else texts
+        if images is not None or texts is not None:
+            super().fit_to_stores(cfg, images, texts)
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> "MLAModel":
@@ -96,12 +110,14 @@ class MLAModel(DualEncoder):
             raise UserError(f"--teacher is {clip.identity}, but the features are of {made_by}; give one CLIP")
         if "clip" in split_names(cfg.train_parts) and made_by and not task.needs_teacher:
             raise UserError("--train-parts clip trains the image tower: give --image-root instead of --image-features")
-        base = read_base(Path(cfg.base)) if cfg.base else {}
+        base = read_base(Path(cfg.base), shared=not cfg.clip_embedding) if cfg.base else {}
         table = word_embeddings(cfg.embedding) if cfg.embedding else base.get("embedding.weight")
         if table is not None:
             cfg.embedding_rows, cfg.embedding_dim = table.shape
-        if cfg.embedding_rows <= 0:
+        if cfg.embedding_rows <= 0 and not cfg.clip_embedding:
             cfg.embedding_rows = len(task.dictionary_of(languages[0]))
+        if cfg.clip_embedding:
+            cfg.end_token = clip_vocabulary(text_tower(clip.model)[0].config)[1]
         if cfg.end_token < 0 and cfg.base:
             cfg.end_token = end_token_of(Path(cfg.base))
         if cfg.end_token < 0:
@@ -132,13 +148,13 @@ class MLAModel(DualEncoder):
         self.trains_clip = "clip" in parts
         # Whether CLIP is as `teacher` has it, so that checkpoints can leave it out.
         self.clip_is_original = not self.trains_clip
-        self.requires_grad_(False)
-        self.embedding.requires_grad_("embedding" in parts)
-        self.embedding_linear.requires_grad_("linear" in parts)
-        for language in trained:
-            self.acquirers[language].requires_grad_("acquirers" in parts)
-        self.clip.requires_grad_(self.trains_clip)
-        self.clip.logit_scale.requires_grad_(False)  # the factor is fixed in every stage
+        prefixes: dict[str, tuple[str, ...]] = {
+            **{"embedding": ("embedding.",), "linear": ("embedding_linear.",), "clip": ("clip.",)},
+            "acquirers": tuple(f"acquirers.{language}." for language in trained),
+        }
+        names = tuple(prefix for part in parts for prefix in prefixes[part])
+        for name, weight in self.named_parameters():
+            weight.requires_grad_(name.startswith(names) and name != "clip.logit_scale")  # the factor is fixed
 
     def train(self, mode: bool = True) -> "MLAModel":
         """A frozen CLIP stays in eval mode."""
@@ -156,7 +172,7 @@ class MLAModel(DualEncoder):
     @property
     def scale(self) -> Tensor:
         """Factor of the cosine, 0-d: 100 in every stage."""
-        return self.embedding_linear.weight.new_full((), SCALE, dtype=torch.float32)
+        return self.clip.logit_scale.new_full((), SCALE, dtype=torch.float32)
 
     @property
     def text_description(self) -> str:
@@ -178,15 +194,14 @@ class MLAModel(DualEncoder):
         Raises:
             UserError: another tokenizer, or a language without acquirers.
         """
-        if language in self.languages:
-            rows, end, tokenizer = self.cfg.embedding_rows, self.cfg.end_token, "the tokenizer of the shared table"
-        elif language == ENGLISH:
-            config = text_tower(self.clip)[0].config
-            # Early configurations say 2 and mean the last entry.
-            rows, end = config.vocab_size, config.vocab_size - 1 if config.eos_token_id == 2 else config.eos_token_id
-            tokenizer = "CLIP's tokenizer"
-        else:
+        if language == ENGLISH and self.distilled:
+            raise UserError("--distill-layers compares with English; leave en out of --langs")
+        if language not in [ENGLISH, *self.languages]:
             raise UserError(f"{language} has no acquirers; name it in --acquirers ({', '.join(self.languages)})")
+        if language in self.languages and not self.cfg.clip_embedding:
+            rows, end, tokenizer = self.cfg.embedding_rows, self.cfg.end_token, "the tokenizer of the shared table"
+        else:
+            (rows, end), tokenizer = clip_vocabulary(text_tower(self.clip)[0].config), "CLIP's tokenizer"
         if len(dictionary) > rows or dictionary.eos() != end:
             raise UserError(
                 f"the captions in {language} have {len(dictionary)} token ids ending with {dictionary.eos()}, but the "
@@ -209,12 +224,23 @@ class MLAModel(DualEncoder):
         """
         if language not in self.languages:
             return self.encode_clip_text(tokens)
+        return self.layers_and_features(tokens, language, ())[1]
+
+    def layers_and_features(self, tokens: Tensor, language: str, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """As `text_features`, with the states at the end of the text after some layers, (batch, width) each."""
         text_model, projection = text_tower(self.clip)
-        embedded = self.embedding_linear(self.embedding(tokens))
-        states = last(block_states(text_model, embedded, list(self.acquirers[language].children())))
+        if self.cfg.clip_embedding:
+            embedded = text_model.embeddings.token_embedding(tokens)
+        else:
+            embedded = self.embedding_linear(self.embedding(tokens))
+        kept, end = {0: with_positions(text_model, embedded)} if 0 in layers else {}, self.cfg.end_token
+        blocks = block_states(text_model, embedded, list(self.acquirers[language].children()))
+        for number, states in enumerate(blocks, 1):
+            if number in layers:
+                kept[number] = states
         # The first end token is where the text ends, however many a caption holds.
-        pooled = pool_first(text_model.final_layer_norm(states), tokens, self.cfg.end_token)
-        return projection(pooled)
+        pooled = pool_first(text_model.final_layer_norm(states), tokens, end)
+        return [pool_first(kept[layer], tokens, end) for layer in layers], projection(pooled)
 
     def encode_text(self, tokens: Tensor, language: str) -> Tensor:
         """Text in CLIP's space, (batch, dim), L2-normalised; see `text_features`."""
@@ -222,11 +248,12 @@ class MLAModel(DualEncoder):
 
     def encode_image(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """(batch, channels, height, width) pixels, or (batch, dim) features of CLIP -> (batch, dim), L2-normalised."""
-        if features is None:
-            assert pixel_values is not None
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_clip):
-                features = projected(self.clip.get_image_features(pixel_values=pixel_values))
-        return unit(features)
+        return unit(self.image_features(pixel_values) if features is None else features)
+
+    def image_features(self, pixel_values: Tensor | None) -> Tensor:
+        """(batch, channels, height, width) -> (batch, dim) of CLIP, not normalised."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_clip):
+            return projected(self.clip.get_image_features(pixel_values=pixel_values))
 
     def forward(
         self,
@@ -246,21 +273,30 @@ class MLAModel(DualEncoder):
             teacher_text: (batch, dim) CLIP's features of the English texts.
 
         Returns:
-            `student` and `teacher_text`, (batch, dim) as they are; `text` and `image`, (batch, dim), L2-normalised;
-            `scale`, 0-d, and the same as `distillation_scale`, for a contrast with the teacher. None where the input
-            was.
+            `student`, `image_features` and `teacher_text`, (batch, dim) as they are; `text` and `image`, (batch, dim),
+            L2-normalised; `scale`, 0-d, and the same as `distillation_scale`, for a contrast with the teacher. None
+            where the input was. With --distill-layers also `student_layers` and `teacher_layers`, (batch, width) each.
         """
-        student = self.text_features(text_tokens, language)
+        layers: dict[str, Any] = {}
+        if self.distilled and teacher_text is not None:
+            own, student = self.layers_and_features(text_tokens, language, self.distilled)
+            states, teacher_text = split_layers(teacher_text, self.distilled, self.dim)
+            layers = {"student_layers": own, "teacher_layers": states}
+        else:
+            student = self.text_features(text_tokens, language)
         if self.training:
             student = student + self.idle(language)
-        has_image = image_features is not None or pixel_values is not None
+        if pixel_values is not None and image_features is None:
+            image_features = self.image_features(pixel_values)
         return {
             "student": student,
             "text": unit(student),
-            "image": self.encode_image(pixel_values, image_features) if has_image else None,
+            "image": None if image_features is None else unit(image_features),
+            "image_features": image_features,
             "teacher_text": teacher_text,
             "scale": self.scale,
             "distillation_scale": self.scale,
+            **layers,
         }
 
     def idle(self, language: str) -> Tensor:
@@ -319,7 +355,8 @@ class MLAModel(DualEncoder):
         check_same_parts(self.identity, stored, (self.cfg.base or self.cfg.embedding or "new") if left_out else None)
         own, dropped = self.own_weights(), self.dropped_names()
         has_clip = any(name.startswith("clip.") for name in state)
-        new = set(self.languages) - covered_languages(state, self.languages)
+        needed = self.languages if self.cfg.acquirer_dim else []
+        new = set(needed) - covered_languages(state, needed)
         kept = tuple(f"acquirers.{language}." for language in new) + (() if has_clip else ("clip.",))
         if self.identity["text_encoder"] is not None:
             # What is left out at saving comes from the file again: it must not be replaced here.
@@ -343,26 +380,6 @@ SIZES = (
     ("embedding_dim", "embedding.weight", 1),
     ("acquirer_dim", ".down.weight", 0),
 )
-
-
-def last(items: Iterable[Tensor]) -> Tensor:
-    """The last of some tensors, without keeping the others."""
-    (item,) = deque(items, maxlen=1)
-    return item
-
-
-def check_unchanged(own: Mapping[str, Tensor], given: Mapping[str, Tensor], cfg: Any) -> None:
-    """Refuse a checkpoint whose frozen weights are not those of the file that holds them.
-
-    Raises:
-        UserError: naming the first weight that differs.
-    """
-    for name, tensor in given.items():
-        if tensor.shape != own[name].shape or not torch.equal(tensor.to(own[name]), own[name]):
-            raise UserError(
-                f"--drop-frozen: {name} of the checkpoint differs from that of {cfg.base or cfg.embedding}; give the "
-                "checkpoint itself as --base"
-            )
 
 
 @register_model_architecture("mla", "mla_base")

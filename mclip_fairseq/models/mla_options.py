@@ -21,7 +21,17 @@ class MLAModelConfig(FairseqDataclass):
     acquirers: str = field(
         default="", metadata={"help": "languages that the model acquires, separated by commas; English needs none"}
     )
-    acquirer_dim: int = field(default=256, metadata={"help": "width inside an acquirer"})
+    acquirer_dim: int = field(
+        default=256,
+        metadata={"help": "width inside an acquirer; 0: no acquirers, so that only its words tell a language (skip)"},
+    )
+    clip_embedding: bool = field(
+        default=False,
+        metadata={
+            "help": "read all languages with CLIP's own tokenizer and table instead of a shared table with a linear "
+            "map (new_embed off)"
+        },
+    )
     embedding: str = field(
         default="",
         metadata={
@@ -49,6 +59,13 @@ class MLAModelConfig(FairseqDataclass):
     )
     train_langs: str = field(
         default="", metadata={"help": "languages whose acquirers are trained, separated by commas (all)"}
+    )
+    distill_layers: str = field(
+        default="",
+        metadata={
+            "help": "layers of the text tower whose states are compared with the teacher's, too, such as 0,6 (NLT; "
+            "kd_layers): --text-features are made with mclip-features --text-layers, and --layer-weight weighs them"
+        },
     )
     drop_frozen: bool = field(
         default=False,
@@ -84,6 +101,14 @@ def check_options(cfg: Any, languages: Sequence[str], trained: Sequence[str]) ->
         raise UserError(f"--train-parts: {unknown[0]} is not one of {', '.join(PARTS)}")
     if unknown := [language for language in trained if language not in languages]:
         raise UserError(f"--train-langs: {unknown[0]} is not among --acquirers {cfg.acquirers}")
+    if cfg.acquirer_dim < 0 or (cfg.acquirer_dim == 0 and cfg.train_langs):
+        raise UserError(
+            f"--acquirer-dim is {cfg.acquirer_dim}; give at least 1, or 0 without --train-langs for no acquirers"
+        )
+    if cfg.clip_embedding and cfg.embedding:
+        raise UserError("--clip-embedding and --embedding are both given; there is one table of words")
+    if cfg.clip_embedding and cfg.acquirer_dim == 0 and "clip" not in split_names(cfg.train_parts):
+        raise UserError("--clip-embedding with --acquirer-dim 0 leaves nothing to train; leave one of them out")
     if cfg.base and cfg.embedding:
         raise UserError("--base and --embedding are both given; the shared table comes from one of them")
     if cfg.drop_frozen and not (cfg.base or cfg.embedding):

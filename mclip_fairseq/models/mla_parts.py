@@ -52,11 +52,22 @@ def word_embeddings(name_or_path: str) -> Tensor:
     return weight
 
 
-def read_base(path: Path) -> dict[str, Tensor]:
+def clip_vocabulary(config: Any) -> tuple[int, int]:
+    """Rows of CLIP's token table, and the id that ends a text.
+
+    Args:
+        config: of a `transformers.CLIPTextModel`.
+    """
+    # Early configurations say 2 and mean the last entry.
+    return config.vocab_size, config.vocab_size - 1 if config.eos_token_id == 2 else config.eos_token_id
+
+
+def read_base(path: Path, shared: bool = True) -> dict[str, Tensor]:
     """The weights of an earlier `mla`: table, linear map and acquirers, and its CLIP if that was trained.
 
     Args:
         path: a training checkpoint, or a directory of `mclip-convert mla`.
+        shared: whether it must have a shared table; False: it must have none.
 
     Raises:
         UserError: it cannot be read, or is another model.
@@ -72,8 +83,12 @@ def read_base(path: Path) -> dict[str, Tensor]:
     else:
         state = load_checkpoint(path).get("model") or {}
     missing = [name for name in SHARED if name not in state]
-    if missing:
+    if shared and missing:
         raise UserError(f"{path}: lacks {missing[0]}; give a checkpoint of the model mla that holds its shared table")
+    if not shared and len(missing) < len(SHARED):
+        raise UserError(
+            f"{path}: holds a shared table, but --clip-embedding reads all languages with CLIP's; leave it out"
+        )
     return dict(state)
 
 
@@ -96,3 +111,17 @@ def projected(output: Any) -> Tensor:
     """The (batch, dim) projections in what transformers 4 (a tensor) or 5 (an output object) returns."""
     features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return features
+
+
+def check_unchanged(own: Mapping[str, Tensor], given: Mapping[str, Tensor], cfg: Any) -> None:
+    """Refuse a checkpoint whose frozen weights are not those of the file that holds them.
+
+    Raises:
+        UserError: naming the first weight that differs.
+    """
+    for name, tensor in given.items():
+        if tensor.shape != own[name].shape or not torch.equal(tensor.to(own[name]), own[name]):
+            raise UserError(
+                f"--drop-frozen: {name} of the checkpoint differs from that of {cfg.base or cfg.embedding}; give the "
+                "checkpoint itself as --base"
+            )

@@ -33,6 +33,7 @@ LABELS = {
     "inputs_sha256": "list of ids",
     "shard_rows": "number of rows per shard",
     "inputs_content": "content of the inputs",
+    "text_layers": "--text-layers",
     "model_settings": "configuration, image processor or tokenizer of the model",
 }
 # What an earlier version did not record.

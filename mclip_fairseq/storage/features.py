@@ -121,8 +121,13 @@ class FeatureStore:
 
     @property
     def space(self) -> str:
-        """`joint`, or `pooled`: the states before the teacher's projection."""
-        return str(self.manifest.get("space", "joint"))
+        """`joint`, `pooled`: the states before the teacher's projection, or `layers`: see `text_layers`."""
+        return "layers" if self.text_layers else str(self.manifest.get("space", "joint"))
+
+    @property
+    def text_layers(self) -> str:
+        """The layers, such as `0,6`, whose states stand before the joint features of a text; empty for none."""
+        return str((self.manifest.get("settings") or {}).get("text_layers", ""))
 
     @cached_property
     def projection(self) -> Projection | None:

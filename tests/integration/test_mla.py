@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from mclip_fairseq import MultilingualCLIP
+from mclip_fairseq.cli.features import main as features
+from mclip_fairseq.export.mla import save_directory
 from mclip_fairseq.models.mla_parts import projected
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.checkpoints import load_checkpoint
@@ -208,6 +210,9 @@ REFUSED = {
     "another language": (("--train-langs", "ja"), "--train-langs: ja is not among --acquirers de,fr"),
     "nothing to leave out": (("--drop-frozen",), "--drop-frozen needs --base or --embedding"),
     "a language without acquirers": (("--langs", "de,nl"), "nl has no acquirers; name it in --acquirers"),
+    "acquirers of no width": (("--acquirer-dim", "0", "--train-langs", "de"), "give at least 1, or 0 without"),
+    "two tables": (("--clip-embedding", "--embedding", "bert"), "--clip-embedding and --embedding are both given"),
+    "nothing to train": (("--clip-embedding", "--acquirer-dim", "0"), "leaves nothing to train"),
     "longer than CLIP": (("--max-caption-tokens", "78"), "pass --max-caption-tokens 77"),
 }
 
@@ -230,11 +235,11 @@ def test_captions_of_the_other_tokenizer_are_refused(
         run_train(wrong, *options[1:])
 
 
-def mislabelled(corpus: Path, folder: Path) -> Path:
-    """German WordPiece captions under English's name."""
-    shutil.copytree(corpus / "others", folder / "data")
-    for file in (folder / "data").glob("*.de*"):
-        file.rename(file.with_name(file.name.replace("de", "en")))
+def mislabelled(corpus: Path, folder: Path, own: str = "de", name: str = "en") -> Path:
+    """Captions of one tokenizer under the name of a language of the other."""
+    shutil.copytree(corpus / ("others" if own == "de" else "english"), folder / "data")
+    for file in (folder / "data").glob(f"*.{own}*"):
+        file.rename(file.with_name(file.name.replace(f".{own}", f".{name}")))
     return folder / "data"
 
 
@@ -243,3 +248,59 @@ def test_towers_are_not_trained_on_stored_features(
 ) -> None:
     with pytest.raises(UserError, match="give --image-root instead of --image-features"):
         run_train(*le(mla_corpus, photos, tmp_path, "--max-update", 1, "--train-parts", "clip"))
+
+
+def test_a_distance_instead_of_the_contrast_and_no_acquirers(
+    mla_corpus: Path, photos: Path, run_train: Train, tmp_path: Path
+) -> None:
+    """The released options itm_mse and skip: the table alone learns."""
+    distance = ("--image-text-weight", 0, "--image-mse-weight", 1, "--acquirer-dim", 0, "--lr", 0.01)
+    log = run_train(*le(mla_corpus, photos, tmp_path, *distance, "--max-epoch", 8))
+    first, *_, last = (float(line["valid_image_mse_loss"]) for line in valid(log))
+    assert last < 0.8 * first
+    assert float(valid(log)[-1]["valid_loss"]) == pytest.approx(last, abs=1e-3)
+    names = weights(tmp_path / "checkpoint_last.pt").keys()
+    assert {name.split(".")[0] for name in names} == {"embedding", "embedding_linear", "frozen_identity"}
+    assert_english_is_clip(tmp_path / "checkpoint_last.pt", photos / "teacher")
+
+
+def test_acquirers_over_clips_own_vocabulary(mla_corpus: Path, photos: Path, run_train: Train, tmp_path: Path) -> None:
+    """`--clip-embedding`: German read with CLIP's tokenizer, whose table stays frozen."""
+    data = mislabelled(mla_corpus, tmp_path, "en", "de")
+    own = ("--acquirers", "de", "--clip-embedding", "--text-tokenizer", photos / "teacher")
+    run_train(data, *nlt(mla_corpus, photos, tmp_path / "run", *own, "--max-update", 4, *QUIET, langs="de")[1:])
+    checkpoint = tmp_path / "run" / "checkpoint_last.pt"
+    assert {name.split(".")[0] for name in weights(checkpoint)} == {"acquirers", "frozen_identity"}
+    assert_english_is_clip(checkpoint, photos / "teacher")
+    model = MultilingualCLIP.from_pretrained(checkpoint, device="cpu")
+    texts = captions("en")[:4]
+    german = model.for_language("de").encode_text(texts)
+    assert not torch.equal(german, model.for_language("en").encode_text(texts))
+    save_directory(model.tower, tmp_path / "directory")
+    again = MultilingualCLIP.from_pretrained(tmp_path / "directory", device="cpu", language="de")
+    assert torch.equal(again.encode_text(texts), german)
+    with pytest.raises(UserError, match="make their data directory with CLIP's tokenizer"):
+        run_train(*nlt(mla_corpus, photos, tmp_path / "wrong", *own, "--max-update", 1, langs="de"))
+
+
+def test_states_of_layers_are_learned_beside_the_features(
+    mla_corpus: Path, photos: Path, run_train: Train, tmp_path: Path
+) -> None:
+    """The released option kd_layers, here also with several languages."""
+    command = ["--model", photos / "teacher", "--captions", mla_corpus / "english.tsv", "--output", tmp_path / "states"]
+    command += ["--store-dtype", "float32", "--device", "cpu", "--text-layers", "0,1"]
+    assert features([*map(str, command)]) == 0
+    assert features([*map(str, command[:-1]), "1,0"]) == 2  # not in ascending order
+    stage = ("--text-features", tmp_path / "states", "--lr", 0.01)
+    both = ("--distill-layers", "0,1", "--layer-weight", 1)
+    log = valid(run_train(*nlt(mla_corpus, photos, tmp_path / "run", *stage, *both, "--max-epoch", 8)))
+    for name in ("valid_layers_loss", "valid_mse_loss"):
+        assert float(log[-1][name]) < 0.8 * float(log[0][name]), name
+    wrong = {
+        "--layer-weight above 0 and --distill-layers": both[:2],
+        "holds states of the layers 0,1, but --distill-layers is none": (),
+        "holds states of the layers 0,1, but --distill-layers is 0;": ("--distill-layers", "0", *both[2:]),
+    }
+    for message, options in wrong.items():
+        with pytest.raises(UserError, match=message):
+            run_train(*nlt(mla_corpus, photos, tmp_path / "wrong", *stage, "--max-update", 1, *options))

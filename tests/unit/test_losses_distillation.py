@@ -166,3 +166,28 @@ def test_released_mla(shared_dir: Path) -> None:
         same(by_target, fixture[f"{name}_grad_trg"])
         if name == "finetune":
             same(by_image, fixture["finetune_grad_img"])
+
+
+def test_released_mla_sums(shared_dir: Path) -> None:
+    """Losses that the released code adds up, and the states of layers."""
+    fixture = load_fixture(shared_dir, "mla/mla_losses.npz")
+    for name, parts in (("mse_itm_nce", ("mse", "itm_nce")), ("all_four", ("mse", "nce", "itm_nce", "itm_mse"))):
+        target = fixture["trg"].clone().requires_grad_()
+        terms = {
+            "mse": distillation_loss(target, fixture["src"], "mse"),
+            "nce": distillation_loss(target, fixture["src"], "contrastive", 100.0),
+            "itm_nce": symmetric_info_nce(
+                F.normalize(fixture["img"], dim=1, eps=1e-6), F.normalize(target, dim=1, eps=1e-6), 100.0
+            ),
+            "itm_mse": distillation_loss(target, fixture["img"], "mse"),
+        }
+        loss = torch.stack([terms[part] for part in parts]).sum()
+        same(loss, fixture[f"{name}_loss"])
+        same(gradients(loss, target)[0], fixture[f"{name}_grad_trg"])
+    numbers = [key.removeprefix("kd_src_") for key in fixture if key.startswith("kd_src_")]
+    states = [fixture[f"kd_trg_{number}"].clone().requires_grad_() for number in numbers]
+    pairs = zip(states, numbers, strict=True)
+    loss = torch.stack([distillation_loss(state, fixture[f"kd_src_{number}"], "mse") for state, number in pairs]).sum()
+    same(loss, fixture["kd_layers_loss"])
+    for number, gradient in zip(numbers, gradients(loss, *states), strict=True):
+        same(gradient, fixture[f"kd_layers_grad_trg_{number}"])

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from mclip_fairseq.formats.mla import to_published
-from mclip_fairseq.losses import symmetric_info_nce
+from mclip_fairseq.losses import global_distillation_loss, symmetric_info_nce
 from mclip_fairseq.models.acquirers import block_states
 from mclip_fairseq.models.mla import MLAModel
+from mclip_fairseq.models.mla_options import MLAModelConfig
 from mclip_fairseq.models.mla_parts import text_tower
+from mclip_fairseq.models.teacher import DualEncoderTeacher
+from mclip_fairseq.models.text_layers import LayerStates, split_layers
 from tests.mla_fixture import build, load
 
 LANGS = ("de", "fr", "zh")
@@ -82,6 +85,51 @@ def test_english_is_clip_bit_for_bit(fixture: dict[str, Any], model: MLAModel) -
     torch.testing.assert_close(plain, fixture["outputs"]["text_features_en_plain_clip"], **CLOSE)
 
 
+@torch.no_grad()
+def test_without_acquirers_only_the_words_tell_a_language(fixture: dict[str, Any], model: MLAModel) -> None:
+    """`--acquirer-dim 0`, the released option `skip`."""
+    cfg = MLAModelConfig(**{**vars(model.cfg), "acquirer_dim": 0, "train_langs": ""})
+    bare = MLAModel(cfg, DualEncoderTeacher(model.clip, model.transform.processor, None, "clip", None)).eval()
+    bare.load_state_dict({name: weight for name, weight in model.own_weights().items() if "acquirers" not in name})
+    assert not list(bare.acquirers.parameters())
+    for lang in LANGS:
+        features = bare.text_features(fixture["inputs"][f"mbert_ids_{lang}"], lang)
+        torch.testing.assert_close(features, fixture["outputs"][f"text_features_{lang}_skip"], **CLOSE)
+
+
+@torch.no_grad()
+def test_acquirers_over_clips_own_table(fixture: dict[str, Any], model: MLAModel) -> None:
+    """A file made without `new_embed`: all languages have CLIP's ids and are pooled at its end token."""
+    state = {name: weight for name, weight in fixture["model"].items() if "multilingual_embedding" not in name}
+    own = build(state).eval()
+    assert own.cfg.clip_embedding
+    assert {name.split(".")[0] for name in own.own_weights()} == {"clip", "acquirers"}
+    ids = fixture["inputs"]["clip_ids"]
+    for lang in LANGS:
+        features = own.text_features(ids, lang)
+        torch.testing.assert_close(features, fixture["outputs"][f"text_features_{lang}_clip_bpe"], **CLOSE)
+    assert torch.equal(own.text_features(ids, "en"), model.text_features(ids, "en"))
+    assert to_published(own).keys() == {name for name in state if ".ln." not in name or "acquirer" not in name}
+
+
+@torch.no_grad()
+def test_states_of_layers_are_those_of_the_released_code(fixture: dict[str, Any], model: MLAModel) -> None:
+    """`kd_layers`: raw states at the end of the text, and the features for the last layer, on both sides."""
+    inputs, outputs = fixture["inputs"], fixture["outputs"]
+    *layers, last = outputs["kd_layers"]
+    assert (layers, last) == ([0, 1], 3)
+    states, features = model.layers_and_features(inputs["mbert_ids_de"], "de", layers)
+    own = [*states, features]
+    teacher = DualEncoderTeacher(model.clip, model.transform.processor, None, "clip", None)
+    english = LayerStates(teacher, ",".join(map(str, layers)))(inputs["clip_ids"])
+    assert english.shape[1] == LayerStates(teacher, "0,1").dim
+    given = split_layers(english, layers, model.dim)
+    for got, wanted in zip(own, outputs["kd_features_single_acquirer"], strict=True):
+        torch.testing.assert_close(got, wanted, **CLOSE)
+    for got, wanted in zip([*given[0], given[1]], outputs["kd_features_en"], strict=True):
+        torch.testing.assert_close(got, wanted, **CLOSE)
+
+
 def losses(model: MLAModel, fixture: dict[str, Any], name: str) -> torch.Tensor:
     """One of the released losses on the fixture's rows."""
     inputs, rows, lang = fixture["inputs"], fixture["losses"]["rows"], name.split("_")[-1]
@@ -92,11 +140,14 @@ def losses(model: MLAModel, fixture: dict[str, Any], name: str) -> torch.Tensor:
         out = model(ids, lang, teacher_text=teacher)
         return torch.nn.functional.mse_loss(out["student"], teacher)
     out = model(ids, lang, pixel_values=inputs["pixels"][rows])
+    if "itm_mse" in name:
+        return global_distillation_loss(out["student"], out["image_features"], "mse", gather=False)
     return symmetric_info_nce(out["text"], out["image"], out["scale"])
 
 
 @pytest.mark.parametrize(
-    "name", ["nlt_mse_de", "nlt_mse_fr", "le_itm_nce_de", "le_itm_nce_fr", "finetune_en", "finetune_all_de"]
+    "name",
+    ["nlt_mse_de", "nlt_mse_fr", "le_itm_nce_de", "le_itm_nce_fr", "le_itm_mse_de", "finetune_en", "finetune_all_de"],
 )
 def test_losses_and_gradients_are_those_of_the_released_code(fixture: dict[str, Any], name: str) -> None:
     parts = "acquirers,embedding,linear" + (",clip" if name.startswith("finetune") else "")
