@@ -13,7 +13,7 @@ from mclip_fairseq.storage.errors import UserError
 
 PROGRAM = "mclip-export"
 # Options that the other formats have no use for.
-ONLY_DIRECTORY = ("license", "data", "report", "onnx", "int8", "captions", "ids", "features", "push")
+ONLY_DIRECTORY = ("license", "data", "report", "onnx", "int8", "captions", "ids", "features", "images", "push")
 EPILOG = """\
 The directory holds safetensors, configuration, tokenizer, image processor and a model card, but no pickle.
 MultilingualCLIP.from_pretrained(DIR) and sentence_transformers.SentenceTransformer(DIR) read it.
@@ -38,8 +38,8 @@ def run(options: argparse.Namespace) -> None:
     unused = [name for name in ONLY_DIRECTORY if getattr(options, name)]
     if options.format != "directory" and unused:
         raise UserError(f"--{unused[0]} is for --format directory; leave it out with --format {options.format}")
-    if options.int8 and not (options.captions and options.features):
-        raise UserError("--int8 needs --captions and --features, to measure how much recall it loses")
+    if options.int8 and not (options.captions and (options.features or options.images)):
+        raise UserError("--int8 needs --captions, and --features or --images, to measure how much recall it loses")
     from mclip_fairseq.export.card import CardFacts, read_report
     from mclip_fairseq.export.publish import load_exportable, upload, write_model, write_onnx, write_published
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
     if options.onnx or options.int8:
         from mclip_fairseq.export.onnx import RecallData
 
-        data = RecallData(options.captions, options.ids, options.features) if options.int8 else None
+        data = RecallData(options.captions, options.ids, options.features, options.images) if options.int8 else None
         _print_onnx(options.output / "onnx", write_onnx(tower, options.output / "onnx", data))
     if options.push:
         print(f"Uploaded: {upload(options.output, options.push)}")
@@ -109,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
         "--ids", nargs="+", default=[], metavar="[LANG=]FILE", help="image ids for --int8, as in mclip-evaluate"
     )
     parser.add_argument("--features", type=Path, help="feature directory of the images for --int8")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="the images for --int8, instead of --features (for ccrk)",
+    )
     parser.add_argument(
         "--push", default="", metavar="USER/NAME", help="also upload the directory to the Hub, as a private repository"
     )

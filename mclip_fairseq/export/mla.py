@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.export.directory import MODULES, SENTENCE_TRANSFORMERS_MODULE
 from mclip_fairseq.export.hugging_face import WEIGHTS_METADATA, auto_settings, write_code
-from mclip_fairseq.export.onnx import TOLERANCE, RecallData, image_axes, write_tower
+from mclip_fairseq.export.onnx import Paths, RecallData, write_towers
 from mclip_fairseq.formats.mla import (
     CLIP,
     SIZES,
@@ -36,7 +35,6 @@ from mclip_fairseq.models.mla_parts import WEIGHTS
 from mclip_fairseq.models.mla_portable import ImagePath
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import write_json
 
 SHARED_WEIGHTS = ("embedding.", "embedding_linear.")
@@ -135,39 +133,25 @@ def write_onnx(tower: MLATower, output: Path, data: RecallData | None = None) ->
     Args:
         tower: the view of a language, on the CPU.
         output: directory to make.
-        data: for an int8 text tower, which is not written for this model.
+        data: captions in this language and their images, on which an int8 text tower is measured; None: no int8.
 
     Returns:
         the report, which is also written.
 
     Raises:
-        UserError: the view has no language, onnx is not installed, or the numbers are not those of torch.
+        UserError: the view has no language, the captions are in another one, onnx is not installed, or the numbers are
+            not those of torch.
     """
-    if data is not None:
-        raise UserError("--int8 is not written for a model with a text path per language; leave it out")
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        import_extra(name, "export")
+    others = {name.partition("=")[0] for name in data.captions} - {tower.language} if data else set()
+    if others:
+        raise UserError(
+            f"--captions: {min(others)} is not the exported language; give --captions {tower.language}=FILE"
+        )
     tokens = tower.tokenizer(["ein Hund am Strand, der im Sand gräbt", "a dog", ""])
-    pixels = tower.transform([Image.new("RGB", (64, 64), colour) for colour in ("red", "white")])
-    output.mkdir(parents=True, exist_ok=True)
-    longest = torch.export.Dim("length", max=int(tower.max_tokens))
-    axes = {0: torch.export.Dim("batch"), 1: longest}
-    text, image = tower.module.portable_path(tower.language), ImagePath(tower.module).eval()
-    differences = {
-        "text": write_tower(text, output / "text.onnx", "input_ids", "text_embeds", [tokens, tokens[:1]], axes),
-        "image": write_tower(
-            image, output / "image.onnx", "pixel_values", "image_embeds", [pixels, pixels[:1]], image_axes()
-        ),
-    }
-    report = {"language": tower.language, "largest_difference": differences, "tolerance": TOLERANCE}
-    for name, difference in differences.items():
-        if difference > TOLERANCE:
-            raise UserError(
-                f"{output}/{name}.onnx: differs from torch by {difference:.1e}, more than {TOLERANCE}; try other "
-                "versions of onnxscript and onnxruntime"
-            )
-    write_json(output / "report.json", report)
-    return report
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=int(tower.max_tokens))}
+    image = ImagePath(tower.module).eval()
+    paths = Paths(tower.module.portable_path(tower.language), image, [tokens, tokens[:1]], axes)
+    return write_towers(tower, paths, output, data)
 
 
 def save_published(tower: Tower, output: Path) -> None:

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.encoding.captions import read_caption_files
-from mclip_fairseq.encoding.galleries import IdIndex
+from mclip_fairseq.encoding.galleries import FeatureGallery, Gallery, ImageGallery
 from mclip_fairseq.evaluation import retrieval_metrics
-from mclip_fairseq.formats.towers import TrainedTower
+from mclip_fairseq.formats.towers import Tower, TrainedTower
+from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.features import FeatureStore
@@ -40,19 +42,56 @@ class RecallData:
     Attributes:
         captions: `LANG=FILE` of captions.
         ids: `[LANG=]FILE` of their image ids.
-        features: feature directory of the images.
+        features: feature directory of the images; or
+        images: their folder.
     """
 
     captions: Sequence[str]
     ids: Sequence[str]
-    features: Path
+    features: Path | None = None
+    images: Path | None = None
+
+    def gallery(self) -> Gallery:
+        """The images."""
+        if self.features is not None:
+            return FeatureGallery(FeatureStore.open(self.features), self.features)
+        assert self.images is not None
+        return ImageGallery(self.images)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What is written as ONNX, and what it is compared on.
+
+    Attributes:
+        text: (batch, length) ids -> (batch, dim).
+        image: (batch, channels, height, width) -> (batch, dim); None for a model without images.
+        tokens: batches of ids.
+        text_axes: the free axes of the ids.
+    """
+
+    text: nn.Module
+    image: nn.Module | None
+    tokens: Sequence[Tensor]
+    text_axes: dict[int, Any]
 
 
 def export_onnx(tower: TrainedTower, output: Path, int8: RecallData | None = None) -> dict[str, Any]:
+    """Write the towers of a model with one text path; see `write_towers`."""
+    module = tower.module
+    image = None
+    if module.has_images:
+        image = module.portable_image(tower.teacher if module.image_transform is None else None)
+    paths = Paths(module.portable_text(), image, sample_tokens(tower), text_axes(tower))
+    return write_towers(tower, paths, output, int8)
+
+
+def write_towers(tower: Tower, paths: Paths, output: Path, int8: RecallData | None) -> dict[str, Any]:
     """Write both towers, or the text tower of a model without images, and compare them with torch.
 
     Args:
         tower: the model, on the CPU.
+        paths: its parts.
         output: directory to make.
         int8: also write an int8 text tower, and measure it on this.
 
@@ -66,13 +105,11 @@ def export_onnx(tower: TrainedTower, output: Path, int8: RecallData | None = Non
         import_extra(module, "export")
     output.mkdir(parents=True, exist_ok=True)
     text, image = output / "text.onnx", output / "image.onnx"
-    text_path, tokens = tower.module.portable_text(), sample_tokens(tower)
-    differences = {"text": write_tower(text_path, text, "input_ids", "text_embeds", tokens, text_axes(tower))}
-    if tower.module.has_images:
-        size = tower.teacher.image_size
-        pixels = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))
-        image_path, batches = tower.module.portable_image(tower.teacher), [pixels, pixels[:1]]
-        differences["image"] = write_tower(image_path, image, "pixel_values", "image_embeds", batches, image_axes())
+    differences = {"text": write_tower(paths.text, text, "input_ids", "text_embeds", paths.tokens, paths.text_axes)}
+    if paths.image is not None:
+        pixels = sample_pixels(tower)
+        batches = [pixels, pixels[:1]]
+        differences["image"] = write_tower(paths.image, image, "pixel_values", "image_embeds", batches, image_axes())
     report: dict[str, Any] = {"largest_difference": differences, "tolerance": TOLERANCE}
     for name, difference in differences.items():
         if difference > TOLERANCE:
@@ -85,6 +122,12 @@ def export_onnx(tower: TrainedTower, output: Path, int8: RecallData | None = Non
         report["int8"] = measure_int8(tower, output, int8)
     write_json(output / "report.json", report)
     return report
+
+
+def sample_pixels(tower: Tower) -> Tensor:
+    """(3, channels, height, width): three images of noise as the model sees them."""
+    noise = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    return tower.transform([Image.fromarray(image) for image in noise])
 
 
 def sample_tokens(tower: TrainedTower) -> list[Tensor]:
@@ -147,24 +190,29 @@ def session(file: Path) -> Session:
 
 def write_int8(source: Path, output: Path) -> None:
     """Quantise a tower: weights to int8 now, activations at run time."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(source, output, weight_type=QuantType.QInt8)
+    # The exporter's optimiser leaves shapes of tensors that it has changed since, which the quantiser's own inference
+    # contradicts. Weights beside the file stay there.
+    model = onnx.load(source, load_external_data=False)
+    del model.graph.value_info[:]
+    unshaped = source.with_name(f"unshaped-{source.name}")
+    onnx.save(model, unshaped)
+    quantize_dynamic(unshaped, output, weight_type=QuantType.QInt8)
+    unshaped.unlink()
 
 
-def measure_int8(tower: TrainedTower, folder: Path, data: RecallData) -> dict[str, dict[str, float]]:
+def measure_int8(tower: Tower, folder: Path, data: RecallData) -> dict[str, dict[str, float]]:
     """Language -> mean recall (strict) of the float32 and the int8 text tower."""
-    store = FeatureStore.open(data.features)
-    index = IdIndex(store.ids, data.features)
+    gallery, model = data.gallery(), MultilingualCLIP(tower, device="cpu")
     towers = {"float32": session(folder / "text.onnx"), "int8": session(folder / "text.int8.onnx")}
     recalls = {}
     for captions in read_caption_files(data.captions, data.ids):
-        rows = index.rows(captions)
+        rows = gallery.index.rows(captions)
         # Only images with a caption are searched, each once: `retrieval_metrics` takes rows of this smaller gallery.
         used = np.unique(rows)
-        with torch.no_grad():
-            image = tower.project(torch.from_numpy(np.asarray(store.take(used), dtype=np.float32)))
-        own_image = torch.from_numpy(np.searchsorted(used, rows))
+        image, own_image = gallery.encode(model, used, BATCH), torch.from_numpy(np.searchsorted(used, rows))
         recalls[captions.language] = {
             name: retrieval_metrics(encode_captions(tower, run, captions.texts), image, own_image)["mean_recall"]
             for name, run in towers.items()
@@ -172,7 +220,7 @@ def measure_int8(tower: TrainedTower, folder: Path, data: RecallData) -> dict[st
     return recalls
 
 
-def encode_captions(tower: TrainedTower, run: Session, texts: Sequence[str]) -> Tensor:
+def encode_captions(tower: Tower, run: Session, texts: Sequence[str]) -> Tensor:
     """(texts, dim) by an exported text tower."""
     batches = [run(tower.tokenizer(texts[i : i + BATCH]).numpy()) for i in range(0, len(texts), BATCH)]
     return torch.from_numpy(np.concatenate(batches))

@@ -304,6 +304,18 @@ class CCRKModel(DualEncoder):
         """Longest caption in tokens."""
         return self.text_encoder.max_positions
 
+    def portable_text(self) -> nn.Module:
+        """The text tower of the dual encoder, for other runtimes."""
+        from mclip_fairseq.models.portable import PortableText
+
+        return PortableText(self.text_encoder, "first", [], self.text_proj)
+
+    def portable_image(self, image_tower: nn.Module | None) -> nn.Module:
+        """Swin and its projection, for other runtimes; the model has its own image tower."""
+        from mclip_fairseq.models.portable import PortableImage
+
+        return PortableImage(self, image_tower)
+
 
 def text_halves(cfg: Any, dictionary: Any) -> tuple[XLMREncoder, dict[str, Tensor]]:
     """The text encoder, and the weights that the fusion encoder starts from (none for a random one).

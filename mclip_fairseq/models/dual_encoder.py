@@ -238,11 +238,11 @@ class DualEncoder(BaseFairseqModel):
         """
         raise NotImplementedError(f"{type(self).__name__} has no portable text module")
 
-    def portable_image(self, image_tower: nn.Module) -> nn.Module:
+    def portable_image(self, image_tower: nn.Module | None) -> nn.Module:
         """The image path likewise: pixels -> `encode_image`'s rows.
 
         Args:
-            image_tower: with `encode_image`, for models that are stored without it.
+            image_tower: with `encode_image`, for models that are stored without it; None for those with their own.
         """
         raise NotImplementedError(f"{type(self).__name__} has no portable image module")
 

@@ -83,10 +83,10 @@ class PortableImage(nn.Module):
 
     Args:
         module: the model.
-        image_tower: with `encode_image`.
+        image_tower: with `encode_image`; None where the model has its own.
     """
 
-    def __init__(self, module: DualEncoder, image_tower: nn.Module) -> None:
+    def __init__(self, module: DualEncoder, image_tower: nn.Module | None) -> None:
         super().__init__()
         self.image_tower: Any = image_tower
         self.module = module

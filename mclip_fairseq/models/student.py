@@ -171,7 +171,7 @@ class StudentModel(DualEncoder):
         """Longest caption in tokens."""
         return self.text_encoder.max_positions
 
-    def portable_image(self, image_tower: nn.Module) -> nn.Module:
+    def portable_image(self, image_tower: nn.Module | None) -> nn.Module:
         """The teacher and `project_teacher`, for other runtimes."""
         from mclip_fairseq.models.portable import PortableImage
 

@@ -79,6 +79,18 @@ def test_inference_encodes_and_matches(trained: tuple[Path, str], photos: Path, 
     assert not (tmp_path / "m" / "teacher").exists()
 
 
+def test_portable_towers_are_those_of_the_dual_encoder(trained: tuple[Path, str], photos: Path) -> None:
+    """What `mclip-export --onnx` is given; `test_ccrk_onnx.py` runs the whole."""
+    model = MultilingualCLIP.from_pretrained(trained[0], device="cpu")
+    module = model.tower.module
+    tokens = model.tokenizer(["le chien", "ein Hund das ist rot"])
+    files = [photos / "images" / f"img{number}.png" for number in range(3)]
+    pixels = model.transform([Image.open(file).convert("RGB") for file in files])
+    with torch.inference_mode():
+        torch.testing.assert_close(module.portable_text()(tokens), model.encode_text(tokens))
+        torch.testing.assert_close(module.portable_image(None)(pixels), model.encode_image(pixels))
+
+
 def test_pairs_are_scored_in_half_precision_as_in_full(trained: tuple[Path, str], photos: Path) -> None:
     model = MultilingualCLIP.from_pretrained(trained[0], device="cpu")
     texts = ["the red dog is small", "ein Haus", "le chien qui est rouge et petit"]

@@ -174,7 +174,7 @@ def test_int8_without_something_to_measure_on_is_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export([str(checkpoint), "--output", str(tmp_path / "m"), "--int8"]) == 2
-    assert "--int8 needs --captions and --features" in capsys.readouterr().err
+    assert "--int8 needs --captions, and --features or --images" in capsys.readouterr().err
 
 
 def test_sentence_transformers(exported: Path, images: list[Path], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """An mla as a directory of all its languages, and of one, for sentence-transformers and as ONNX."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli.export import main as export
 from tests.mla_data import captions, untrained_directory
+from tests.tiny_data import write
 
 COMMON = ("--license", "mit")
 
@@ -19,13 +21,18 @@ def directory(photos: Path, mla_corpus: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def german(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The export of one language, with ONNX."""
+def german(directory: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of one language, with ONNX and int8."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    output = tmp_path_factory.mktemp("german") / "mla-de"
-    assert export([str(directory), "--language", "de", "--output", str(output), "--onnx", *COMMON]) == 0
-    return output
+    folder = tmp_path_factory.mktemp("german")
+    write(folder / "valid.de", captions("de")[:40])
+    write(folder / "ids", [f"img{number}.png" for number in range(40)])
+    measured = ["--captions", f"de={folder}/valid.de", "--ids", str(folder / "ids")]
+    measured += ["--features", str(photos / "features")]
+    command = [str(directory), "--language", "de", "--output", str(folder / "mla-de"), "--int8", *measured, *COMMON]
+    assert export(command) == 0
+    return folder / "mla-de"
 
 
 def test_all_languages_in_one_directory(directory: Path, tmp_path: Path) -> None:
@@ -59,6 +66,14 @@ def test_onnx_gives_the_same_vectors(german: Path) -> None:
         assert np.abs(vectors - model.encode_text(ids).numpy()).max() < 1e-5
 
 
+def test_the_int8_tower_is_smaller_and_its_recall_is_reported(german: Path) -> None:
+    folder = german / "onnx"
+    assert (folder / "text.int8.onnx").stat().st_size < (folder / "text.onnx").stat().st_size
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["int8"].keys() == {"de"}
+    assert abs(report["int8"]["de"]["int8"] - report["int8"]["de"]["float32"]) < 15
+
+
 def test_sentence_transformers_reads_it(german: Path, photos: Path) -> None:
     pytest.importorskip("sentence_transformers")
     from PIL import Image
@@ -79,6 +94,7 @@ def test_sentence_transformers_reads_it(german: Path, photos: Path) -> None:
         (("--language", "en"), "English is CLIP itself"),
         (("--language", "ja"), "does not have the language 'ja'"),
         (("--onnx",), "name one with for_language"),
+        (("--language", "de", "--int8", "--captions", "fr=x", "--images", "y"), "fr is not the exported language"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
