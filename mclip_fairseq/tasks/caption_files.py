@@ -92,7 +92,7 @@ def open_features(paths: str, modality: str) -> FeatureStore | None:
 
 def check_same_teacher(images: FeatureStore, texts: FeatureStore) -> None:
     """Refuse image and text features of two teachers; the model compares their widths and spaces."""
-    same_width = images.dim == texts.dim or "pooled" in (images.space, texts.space)
+    same_width = images.dim == texts.dim or {images.space, texts.space} != {"joint"}
     if not same_width or not same_teacher(images.identity, texts.identity):
         raise UserError(
             f"the image features are of {images.identity} ({images.dim} columns) and the text features of "
