@@ -82,11 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--format",
-        choices=["directory", "m-clip", "altclip", "sentence-transformers"],
+        choices=["directory", "m-clip", "altclip", "sentence-transformers", "immich"],
         default="directory",
         help="directory (default): what this project and sentence-transformers read; m-clip: a text encoder for "
         "M-CLIP's class; altclip: a directory for transformers' AltCLIPModel; sentence-transformers: the sentence "
-        "encoder of contrastive_tension",
+        "encoder of contrastive_tension; immich: both towers as ONNX for immich's machine-learning server",
     )
     parser.add_argument(
         "--language", default="", help="the one language to export, of a model that reads each in its own way (mla)"

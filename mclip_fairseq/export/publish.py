@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.export.card import CardFacts, model_card
+from mclip_fairseq.export.immich import write_immich
 from mclip_fairseq.export.onnx import RecallData
 from mclip_fairseq.formats.altclip import write_altclip
 from mclip_fairseq.formats.m_clip import write_m_clip
@@ -101,7 +102,7 @@ def write_published(tower: Tower, layout: str, output: Path) -> None:
 
     Args:
         tower: the model.
-        layout: `m-clip`, `altclip` or `sentence-transformers`.
+        layout: `m-clip`, `altclip`, `sentence-transformers` or `immich`.
         output: directory to make.
 
     Raises:
@@ -111,7 +112,10 @@ def write_published(tower: Tower, layout: str, output: Path) -> None:
         raise UserError(f"{output}: is not empty; give a new directory")
     if not isinstance(tower, TrainedTower):
         raise UserError(f"{tower.name}: cannot be written as {layout}; use --format directory")
-    writers = {"m-clip": write_m_clip, "altclip": write_altclip, "sentence-transformers": write_sentence_encoder}
+    writers = {
+        **{"m-clip": write_m_clip, "altclip": write_altclip, "sentence-transformers": write_sentence_encoder},
+        "immich": write_immich,
+    }
     with staged(output) as staging:
         writers[layout](tower, staging)
 
