@@ -31,6 +31,7 @@ PROGRAM = "mclip-doctor"
 Status = Literal["ok", "warning", "error"]
 
 MODULES = {
+    "fonttools": "fontTools",
     "fairseq-fixed": "fairseq",
     "faiss-cpu": "faiss",
     "pillow": "PIL",

@@ -91,7 +91,7 @@ def test_average_of_english_alone() -> None:
 
 
 def test_plain_gzip_and_tsv_captions(tmp_path: Path) -> None:
-    write(tmp_path / "valid.de", "Ein Hund\u2028bellt .", "Zwei\tKatzen\r")
+    write(tmp_path / "valid.de", "Ein Hund\u2028bellt .", "Zwei Katzen\r")
     (tmp_path / "valid.en.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfA dog .\nTwo cats"))
     write(tmp_path / "valid.tsv", "7\tUn chien", "5\tDeux chats")
     write(tmp_path / "valid.ids", "7.jpg", "5.jpg\tteacher-text-5")
@@ -100,7 +100,7 @@ def test_plain_gzip_and_tsv_captions(tmp_path: Path) -> None:
         [str(tmp_path / "valid.ids")],
     )
     assert [each.texts for each in captions] == [
-        ["Ein Hund\u2028bellt .", "Zwei\tKatzen"],
+        ["Ein Hund\u2028bellt .", "Zwei Katzen"],
         ["A dog .", "Two cats"],
         ["Un chien", "Deux chats"],
     ]

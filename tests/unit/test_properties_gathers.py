@@ -60,6 +60,12 @@ class Threads:
         for part, other in zip(parts, self.exchange(tensor), strict=True):
             part.copy_(other)
 
+    def all_gather_into_tensor(self, whole: Tensor, tensor: Tensor, group: object = None) -> None:
+        whole.copy_(torch.cat(self.exchange(tensor)))
+
+    def reduce_scatter_tensor(self, own: Tensor, tensor: Tensor, group: object = None) -> None:
+        own.copy_(torch.stack(self.exchange(tensor)).sum(0).chunk(self.world)[self.get_rank()])
+
     def all_reduce(self, tensor: Tensor, op: object = ReduceOp.SUM, group: object = None) -> None:
         values = torch.stack(self.exchange(tensor))
         tensor.copy_(values.amax(0) if op == self.ReduceOp.MAX else values.sum(0))

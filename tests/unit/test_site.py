@@ -110,8 +110,8 @@ def test_the_notebook_runs(
     for folder in (run / "trikd", drawings):
         folder.mkdir(parents=True)
     shutil.copy(STORED / "mclip.pt", run / "trikd" / "checkpoint_last.pt")
-    shutil.copytree(STORED / "encoder", tmp_path / "encoder")
-    shutil.copytree(STORED / "photos" / "teacher", tmp_path / "photos" / "teacher")
+    shutil.copytree(STORED / "encoder", run / "trikd" / "encoder")
+    shutil.copytree(STORED / "photos" / "teacher", run / "trikd" / "teacher")
     for name, source in (("1f98b.png", "img0.png"), ("1f308.png", "img1.png")):
         shutil.copy(STORED / "photos" / "images" / source, drawings / name)
     monkeypatch.chdir(tmp_path)
