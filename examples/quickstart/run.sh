@@ -86,9 +86,9 @@ mte=(fairseq-train "$OUT/bin/parallel" --user-dir "$PLUGIN" --task mte --seed "$
   --optimizer fused_adamw --clip-norm 1
   --disable-validation --no-epoch-checkpoints --num-workers 0 --log-format simple --log-interval 10 --cpu)
 part "5 mte" "${mte[@]}" --batch-size 256 --both-directions --contrastive-weight 5 --contrastive-temperature 0.05 --dropout 0.1 \
-  --lr 4e-3 --lr-scheduler inverse_sqrt --warmup-updates 60 --max-update 60 --save-dir "$OUT/mte1"
+  --lr 4e-3 --lr-scheduler inverse_sqrt --warmup-updates 30 --max-update 40 --save-dir "$OUT/mte1"
 part "5 mte contrast" "${mte[@]}" --batch-size 512 --translation-weight 0 --contrastive-weight 1 --contrastive-temperature 0.15 \
-  --dropout 0 --lr 6e-3 --lr-scheduler polynomial_decay --warmup-updates 30 --max-update 1000 --total-num-update 1000 \
+  --dropout 0 --lr 6e-3 --lr-scheduler polynomial_decay --warmup-updates 30 --max-update 750 --total-num-update 750 \
   --finetune-from-model "$OUT/mte1/checkpoint_last.pt" --save-dir "$OUT/mte2"
 part "5 extract" mclip-extract-mte "$OUT/mte2/checkpoint_last.pt" --tokenizer "$T" --output "$OUT/encoder"
 
@@ -102,8 +102,8 @@ trikd=(fairseq-train --user-dir "$PLUGIN" --task trikd --seed "$SEED" --langs en
   --optimizer fused_adamw --lr-scheduler polynomial_decay --clip-norm 1 --batch-size 512
   --no-epoch-checkpoints --num-workers 0 --log-format simple --log-interval 50 --cpu)
 part "6 trikd" "${trikd[@]}" "$OUT/bin/captions" --text-features "$OUT/features/text" --text-text-weight 1 \
-  --lr 3e-3 --warmup-updates 50 --max-update 1200 --total-num-update 1200 \
-  --validate-interval-updates 400 --save-interval-updates 400 --save-dir "$OUT/trikd"
+  --lr 3e-3 --warmup-updates 50 --max-update 900 --total-num-update 900 \
+  --validate-interval-updates 300 --save-interval-updates 300 --save-dir "$OUT/trikd"
 
 # 7. Retrieval in every language, with mCLIP and with the teacher's own text encoder.
 for gallery in seen held_out_artist held_out_concepts; do
@@ -125,7 +125,7 @@ part "8 report" "$PYTHON" "$HERE/report.py" --corpus "$C" --evaluations "$OUT/ev
 # data. The results above are from before. Then an index of all drawings, for the command line and a web page.
 part "9 trikd on all" "${trikd[@]}" "$OUT/bin/all" --text-text-weight 0 --disable-validation \
   --finetune-from-model "$OUT/trikd/checkpoint_last.pt" \
-  --lr 1e-3 --warmup-updates 10 --max-update 300 --total-num-update 300 --save-dir "$OUT/search"
+  --lr 1e-3 --warmup-updates 10 --max-update 200 --total-num-update 200 --save-dir "$OUT/search"
 rm -rf "$OUT/index"
 part "9 index" mclip-search build "$OUT/features/image" --images-root "$C/images" \
   --model "$OUT/search/checkpoint_last.pt" --teacher "$OUT/teacher" --output "$OUT/index"
