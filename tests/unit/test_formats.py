@@ -81,7 +81,7 @@ def test_released_image_embeddings(released: Path, recorded: dict[str, Any]) -> 
 
 def test_the_directory_holds_no_pickle_and_no_path(released: Path) -> None:
     names = {path.name for path in released.rglob("*") if path.is_file()}
-    assert {path.rpartition(".")[2] for path in names} == {"json", "safetensors", "txt", "model"}
+    assert {path.rpartition(".")[2] for path in names} == {"json", "safetensors", "txt", "model", "py"}
     assert "/" not in (released / "config.json").read_text().replace("mclip_tiny/clip", "")
 
 
