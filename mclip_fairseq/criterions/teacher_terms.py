@@ -53,7 +53,7 @@ class Relations:
         cfg: the weights.
 
     Raises:
-        UserError: a weight is negative, the temperature is not positive, or there are no image features.
+        UserError: a weight is negative, the temperature is not positive, or image features are missing.
     """
 
     def __init__(self, task: Any, cfg: RelationsConfig) -> None:

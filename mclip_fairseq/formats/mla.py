@@ -372,9 +372,7 @@ def load_checkpoint(
     stored = Namespace(teacher_identity={}, needs_teacher=True)
     module = kind.build_model(options, stored)
     load_strictly(module, weights, file)
-    source = text_encoder
-    if not source and options.text_tokenizer:
-        source = parts.find("text_tokenizer", options.text_tokenizer)
+    source = text_encoder or (options.text_tokenizer and parts.find("text_tokenizer", options.text_tokenizer))
     tokenizer = PieceTokenizer.from_pretrained(source) if source else None
     return make_tower(module, tokenizer, f"{file.parent.name}/{file.stem}")
 

@@ -44,9 +44,9 @@ class AltCLIPModelConfig(TeacherLearningModelConfig):
     inverse_layers: int = field(
         default=0,
         metadata={
-            "help": "layers behind the token states of the student, after which the teacher's frozen text tower reads "
-            "them in the place of words (AltCLIP's variant invert: 3, with --student-head linear and --dropout 0.1); "
-            "needs --teacher; 0: the student's pooled state is compared with the teacher's"
+            "help": "number of layers between the student's token states and the teacher's frozen text tower, which "
+            "reads them instead of word embeddings (AltCLIP's variant invert: 3, with --student-head linear and "
+            "--dropout 0.1); needs --teacher; 0 compares the student's pooled state with the teacher's"
         },
     )
     text_tower: str = field(default="", metadata={"help": "set by --inverse-layers: the tower's sizes as JSON"})
