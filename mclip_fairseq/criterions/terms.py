@@ -188,7 +188,7 @@ def weighted_mean(
 def log_ratio(
     name: str, outputs: Sequence[Log], above: str, below: str, divisor: float = 1.0, scale: float = 1.0
 ) -> None:
-    """Log the sum of one entry over the sum of another, weighted by the latter.
+    """Log the sum of one entry over the sum of another, weighted by the latter, to six decimals; percent to three.
 
     Args:
         name: under which it is logged.
@@ -201,4 +201,5 @@ def log_ratio(
     total = float(sum(output.get(below, 0) for output in outputs))
     if total > 0:
         value = float(sum(output.get(above, 0) for output in outputs)) / total / divisor * scale
-        metrics.log_scalar(name, value, total, round=3)
+        # fairseq compares checkpoints by the rounded value, and errors of small vectors differ in late digits alone.
+        metrics.log_scalar(name, value, total, round=6 if scale == 1 else 3)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fairseq.logging import metrics
 from torch import nn
 
 from mclip_fairseq.criterions.distillation import DistillationCriterion
@@ -69,6 +70,20 @@ def test_a_dummy_batch_counts_nothing_and_keeps_its_graph() -> None:
     assert student.grad is not None
     assert student.grad.abs().max() == 0
     assert scale.grad == 0
+
+
+def test_small_errors_are_logged_apart() -> None:
+    """Of vectors of length 1 and 768 dimensions, say: fairseq selects checkpoints by the logged value."""
+    values = []
+    for error in (0.01, 0.0101):
+        student = torch.full((4, 3), error)
+        answer = Answer(student=student, teacher_text=torch.zeros(4, 3))
+        criterion = DistillationCriterion(None, 1.0, 0.0, 0.0, "both")
+        with metrics.aggregate(new_root=True) as logged:
+            criterion.reduce_metrics([criterion(answer, sample(4))[2]])
+        values.append(logged.get_smoothed_values())
+    assert [value["loss"] for value in values] == pytest.approx([1e-4, 1.02e-4], abs=1e-9)
+    assert values[0]["mse_loss"] < values[1]["mse_loss"]
 
 
 def test_a_contrast_without_a_learned_scale_is_refused() -> None:
