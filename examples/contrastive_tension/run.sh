@@ -45,7 +45,7 @@ train_encoders() {
     --log-format json "${PRECISION[@]}" "${OPTIONS[@]}"
 }
 evaluate() {
-  run mclip-evaluate "${BENCHMARKS[@]}" --model "$best" --output "$OUT/evaluation"
+  run mclip-evaluate "${BENCHMARKS[@]}" --model "$best" --output "$OUT/evaluation" --published
 }
 export_model() {
   made "$OUT/sentence-encoder" mclip-export "$best" --format sentence-transformers --output "$OUT/sentence-encoder"

@@ -51,6 +51,7 @@ def test_the_two_averages_of_senteval(sets: Path, tiny_corpus: Path, tmp_path: P
     sizes.encoder_max_positions, sizes.dropout, sizes.attention_dropout = 128, 0.1, 0.1
     torch.save(XLMREncoder(xlmr_args(sizes), load_dictionary(archive)).checkpoint(), archive / "model.pt")
     command = [str(sets), "--model", str(archive), "--device", "cpu", "--output", str(tmp_path / "report")]
+    command.append("--published")
     assert evaluate(command) == 0
     file = next((tmp_path / "report").rglob("report.json"))
     report = json.loads(file.read_text(encoding="utf-8"))
@@ -64,3 +65,9 @@ def test_the_two_averages_of_senteval(sets: Path, tiny_corpus: Path, tmp_path: P
         assert average["mean"][metric] == pytest.approx(np.mean([mean, *others]))
         assert average["wmean"][metric] == pytest.approx(np.mean([weighted, *others]))
     assert "| sts12 wmean" in file.with_name("report.md").read_text(encoding="utf-8")
+    pearson = (tmp_path / "report" / "comparison.md").read_text(encoding="utf-8").rpartition("STS, pearson")[2]
+    rows = {line.split("|")[1].strip(): line.replace("|", " ").split() for line in pearson.splitlines() if "|" in line}
+    own = [f"{results[f'{name}.test.en']['pearson']:.1f}" for name in ("stsb", "sick")]
+    assert rows["model"] == ["model", "STS-B", "SICK-R", "average"]
+    assert next(row for name, row in rows.items() if row[1:] == [*own, "–"]), "STS 2012 is not whole: no average"
+    assert rows["BERT-Distil-CT"] == ["BERT-Distil-CT", "78.6", "–", "75.1"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mclip_fairseq.evaluation.metrics.similarity import SENTEVAL, average_sets
 from mclip_fairseq.evaluation.published import Published, format_published, read_published
 
 
@@ -88,3 +89,50 @@ def test_what_differs_is_a_footnote_and_english_stays() -> None:
     ]
     assert "¹ Another protocol: another." in table
     assert "Average over the languages that every row has: de." in table
+
+
+def similarity_report(name: str, missing: int = 0) -> dict[str, Any]:
+    """A report of SentEval's tables, the first ones missing; Spearman is 10 for STS-B, 30 for others, Pearson 20."""
+    tables = [f"{task}.test.set{n}" for task, count in SENTEVAL.items() if count > 1 for n in range(count)]
+    tables = [*tables[missing:], "stsb.test.en", "sick.test.en", "sts2017.test.en-de"]
+    results = {table: {"spearman": 10.0 if table == "stsb.test.en" else 30.0, "pearson": 20.0} for table in tables}
+    results["sts16.test.set0"]["spearman"] = 80.0
+    pairs = {table: 100 if table == "sts16.test.set0" else 25 for table in tables}
+    averages = {"all": {"spearman": 0.0, "pearson": 0.0}} | average_sets(results, pairs)
+    return {
+        **{"benchmark": "STS", "name": name, "kind": "similarity", "headline": "spearman"},
+        **{"results": results, "average": averages, "confidence": {}},
+    }
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    """Row name -> cells of a Markdown table."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n") if line[:1] == "|"]
+    return {name: values for name, *values in lines}
+
+
+def test_similarity_is_the_table_of_senteval_with_both_averages() -> None:
+    """By hand: STS16 is (80 + 4 x 30) / 5 = 40, or with four times the pairs in its first set (4 x 80 + 4 x 30) / 8."""
+    entries = [entry for entry in read_published() if entry.is_of("STS")]
+    spearman, pearson = format_published([similarity_report("own")], entries).split("STS, pearson")
+    rows = cells(spearman)
+    assert rows["model"] == ["STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R", "average"]
+    assert rows["own, mean"] == [*["30.0"] * 4, "40.0", "10.0", "30.0", f"{200 / 7:.1f}"]
+    assert rows["own, wmean"] == [*["30.0"] * 4, "55.0", "10.0", "30.0", f"{215 / 7:.1f}"]
+    assert rows["BERT-Distil-CT"] == [*["–"] * 5, "77.9", "–", "75.0"]
+    assert rows["CT with in-batch negatives"][5:] == ["78.5", "–", "–"]
+    assert "does not say which one it reports" in spearman
+    rows = cells(pearson)
+    assert rows["own"] == ["20.0"] * 8  # both averages are equal
+    assert rows["BERT-Distil-CT"][5:] == ["78.6", "–", "75.1"]
+    assert "CT with in-batch negatives" not in rows
+
+
+def test_a_task_with_a_missing_set_has_no_value_and_no_part_in_the_average() -> None:
+    entries = [entry for entry in read_published() if entry.is_of("STS")]
+    rows = cells(format_published([similarity_report("own", missing=1)], entries).split("STS, pearson")[0])
+    assert rows["model"] == ["STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R", "average"]
+    assert rows["own, mean"][-3:] == ["10.0", "30.0", "–"]
+    report = similarity_report("own")
+    report["results"] = {"sts2017.test.en-de": report["results"]["sts2017.test.en-de"]}
+    assert format_published([report], entries) == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from mclip_fairseq.evaluation.metrics.inputs import Features
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 
-# The tables of `preprocess/sts.py` that SentEval averages.
-SENTEVAL = re.compile(r"sts1[2-6]\.test\..+|(stsb|sick)\.test\.en")
+# The tasks that SentEval averages -> how many tables of `preprocess/sts.py` each has.
+SENTEVAL = {"sts12": 5, "sts13": 3, "sts14": 6, "sts15": 5, "sts16": 5, "stsb": 1, "sick": 1}
+SENTEVAL_TABLE = re.compile(r"sts1[2-6]\.test\..+|(stsb|sick)\.test\.en")
 
 
 def similarity_correlations(
@@ -62,12 +63,10 @@ def average_sets(results: Mapping[str, Mapping[str, float]], pairs: Mapping[str,
         for each year, `stsYY mean`, each table with the same weight, and `stsYY wmean`, weighted by pairs; then `mean`
         and `wmean` of these over the years, STS-B and SICK-R, each with the same weight.
     """
-    sets: dict[str, list[str]] = {}
-    for table in filter(SENTEVAL.fullmatch, results):
-        sets.setdefault(table.split(".")[0], []).append(table)
     averages: dict[str, dict[str, float]] = {}
     totals: dict[str, list[dict[str, float]]] = {"mean": [], "wmean": []}
-    for prefix, tables in sets.items():
+    tasks = senteval_tasks(results)
+    for task, tables in tasks.items():
         for kind, weights in (("mean", [1] * len(tables)), ("wmean", [pairs[table] for table in tables])):
             average = {
                 name: float(np.average([results[table][name] for table in tables], weights=weights))
@@ -75,11 +74,19 @@ def average_sets(results: Mapping[str, Mapping[str, float]], pairs: Mapping[str,
             }
             totals[kind].append(average)
             if len(tables) > 1:
-                averages[f"{prefix} {kind}"] = average
-    if averages and len(sets) > 1:
+                averages[f"{task} {kind}"] = average
+    if averages and len(tasks) > 1:
         for kind, values in totals.items():
             averages[kind] = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
     return averages
+
+
+def senteval_tasks(tables: Iterable[str]) -> dict[str, list[str]]:
+    """The tasks of SentEval, such as `sts12`, with those of the tables that belong to them."""
+    tasks: dict[str, list[str]] = {}
+    for table in filter(SENTEVAL_TABLE.fullmatch, tables):
+        tasks.setdefault(table.split(".")[0], []).append(table)
+    return tasks
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:

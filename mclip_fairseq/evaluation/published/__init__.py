@@ -11,6 +11,7 @@ from importlib import resources
 from itertools import chain
 from typing import Any
 
+from mclip_fairseq.evaluation.published.senteval import SENTEVAL_NOTE, senteval_table
 from mclip_fairseq.evaluation.reports.comparison import ReportRow, languages_of, rows_by_table
 from mclip_fairseq.evaluation.reports.report import align_table
 
@@ -117,12 +118,31 @@ def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[P
             continue
         comparable = [entry for entry in published if entry.is_of(rows[0].benchmark)]
         headline = rows[0].headline
+        if headline == "spearman":
+            blocks += _similarity_beside(rows, comparable)
+            continue
         for metric in dict.fromkeys([headline, *(entry.metric(headline) for entry in comparable)]):
             entries = [entry for entry in comparable if entry.metric(headline) == metric]
             means = dict.fromkeys(entry.mean for entry in entries)
             for mean in means:
                 blocks.append(_table_beside(metric, rows, [entry for entry in entries if entry.mean == mean], mean))
     return "\n\n".join(blocks)
+
+
+def _similarity_beside(own: Sequence[ReportRow], published: Sequence[Published]) -> list[str]:
+    """A table per correlation in the shape that papers print: a column per task of SentEval, and the average."""
+    blocks = []
+    for metric in ("spearman", "pearson"):
+        entries = [entry for entry in published if any(metric in values for values in entry.results.values())]
+        table = senteval_table(metric, own, {entry.system: entry.results for entry in entries})
+        if entries and table is not None:
+            below = [
+                SENTEVAL_NOTE,
+                *(f"Source: {source}." for source in dict.fromkeys(each.source for each in entries)),
+            ]
+            title = f"{own[0].title_of(metric)}, beside published numbers"
+            blocks.append("\n\n".join([title, align_table(table), "\n".join(below)]))
+    return blocks
 
 
 def _table_beside(
