@@ -19,7 +19,7 @@ from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, write_json
-from mclip_fairseq.storage.staging import give_ordinary_modes, staged
+from mclip_fairseq.storage.staging import staged
 
 MODULES = "modules.json"
 SENTENCE_TRANSFORMERS_MODULE = {
@@ -36,7 +36,7 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False, card: 
     Args:
         tower: the model; a teacher outside it is loaded and written too.
         output: directory to make; it must be empty or absent.
-        into: write into a directory that holds files already.
+        into: the directory may hold other files already, which stay.
         card: of the model, for its README.md; empty writes none.
 
     Raises:
@@ -47,13 +47,8 @@ def save_directory(tower: TrainedTower, output: Path, into: bool = False, card: 
     # A model with an image tower of its own has all weights in one file, and its options hold the image size.
     own_images = tower.module.image_transform is not None or not tower.module.has_images
     teacher = None if own_images else tower.teacher
-    if into:
-        output.mkdir(parents=True, exist_ok=True)
-        write_files(tower, teacher, output, card)
-        give_ordinary_modes(output)
-    else:
-        with staged(output) as staging:
-            write_files(tower, teacher, staging, card)
+    with staged(output) as staging:
+        write_files(tower, teacher, staging, card)
 
 
 def write_files(tower: TrainedTower, teacher: DualEncoderTeacher | None, output: Path, card: str) -> None:

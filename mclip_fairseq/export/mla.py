@@ -36,6 +36,7 @@ from mclip_fairseq.models.mla_portable import ImagePath
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import write_json
+from mclip_fairseq.storage.staging import staged
 
 SHARED_WEIGHTS = ("embedding.", "embedding_linear.")
 
@@ -75,13 +76,14 @@ def load_published(
     return make_tower(model, tokenizer, checkpoint.stem)
 
 
-def save_directory(tower: MLATower, output: Path, into: bool = False) -> None:
+def save_directory(tower: MLATower, output: Path, into: bool = False, card: str = "") -> None:
     """Write a model with everything that inference needs, and that training can start from (--base).
 
     Args:
         tower: the model; of a view, only its language is written.
         output: directory to make; it must be empty or absent.
-        into: write into a directory that holds files already.
+        into: the directory may hold other files already, which stay.
+        card: of the model, for its README.md; empty writes none.
 
     Raises:
         UserError: the directory holds something, or the tower has no tokenizer.
@@ -93,14 +95,19 @@ def save_directory(tower: MLATower, output: Path, into: bool = False) -> None:
         raise UserError("English is CLIP itself; take the folder clip/ of a directory that was exported without it")
     if not into and output.exists() and any(output.iterdir()):
         raise UserError(f"{output}: is not empty; give a new directory")
-    output.mkdir(parents=True, exist_ok=True)
+    with staged(output) as staging:
+        write_files(tower, tokenizer, staging, card)
+
+
+def write_files(tower: MLATower, tokenizer: PieceTokenizer, output: Path, card: str) -> None:
+    """Write all files of a directory; see `save_directory`."""
     module = tower.module
     english = tower.tokenizers[ENGLISH]
     clip = DualEncoderTeacher(
         module.clip,
         module.transform.processor,
         None if english is None else english.tokenizer,
-        output.resolve().name,
+        CLIP,  # it lies beside its model, under a name of its own
         None,
     )
     clip.save(output / CLIP)
@@ -119,11 +126,12 @@ def save_directory(tower: MLATower, output: Path, into: bool = False) -> None:
         "version": VERSION,
         "model": {name: getattr(module.cfg, name) for name in SIZES} | {"acquirers": ",".join(languages)},
         "language": tower.language or None,
-        # CLIP lies beside it, under a name of its own.
-        "identity": {"text_encoder": None, "teacher": {**clip.identity, "name": CLIP}},
+        "identity": {"text_encoder": None, "teacher": clip.identity},
     }
     if tower.language:
         (output / MODULES).write_text(json.dumps([SENTENCE_TRANSFORMERS_MODULE], indent=2) + "\n", encoding="utf-8")
+    if card:
+        (output / "README.md").write_text(card, encoding="utf-8")
     write_json(output / CONFIG, config)  # last: a directory without it is not finished
 
 

@@ -58,11 +58,7 @@ def write_model(tower: Tower, output: Path, facts: CardFacts) -> bool:
     card = model_card(tower, facts)
     if is_written(tower, output, card):
         return False
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output}: is not empty; give a new directory")
-    with staged(output) as staging:
-        importlib.import_module(tower.writer).save_directory(tower, staging)
-        (staging / "README.md").write_text(card, encoding="utf-8")
+    importlib.import_module(tower.writer).save_directory(tower, output, card=card)
     return True
 
 

@@ -27,6 +27,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import first_line, write_json
 from mclip_fairseq.storage.hub import published_file
+from mclip_fairseq.storage.staging import staged
 
 MAX_TOKENS = 512
 # Recorded in identities, and through them in indexes and features on disk.
@@ -261,14 +262,14 @@ def write_legacy_m_clip(encoder: str, head: Path, output: Path) -> None:
     tokenizer = load_with_transformers(
         encoder, "a tokenizer", lambda: AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
     )
-    output.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(output / "base")
     weights = {f"transformer.{name}": tensor.detach().clone() for name, tensor in model.state_dict().items()}
     weights |= {"LinearTransformation.weight": weight.T.contiguous(), "LinearTransformation.bias": bias}
-    torch.save(weights, output / WEIGHTS)
-    tokenizer.save_pretrained(output)
     names = {"modelBase": "base", "transformerDimensions": width, "numDims": len(bias)}
-    write_json(output / "config.json", {"model_type": "M-CLIP", **names})
+    with staged(output) as staging:
+        model.save_pretrained(staging / "base")
+        torch.save(weights, staging / WEIGHTS)
+        tokenizer.save_pretrained(staging)
+        write_json(staging / "config.json", {"model_type": "M-CLIP", **names})
 
 
 def read_head(file: Path) -> tuple[Tensor, Tensor]:

@@ -3,52 +3,77 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from mclip_fairseq.storage.errors import UserError
+
+# Of Linux's `renameat2`: paths are seen from the working directory, and two names are exchanged.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
 
 @contextlib.contextmanager
 def staged(output: Path) -> Iterator[Path]:
-    """A new directory beside `output`, whose files are moved there once the block has ended without an error.
+    """A new directory beside `output`, which takes its place once the block has ended without an error.
 
-    A new or empty `output` appears in one step. Files of an older one are replaced one by one, each in one step, and
-    its other files stay.
+    The files of an older `output` that the new one does not have are kept. However the process ends, `output` is the
+    older directory or the new one; where the system cannot exchange two directories in one step, a kill at that moment
+    moves the older one aside, and the next call puts it back.
 
     Args:
         output: the final directory.
+
+    Raises:
+        UserError: `output` is a file.
     """
-    output = Path(os.path.abspath(output))
+    output = Path(os.path.realpath(output))
     output.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(output)
-    staging = output.with_name(f".{output.name}.{os.getpid()}.part")
+    tidy_up(output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file; give a directory")
+    staging = own_name(output, "part")
     staging.mkdir()
     try:
         yield staging
         give_ordinary_modes(staging)
-        if not output.is_dir() or not any(output.iterdir()):
-            if output.is_dir():
-                output.rmdir()
-            os.rename(staging, output)
+        if output.is_dir() and any(output.iterdir()):
+            keep_others(output, staging)
+            exchange(output, staging)
         else:
-            replace_files(staging, output)
+            os.rename(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def remove_leftovers(output: Path) -> None:
-    """Remove what killed processes have left beside a directory; those of running ones stay."""
-    name = re.compile(rf"\.{re.escape(output.name)}\.(\d+)\.part")
+def own_name(output: Path, kind: str) -> Path:
+    """The path beside a directory for something that this process makes for it."""
+    return output.with_name(f".{output.name}.{os.getpid()}.{kind}")
+
+
+def tidy_up(output: Path) -> None:
+    """Remove what killed processes have left beside a directory, or put it back if it is the older directory.
+
+    What belongs to running processes stays.
+    """
+    name = re.compile(rf"\.{re.escape(output.name)}\.(\d+)\.(part|old)")
     for path in output.parent.iterdir():
         match = name.fullmatch(path.name)
-        if match and not is_running(int(match[1])):
+        if not match or is_another_running(int(match[1])):
+            continue
+        if match[2] == "old" and not output.exists():
+            os.rename(path, output)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def is_running(process: int) -> bool:
-    """Whether a process of this machine exists."""
+def is_another_running(process: int) -> bool:
+    """Whether a process of this machine exists, other than this one; containers give the same number every time."""
+    if process == os.getpid():
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -58,13 +83,37 @@ def is_running(process: int) -> bool:
     return True
 
 
-def replace_files(source: Path, target: Path) -> None:
-    """Move all files below a directory to the same places below another one, over those that are there."""
-    for parent, _, names in os.walk(source):
-        place = target / os.path.relpath(parent, source)
-        place.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            os.replace(os.path.join(parent, name), place / name)
+def keep_others(older: Path, newer: Path) -> None:
+    """Take the files of an older directory into a newer one, as hard links, unless it has files in their places."""
+
+    def replaced(folder: str, names: list[str]) -> list[str]:
+        place = newer / os.path.relpath(folder, older)
+        return [name for name in names if not both_folders(Path(folder, name), place / name)]
+
+    def both_folders(one: Path, other: Path) -> bool:
+        return not os.path.lexists(other) or all(path.is_dir() and not path.is_symlink() for path in (one, other))
+
+    shutil.copytree(older, newer, symlinks=True, ignore=replaced, copy_function=link_or_copy, dirs_exist_ok=True)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Make a hard link, or a copy on a disk without them."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def exchange(output: Path, staging: Path) -> None:
+    """Exchange two directories; in one step, if the system can."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(output), os.fsencode(staging)
+    if renameat2 is not None and renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+        return
+    aside = own_name(output, "old")
+    os.rename(output, aside)
+    os.rename(staging, output)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def give_ordinary_modes(folder: Path) -> None:

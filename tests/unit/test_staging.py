@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from mclip_fairseq.storage import staging as staging_module
+from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.staging import staged
+from tests.kills import kill_everywhere
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -70,3 +75,103 @@ def test_modes_are_ordinary(tmp_path: Path) -> None:
         os.umask(mask)
     assert stat.S_IMODE((tmp_path / "out/a").stat().st_mode) == 0o640
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+
+
+def write_both(output: Path) -> None:
+    """Replace one file, add one in a folder."""
+    with staged(output) as staging:
+        (staging / "a").write_text("new")
+        (staging / "sub").mkdir()
+        (staging / "sub/b").write_text("new")
+
+
+OLDER = {"a": "old", "sub/b": "old", "sub/own": "kept", "own": "kept"}
+NEWER = {"a": "new", "sub/b": "new", "sub/own": "kept", "own": "kept"}
+
+
+def make_older(output: Path) -> None:
+    shutil.rmtree(output, ignore_errors=True)
+    for name, text in OLDER.items():
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text(text)
+
+
+def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on systems that have no such call."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+
+
+def test_a_kill_at_any_step_never_tears_an_older_one(tmp_path: Path) -> None:
+    output, found = tmp_path / "out", list[dict[str, str]]()
+    make_older(output)
+    for _ in kill_everywhere(lambda: write_both(output), tmp_path):
+        found.append(content(output))
+        write_both(output)
+        assert content(output) == NEWER
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        make_older(output)
+    assert all(one in (OLDER, NEWER) for one in found)
+    assert len(found) > 8
+    assert OLDER in found
+    assert NEWER in found
+
+
+def test_without_an_exchange_the_older_one_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_exchange(monkeypatch)
+    output, absent = tmp_path / "out", 0
+    make_older(output)
+    for _ in kill_everywhere(lambda: write_both(output), tmp_path):
+        if not output.exists():
+            absent += 1
+            with pytest.raises(OSError, match="disk"), staged(output):
+                raise OSError("the disk is full")
+        assert content(output) in (OLDER, NEWER)
+        write_both(output)
+        assert content(output) == NEWER
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        make_older(output)
+    assert absent == 1
+
+
+def test_the_negative_control_files_that_are_moved_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def move_files(output: Path, staging: Path) -> None:
+        for path in [path for path in staging.rglob("*") if path.is_file()]:
+            os.rename(path, output / path.relative_to(staging))
+
+    monkeypatch.setattr(staging_module, "exchange", move_files)
+    output, torn = tmp_path / "out", 0
+    make_older(output)
+    for _ in kill_everywhere(lambda: write_both(output), tmp_path):
+        torn += content(output) not in (OLDER, NEWER)
+        make_older(output)
+    assert torn > 0
+
+
+def test_links_stay_links(tmp_path: Path) -> None:
+    """Also where the output itself is one."""
+    for name in ("out", "far"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "far/file").write_text("far")
+    (tmp_path / "out/folder").symlink_to("../far")
+    (tmp_path / "out/a").symlink_to("../far/file")
+    (tmp_path / "link").symlink_to("out")
+    write_both(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert os.readlink(tmp_path / "out/folder") == "../far"
+    assert content(tmp_path / "far") == {"file": "far"}
+    assert (tmp_path / "out/a").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["far", "link", "out"]
+
+
+def test_a_leftover_with_the_number_of_this_process(tmp_path: Path) -> None:
+    """In a container, the same command gets the same number after a kill."""
+    (tmp_path / f".out.{os.getpid()}.part").mkdir()
+    write_both(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_that_is_a_file_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="out: is a file; give a directory"), staged(tmp_path / "out"):
+        pytest.fail("written first")
+    assert content(tmp_path) == {"out": "a file"}
