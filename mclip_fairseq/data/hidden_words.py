@@ -50,12 +50,13 @@ class HiddenWordColumn(Column):
         """`masked_tokens` and `masked_labels`, (batch, length) int64; labels are -100 where no word is chosen."""
         ids = self.tokens.batch(rows).numpy()
         masked, labels = ids.copy(), np.full_like(ids, NO_LABEL)
-        for number, row in enumerate(rows.tolist()):
-            rng = np.random.default_rng([self.seed, self.epoch, row])
-            chosen = (rng.random(ids.shape[1]) < self.share) & (ids[number] >= self.specials)
-            labels[number, chosen] = ids[number, chosen]
-            hidden = chosen & (rng.random(ids.shape[1]) < HIDDEN)
-            replaced = chosen & ~hidden & (rng.random(ids.shape[1]) < REPLACED)
-            masked[number, hidden] = self.mask
-            masked[number, replaced] = rng.integers(self.specials, self.mask, int(replaced.sum()))
+        # As many draws as the caption has tokens, not as many as the batch has columns.
+        for number, (row, length) in enumerate(zip(rows.tolist(), self.tokens.sizes[rows].tolist(), strict=True)):
+            words, rng = ids[number, :length], np.random.default_rng([self.seed, self.epoch, row])
+            chosen = (rng.random(length) < self.share) & (words >= self.specials)
+            labels[number, :length][chosen] = words[chosen]
+            hidden = chosen & (rng.random(length) < HIDDEN)
+            replaced = chosen & ~hidden & (rng.random(length) < REPLACED)
+            masked[number, :length][hidden] = self.mask
+            masked[number, :length][replaced] = rng.integers(self.specials, self.mask, int(replaced.sum()))
         return {"masked_tokens": torch.from_numpy(masked), "masked_labels": torch.from_numpy(labels)}

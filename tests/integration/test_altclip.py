@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -252,22 +252,55 @@ def both_stages(data: dict[str, Path], folder: Path, *more: object) -> list[list
     ]
 
 
+# Batches in the order of the data, so that one process meets in one batch what two meet in two.
+EXACT = (
+    *("--optimizer", "sgd", "--lr", "0.1", "--clip-norm", "0", "--max-epoch", "1", "--curriculum", "9"),
+    *("--required-batch-size-multiple", "1", "--disable-validation", "--log-interval", "1"),
+)
+
+
 @pytest.mark.distributed
 def test_two_processes_equal_one(data: dict[str, Path], run_train: Train, tmp_path: Path) -> None:
     """With an uneven last step, in both stages."""
-    common = [
-        *("--optimizer", "sgd", "--lr", "0.1", "--clip-norm", "0", "--max-epoch", "1", "--curriculum", "9"),
-        *("--required-batch-size-multiple", "1", "--disable-validation", "--log-interval", "1"),
-    ]
-    for arguments in both_stages(data, tmp_path / "one", *common, "--batch-size", "18"):
+    one, two = (both_stages(data, tmp_path / n, *EXACT, "--batch-size", size) for n, size in (("one", 18), ("two", 9)))
+    on_one_and_two_ranks(run_train, tmp_path, one, two, ("teach", "align"))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_equal_one_with_each_variant(data: dict[str, Path], run_train: Train, tmp_path: Path) -> None:
+    """The words that a caption hides do not depend on the batch, and their mean is over all ranks."""
+    variants: dict[str, tuple[object, ...]] = {
+        "words": ("--hide-words", "0.3", "--masked-word-weight", "0.5", "--train-word-head"),
+        "adapters": ("--adapter-dim", "8"),
+        "invert": ("--inverse-layers", "2", "--student-head", "linear", "--teacher", data["teacher"]),
+    }
+    common = (*EXACT, "--image-features", data["features"] / "joint", "--langs", "en", "--max-caption-tokens", "60")
+
+    def runs(name: str, size: int) -> list[list[str]]:
+        return [
+            options(data, tmp_path / name / variant, "distillation", *common, *more, "--batch-size", size)
+            for variant, more in variants.items()
+        ]
+
+    on_one_and_two_ranks(run_train, tmp_path, runs("one", 18), runs("two", 9), variants)
+
+
+def on_one_and_two_ranks(
+    run_train: Train, folder: Path, one: list[list[str]], two: list[list[str]], names: Iterable[str]
+) -> None:
+    """Run command lines in one process and their counterparts in two, and compare what is in `one/` and `two/`."""
+    for arguments in one:
         run_train(*arguments)
-    runs = both_stages(data, tmp_path / "two", *common, "--batch-size", "9")
-    for log in train_on_ranks(2, runs, tmp_path):
+    for log in train_on_ranks(2, two, folder):
         assert all(output.endswith("exit status 0\n") for output in log), log
-    for stage in ("teach", "align"):
-        one, two = (load_checkpoint(tmp_path / n / stage / "checkpoint_last.pt")["model"] for n in ("one", "two"))
-        compared = [name for name in one if one[name].is_floating_point() and one[name].numel()]
-        assert max(float((one[name] - two[name]).abs().max()) for name in compared) < 1e-5, stage
+    for name in names:
+        states = (load_checkpoint(folder / n / name / "checkpoint_last.pt")["model"] for n in ("one", "two"))
+        expected, given = states
+        compared = [key for key in expected if expected[key].is_floating_point() and expected[key].numel()]
+        differences = {key: float((expected[key] - given[key]).abs().max()) for key in compared}
+        largest = max(differences, key=lambda key: differences[key])
+        assert differences[largest] < 1e-5, (name, largest, differences[largest])
 
 
 def test_a_stopped_run_resumes_exactly(data: dict[str, Path], run_train: Train, tmp_path: Path) -> None:

@@ -64,6 +64,9 @@ def test_words_are_hidden_in_the_published_shares() -> None:
     assert float(hidden.eq(ids[chosen]).float().mean()) == pytest.approx(0.1, abs=0.03)
     some = column.batch(rows[5:7])["masked_tokens"]
     assert torch.equal(some, batch["masked_tokens"][5:7])
+    longer = [*lines[:199], torch.cat([lines[0][:-1], lines[199]])]  # a wider batch hides the same words
+    wider = HiddenWordColumn(FlatTokens.from_sentences(longer, dictionary), 0.15, mask, dictionary.nspecial, seed=3)
+    assert torch.equal(wider.batch(rows)["masked_tokens"][5:7, : some.shape[1]], some)
     column.set_epoch(2)
     assert not torch.equal(column.batch(rows[5:7])["masked_tokens"], some)
     fixed = HiddenWordColumn(column.tokens, 0.15, mask, dictionary.nspecial, seed=3, fixed=True)

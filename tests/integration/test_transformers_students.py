@@ -14,6 +14,7 @@ from mclip_fairseq.cli.export import main as export
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.models.transformers_encoder import parameters_behind
 from mclip_fairseq.storage.checkpoints import load_checkpoint
+from tests.runs import train_on_ranks
 from tests.tiny_data import DIM, LANGS, run, sentences
 from tests.tiny_models import tiny_clip_directory, tiny_wordpiece
 
@@ -154,6 +155,26 @@ def test_a_stopped_run_resumes_exactly(corpus: dict[str, Path], run_train: Train
     whole, parts = (load_checkpoint(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("whole", "parts"))
     assert any(name.startswith("text_encoder.adapters.") for name in whole)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_equal_one(corpus: dict[str, Path], run_train: Train, tmp_path: Path) -> None:
+    """With every distance at once, an uneven last step, and a pooler that gets no gradient on either count."""
+    common = [
+        *("--text-encoder", corpus["bert"], "--dropout", "0", "--attention-dropout", "0", "--langs", "en"),
+        *("--optimizer", "sgd", "--lr", "0.2", "--clip-norm", "0", "--max-epoch", "1", "--curriculum", "9"),
+        *("--required-batch-size-multiple", "1", "--log-interval", "1", "--cosine-weight", "0.3"),
+        *("--contrastive-weight", "2", "--distillation-scale-init", "4.48"),
+    ]
+    run_train(*options(corpus, tmp_path / "one", *common, "--batch-size", "18"))
+    (logs,) = train_on_ranks(2, [options(corpus, tmp_path / "two", *common, "--batch-size", "9")], tmp_path)
+    assert all(log.endswith("exit status 0\n") for log in logs), logs
+    one, two = (load_checkpoint(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("one", "two"))
+    start = load_file(corpus["bert"] / "model.safetensors")["bert.encoder.layer.0.output.dense.weight"]
+    assert not torch.equal(one["text_encoder.encoder.encoder.layer.0.output.dense.weight"], start)
+    differences = {name: float((one[name] - two[name]).abs().max()) for name in one if one[name].is_floating_point()}
+    assert max(differences.values()) < 1e-5, differences
 
 
 @pytest.mark.slow
