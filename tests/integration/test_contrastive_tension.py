@@ -108,6 +108,18 @@ def test_negatives_within_the_batch_are_those_of_sentence_transformers(
     assert np.abs(first.grad.numpy() / size - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("case", ["distinct", "gold_ties", "both_ties"])
+def test_similarity_is_that_of_the_authors_and_of_sentence_transformers(case: str, published: Any) -> None:
+    """Equal scores and equal cosines share their mean rank."""
+    suffix = "_dup" if case == "both_ties" else ""
+    first, second = (torch.from_numpy(published[f"sts_{side}{suffix}"]) for side in ("a", "b"))
+    gold = published["sts_gold" if case == "distinct" else "sts_gold_ties"].tolist()
+    correlations, _ = similarity_correlations(first, second, gold)
+    for source in ("authors", "st"):
+        expected = 100 * published[f"sts_{source}_{case}"]
+        assert [correlations["pearson"], correlations["spearman"]] == pytest.approx(expected.tolist(), rel=1e-6), source
+
+
 def test_masked_means_are_the_published_pooling(published: Any) -> None:
     states = torch.from_numpy(published["table_1"])[torch.from_numpy(published["ids_1"]).long()]
     pooled = pool_mean(states, torch.from_numpy(published["mask_1"]).eq(0))

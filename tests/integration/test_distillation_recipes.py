@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mclip_fairseq.cli.evaluate import main as evaluate
+from mclip_fairseq.cli.export import main as export
+from mclip_fairseq.cli.features import main as features
+from tests.integration.test_ccrk_recipe import write_benchmark
 from tests.integration.test_recipes import commands, data, recipe, value
-from tests.tiny_data import LANGS, sentences, write
+from tests.tiny_data import LANGS, run, sentences, write
 from tests.tiny_models import tiny_clip_directory
 
 __all__ = ["data"]  # the fixture
+Run = Callable[..., str]
 
 
 @pytest.fixture
@@ -43,16 +51,45 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
         assert f"examples/{name}/run.sh" in recipe(repository_root, name, "--help", cwd=tmp_path)
 
 
-@pytest.mark.slow
-def test_m_clip_runs(repository_root: Path, tiny_corpus: Path, data: Path, places: dict[str, object]) -> None:
-    teacher = tiny_clip_directory(data / "teacher")
-    more: dict[str, object] = {
-        "TEXTS": text_only(tiny_corpus, data),
-        "ENGLISH": data / "english.tsv",
-        "TEACHER": teacher,
+def run_printed(printed: str, run_in_process: Run) -> None:
+    """Run the commands of a dry run inside this process, where they start in no time."""
+    mains = {"mclip-features": features, "mclip-evaluate": evaluate, "mclip-export": export}
+    for line in printed.splitlines():
+        if line.startswith("+ "):
+            program, *words = shlex.split(line)[1:]
+            if program == "fairseq-train":
+                run_in_process(program, *words)
+            else:
+                assert mains[program](words) == 0, line
+
+
+@pytest.fixture
+def m_clip(tiny_corpus: Path, photos: Path, data: Path, places: dict[str, object]) -> dict[str, object]:
+    """What M-CLIP's recipe reads."""
+    write_benchmark(data / "benchmark")
+    more = {"TEXTS": text_only(tiny_corpus, data), "ENGLISH": data / "english.tsv"}
+    more |= {"TEACHER": tiny_clip_directory(data / "teacher"), "BENCHMARKS": data / "benchmark"}
+    return {**places, **more, "IMAGES": photos / "images"}
+
+
+@pytest.fixture
+def altclip(m_clip: dict[str, object], photos: Path) -> dict[str, object]:
+    """What AltCLIP's recipe reads."""
+    return {**m_clip, "CAPTIONS": photos / "captions", "PHOTOS": photos / "images", "LANGS": "en"}
+
+
+@pytest.fixture
+def contrastive_tension(tiny_corpus: Path, data: Path, places: dict[str, object]) -> dict[str, object]:
+    """What the recipe of Contrastive Tension reads."""
+    rows = [f"main\tfile\t2017\t{n}\t{line}" for n, line in enumerate((data / "sts.tsv").read_text().splitlines())]
+    for part in ("train", "dev", "test"):
+        write(data / "stsb" / f"sts-{part}.csv", rows)
+    run("sts", "--stsb", data / "stsb", "--expect-counts", "no", "--output", data / "sets")
+    return {
+        **places,
+        **{"SENTENCES": tiny_corpus / "captions", "STS": data / "sets" / "stsb.valid.en.tsv"},
+        "BENCHMARKS": data / "sets",
     }
-    recipe(repository_root, "m_clip", "--tiny", "features", "train", "export", cwd=data, **{**places, **more})
-    assert (data / "out" / "m-clip" / "pytorch_model.bin").is_file()
 
 
 def text_only(corpus: Path, folder: Path) -> Path:
@@ -68,28 +105,34 @@ def text_only(corpus: Path, folder: Path) -> Path:
     return output
 
 
-@pytest.mark.slow
-def test_altclip_runs(
-    repository_root: Path, tiny_corpus: Path, data: Path, photos: Path, places: dict[str, object]
+RESULTS = {
+    "m_clip": "m-clip/pytorch_model.bin",
+    "altclip": "altclip/model.safetensors",
+    "contrastive_tension": "sentence-encoder/1_Pooling/config.json",
+}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_tiny_commands_fit_together(
+    name: str, repository_root: Path, data: Path, run_in_process: Run, request: pytest.FixtureRequest
 ) -> None:
-    teacher = tiny_clip_directory(data / "teacher")
-    more: dict[str, object] = {
-        "TEXTS": text_only(tiny_corpus, data),
-        "ENGLISH": data / "english.tsv",
-        "TEACHER": teacher,
-    }
-    more |= {"CAPTIONS": photos / "captions", "PHOTOS": photos / "images", "LANGS": "en"}
-    recipe(repository_root, "altclip", "--tiny", "features", "teach", "align", "export", cwd=data, **{**places, **more})
-    assert (data / "out" / "altclip" / "model.safetensors").is_file()
+    """Every stage; training, report and exported directory are there."""
+    variables: dict[str, object] = request.getfixturevalue(name)
+    run_printed(recipe(repository_root, name, "--dry-run", "--tiny", cwd=data, **variables), run_in_process)
+    assert (data / "out" / RESULTS[name]).is_file()
+    report = json.loads(next((data / "out" / "evaluation").rglob("report.json")).read_text(encoding="utf-8"))
+    assert report["results"]
 
 
 @pytest.mark.slow
-def test_contrastive_tension_runs(
-    repository_root: Path, tiny_corpus: Path, data: Path, places: dict[str, object]
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_tiny_recipe_runs_and_no_stage_twice(
+    name: str, repository_root: Path, data: Path, request: pytest.FixtureRequest
 ) -> None:
-    more = {"SENTENCES": tiny_corpus / "captions", "STS": data / "sts.tsv"}
-    recipe(repository_root, "contrastive_tension", "--tiny", "train", "export", cwd=data, **more, **places)
-    assert (data / "out" / "sentence-encoder" / "1_Pooling" / "config.json").is_file()
-    printed = recipe(repository_root, "contrastive_tension", "--tiny", "train", "export", cwd=data, **more, **places)
+    variables: dict[str, object] = request.getfixturevalue(name)
+    recipe(repository_root, name, "--tiny", cwd=data, **variables)
+    assert (data / "out" / RESULTS[name]).is_file()
+    printed = recipe(repository_root, name, "--tiny", cwd=data, **variables)
     assert "is finished" in printed
-    assert "sentence-encoder exists" in printed
+    assert f"{RESULTS[name].split('/')[0]} exists" in printed
+    assert "report.json is up to date" in printed

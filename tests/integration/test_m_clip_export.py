@@ -63,6 +63,9 @@ def test_the_error_and_gradients_of_the_tower_are_those_of_the_fixture(published
     expected = np.load(shared_dir / "fixtures" / "altclip" / "mclip_outputs.npz")
     tower: Any = model.tower.module["text"].requires_grad_(True)
     inputs = [torch.from_numpy(expected[name]) for name in ("input_ids", "attention_mask")]
+    with torch.no_grad():  # as padded in the authors' training, with 0 instead of the pad
+        padded = tower(*(torch.from_numpy(expected[f"{name}_pad0"]) for name in ("input_ids", "attention_mask")))
+    assert np.abs(padded.numpy() - expected["embedding_pad0"]).max() < 2e-5
     loss = distillation_loss(tower(*inputs), torch.from_numpy(expected["teacher_embeddings"]), "mse")
     assert float(loss.detach()) == pytest.approx(float(expected["tower_mse"]), rel=1e-5)
     loss.backward()
