@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
@@ -9,16 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from mclip_fairseq.search.engine import Hit, Row, Vectors, check_same_model
 from mclip_fairseq.search.files import MANIFEST, Rows, Time, check_index_file, read_index_manifest, read_times, state_of
-from mclip_fairseq.search.kinds import Searcher, Vectors, read_index
+from mclip_fairseq.search.kinds import Searcher, read_index
 from mclip_fairseq.search.places import recall
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import read_lines
-from mclip_fairseq.storage.fingerprints import HALF, same_vectors, text_side
 from mclip_fairseq.storage.images import resolve_image
+
+ADDRESS_DIGITS = 12  # of a row in a URL
 
 
 class SearchIndex:
@@ -105,6 +105,11 @@ class SearchIndex:
         return self.searcher.alive
 
     @property
+    def name(self) -> str:
+        """The name of the directory."""
+        return self.path.resolve().name
+
+    @property
     def model(self) -> dict[str, Any]:
         """Name, fingerprint, identity and origin of the model that made the vectors."""
         model: dict[str, Any] = self.manifest["model"]
@@ -145,32 +150,55 @@ class SearchIndex:
         Raises:
             UserError: it is a different model; names both.
         """
-        made, given = self.model["fingerprint"], model.fingerprint
-        if same_vectors(made, given):
-            return
-        name, own = self.model.get("name"), model.name
-        if text_side(made) == text_side(given):
-            raise UserError(
-                f"{self.path}: was made with the model {name!r}, whose image tower or image processor has changed "
-                f"since (fingerprint {made[HALF:][:12]}, now {given[HALF:][:12]}); restore the old files, or build "
-                "another index"
-            )
-        raise UserError(
-            f"{self.path}: was made with the model {name!r} (fingerprint {made[:12]}), not with {own!r} "
-            f"({given[:12]}), and vectors of two models cannot be compared; use the model of the index, in the version "
-            "of mclip_fairseq that built it, or build another index"
-        )
+        check_same_model(self.path, self.model, model)
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
-        """Cosines and rows of the k nearest, (n, k) each, best first; a row of -1 where fewer were found."""
-        return self.searcher(queries, k)
+    def hits(self, queries: Vectors, k: int) -> list[list[Hit]]:
+        """The k nearest images of each (n, dim) normalised query, best first; fewer where fewer were found."""
+        scores, rows = self.searcher(queries, k)
+        return [
+            [Hit(int(row), self.rows.id(int(row)), float(score)) for row, score in zip(*pair, strict=True) if row >= 0]
+            for pair in zip(rows, scores, strict=True)
+        ]
 
-    def picture(self, row: int) -> Path | None:
+    def vectors(self, rows: Sequence[Row]) -> Vectors | None:
+        """(n, dim) stored vectors; None for the kinds that keep no exact ones."""
+        return self.searcher.vectors([int(row) for row in rows])
+
+    def find(self, name: str) -> int | None:
+        """Row of an id; None if it is not in the index."""
+        return self.row_of.get(name)
+
+    def id_of(self, row: Row) -> str:
+        """Id of a row."""
+        return self.rows.id(int(row))
+
+    def address(self, row: Row) -> str:
+        """A row in a URL: its number."""
+        return str(row)
+
+    def row_at(self, address: str) -> int | None:
+        """The row of a number in a URL; None if there is none, or it was removed."""
+        row = int(address) if address.isdecimal() and len(address) < ADDRESS_DIGITS else -1
+        return row if 0 <= row < len(self.rows) and row not in self.removed else None
+
+    def samples(self, count: int) -> list[Row]:
+        """About so many rows, spread evenly over the index."""
+        rows = list(self.row_of.values())
+        return list(rows[:: max(1, -(-len(rows) // count))])
+
+    def without_vectors(self) -> SearchIndex:
+        """The same without the vectors, which take the memory: it knows the images, and cannot be searched."""
+        pictures = copy.copy(self)
+        pictures.searcher = None  # type: ignore[assignment]
+        return pictures
+
+    def picture(self, row: Row) -> Path | None:
         """The image file of a row; None where the index does not know it.
 
         Raises:
             UserError: the row does not exist, or its path leaves its root folder.
         """
+        row = int(row)
         if not 0 <= row < len(self.rows) or row in self.removed:
             raise UserError(f"{self.path}: has no image {row}")
         place = self.rows.picture(row)
@@ -183,7 +211,7 @@ class SearchIndex:
         file = resolve_image(self.roots[root] if self.roots else Path(), name)
         return file if self.roots else None
 
-    def is_missing(self, row: int) -> bool:
+    def is_missing(self, row: Row) -> bool:
         """Whether the index knows the image file of a row, and it no longer exists."""
         file = self.picture(row)
         return file is not None and not file.is_file()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mclip_fairseq.search.engine import Vectors
 from mclip_fairseq.search.ivf_header import check_lists
 from mclip_fairseq.search.settings import (
     IVF_KINDS,
@@ -22,7 +23,6 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import file_sha256
 
-Vectors = npt.NDArray[np.float32]
 # Kind -> faiss's description of it.
 FACTORIES = {
     "exact": "Flat",

@@ -10,8 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from mclip_fairseq.search.index import SearchIndex
-from mclip_fairseq.search.query import Hit
+from mclip_fairseq.search.engine import Hit, Index
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import read_lines
 
@@ -63,10 +62,10 @@ def read_pairs(path: Path, columns: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def hits_as_json(index: SearchIndex, hits: Sequence[Hit], captions: Mapping[str, str]) -> list[dict[str, Any]]:
+def hits_as_json(index: Index, hits: Sequence[Hit], captions: Mapping[str, str]) -> list[dict[str, Any]]:
     """Hits as the page shows them."""
     return [
-        {"picture": f"{index.stamp}/{hit.row}", "id": hit.id, "score": round(hit.score, 4)}
+        {"picture": f"{index.stamp}/{index.address(hit.row)}", "id": hit.id, "score": round(hit.score, 4)}
         | ({"caption": captions[hit.id]} if hit.id in captions else {})
         | ({"copies": hit.copies} if hit.copies else {})
         | ({"missing": True} if index.is_missing(hit.row) else {})
@@ -74,13 +73,11 @@ def hits_as_json(index: SearchIndex, hits: Sequence[Hit], captions: Mapping[str,
     ]
 
 
-def sample_pictures(index: SearchIndex) -> list[dict[str, str]]:
+def sample_pictures(index: Index) -> list[dict[str, str]]:
     """Pictures for the start screen, spread evenly over the index."""
-    rows = list(index.row_of.values())
-    chosen = rows[:: max(1, -(-len(rows) // SAMPLES))]
     return [
-        {"picture": f"{index.stamp}/{row}", "id": index.rows.id(row)}
-        for row in chosen
+        {"picture": f"{index.stamp}/{index.address(row)}", "id": index.id_of(row)}
+        for row in index.samples(SAMPLES)
         if index.picture(row) is not None and not index.is_missing(row)
     ]
 

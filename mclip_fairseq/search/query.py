@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.engine import Hit, Index, Row
 from mclip_fairseq.search.languages import encode_texts
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
@@ -26,25 +26,6 @@ SHOWN_TEXT = 60
 QUOTES = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("»", "«"), ("「", "」"), ("『", "』"))
 SAME_SCORE = 1e-5  # equal vectors differ by rounding only
 COPIES = 8  # with --unique, so many times more images are searched
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An image that a query returned.
-
-    Attributes:
-        row: of the index.
-        id: of the image.
-        score: cosine.
-        match: matching score, where the hits were re-ranked.
-        copies: how many further images with the same vector it stands for.
-    """
-
-    row: int
-    id: str
-    score: float
-    match: float | None = None
-    copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +88,7 @@ def unknown_words(model: Any, texts: Sequence[str], languages: Sequence[str] = (
 
 
 def search_texts(
-    index: SearchIndex, model: Any, texts: Sequence[str], k: int, batch_size: int = 256, languages: Sequence[str] = ()
+    index: Index, model: Any, texts: Sequence[str], k: int, batch_size: int = 256, languages: Sequence[str] = ()
 ) -> list[list[Hit]]:
     """Hits of checked texts; texts of similar length are encoded together, `batch_size` at a time.
 
@@ -122,24 +103,20 @@ def search_texts(
     return hits_of(index, encode_texts(model, texts, languages, batch_size), k)
 
 
-def search_images(index: SearchIndex, model: Any, images: Sequence[Path | Image.Image], k: int) -> list[list[Hit]]:
+def search_images(index: Index, model: Any, images: Sequence[Path | Image.Image], k: int) -> list[list[Hit]]:
     """Hits of images."""
     return hits_of(index, model.encode_image(list(images)), k)
 
 
-def hits_of(index: SearchIndex, queries: torch.Tensor, k: int) -> list[list[Hit]]:
+def hits_of(index: Index, queries: torch.Tensor, k: int) -> list[list[Hit]]:
     """Hits of (n, dim) normalised vectors."""
-    scores, rows = index.search(queries.numpy(), k)
-    return [
-        [Hit(int(row), index.rows.id(int(row)), float(score)) for row, score in zip(*pair, strict=True) if row >= 0]
-        for pair in zip(rows, scores, strict=True)
-    ]
+    return index.hits(queries.numpy(), k)
 
 
 MISSING = "  (its file is gone)"
 
 
-def without_copies(index: SearchIndex, hits: Sequence[Hit], k: int) -> list[Hit]:
+def without_copies(index: Index, hits: Sequence[Hit], k: int) -> list[Hit]:
     """The first k hits, of which those with equal vectors, such as copies of a file, count as one."""
     kept: list[Hit] = []
     for hit in hits:
@@ -152,13 +129,13 @@ def without_copies(index: SearchIndex, hits: Sequence[Hit], k: int) -> list[Hit]
     return kept
 
 
-def same_vector(index: SearchIndex, one: int, other: int) -> bool:
+def same_vector(index: Index, one: Row, other: Row) -> bool:
     """Whether two rows with equal scores have equal vectors; true where the kind of index does not store them."""
-    vectors = index.searcher.vectors([one, other])
+    vectors = index.vectors([one, other])
     return vectors is None or bool(np.abs(vectors[0] - vectors[1]).max() < SAME_SCORE)
 
 
-def format_answers(index: SearchIndex, answers: Sequence[Answer]) -> str:
+def format_answers(index: Index, answers: Sequence[Answer]) -> str:
     """A table per query, for a terminal; images whose files are gone are marked."""
     parts = []
     for answer in answers:
@@ -172,7 +149,7 @@ def format_answers(index: SearchIndex, answers: Sequence[Answer]) -> str:
     return "\n\n".join(parts)
 
 
-def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, Any]:
+def answers_as_json(index: Index, answers: Sequence[Answer]) -> dict[str, Any]:
     """The answers for programs: query, and per image its rank, score, id and file."""
     return {
         "index": str(index.path),
@@ -188,7 +165,7 @@ def answers_as_json(index: SearchIndex, answers: Sequence[Answer]) -> dict[str, 
     }
 
 
-def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
+def _hit_as_json(index: Index, rank: int, hit: Hit) -> dict[str, Any]:
     file = index.picture(hit.row)
     facts: dict[str, Any] = {"rank": rank, "score": round(hit.score, 6)}
     facts |= {} if hit.match is None else {"match": round(hit.match, 6)}
@@ -197,7 +174,7 @@ def _hit_as_json(index: SearchIndex, rank: int, hit: Hit) -> dict[str, Any]:
     return facts | ({"missing": True} if index.is_missing(hit.row) else {})
 
 
-def draw_answers(index: SearchIndex, answers: Sequence[Answer], path: Path, fonts: Sequence[Path] = ()) -> list[str]:
+def draw_answers(index: Index, answers: Sequence[Answer], path: Path, fonts: Sequence[Path] = ()) -> list[str]:
     """Draw a row of images per query; returns the ids of images that cannot be read and are left white.
 
     Raises:
@@ -234,7 +211,7 @@ def draw_answers(index: SearchIndex, answers: Sequence[Answer], path: Path, font
 
 
 def compare_languages(
-    index: SearchIndex, model: Any, queries: Mapping[str, str], k: int, target: str | None = None
+    index: Index, model: Any, queries: Mapping[str, str], k: int, target: str | None = None
 ) -> dict[str, Any]:
     """Compare the ranks that one question gets in several languages.
 
@@ -259,7 +236,7 @@ def compare_languages(
 
     if not len(index):
         raise UserError(f"{index.path}: has no images left; add some with mclip-search add")
-    if target is not None and target not in index.row_of:
+    if target is not None and index.find(target) is None:
         raise UserError(f"{index.path}: has no image {target!r}; --target must be an id of the index")
     hits_by_language = dict(
         zip(queries, search_texts(index, model, list(queries.values()), DEPTH, languages=list(queries)), strict=True)

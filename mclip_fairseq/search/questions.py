@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from starlette.exceptions import HTTPException
 
-from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.engine import Index
 from mclip_fairseq.search.languages import encode_texts
 from mclip_fairseq.search.query import check_query
 from mclip_fairseq.storage.errors import UserError
@@ -130,7 +130,7 @@ def check_question(question: Mapping[str, Any]) -> Question:
     return Question(text or "", k, question.get("language") or "", like, bool(question.get("unique")))
 
 
-def encode(index: SearchIndex, model: Any, asked: Sequence[Asked]) -> Tensor:
+def encode(index: Index, model: Any, asked: Sequence[Asked]) -> Tensor:
     """(n, dim) L2-normalised vectors; that of a text together with an image is the normalised sum of both."""
     import torch
     import torch.nn.functional as F
@@ -148,7 +148,7 @@ def encode(index: SearchIndex, model: Any, asked: Sequence[Asked]) -> Tensor:
     return out
 
 
-def encode_picture(index: SearchIndex, model: Any, asked: Asked) -> Tensor:
+def encode_picture(index: Index, model: Any, asked: Asked) -> Tensor:
     """(1, dim) vector of the image that is asked for: the stored one, where the kind of index keeps it.
 
     Zeros, which are equally far from everything, where neither vector nor file exists any more.
@@ -156,9 +156,9 @@ def encode_picture(index: SearchIndex, model: Any, asked: Asked) -> Tensor:
     import torch
 
     image = asked.image
-    row = index.row_of.get(asked.like)
+    row = index.find(asked.like)
     if image is None and row is not None:
-        stored = index.searcher.vectors([row])
+        stored = index.vectors([row])
         if stored is not None:
             return torch.from_numpy(stored)
         file = index.picture(row)

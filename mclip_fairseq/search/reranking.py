@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mclip_fairseq.search.index import SearchIndex
-from mclip_fairseq.search.query import Hit
+from mclip_fairseq.search.engine import Hit, Index
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import ImageError, load_image
 
@@ -31,16 +30,16 @@ class Reranker:
         UserError: the model compares features only, or the index does not know where its images are.
     """
 
-    def __init__(self, index: SearchIndex, model: Any, k: int) -> None:
+    def __init__(self, index: Index, model: Any, k: int) -> None:
         if not model.can_match:
             raise UserError(f"{index.path}: its model compares features only and cannot re-rank; leave out --rerank")
-        if len(index) and index.picture(0) is None:
+        if any(index.picture(row) is None for row in index.samples(1)):
             raise UserError(f"{index.path}: does not know where its images are; build it with --images-root")
         self.model = model
         self.k = k
         self.states: OrderedDict[str, Tensor] = OrderedDict()
 
-    def __call__(self, index: SearchIndex, texts: Sequence[str], hits: Sequence[list[Hit]]) -> list[list[Hit]]:
+    def __call__(self, index: Index, texts: Sequence[str], hits: Sequence[list[Hit]]) -> list[list[Hit]]:
         """Reorder the hits of each query.
 
         Args:
@@ -71,11 +70,11 @@ class Reranker:
             answers.append([*(matched[number] for number in order), *unreadable, *found[self.k :]])
         return answers
 
-    def state(self, index: SearchIndex, hit: Hit) -> Tensor | None:
+    def state(self, index: Index, hit: Hit) -> Tensor | None:
         """The states of an image, (tokens, dim) float16; None where it can no longer be read."""
         from mclip_fairseq.encoding.matching import encode_image_states
 
-        name = f"{index.stamp}/{hit.row}"
+        name = f"{index.stamp}/{index.address(hit.row)}"
         if name in self.states:
             self.states.move_to_end(name)
             return self.states[name]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import importlib.resources
 import socket
 import sys
@@ -26,13 +25,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mclip_fairseq.search.batching import Batcher, Busy
-from mclip_fairseq.search.connections import RETRY_SECONDS, LimitedProtocol
+from mclip_fairseq.search.batching import Batcher
+from mclip_fairseq.search.connections import LimitedProtocol
 from mclip_fairseq.search.embeddings import Access, Embeddings
-from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.search.engine import Index, Row, Unavailable
 from mclip_fairseq.search.languages import guess_language
 from mclip_fairseq.search.limits import (
-    HEADERS,
     MAX_CONNECTIONS,
     MAX_TEXT_BODY,
     MAX_UPLOAD,
@@ -43,7 +41,6 @@ from mclip_fairseq.search.limits import (
     media_type_of,
     read_body,
 )
-from mclip_fairseq.search.openapi import PREFIX
 from mclip_fairseq.search.presenting import Extras, as_jpeg, hits_as_json, sample_pictures
 from mclip_fairseq.search.query import (
     COPIES,
@@ -54,6 +51,7 @@ from mclip_fairseq.search.query import (
     without_copies,
 )
 from mclip_fairseq.search.questions import MAX_K, TEXT_BATCH, Asked, encode, read_parameters, read_question
+from mclip_fairseq.search.refusals import HANDLERS
 from mclip_fairseq.search.reranking import Reranker
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
@@ -81,14 +79,14 @@ class Search:
         extras: examples and captions.
     """
 
-    def __init__(self, index: SearchIndex, model: Any, rerank: int = 0, extras: Extras | None = None) -> None:
+    def __init__(self, index: Index, model: Any, rerank: int = 0, extras: Extras | None = None) -> None:
         self.index, self.model, self.extras = index, model, extras or Extras()
         self.reranker = Reranker(index, model, rerank) if rerank else None
         # One thread computes, because the model is not thread-safe; uploads must not delay the index's own images.
         self.computing, self.decoding, self.uploaded = (ThreadPoolExecutor(threads) for threads in (1, 2, 1))
         self.texts, self.images = (Batcher(self.find, self.computing) for _ in range(2))
         self.uploads = 0
-        self.earlier: dict[str, SearchIndex] = {}
+        self.earlier: dict[str, Index] = {}
         self.reopening, self.unusable_state = asyncio.Lock(), index.state
         self.forget()
 
@@ -100,7 +98,7 @@ class Search:
     async def refresh(self) -> None:
         """Open the index again if it has changed on the disk, so that removed images are no longer found."""
         async with self.reopening:
-            state = self.index.state_now
+            state = await asyncio.to_thread(lambda: self.index.state_now)  # a database may be far away
             if state in (self.index.state, self.unusable_state):
                 return
             try:
@@ -115,11 +113,9 @@ class Search:
             self.index = changed
             self.forget()
 
-    def keep_pictures(self, index: SearchIndex) -> None:
+    def keep_pictures(self, index: Index) -> None:
         """Keep what shows the images of an index that is replaced: open pages have their addresses."""
-        pictures = copy.copy(index)
-        pictures.searcher = None  # type: ignore[assignment]  # the vectors, which take the memory
-        self.earlier[index.stamp] = pictures
+        self.earlier[index.stamp] = index.without_vectors()
         while len(self.earlier) > EARLIER:
             self.earlier.pop(next(iter(self.earlier)))
 
@@ -164,7 +160,7 @@ class Search:
     async def about(self, request: Request) -> Response:
         """What is searched, for the start screen and the footer."""
         await self.refresh()
-        index = {"name": self.index.path.resolve().name, "model": self.index.model.get("name")}
+        index = {"name": self.index.name, "model": self.index.model.get("name")}
         choose = not getattr(self.model, "reads_any_language", True)
         facts = {"images": len(self.index), "languages": list(self.model.languages), "choose_language": choose}
         examples = [{"language": language, "text": text} for language, text in self.extras.examples]
@@ -210,20 +206,19 @@ class Search:
             self.uploads -= 1
         return answer_of(answer, question.k)
 
-    def place(self, stamp: str, name: str) -> tuple[SearchIndex, int]:
+    def place(self, stamp: str, address: str) -> tuple[Index, Row]:
         """The index and the row of an image's address, which may come from a page that was opened before a change.
 
         Raises:
             HTTPException: 404, the image was removed, or the index was changed too often since.
         """
-        index = self.index
-        row = int(name) if name.isdecimal() and len(name) < 12 else -1
-        if stamp != index.stamp:
-            earlier = self.earlier.get(stamp)
-            # What was removed since is not shown any more.
-            if earlier is None or not 0 <= row < len(earlier.rows) or earlier.rows.id(row) not in index.row_of:
-                raise HTTPException(404, "the index was changed; search again")
-            index = earlier
+        index = self.index if stamp == self.index.stamp else self.earlier.get(stamp)
+        if index is None:
+            raise HTTPException(404, "the index was changed; search again")
+        row = index.row_at(address)
+        # What was removed since is not shown any more.
+        if row is None or (index is not self.index and self.index.find(index.id_of(row)) is None):
+            raise HTTPException(404, "there is no such image")
         return index, row
 
     def image_like(self, picture: str) -> str:
@@ -233,9 +228,7 @@ class Search:
             HTTPException: 404, there is no such image.
         """
         index, row = self.place(*picture.partition("/")[::2])
-        if not 0 <= row < len(index.rows) or row in index.removed:
-            raise HTTPException(404, "there is no such image")
-        return index.rows.id(row)
+        return index.id_of(row)
 
     async def picture(self, request: Request) -> Response:
         """An image as JPEG without metadata: small as `/thumb/STAMP/ROW`, larger as `/image/STAMP/ROW`."""
@@ -249,7 +242,9 @@ class Search:
         content = pictures.get(key)
         if content is None:
             try:
-                path = index.picture(row)
+                path = await self.decoded(self.decoding, lambda: index.picture(row))
+            except Unavailable:
+                raise
             except UserError as error:
                 raise HTTPException(404, "there is no such image") from error
             if path is None:
@@ -281,33 +276,8 @@ async def page_file(request: Request) -> Response:
     return Response(content, media_type=media_type)
 
 
-async def http_error(request: Request, error: HTTPException) -> Response:
-    """A refused request: one sentence, in JSON."""
-    return JSONResponse(error_of(request, error.detail), error.status_code, headers=error.headers)
-
-
-def error_of(request: Request, sentence: str) -> dict[str, Any]:
-    """The body of an error, in the form that the path's clients read."""
-    if request.url.path.startswith(f"{PREFIX}/"):
-        return {"error": {"message": sentence, "type": "invalid_request_error"}}
-    return {"error": sentence}
-
-
-async def busy(request: Request, error: Busy) -> Response:
-    """Too many requests: one sentence, in JSON."""
-    headers = {"Retry-After": str(RETRY_SECONDS)}
-    return JSONResponse(error_of(request, "too many requests; try again in a moment"), 503, headers=headers)
-
-
-async def failure(request: Request, error: Exception) -> Response:
-    """A bug, without its message, which may name files of the server."""
-    return JSONResponse(
-        error_of(request, "the search failed"), 500, headers=HEADERS
-    )  # it is made outside of `SafeHeaders`
-
-
 def make_app(
-    index: SearchIndex,
+    index: Index,
     model: Any,
     hosts: Sequence[str] = (),
     rerank: int = 0,
@@ -338,12 +308,11 @@ def make_app(
     ]
     # Against DNS rebinding: a foreign page can reach a server on this machine only by a host name of its own.
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, *hosts], www_redirect=False)
-    handlers: Any = {HTTPException: http_error, Busy: busy, Exception: failure}
-    return Starlette(routes=routes, middleware=[Middleware(SafeHeaders), trusted], exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=[Middleware(SafeHeaders), trusted], exception_handlers=HANDLERS)
 
 
 def make_server(
-    index: SearchIndex,
+    index: Index,
     model: Any,
     hosts: Sequence[str] = (),
     rerank: int = 0,
@@ -357,7 +326,7 @@ def make_server(
     return uvicorn.Server(uvicorn.Config(app, http=LimitedProtocol, limit_concurrency=4 * MAX_CONNECTIONS, **quiet))
 
 
-def warm_up(index: SearchIndex, model: Any) -> None:
+def warm_up(index: Index, model: Any) -> None:
     """Compute once what the first queries need, so that they are as quick as later ones."""
     languages = [""] if getattr(model, "reads_any_language", True) else model.languages[:1]
     search_texts(index, model, ["a photo"], 1, TEXT_BATCH, languages)
@@ -368,7 +337,7 @@ def warm_up(index: SearchIndex, model: Any) -> None:
 
 
 def serve(
-    index: SearchIndex,
+    index: Index,
     model: Any,
     host: str,
     port: int,
