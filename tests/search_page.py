@@ -14,6 +14,7 @@ from typing import Any
 
 from mclip_fairseq.cli import search as cli
 from mclip_fairseq.search.embeddings import Access
+from mclip_fairseq.search.engine import Index
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.presenting import Extras
 from mclip_fairseq.search.server import make_server
@@ -45,9 +46,7 @@ def make_index(folder: Path, images: Path, model: ColourModel) -> SearchIndex:
 
 
 @contextlib.contextmanager
-def running(
-    index: SearchIndex, model: Any, extras: Extras | None = None, access: Access | None = None
-) -> Iterator[int]:
+def running(index: Index, model: Any, extras: Extras | None = None, access: Access | None = None) -> Iterator[int]:
     """Serve on a free port; gives the port."""
     server = make_server(index, model, extras=extras, access=access)
     listening = socket.create_server(("127.0.0.1", 0))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mclip_fairseq.cli.main import run_main
 from mclip_fairseq.cli.options import pick_device
+from mclip_fairseq.cli.search_engines import is_database, open_index, open_store
 from mclip_fairseq.cli.search_options import PROGRAM, build_parser
 from mclip_fairseq.search.settings import ImageSettings, IndexSettings, ModelPaths
 from mclip_fairseq.storage.errors import UserError
@@ -23,7 +24,7 @@ from mclip_fairseq.storage.files import read_lines
 from mclip_fairseq.storage.images import check_max_pixels, load_image
 
 if TYPE_CHECKING:
-    from mclip_fairseq.search.index import SearchIndex
+    from mclip_fairseq.search.engine import Index
     from mclip_fairseq.search.query import Answer
 
 
@@ -79,7 +80,7 @@ def load_model(paths: ModelPaths, device: str | None) -> Any:
     )
 
 
-def load_model_of(index: SearchIndex, options: argparse.Namespace) -> Any:
+def load_model_of(index: Index, options: argparse.Namespace) -> Any:
     """The model that an index was made with, from where it was or where the command line says it is now.
 
     Raises:
@@ -117,26 +118,37 @@ def image_settings(options: argparse.Namespace) -> ImageSettings:
 
 def run_build(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Build an index."""
-    from mclip_fairseq.search.build import build_index
     from mclip_fairseq.search.query import check_query
 
+    database = is_database(options)
     lines = read_lines(options.recall_queries) if options.recall_queries else []
     queries = [check_query(line) for line in lines if line.strip()]
     settings = IndexSettings(options.kind, options.lists, options.bytes, options.recall, options.effort)
     paths = ModelPaths(options.model, options.text_encoder, options.teacher)
-    return build_index(
-        options.output,
-        image_settings(options),
-        settings,
-        lambda: load_model(paths, options.device),
-        paths,
-        queries,
-        command,
-    )
+
+    def load() -> Any:
+        return load_model(paths, options.device)
+
+    if database:
+        from mclip_fairseq.search.database import build_collection
+
+        store = open_store(options, options.output, create=True)
+        return build_collection(store, image_settings(options), settings, load, paths, queries, command)
+    from mclip_fairseq.search.build import build_index
+
+    return build_index(options.output, image_settings(options), settings, load, paths, queries, command)
 
 
 def run_add(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Add images."""
+    if is_database(options):
+        from mclip_fairseq.search.database import add_to_collection
+
+        store = open_store(options, options.index)
+        images = image_settings(options)
+        return add_to_collection(
+            store, images, lambda index: load_model_of(index, options), options.replace, options.moved
+        )
     from mclip_fairseq.search.change import add_images
     from mclip_fairseq.search.index import SearchIndex
 
@@ -167,11 +179,15 @@ def run_sync(options: argparse.Namespace, command: Sequence[str]) -> str:
 
 def run_remove(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Remove images."""
-    from mclip_fairseq.search.change import remove_images
-
     names = [*options.id, *(read_lines(options.ids) if options.ids else [])]
     if not names:
         raise UserError("no ids given; name the images to remove, or a file of ids with --ids")
+    if is_database(options):
+        from mclip_fairseq.search.database import remove_from_collection
+
+        return remove_from_collection(open_store(options, options.index), names)
+    from mclip_fairseq.search.change import remove_images
+
     return remove_images(options.index, names, command)
 
 
@@ -194,9 +210,7 @@ def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Query an index."""
     check_query_options(options)
     question = question_from_options(options)  # before the model is loaded
-    from mclip_fairseq.search.index import SearchIndex
-
-    index = SearchIndex.open(options.index, options.images_root)
+    index = open_index(options)
     model = load_model_of(index, options)
     answers = answer(index, model, question, options.k, options.unique, options.rerank)
     comparison = compare(index, model, question, options) if options.languages else None
@@ -239,7 +253,7 @@ def question_from_options(options: argparse.Namespace) -> Question:
     return Question(texts, [options.language] * len(texts) if options.language else [], [])
 
 
-def answer(index: SearchIndex, model: Any, question: Question, k: int, unique: bool, rerank: int = 0) -> list[Answer]:
+def answer(index: Index, model: Any, question: Question, k: int, unique: bool, rerank: int = 0) -> list[Answer]:
     """The k nearest images of each text or image.
 
     With `unique`, images with equal vectors count as one. With `rerank`, the model itself puts the first images of a
@@ -273,7 +287,7 @@ def answer(index: SearchIndex, model: Any, question: Question, k: int, unique: b
     return [Answer(*parts) for parts in zip(question.texts, hits, languages, warnings, strict=True)]
 
 
-def compare(index: SearchIndex, model: Any, question: Question, options: argparse.Namespace) -> dict[str, Any]:
+def compare(index: Index, model: Any, question: Question, options: argparse.Namespace) -> dict[str, Any]:
     """The comparison of `--languages`."""
     from mclip_fairseq.search.query import compare_languages
 
@@ -281,7 +295,7 @@ def compare(index: SearchIndex, model: Any, question: Question, options: argpars
     return compare_languages(index, model, queries, options.k, options.target)
 
 
-def show(index: SearchIndex, answers: Sequence[Answer], options: argparse.Namespace) -> None:
+def show(index: Index, answers: Sequence[Answer], options: argparse.Namespace) -> None:
     """Draw the answers, and warn of images that cannot be read."""
     from mclip_fairseq.search.query import draw_answers
 
@@ -294,7 +308,6 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
     for package in ("starlette", "uvicorn"):
         import_extra(package, "search")
     from mclip_fairseq.search.embeddings import KEY_VARIABLE, access_of
-    from mclip_fairseq.search.index import SearchIndex
     from mclip_fairseq.search.presenting import read_extras
     from mclip_fairseq.search.server import serve
 
@@ -303,10 +316,17 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
         reason = f"others can reach this server; set {KEY_VARIABLE} to a key to offer it"
         print(f"{PROGRAM}: /v1/embeddings is off, because {reason}", file=sys.stderr)
     extras = read_extras(options.examples, options.captions)
-    index = SearchIndex.open(options.index, options.images_root)
+    index = open_index(options)
     model = load_model_of(index, options)
     serve(index, model, options.host, options.port, options.allowed_host, options.rerank, extras, access)
     return "stopped"
+
+
+def run_size(options: argparse.Namespace, command: Sequence[str]) -> str:
+    """Print what indexes would take."""
+    from mclip_fairseq.search.sizes import table
+
+    return table(options.vectors, options.dim, options.memory)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], str]] = {
@@ -316,6 +336,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], str]] = {
     "remove": run_remove,
     "query": run_query,
     "serve": run_serve,
+    "size": run_size,
 }
 
 

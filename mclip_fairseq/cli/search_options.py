@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mclip_fairseq.cli.main import Parser
 from mclip_fairseq.cli.options import count, positive, share
-from mclip_fairseq.search.settings import DEFAULT_RECALL, KINDS
+from mclip_fairseq.search.settings import DATABASE_KINDS, DEFAULT_RECALL, ENGINES, KINDS
 from mclip_fairseq.storage.images import MAX_PIXELS
 
 PROGRAM = "mclip-search"
@@ -40,7 +40,27 @@ def build_parser() -> argparse.ArgumentParser:
     _remove_options(command("remove", "remove images from an index by their ids"))
     _query_options(command("query", "find images by texts in any language, or by an image"))
     _serve_options(command("serve", "search an index on a web page"))
+    _size_options(command("size", "say how much memory and disk an index would take, and how many machines"))
     return parser
+
+
+def _size_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    vectors = "numbers of images (default 1000000 1000000000)"
+    add("--vectors", type=positive, nargs="+", default=[10**6, 10**9], metavar="N", help=vectors)
+    add("--dim", type=positive, nargs="+", default=[512], metavar="D", help="dimensions of the vectors (default 512)")
+    memory = "memory of a machine in GiB, of which seven tenths hold vectors (default 256)"
+    add("--memory", type=positive, default=256, metavar="GIB", help=memory)
+
+
+def _engine_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    engines = (
+        "what holds the vectors: faiss, in a directory (default), or milvus, a database (INDEX names a collection)"
+    )
+    add("--engine", choices=ENGINES, default="faiss", help=engines)
+    address = "address of the database: http://HOST:19530, or a file that ends in .db (default: MILVUS_URI)"
+    add("--uri", metavar="URI", help=f"{address}; the environment variable MILVUS_TOKEN holds its credentials")
 
 
 def _model_options(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -73,10 +93,11 @@ def _pixel_option(parser: argparse.ArgumentParser) -> None:
 def _build_options(parser: argparse.ArgumentParser) -> None:
     _source_options(parser)
     _model_options(parser, required=True)
+    _engine_options(parser)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="INDEX", help="index directory to create or continue")
-    kinds = "; ".join(f"{name}: {text}" for name, text in KINDS.items())
-    add("--kind", choices=tuple(KINDS), default="exact", help=kinds)
+    kinds = "; ".join(f"{name}: {text}" for name, text in (KINDS | DATABASE_KINDS).items())
+    add("--kind", choices=(*KINDS, *DATABASE_KINDS), default="exact", help=kinds)
     lists = "number of IVF lists for ivf, sq8, pq (default: about 2*sqrt(number of images))"
     add("--lists", type=positive, metavar="N", help=lists)
     add("--bytes", type=positive, metavar="N", help="bytes per vector for pq (default: dim / 8)")
@@ -91,6 +112,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
     _source_options(parser)
     _model_options(parser, required=False)
+    _engine_options(parser)
     add = parser.add_argument
     again = "encode images again whose id is already in the index, changed or not"
     add("--replace", action="store_true", help=again)
@@ -109,11 +131,13 @@ def _remove_options(parser: argparse.ArgumentParser) -> None:
     add("index", type=Path, metavar="INDEX", help="index directory")
     add("id", nargs="*", metavar="ID", help="image id")
     add("--ids", type=Path, metavar="FILE", help="file of ids, one per line")
+    _engine_options(parser)
 
 
 def _index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
     _moved_option(parser, "--images-root")
+    _engine_options(parser)
 
 
 def _moved_option(parser: argparse.ArgumentParser, name: str) -> None:
@@ -134,6 +158,10 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     target = "image whose rank --languages reports (default: the first language's nearest)"
     add("--target", metavar="ID", help=target)
     add("-k", "--top", dest="k", type=positive, default=10, metavar="K", help="number of images (default 10)")
+    where = (
+        "search only images that fit a filter of the database, such as 'folder like \"2024/%%\"'; see docs/search.md"
+    )
+    add("--where", default="", metavar="FILTER", help=where)
     _rerank_option(parser)
     add("--unique", action="store_true", help="show images with equal vectors, such as copies, once, with their number")
     add("--json", action="store_true", help="print JSON")

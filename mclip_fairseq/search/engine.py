@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -153,9 +153,6 @@ class Store(Protocol):
 
     def some(self, count: int) -> list[str]:
         """Up to so many ids."""
-
-    def batches(self, size: int) -> Iterator[list[str]]:
-        """All ids, this many at a time."""
 
 
 def check_same_model(place: Path | str, entry: Mapping[str, Any], model: Any) -> None:

@@ -188,7 +188,11 @@ def efforts(kind: str, index: Any) -> list[int]:
     """Efforts to try, cheapest first: number of lists searched (ivf kinds), or breadth of the walk (hnsw)."""
     if kind == "exact":
         return []
-    first, last = (16, MAX_BREADTH) if kind == "hnsw" else (1, index.nlist)
+    return powers(16, MAX_BREADTH) if kind == "hnsw" else powers(1, index.nlist)
+
+
+def powers(first: int, last: int) -> list[int]:
+    """The powers of two from `first` up to `last`, and `last` itself."""
     return [*(2**power for power in range(32) if first <= 2**power < last), last]
 
 

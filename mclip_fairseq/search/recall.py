@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from mclip_fairseq.search.kinds import Searcher, Vectors, efforts, faiss
+from mclip_fairseq.search.engine import Vectors
+from mclip_fairseq.search.kinds import Searcher, efforts, faiss
 
 K = 10
 QUERIES = 256
@@ -17,6 +18,17 @@ BLOCK = 16384  # rows compared at a time
 TIE = 1e-6  # cosines that differ by less are equal
 Rows = npt.NDArray[np.int64]
 Take = Callable[[Rows], Vectors]
+
+
+class Searches(Protocol):
+    """What is measured: a search with an effort."""
+
+    @property
+    def effort(self) -> int | None:
+        """How much it compares."""
+
+    def __call__(self, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
+        """Cosines and rows of the k nearest, (n, k) each; a row of -1 where fewer were found."""
 
 
 class Yardstick:
@@ -61,7 +73,7 @@ class Yardstick:
         cosines: Vectors = np.where(rows < 0, -np.inf, np.einsum("nd,nkd->nk", self.queries, vectors))
         return cosines
 
-    def measure(self, searcher: Searcher) -> dict[str, Any]:
+    def measure(self, searcher: Searches) -> dict[str, Any]:
         """Share of the true nearest, and of the true `K` nearest, that a search finds."""
         start = time.perf_counter()
         _, rows = searcher(self.queries, self._searched)
@@ -83,9 +95,14 @@ class Yardstick:
 
     def tune(self, index: Any, kind: str, target: float, effort: int | None) -> dict[str, Any]:
         """The measurement at a given effort, or at the least effort that reaches the target recall."""
+        attempts = efforts(kind, index) if effort is None else [effort]
+        return self.first_that_reaches((Searcher(index, kind, attempt) for attempt in attempts), target)
+
+    def first_that_reaches(self, searchers: Iterable[Searches], target: float) -> dict[str, Any]:
+        """The measurement of the first search that reaches a recall, or of the last."""
         measured: dict[str, Any] = {}
-        for attempt in efforts(kind, index) if effort is None else [effort]:
-            measured = self.measure(Searcher(index, kind, attempt))
+        for searcher in searchers:
+            measured = self.measure(searcher)
             if measured["recall_at_k"] >= target:
                 break
         return measured
@@ -105,7 +122,7 @@ def exact_neighbours(take: Take, count: int, queries: Vectors, k: int) -> Rows:
 
 def recall_sentence(recall: dict[str, Any], kind: str) -> str:
     """The measurement in words."""
-    effort = f"breadth {recall['effort']}" if kind == "hnsw" else f"{recall['effort']} lists searched"
+    effort = f"breadth {recall['effort']}" if kind in ("hnsw", "diskann") else f"{recall['effort']} lists searched"
     return (
         f"{kind}: finds {100 * recall['recall_at_k']:.1f} % of the {recall['k']} nearest and "
         f"{100 * recall['nearest_found']:.1f} % of the nearest that exact search finds ({recall['queries']} "

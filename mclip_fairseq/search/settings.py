@@ -17,6 +17,9 @@ KINDS = {
     "sq8": "ivf with one byte per dimension, a quarter of the size",
     "pq": "ivf with --bytes per vector, the smallest",
 }
+# The same, of databases only.
+DATABASE_KINDS = {"diskann": "a graph on the disks of a milvus cluster, for more than its memory holds"}
+ENGINES = ("faiss", "milvus")
 IVF_KINDS = ("ivf", "sq8", "pq")
 DEFAULT_RECALL = 0.95
 MAX_LISTS = 65536  # that are picked
@@ -98,7 +101,7 @@ def check_settings(settings: IndexSettings, dim: int, count: int) -> None:
     """
     kind, effort = settings.kind, settings.effort
     lists, code_bytes = settings.lists or default_lists(count), settings.code_bytes or default_code_bytes(dim)
-    most = {"exact": 0, "hnsw": count}.get(kind, lists)
+    most = {"exact": 0, "hnsw": count, "diskann": count}.get(kind, lists)
     refusals = {
         f"--lists is for --kind ivf, sq8 or pq; leave it out with {kind}": settings.lists and kind not in IVF_KINDS,
         f"--bytes is for --kind pq; leave it out with {kind}": settings.code_bytes and kind != "pq",
@@ -115,7 +118,7 @@ def check_settings(settings: IndexSettings, dim: int, count: int) -> None:
             kind == "exact" and (effort or settings.recall)
         ),
         "--effort replaces --recall; give only one of them": effort and settings.recall,
-        f"--effort {effort} is more than the {most} {'images' if kind == 'hnsw' else 'lists'} of the index; give at "
+        f"--effort {effort} is more than the {most} {'lists' if kind in IVF_KINDS else 'images'} of the index; give at "
         f"most {most}": effort and effort > most,
     }
     for message, applies in refusals.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
+from mclip_fairseq.storage.image_lists import Value
 
 try:
     from PIL.AvifImagePlugin import SUPPORTED as READS_AVIF
@@ -39,12 +40,14 @@ class Listing:
         awkward: (path as messages show it, what is wrong) of images whose names cannot be ids.
         endings: ending -> number of files that are not read; "" for files without one.
         hidden: number of images with hidden names, or in hidden folders and those of `SYSTEM_FOLDERS`.
+        columns: of a list, what it says about the images besides; see `ImageList`.
     """
 
     images: list[tuple[str, Path]] = field(default_factory=list)
     awkward: list[tuple[str, str]] = field(default_factory=list)
     endings: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
+    columns: dict[str, list[Value | None]] = field(default_factory=dict)
 
     def notes(self, place: Path) -> list[str]:
         """What was left out, a sentence each."""

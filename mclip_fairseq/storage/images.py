@@ -13,8 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
-from mclip_fairseq.storage.files import printable, read_lines, shown
+from mclip_fairseq.storage.files import printable, shown
 from mclip_fairseq.storage.folders import READS_AVIF, READS_HEIC, SUFFIXES, Listing, list_folder
+from mclip_fairseq.storage.image_lists import read_image_list
 
 # Other formats are never tried, whatever the file name: Pillow would start Ghostscript for PostScript.
 FORMATS = (
@@ -193,7 +194,7 @@ def resolve_images(root: str | Path | None, list_file: str | Path | None = None)
     Args:
         root: without `list_file`, the folder to search recursively; ids are paths relative to it, sorted. With
             `list_file`, the folder that its relative paths start from; None is the list's own folder.
-        list_file: UTF-8; each line is `id<TAB>path`, or a path that is also the id. The order is kept.
+        list_file: see `read_image_list`. The order is kept.
 
     Returns:
         (id, file) pairs. Missing files are noticed when they are decoded.
@@ -202,7 +203,7 @@ def resolve_images(root: str | Path | None, list_file: str | Path | None = None)
         UserError: no images, an empty line, or an id that appears twice, naming both lines.
     """
     if list_file is not None:
-        return _images_of_list(Path(list_file), root)
+        return read_image_list(Path(list_file), root).images
     if root is None or not Path(root).is_dir():
         raise UserError(f"{root}: is neither a folder of images nor a list file")
     listing = find_images(root)
@@ -222,7 +223,8 @@ def find_images(root: str | Path | None, list_file: str | Path | None = None, hi
         UserError: see `resolve_images`.
     """
     if list_file is not None:
-        return Listing(_images_of_list(Path(list_file), root))
+        listed = read_image_list(Path(list_file), root)
+        return Listing(listed.images, columns=listed.columns)
     if root is None or not Path(root).is_dir():
         raise UserError(f"{root}: is neither a folder of images nor a list file")
     listing = list_folder(Path(root), hidden)
@@ -230,19 +232,3 @@ def find_images(root: str | Path | None, list_file: str | Path | None = None, hi
         notes = "".join(f"; {note}" for note in listing.notes(Path(root)))
         raise UserError(f"{root}: holds no images ({' '.join(SUFFIXES)}){notes}")
     return listing
-
-
-def _images_of_list(list_file: Path, root: str | Path | None) -> list[tuple[str, Path]]:
-    base = Path(list_file.parent if root is None else root)
-    images: list[tuple[str, Path]] = []
-    first: dict[str, int] = {}
-    for number, line in enumerate(read_lines(list_file), 1):
-        name, tab, path = line.partition("\t")
-        if not name.strip() or (tab and not path.strip()):
-            raise UserError(f"{list_file}, line {number}: names no image; write a path, or an id, a tab and a path")
-        if first.setdefault(name, number) != number:
-            raise UserError(f"{list_file}, line {number}: the id {name!r} is already on line {first[name]}")
-        images.append((name, base / (path if tab else name)))
-    if not images:
-        raise UserError(f"{list_file}: lists no images")
-    return images

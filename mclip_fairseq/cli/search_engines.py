@@ -1,0 +1,53 @@
+"""The commands of `mclip-search` on an index of any engine: a directory of faiss, or a collection of a database."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from mclip_fairseq.search.settings import KINDS
+from mclip_fairseq.storage.errors import UserError
+
+if TYPE_CHECKING:
+    from mclip_fairseq.search.engine import Index
+    from mclip_fairseq.search.milvus import MilvusStore
+
+
+def is_database(options: argparse.Namespace) -> bool:
+    """Whether the index is a collection of a database.
+
+    Raises:
+        UserError: options of a database for an index directory.
+    """
+    database: bool = options.engine != "faiss"
+    where: str = getattr(options, "where", "")
+    kind: str = getattr(options, "kind", "exact")
+    if not database and options.uri:
+        raise UserError("--uri is the address of a database; give --engine milvus, too")
+    if not database and where:
+        raise UserError(
+            "--where filters in a database, which an index directory is not; give --engine milvus and --uri"
+        )
+    if not database and kind not in KINDS:
+        raise UserError(f"--kind {kind} is for --engine milvus; choose one of {', '.join(KINDS)}")
+    return database
+
+
+def open_store(options: argparse.Namespace, collection: object, create: bool = False) -> MilvusStore:
+    """The collection that the command line names; the token comes from the environment."""
+    from mclip_fairseq.search.milvus import TOKEN_VARIABLE, MilvusStore
+
+    uri = options.uri or os.environ.get("MILVUS_URI", "")
+    return MilvusStore(uri, str(collection), os.environ.get(TOKEN_VARIABLE, ""), create)
+
+
+def open_index(options: argparse.Namespace) -> Index:
+    """The index that `query` and `serve` search."""
+    if is_database(options):
+        from mclip_fairseq.search.collection import Collection
+
+        return Collection(open_store(options, options.index), options.images_root, getattr(options, "where", ""))
+    from mclip_fairseq.search.index import SearchIndex
+
+    return SearchIndex.open(options.index, options.images_root)
