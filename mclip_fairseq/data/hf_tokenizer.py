@@ -15,6 +15,7 @@ from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.data.vocabulary import TokenizerDictionary
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.self_contained import check_self_contained
 
 # Folder of such a tokenizer in a directory that also holds a model or data.
 PIECES = "tokenizer"
@@ -43,11 +44,12 @@ class PieceTokenizer:
         """Load the tokenizer of a Hub name, of a directory, or a WordPiece `vocab.txt` in mBERT's way (cased).
 
         Raises:
-            UserError: it cannot be loaded.
+            UserError: it cannot be loaded, or its directory names something outside it.
         """
         shield_torchaudio()
         from transformers import AutoTokenizer, BertTokenizer
 
+        check_self_contained(source)
         try:
             if Path(source).is_file():
                 tokenizer: Any = BertTokenizer(vocab=str(source), do_lower_case=False)

@@ -143,7 +143,7 @@ def base_config(source: str, name: str) -> Any:
     own = (Path(source) / name).resolve()
     if own.is_dir() and own != Path(source).resolve() and own.is_relative_to(Path(source).resolve()):
         return load_with_transformers(
-            source, "M-CLIP: its base model", lambda: AutoConfig.from_pretrained(str(own), trust_remote_code=False)
+            own, "M-CLIP: its base model", lambda: AutoConfig.from_pretrained(str(own), trust_remote_code=False)
         )
     if name not in PUBLISHED_BASES:
         raise UserError(

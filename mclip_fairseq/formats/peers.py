@@ -13,6 +13,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import first_line
 from mclip_fairseq.storage.hub import packed_dual_encoder, published_json
+from mclip_fairseq.storage.self_contained import check_self_contained
 
 
 def load_peer(source: str, teacher: str = "") -> Tower:
@@ -67,11 +68,13 @@ def load_sentence_transformer(source: str, teacher: str = "") -> PairTower:
         teacher: Hub name or directory of the image tower; empty if images come as its features.
 
     Raises:
-        UserError: sentence-transformers is not installed, or cannot load it.
+        UserError: sentence-transformers is not installed, or cannot load it, or a directory names something outside it.
     """
     library = import_extra("sentence_transformers", "export")
+    check_self_contained(source)
+    local = Path(source).is_dir()
     try:
-        model = library.SentenceTransformer(source, device="cpu", trust_remote_code=False)
+        model = library.SentenceTransformer(source, device="cpu", trust_remote_code=False, local_files_only=local)
     except Exception as error:  # its loaders raise whatever damaged files lead them to
         raise UserError(f"{source}: cannot be loaded by sentence-transformers: {first_line(error)}") from error
 

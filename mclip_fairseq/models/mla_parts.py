@@ -13,6 +13,7 @@ from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line, read_json
+from mclip_fairseq.storage.self_contained import check_self_contained
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SHARED = ("embedding.weight", "embedding_linear.weight", "embedding_linear.bias")
@@ -42,8 +43,9 @@ def word_embeddings(name_or_path: str) -> Tensor:
     shield_torchaudio()
     from transformers import AutoModel
 
+    check_self_contained(name_or_path)
     try:
-        model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, weights_only=True)
+        model = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, weights_only=True, trust_remote_code=False)
         weight: Tensor = model.get_input_embeddings().weight.detach()
     except Exception as error:  # its loaders raise whatever broken files lead them to
         raise UserError(

@@ -18,6 +18,7 @@ from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
 from mclip_fairseq.storage.hub import packed_dual_encoder
+from mclip_fairseq.storage.self_contained import check_self_contained
 
 # No model has this many layers; each takes time to build even without memory.
 MAX_LAYERS = 1000
@@ -53,13 +54,14 @@ def load_with_transformers(source: str | Path, what: str, load: Callable[[], T])
     """Make one call to a loader of `transformers`.
 
     Args:
-        source: Hub name or directory, for the message.
-        what: it should hold, likewise.
+        source: Hub name, directory, or place of what is loaded.
+        what: it should hold, for the message.
         load: the call.
 
     Raises:
-        UserError: the loader failed.
+        UserError: the loader failed, or a directory names something outside it.
     """
+    check_self_contained(source)
     try:
         return load()
     except Exception as error:  # its loaders raise whatever damaged files lead them to
@@ -87,9 +89,9 @@ def load_dual_encoder(name_or_path: str | Path, revision: str | None = None, fet
     what = "a transformers dual encoder, image processor and tokenizer"
     options: dict[str, Any] = {"revision": revision} if revision else {}
     options["trust_remote_code"] = False
-    if not fetch:
-        options["local_files_only"] = True
     local = Path(source).is_dir()
+    if local or not fetch:
+        options["local_files_only"] = True
     if local:
         config = load_with_transformers(source, what, lambda: AutoConfig.from_pretrained(source, **options))
         check_directory_size(Path(source), config)
@@ -135,6 +137,7 @@ def load_settings(name_or_path: str | Path, revision: str | None = None) -> tupl
     options: dict[str, Any] = {"revision": revision} if revision else {}
     options |= {"trust_remote_code": False, "local_files_only": True}
     try:
+        check_self_contained(source)
         config = AutoConfig.from_pretrained(source, **options)
         return config, AutoImageProcessor.from_pretrained(source, backend="pil", **options)
     except Exception:  # its loaders raise whatever missing or damaged files lead them to; loading the model says more

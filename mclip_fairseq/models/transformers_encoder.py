@@ -25,6 +25,7 @@ from mclip_fairseq.models.xlmr_encoder import XLMREncoder, checkpoint_file
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import first_line, parse_json
+from mclip_fairseq.storage.self_contained import check_configuration
 
 # Encoders without a table of positions can read more, but were trained on texts of about this length.
 MAX_TOKENS = 512
@@ -244,12 +245,13 @@ def described(description: str, place: str | Path = "--text-config") -> Any:
     """The configuration in `cfg.text_config`.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or names another model.
     """
     shield_torchaudio()
     from transformers import AutoConfig
 
     facts = check_fields(place, parse_json(description), {"model_type": str}, REMEDY)
+    check_configuration(place, facts)
     return AutoConfig.for_model(**facts)
 
 

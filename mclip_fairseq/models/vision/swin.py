@@ -18,6 +18,7 @@ from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import first_line
+from mclip_fairseq.storage.self_contained import check_self_contained
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,7 @@ def load_swin(source: str) -> tuple[SwinSizes, dict[str, Tensor]]:
     shield_torchaudio()
     from transformers import AutoConfig, SwinConfig, SwinModel
 
+    check_self_contained(source)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         model = None
