@@ -98,8 +98,8 @@ step() {
 # How often a training has saved because it was asked to stop.
 stops() { { [[ ! -f $1 ]] || cat "$1"; } | grep -c 'updates and ending' || true; }
 
-# inputs ARGUMENT...: a hash of the arguments and of the files and folders that they name: content, or size and time of
-# files above 64 MB. What the command writes (RESULT is in it), and the code, are left out.
+# inputs ARGUMENT...: a hash of the arguments and of the content of the files and folders that they name; files above
+# 64 MB are read only if they have changed. What the command writes (RESULT is in it), and the code, are left out.
 inputs() {
   local word path skip=0
   for word in "$@"; do
@@ -110,7 +110,7 @@ inputs() {
       [[ -e $path ]] || continue
       [[ -z ${RESULT:-} || ($RESULT != "$path" && $RESULT != "$path"/*) ]] || continue # what the command writes
       find -L "$path" -type f -size -64M -print0 | LC_ALL=C sort -z | xargs -0r sha256sum
-      find -L "$path" -type f -size +63M -printf '%p %s %T@\n' | LC_ALL=C sort
+      find -L "$path" -type f -size +63M -print0 | LC_ALL=C sort -z | xargs -0r "$PYTHON" -m mclip_fairseq.storage.hashes
     done <<< "$word:"
   done | sha256sum | cut -d ' ' -f 1
 }

@@ -47,6 +47,18 @@ def test_a_training_with_other_data_or_options_is_not(repository_root: Path, fol
     assert "run was trained with other data or options; move it away to train again" in again.stderr
 
 
+def test_a_large_input_is_compared_by_its_content(repository_root: Path, folder: Path) -> None:
+    """As a text encoder that is extracted again: a new file with the same content, or with one other byte."""
+    large = folder / "data/model.pt"
+    for byte, status in ((b"a", 0), (b"a", 0), (b"b", 2)):
+        large.unlink(missing_ok=True)
+        with large.open("wb") as stream:
+            stream.seek(70 << 20)
+            stream.write(byte)
+        assert train(repository_root, folder).returncode == status
+    assert "run was trained with other data" in train(repository_root, folder).stderr
+
+
 def test_a_training_of_an_earlier_version_stays_finished(repository_root: Path, folder: Path) -> None:
     (folder / "run").mkdir()
     (folder / "run/finished").touch()
