@@ -8,7 +8,9 @@
 #
 #   --dry-run   print the commands without running them
 #   --tiny      a few updates of a tiny model on the CPU, to check that data and stages fit together
-#   --gpus N    processes on this machine, through torchrun (default: 1). One is published: a batch is two groups
+#   --gpus N    processes on this machine, through torchrun (default: 1). One is published: a batch is two groups. In
+#               SLURM: RECIPE=contrastive_tension GPUS_PER_NODE=1 sbatch --nodes 1 --gpus-per-node 1 \
+#               examples/mclip/slurm.sbatch
 #
 # Paths and settings are environment variables; override any of them:
 #   XLMR=xlmr.base       fairseq's archive: model.pt, dict.txt, sentencepiece.bpe.model

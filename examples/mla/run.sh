@@ -8,7 +8,8 @@
 #
 #   --dry-run   print the commands without running them
 #   --tiny      a few updates of tiny acquirers on the CPU, to check that data and stages fit together
-#   --gpus N    processes on this machine, through torchrun (default: 1; the published runs used one)
+#   --gpus N    processes on this machine, through torchrun (default: 1; the published runs used one). In SLURM:
+#               RECIPE=mla GPUS_PER_NODE=1 sbatch --nodes 1 --gpus-per-node 1 examples/mclip/slurm.sbatch
 #
 # Paths and settings are environment variables; override any of them:
 #   CAPTIONS=data/cc300k    text/{train,valid}.LANG with their .ids (image id, tab, id of the English text) in each of

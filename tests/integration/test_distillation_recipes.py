@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +51,29 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
     assert not any(tmp_path.iterdir())
     for name in ("m_clip", "altclip", "contrastive_tension"):
         assert f"examples/{name}/run.sh" in recipe(repository_root, name, "--help", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["m_clip", "altclip", "contrastive_tension", "mla"])
+def test_slurm_starts_each_training_on_every_machine(name: str, repository_root: Path, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    write(tools / "scontrol", ["#!/bin/sh", "printf 'node1\\nnode2\\n'"])
+    (tools / "scontrol").chmod(0o755)
+    job = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "RECIPE": name}
+    path = f"{tools}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "examples/mclip/slurm.sbatch", "--dry-run"],
+        cwd=repository_root,
+        env={**os.environ, **job, "PATH": path, "GPUS_PER_NODE": "4", "OUT": str(tmp_path / "out")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    trained = [line for line in done.stdout.splitlines() if "fairseq_cli.train" in line]
+    assert trained
+    for line in trained:
+        assert line.startswith("+ srun --kill-on-bad-exit=1 torchrun --nnodes 2 --nproc-per-node 4")
+        assert "--rdzv-endpoint node1:29500" in line
+    assert not (tmp_path / "out").exists()
 
 
 def run_printed(printed: str, run_in_process: Run) -> None:
