@@ -18,7 +18,7 @@ Train = Callable[..., str]
 def test_two_ranks_train_as_one(mla_corpus: Path, photos: Path, run_train: Train, tmp_path: Path) -> None:
     """Batches of different languages on the two ranks: what neither uses must move on both counts alike.
 
-    Fine-tuning over both tokenizers is run on two ranks, too, and ends in one finite state.
+    Fine-tuning on pixels likewise, on English; over both tokenizers it is run on two ranks and ends in a finite state.
     """
     stop = ("--disable-validation", "--max-update", 4)
     adam = ("--optimizer", "fused_adamw", "--adamw-eps", "1e-3")  # far from zero gradients, where rounding counts
@@ -32,12 +32,20 @@ def test_two_ranks_train_as_one(mla_corpus: Path, photos: Path, run_train: Train
         size: le(mla_corpus, photos, tmp_path / f"le{size}", *order, *adam, "--batch-size", size, langs="de")
         for size in (18, 9)
     }
+    pixels = {
+        size: finetune(
+            *(mla_corpus, photos, tmp_path / f"en{size}", *order, *adam, "--max-update", 2, "--batch-size", size),
+            langs="en",
+        )
+        for size in (18, 9)
+    }
     run_train(*contrast[18])
-    logs = train_on_ranks(2, [two, tuned, contrast[9]], tmp_path)
+    run_train(*pixels[18])
+    logs = train_on_ranks(2, [two, tuned, contrast[9], pixels[9]], tmp_path)
     for log in logs:
         for text in log:
             assert text.splitlines()[-1] == "exit status 0", text[-2000:]
-    for whole, shared in (("one", "two"), ("le18", "le9")):
+    for whole, shared in (("one", "two"), ("le18", "le9"), ("en18", "en9")):
         expected, given = state_of(tmp_path / whole)["model"], state_of(tmp_path / shared)["model"]
         assert expected.keys() == given.keys()
         for name, tensor in expected.items():

@@ -66,3 +66,7 @@ def test_all_stages_run_and_none_twice(repository_root: Path, mla_corpus: Path, 
     again = recipe(repository_root, "mla", "--tiny", "data", "nlt", "le", "finetune-en", cwd=tmp_path, **places)
     assert again.count("is finished") == 3
     assert again.count("exists") == 3
+    coco = {**places, "SET": "coco"}
+    recipe(repository_root, "mla", "--tiny", "data", "finetune-en", "finetune-all", "evaluate", cwd=tmp_path, **coco)
+    reports = tmp_path / "out" / "evaluation" / "Tiny"
+    assert {folder.name for folder in reports.iterdir()} >= {"le", "coco-finetune-en", "coco-finetune-all"}
