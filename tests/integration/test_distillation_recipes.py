@@ -150,6 +150,7 @@ def test_the_tiny_commands_fit_together(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", RESULTS)
 def test_the_tiny_recipe_runs_and_no_stage_twice(
     name: str, repository_root: Path, data: Path, request: pytest.FixtureRequest
