@@ -26,6 +26,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 OPTIONAL = {  # extra -> packages that training and inference do not need
     "evaluate": {"fonttools", "matplotlib", "sacrebleu", "scipy"},
     "export": {"onnx", "onnxruntime", "onnxscript", "sentence-transformers"},
+    "mteb": {"mteb"},
     "prepare": {"ftfy", "pyarrow", "regex"},
     "search": {"faiss-cpu", "matplotlib", "starlette", "uvicorn"},
 }
@@ -33,6 +34,7 @@ IMPORTERS = {  # extra -> folders of mclip_fairseq/ that may import its packages
     # scipy also resizes the position tables of ccrk, and scores sentence similarity in validation
     "evaluate": {"evaluation", "models", "tasks"},
     "export": {"export", "formats"},
+    "mteb": {"export"},
     "prepare": set(),  # preprocess/ only
     "search": {"search"},
 }
@@ -136,7 +138,7 @@ def test_only_its_part_imports_a_package_of_an_extra(repository_root: Path) -> N
 def test_make_installs_every_extra_of_a_part(repository_root: Path, project: dict[str, Any]) -> None:
     makefile = (repository_root / "Makefile").read_text(encoding="utf-8")
     (line,) = re.findall(r"^EXTRAS := (.*)$", makefile, re.MULTILINE)
-    assert set(line.split(",")) == set(project["optional-dependencies"]) - {"fuzz", "tracking"}
+    assert set(line.split(",")) == set(project["optional-dependencies"]) - {"fuzz", "tools", "tracking"}
 
 
 def test_every_pip_command_names_an_extra_that_exists(repository_root: Path, project: dict[str, Any]) -> None:
