@@ -268,22 +268,36 @@ def test_two_processes_equal_one(data: dict[str, Path], run_train: Train, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_processes_equal_one_with_each_variant(data: dict[str, Path], run_train: Train, tmp_path: Path) -> None:
-    """The words that a caption hides do not depend on the batch, and their mean is over all ranks."""
+def test_two_processes_equal_one_with_each_variant(
+    data: dict[str, Path], photos: Path, run_train: Train, tmp_path: Path
+) -> None:
+    """The words that a caption hides do not depend on the batch, and their mean is over all ranks; and on pixels."""
     variants: dict[str, tuple[object, ...]] = {
         "words": ("--hide-words", "0.3", "--masked-word-weight", "0.5", "--train-word-head"),
         "adapters": ("--adapter-dim", "8"),
         "invert": ("--inverse-layers", "2", "--student-head", "linear", "--teacher", data["teacher"]),
     }
-    common = (*EXACT, "--image-features", data["features"] / "joint", "--langs", "en", "--max-caption-tokens", "60")
+    stored = ("--image-features", data["features"] / "joint", "--max-caption-tokens", "60")
+    pixels = ("--image-root", photos / "images", "--teacher", photos / "teacher", "--train-vision", *SECOND[:2])
 
     def runs(name: str, size: int) -> list[list[str]]:
-        return [
-            options(data, tmp_path / name / variant, "distillation", *common, *more, "--batch-size", size)
+        common = (*EXACT, "--langs", "en", "--batch-size", size)
+        commands = [
+            options(data, tmp_path / name / variant, "distillation", *common, *stored, *more)
             for variant, more in variants.items()
         ]
+        commands.append(options(data, tmp_path / name / "pixels", "image_text", *common, *pixels))
+        commands[-1][0] = str(photos / "captions")
+        without_texts(commands[-1])
+        return commands
 
-    on_one_and_two_ranks(run_train, tmp_path, runs("one", 18), runs("two", 9), variants)
+    on_one_and_two_ranks(run_train, tmp_path, runs("one", 18), runs("two", 9), [*variants, "pixels"])
+
+
+def without_texts(arguments: list[str]) -> None:
+    """Leave the teacher's text features out of a command line."""
+    at = arguments.index("--text-features")
+    del arguments[at : at + 2]
 
 
 def on_one_and_two_ranks(
