@@ -50,7 +50,7 @@ BEST = "tests/integration/test_best_checkpoints.py"
 LAUNCH = "tests/integration/test_launch.py -k 'holds or one_sentence or locks'"
 METRICS = "tests/unit/test_retrieval_metrics.py"
 SEARCH = "tests/integration/test_search_changes.py"
-FREEZING = "tests/unit/test_mclip_model.py tests/integration/test_trikd.py"
+FREEZING = "tests/unit/test_freezing.py tests/unit/test_mclip_model.py tests/integration/test_trikd.py"
 OPTIM = "tests/unit/test_optim.py"
 VERIFIED = "tests/unit/test_verified.py"
 
