@@ -15,7 +15,7 @@ from mclip_fairseq.evaluation.benchmarks.base import Benchmark
 from mclip_fairseq.evaluation.benchmarks.retrieval import Encoded, RetrievalBenchmark
 from mclip_fairseq.evaluation.benchmarks.settings import Settings
 from mclip_fairseq.evaluation.published import format_published, missing_from_published, published_beside
-from mclip_fairseq.evaluation.reports.comparison import format_comparison
+from mclip_fairseq.evaluation.reports.comparison import PARTIAL, format_comparison
 from mclip_fairseq.evaluation.reports.examples import examples_of
 from mclip_fairseq.evaluation.reports.pages import write_comparison
 from mclip_fairseq.evaluation.reports.pictures import draw_examples, draw_recalls
@@ -138,15 +138,15 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
             "gallery": encoded.gallery.describe() | {"searched": len(encoded.used)},
         }
         choices = {name: value for name, value in choices_of(settings).items() if name != "batch_size"}
-        partial = missing_from_published(benchmark.name, benchmark.counts())
-        if partial:
-            choices["partial"] = partial
-            lacking = "; ".join(f"{language} has {what}" for language, what in partial.items())
-            notes.append(f"A part of the published set, not comparable with published numbers: {lacking}.")
     elif settings.hubs:
         raise UserError(f"{benchmark.name}: is not retrieval; leave out --hub-captions, or evaluate it in another call")
     else:
         measured = benchmark.evaluate(candidate.model, settings)
+    partial = missing_from_published(benchmark.name, benchmark.counts())
+    if partial:
+        choices["partial"] = partial
+        lacking = "; ".join(f"{language} has {what}" for language, what in partial.items())
+        notes.append(f"A part of the published set, not comparable with published numbers: {lacking}.")
     report: Report = {
         "name": candidate.name,
         **provenance(output.command),
@@ -237,11 +237,11 @@ def write_files(report: Report, encoded: Encoded | None, folder: Path, pictures:
 def draw_pictures(report: Report, encoded: Encoded, folder: Path, pictures: Pictures) -> list[Path]:
     """Draw recalls and examples."""
     averages = {"average": report["average"]["all"]} if len(report["results"]) > 1 else {}
-    files = [folder / "recall.png"]
-    draw_recalls(report["results"] | averages, files[0], title=report["name"])
+    files, title = [folder / "recall.png"], report["name"] + (f", {PARTIAL}" if report.get("partial") else "")
+    draw_recalls(report["results"] | averages, files[0], title=title)
     if not encoded.gallery.has_pictures:
         print("No examples.png: a feature directory holds no pictures; give --images-root")
     elif pictures.queries:
         files.append(folder / "examples.png")
-        draw_examples(examples_of(encoded, pictures.queries), files[-1], title=report["name"], fonts=pictures.fonts)
+        draw_examples(examples_of(encoded, pictures.queries), files[-1], title=title, fonts=pictures.fonts)
     return files

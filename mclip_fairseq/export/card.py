@@ -10,6 +10,7 @@ from typing import Any
 
 import mclip_fairseq
 from mclip_fairseq.evaluation.metrics.languages import COUNTS
+from mclip_fairseq.evaluation.reports.comparison import PARTIAL
 from mclip_fairseq.evaluation.reports.report import format_markdown
 from mclip_fairseq.formats.towers import Tower
 from mclip_fairseq.storage.errors import UserError
@@ -60,7 +61,7 @@ def check_report(file: Path, report: Any) -> None:
         report,
         {
             **{"results": dict, "average": dict, "model": dict, "protocol": object, "command": object},
-            **{"gallery": str | None, "notes": list | None, "mean_rank_variance": dict | None},
+            **{"gallery": str | None, "notes": list | None, "mean_rank_variance": dict | None, "partial": dict | None},
         },
         REMEDY,
     )
@@ -136,16 +137,19 @@ def metadata(tower: Tower, facts: CardFacts) -> list[str]:
 def index_entries(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The results of a report as the Hub's `model-index` has them: one entry per row of its table.
 
+    Those of a part of a published set say so, and are not listed under the set's name.
+
     Args:
         report: as `read_report` returns it.
     """
-    kind = report.get("kind", "retrieval")
+    kind, part = report.get("kind", "retrieval"), f", {PARTIAL}" if report.get("partial") else ""
     retrieval = {"type": "image-text-retrieval", "name": f"image-text retrieval, {report['protocol']} protocol"}
+    dataset = "custom" if part else str(report.get("benchmark") or "custom")
     task = retrieval if kind == "retrieval" else {"type": kind, "name": kind}
     return [
         {
             "task": task,
-            "dataset": {"type": str(report.get("benchmark") or "custom"), "name": name, "args": {"language": name}},
+            "dataset": {"type": dataset, "name": name + part, "args": {"language": name}},
             "metrics": [
                 {"type": metric, "name": metric, "value": round(value, 4)}
                 for metric, value in row.items()

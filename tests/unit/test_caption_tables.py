@@ -11,7 +11,6 @@ from mclip_fairseq.encoding.bulk import read_caption_list
 from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.encoding.galleries import IdIndex, ImageGallery
 from mclip_fairseq.evaluation.benchmarks.retrieval import RetrievalBenchmark
-from mclip_fairseq.evaluation.published import missing_from_published
 from mclip_fairseq.storage.errors import UserError
 
 GOOD = "1.jpg\ta dog\n"
@@ -115,25 +114,3 @@ def test_captions_of_one_image_are_not_scored_without_a_word(tmp_path: Path) -> 
     assert note.startswith("One image: the captions of xx name only '1.jpg' of the 2")
     (tmp_path / "xx.tsv").write_text(GOOD + "2.jpg\ta cat\n")
     assert not RetrievalBenchmark("x", [read_language_captions("xx", tmp_path / "xx.tsv")], [gallery]).notes
-
-
-@pytest.mark.parametrize(
-    ("benchmark", "counts", "missing"),
-    [
-        ("XTD10", {"de": (1000, 1000)}, {}),
-        ("XTD10", {"de": (950, 1000), "fr": (1000, 1000)}, {"de": "950 of 1000 images"}),
-        ("MSCOCO (Karpathy split)", {"en": (4999, 25000)}, {"en": "4999 of 5000 images and 25000 of 25010 captions"}),
-        ("MSCOCO (Karpathy split) (valid)", {"en": (5000, 25010)}, {}),
-        (
-            "xFlickr&CO (IGLUE)",
-            {"de": (1999, 1999), "en": (1999, 1999)},
-            {"en": "1999 of 2000 images and 1999 of 2000 captions"},
-        ),
-        ("Crossmodal-3600", {"bn": (3600, 3600)}, {}),
-        ("captions", {"de": (3, 3)}, {}),
-    ],
-)
-def test_a_part_of_a_published_set_is_recognised(
-    benchmark: str, counts: dict[str, tuple[int, int]], missing: dict[str, str]
-) -> None:
-    assert missing_from_published(benchmark, counts) == missing

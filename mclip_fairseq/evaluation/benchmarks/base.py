@@ -29,5 +29,9 @@ class Benchmark(Protocol):
     def describe(self) -> dict[str, Any]:
         """Files, hashes and counts, for the report and to recognise a report of the same data."""
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Language or table -> its number of `images`, `captions` or `pairs`, as far as they show a part of the set."""
+        return {}
+
     def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
         """`results`, `average`, `confidence` and whatever else belongs in the report."""

@@ -88,6 +88,10 @@ class ClassificationBenchmark(Benchmark):
         counts = {"photos": len(self.ids), "classes": {lang: len(rows) for lang, rows in self.classes.items()}}
         return counts | {"sha256": {name: file_sha256(self.folder / name) for name in [LABELS, *names]}}
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Language -> the number of photographs."""
+        return {language: {"images": len(self.ids)} for language in self.languages}
+
     def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
         """Accuracy per language, on the photographs whose class the language names, with averages and intervals."""
         gallery = gallery_for(model, self.galleries, self.name)

@@ -83,9 +83,9 @@ class RetrievalBenchmark(Benchmark):
             for language in captions:
                 gallery.index.rows(language)
 
-    def counts(self) -> dict[str, tuple[int, int]]:
+    def counts(self) -> dict[str, dict[str, int]]:
         """Language -> the number of images that its captions name, and of its captions."""
-        return {each.language: (len(set(each.ids)), len(each.texts)) for each in self.captions}
+        return {each.language: {"images": len(set(each.ids)), "captions": len(each.texts)} for each in self.captions}
 
     def describe(self) -> dict[str, Any]:
         """Files and hashes of the captions of each language and of the galleries, and the folds."""

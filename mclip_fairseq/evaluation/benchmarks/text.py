@@ -107,6 +107,10 @@ class SimilarityBenchmark(Benchmark):
         """Number of pairs and hash of the file per table."""
         return {t: {"pairs": len(self.rows[t]), "sha256": file_sha256(path)} for t, path in self.files.items()}
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Table -> its number of pairs."""
+        return {table: {"pairs": len(rows)} for table, rows in self.rows.items()}
+
     def evaluate(self, model: Encoder, settings: Settings) -> dict[str, Any]:
         """Correlation of cosines with human scores per table, with averages and intervals."""
         results, confidence = {}, {}

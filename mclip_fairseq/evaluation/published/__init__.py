@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from itertools import chain
@@ -18,7 +18,8 @@ from mclip_fairseq.evaluation.reports.report import align_table
 TABLES = ("retrieval.tsv", "similarity.tsv")
 MEAN = "mean of "  # and a number of languages, in the place of a language
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-SIZES = "sizes.tsv"  # of whole sets; more exact lines come first, and 0 captions means any number
+SIZES = "sizes.tsv"  # of whole sets; more exact lines come first, and 0 means any number
+MEASURED_ON_PART = "measured on a part of the published set"
 
 
 @dataclass
@@ -73,31 +74,26 @@ def _rows(table: str) -> csv.DictReader[str]:
     return csv.DictReader(text.splitlines(), delimiter="\t")
 
 
-def missing_from_published(benchmark: str, counts: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+def missing_from_published(benchmark: str, counts: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
     """What a set lacks of the published one: language -> "950 of 1000 images"; empty where nothing is missing.
 
     Args:
         benchmark: its name, as in reports.
-        counts: language -> its number of images and of captions.
+        counts: language, or table of sentence pairs -> its number of `images`, `captions` or `pairs`.
     """
     missing = {}
     for language, own in counts.items():
         size = next((row for row in _rows(SIZES) if _is_size_of(row, benchmark, language)), None)
         if size is None:
             continue
-        published = (int(size["images"]), int(size["captions"]))
-        lacking = [
-            f"{count} of {whole} {what}"
-            for count, whole, what in zip(own, published, ("images", "captions"), strict=True)
-            if count < whole
-        ]
+        lacking = [f"{count} of {size[what]} {what}" for what, count in own.items() if count < int(size[what])]
         if lacking:
             missing[language] = " and ".join(lacking)
     return missing
 
 
 def _is_size_of(row: Mapping[str, str], benchmark: str, language: str) -> bool:
-    return fnmatchcase(benchmark, row["benchmark"]) and row["language"] in (language, "*")
+    return fnmatchcase(benchmark, row["benchmark"]) and fnmatchcase(language, row["language"])
 
 
 def published_beside(reports: Sequence[Mapping[str, Any]]) -> list[Published]:
@@ -131,12 +127,15 @@ def format_published(reports: Sequence[Mapping[str, Any]], published: Sequence[P
 
 def _similarity_beside(own: Sequence[ReportRow], published: Sequence[Published]) -> list[str]:
     """A table per correlation in the shape that papers print: a column per task of SentEval, and the average."""
-    blocks = []
+    blocks, mark = [], f" {superscript(1)}"
+    marked = [replace(row, model=row.model + mark) if row.is_partial else row for row in own]
+    notes = [f"{mark.strip()} {MEASURED_ON_PART.capitalize()}."] if marked != list(own) else []
     for metric in ("spearman", "pearson"):
         entries = [entry for entry in published if any(metric in values for values in entry.results.values())]
-        table = senteval_table(metric, own, {entry.system: entry.results for entry in entries})
+        table = senteval_table(metric, marked, {entry.system: entry.results for entry in entries})
         if entries and table is not None:
             below = [
+                *notes,
                 SENTEVAL_NOTE,
                 *(f"Source: {source}." for source in dict.fromkeys(each.source for each in entries)),
             ]
@@ -168,7 +167,7 @@ def _table_beside(
     table = [["model", *languages, "average", *extra]]
     for row in own:
         whole = [_mean(row.results, metric) if mean == f"{MEAN}{len(row.results)}" else "" for mean in extra]
-        partial = mark(f"{row.model}: measured on a part of the published set" if row.is_partial else "")
+        partial = mark(f"{row.model}: {MEASURED_ON_PART}" if row.is_partial else "")
         table.append([row.model + partial, *_cells(row.results, languages, everywhere, metric), *whole])
     for entry in published:
         other = "" if entry.protocol == own[0].protocol else f"Another protocol: {entry.protocol}"

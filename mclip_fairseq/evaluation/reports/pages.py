@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mclip_fairseq.evaluation.published import Published, format_published
 from mclip_fairseq.evaluation.reports.comparison import (
+    PARTIAL,
     ReportRow,
     format_comparison,
     format_csv,
@@ -77,7 +78,8 @@ def comparison_page(reports: Sequence[Mapping[str, Any]], tables: str, source: M
             body.append(_figure(partial(_draw_gaps, rows=rows), "gap to English"))
     for report in reports:
         if "curve" in report:
-            body.append(f"<h2>{html.escape(report['benchmark'])}, {html.escape(report['name'])}: ranks</h2>")
+            part = f", {PARTIAL}" if report.get("partial") else ""
+            body.append(f"<h2>{html.escape(report['benchmark'])}{part}, {html.escape(report['name'])}: ranks</h2>")
             body.append(_figure(partial(_draw_ranks, curve=report["curve"]), "ranks"))
     notes = dict.fromkeys(note for report in reports for note in report.get("notes", ()))
     body += [f"<p>{html.escape(note)}</p>" for note in notes]

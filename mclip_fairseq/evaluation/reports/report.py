@@ -12,12 +12,11 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields, has_type
 from mclip_fairseq.storage.files import write_bytes
 
-NAMES = {"name": str, "benchmark": str, "kind": str, "headline": str}
+NAMES = {"name": str, "benchmark": str, "kind": str, "headline": str, "partial": dict | None}
 CHOICES = {
     "protocol": str,
     "captions": str,
     "gallery": str,
-    "partial": dict | None,
     "hubs": dict | None,
 }  # of retrieval
 FOLDS = {"number": int, "images": int}
