@@ -72,6 +72,7 @@ def recall(checkpoint: Path, names: Names, language: str) -> float:
     return 100 * float((other @ english.T).argmax(1).eq(torch.arange(CONCEPTS)).double().mean())
 
 
+@pytest.mark.slow
 def test_three_languages_and_a_fourth(corpus: Path, names: Names, run_train: Train, tmp_path: Path) -> None:
     first = train(run_train, corpus, tmp_path / "three", ",".join(FIRST), "--acquirers", ",".join(FIRST))
     for language in FIRST:

@@ -131,6 +131,7 @@ def data(tiny_corpus: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_all_stages_run_and_none_twice(repository_root: Path, tiny_corpus: Path, data: Path) -> None:
     places = {
         **{"XLMR": data / "xlmr", "MT": tiny_corpus / "mte", "PAIRS": "de,fr", "FINETUNE_LANGS": "en,de"},

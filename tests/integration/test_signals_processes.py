@@ -53,6 +53,7 @@ def test_two_ranks_that_fairseq_started_stop_together(tiny_corpus: Path, tmp_pat
     assert f"SIGTERM: saving after {updates} updates and ending" in log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_under_torchrun_stop_together(tiny_corpus: Path, tmp_path: Path) -> None:
     """One rank is signalled, and so is every data worker, as a scheduler does; torchrun ends with status 0."""

@@ -175,6 +175,10 @@ def places(
     }
 
 
+# The runs behind it take a minute of two cores.
+needs_all_runs = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def outcome(
     places: dict[str, tuple[str, str, Path]], repository_root: Path, installed_dir: Path, fairseq_cli: Run
@@ -210,6 +214,7 @@ def outcome(
     return look_up
 
 
+@needs_all_runs
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     "place", ["checkout", "another directory", "symlinked checkout", "trailing slash", "installed"]
@@ -223,6 +228,7 @@ def test_every_command_finds_the_plugin_from_every_place(
     assert result["registered"] == OURS
 
 
+@needs_all_runs
 @pytest.mark.parametrize("place", ROUNDABOUT)
 def test_a_path_that_only_leads_to_the_plugin_registers_it(
     place: str, outcome: Callable[..., dict[str, Any]], places: dict[str, tuple[str, str, Path]]
@@ -233,6 +239,7 @@ def test_a_path_that_only_leads_to_the_plugin_registers_it(
     assert result["registered"] == OURS
 
 
+@needs_all_runs
 def test_tasks_are_distinguished(outcome: Callable[..., dict[str, Any]]) -> None:
     assert outcome("checkout", task="trikd")["status"] == 0
     unknown = outcome("checkout", task="not_a_task")
@@ -240,6 +247,7 @@ def test_tasks_are_distinguished(outcome: Callable[..., dict[str, Any]]) -> None
     assert "invalid choice" in unknown["error"]
 
 
+@needs_all_runs
 @pytest.mark.parametrize(
     ("imported", "place"),
     [
@@ -259,6 +267,7 @@ def test_a_plugin_that_is_already_imported_is_recognised(
     assert result["registered"] == OURS
 
 
+@needs_all_runs
 @pytest.mark.parametrize("place", ["symlinked checkout", "signpost", "around the checkout"])
 def test_two_copies_are_never_mixed(place: str, outcome: Callable[..., dict[str, Any]]) -> None:
     result = outcome(place, imported="installed")
@@ -266,6 +275,7 @@ def test_two_copies_are_never_mixed(place: str, outcome: Callable[..., dict[str,
     assert "not globally unique" in result["error"]
 
 
+@needs_all_runs
 def test_a_link_of_another_name_is_refused_with_a_sentence(outcome: Callable[..., dict[str, Any]]) -> None:
     result = outcome("renamed link")
     assert result["status"] is None
@@ -273,6 +283,7 @@ def test_a_link_of_another_name_is_refused_with_a_sentence(outcome: Callable[...
     assert "renamed" in result["error"]
 
 
+@needs_all_runs
 def test_registering_imports_nothing_heavy(outcome: Callable[..., dict[str, Any]]) -> None:
     assert outcome("checkout")["heavy"] == []
 
