@@ -26,6 +26,7 @@ FRAMES = {
     "fr": ["un {n} qui est {c}", "le {n} {c} est petit", "regarde {n} en {c} devant la mer"],
 }
 DIM = 12
+TEACHER: dict[str, Any] = {"model": "tiny teacher", "normalized": False, "preprocessing": "none"}
 
 
 def sentences(lang: str) -> list[str]:
@@ -91,10 +92,18 @@ def make_captions(folder: Path) -> Path:
         write(folder / "captions" / f"train.{lang}.ids", ids[:104])
         write(folder / "captions" / f"valid.{lang}.ids", ids[104:])
     images, texts = teacher_features()
-    common: dict[str, Any] = {"model": "tiny teacher", "normalized": False, "preprocessing": "none"}
-    write_features(folder / "features" / "image", [f"img{i}" for i in range(40)], images, modality="image", **common)
-    write_features(folder / "features" / "text", [f"txt{i}" for i in range(120)], texts, modality="text", **common)
+    write_images(folder, images)
+    names = [f"txt{i}" for i in range(120)]
+    write_features(folder / "features" / "text", names, texts, modality="text", **TEACHER)
     return folder / "captions"
+
+
+def write_images(folder: Path, images: np.ndarray) -> None:
+    """`features/image`, of 40 images."""
+    from mclip_fairseq.storage.features import write_features
+
+    names = [f"img{i}" for i in range(40)]
+    write_features(folder / "features" / "image", names, images, modality="image", **TEACHER)
 
 
 def mte_options(corpus: Path, folder: Path) -> list[str]:

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from mclip_fairseq.data.states import TokenStates
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.storage.features import FeatureStore
 
+BLOCK = 4096  # rows that are read at once
 Rows = npt.NDArray[np.int64]
 # Image ids -> the positions of those that could be read, and their (readable, channels, height, width) pixels.
 Pixels = Callable[[Sequence[str]], tuple[list[int], Tensor]]
@@ -134,6 +135,12 @@ class FeatureColumn(Column):
         """The features as float32."""
         features = self.store.take(self.store_rows[rows])
         return {self.names[0]: torch.from_numpy(np.asarray(features, dtype=np.float32))}
+
+    def content(self) -> Iterator[bytes]:
+        """All its features, each once, in the order of the table."""
+        rows = np.unique(self.store_rows)
+        for start in range(0, len(rows), BLOCK):
+            yield self.store.take(rows[start : start + BLOCK]).tobytes()
 
 
 class PixelColumn:

@@ -12,7 +12,7 @@ from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
 from mclip_fairseq.resilience.checking import changes_in
-from mclip_fairseq.resilience.preflight import RECALL
+from mclip_fairseq.resilience.preflight import RECALL, SIMILARITY
 from mclip_fairseq.resilience.program import early_stopping
 from mclip_fairseq.resilience.unsaved import watching_schedule
 from mclip_fairseq.storage.checkpoints import StoredCheckpoint
@@ -24,7 +24,7 @@ ALWAYS = (
     "checkpoint.maximize_best_checkpoint_metric",
     "dataset.valid_subset",
 )
-# A loss over in-batch negatives grows with the batch; a recall over the whole set does not know of batches.
+# A loss over in-batch negatives grows with the batch; what is measured over the whole set does not know of batches.
 OF_LOSSES = (
     "dataset.batch_size_valid",
     "dataset.max_tokens_valid",
@@ -48,7 +48,7 @@ def changed_measurement(stored: StoredCheckpoint, trainer: Any) -> list[str]:
     if not isinstance(options, Mapping) or cfg.dataset.disable_validation:
         return []
     names = list(ALWAYS)
-    if not cfg.checkpoint.best_checkpoint_metric.startswith(RECALL):
+    if not cfg.checkpoint.best_checkpoint_metric.startswith((RECALL, SIMILARITY)):
         criterion = OmegaConf.select(cfg, "criterion")
         names += [*OF_LOSSES, *(f"criterion.{name}" for name in (criterion or {}))]
     changed = changes_in(names, options, cfg)

@@ -15,7 +15,7 @@ from mclip_fairseq.resilience.choosing import LAST
 from mclip_fairseq.storage.errors import UserError
 
 HALF_PRECISION = ("fp16", "memory_efficient_fp16")
-RECALL = "mean_recall"
+RECALL, SIMILARITY = "mean_recall", "sts_spearman"
 
 
 def check_launch(cfg: Any) -> None:

@@ -1,9 +1,10 @@
 """Base of the tasks that train on captions: data directories, features, pixels, validation by retrieval."""
 
+import contextlib
 import logging
 import zlib
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,7 @@ from mclip_fairseq.data.subwords import SampledTokenColumn
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.images import check_max_pixels
+from mclip_fairseq.storage.images import check_max_pixels, resolve_image
 from mclip_fairseq.storage.projection import Projection
 from mclip_fairseq.tasks.caption_files import (
     caption_prefix,
@@ -190,9 +191,23 @@ class CaptionTask(SampledTask):
         """As `SampledTask.load_dataset`; a set to validate on must have something to rank."""
         super().load_dataset(split, epoch, combine, **kwargs)
         dataset = self.datasets[split]
-        groups = [part.groups for part in dataset.parts if isinstance(part, CaptionDataset)]
+        groups = defaultdict(list)
+        for name, part in zip(dataset.names, dataset.parts, strict=True):
+            if isinstance(part, CaptionDataset):
+                groups[name.split(":")[0]].append(part.groups)
         if groups and not dataset.shuffle:
-            check_rankable(split, np.concatenate(groups), self.cfg.valid_retrieval)
+            of_language = {language: np.concatenate(parts) for language, parts in groups.items()}
+            check_rankable(split, of_language, self.cfg.valid_retrieval)
+
+    def content_elsewhere(self, part: Any) -> Iterator[bytes]:
+        """The features of the captions, and the files of their images."""
+        for column in part.columns if isinstance(part, CaptionDataset) else ():
+            if isinstance(column, FeatureColumn):
+                yield from column.content()
+        if isinstance(part, CaptionDataset) and part.pixels is not None:
+            for image_id in np.unique(part.pixels.ids).tolist():
+                with contextlib.suppress(UserError, OSError):  # the validation itself says so
+                    yield resolve_image(self.cfg.image_root, image_id).read_bytes()
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As `SampledTask.get_batch_iterator`; warn of validation batches without a negative."""

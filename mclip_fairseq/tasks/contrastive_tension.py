@@ -1,6 +1,7 @@
 """Task `contrastive_tension`: groups of sentence pairs from raw sentences, and validation by sentence similarity."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fairseq.data import Dictionary, indexed_dataset
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 
+from mclip_fairseq.data.batches import RowDataset
 from mclip_fairseq.data.sentence_groups import PAIRINGS, SentenceGroups
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.storage.errors import UserError
@@ -151,6 +153,11 @@ class ContrastiveTensionTask(SampledTask):
         """Sentences in the groups that the options ask for; those of a validation never change."""
         redraw, pairing = str(self.cfg.equal_pairs) == "redraw", str(self.cfg.pairing)
         return SentenceGroups(tokens, self.cfg.group_negatives, pairing, self.cfg.seed, redraw, fixed=not training)
+
+    def content_elsewhere(self, part: RowDataset) -> Iterator[bytes]:
+        """The sentences and scores of --valid-sts."""
+        if self.similarity is not None:
+            yield repr((self.similarity.scores, self.similarity.sides)).encode()
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion, for the groups that this task makes."""

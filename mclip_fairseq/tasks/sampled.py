@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -287,7 +287,8 @@ class SampledTask(FairseqTask):
         """Identity of the validation data, by which values measured on other data are recognised; empty without.
 
         Returns:
-            split -> CRC-32 of the names and contents of its files, and of the names and lengths of its parts.
+            split -> CRC-32 of the names and contents of its files, of the names and lengths of its parts, and of what
+            these read from elsewhere.
         """
         found = self.validated_on
         for split, dataset in self.datasets.items():
@@ -299,8 +300,14 @@ class SampledTask(FairseqTask):
                     crc = zlib.crc32(file.read_bytes(), zlib.crc32(file.name.encode(), crc))
             for name, part in zip(dataset.names, dataset.parts, strict=True):
                 crc = zlib.crc32(np.ascontiguousarray(part.sizes, np.int64).tobytes(), zlib.crc32(name.encode(), crc))
+                for block in self.content_elsewhere(part):
+                    crc = zlib.crc32(block, crc)
             found[split] = crc
         return dict(found)
+
+    def content_elsewhere(self, part: RowDataset) -> Iterable[bytes]:
+        """What a part reads beside the data directory, such as features."""
+        return ()
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Continue counting where the checkpoint stopped."""

@@ -110,23 +110,24 @@ def encode_share(
     return encoded
 
 
-def check_rankable(split: str, groups: npt.NDArray[np.int64], retrieval: bool) -> None:
+def check_rankable(split: str, groups: Mapping[str, npt.NDArray[np.int64]], retrieval: bool) -> None:
     """Refuse, or warn of, captions of one image only: every loss over negatives is 0 on them, and every recall 100.
 
     Args:
         split: for the message.
-        groups: (captions,) numbers of their images, in all languages.
+        groups: language -> (captions,) numbers of their images; a batch, and what is searched, holds one language.
         retrieval: whether checkpoints are to be compared by recall.
 
     Raises:
-        UserError: there is one image, and recall is to be measured on it.
+        UserError: a language has one image, and recall is to be measured on it.
     """
-    if len(np.unique(groups)) != 1:
-        return
-    what = f"{split}: has one image only ({len(groups)} captions), so nothing can be ranked"
-    if retrieval:
-        raise UserError(f"{what}, and --valid-retrieval would always find 100 %; give more images")
-    logger.warning("%s: a contrastive loss says nothing there; give more images, or --disable-validation", what)
+    for language, numbers in groups.items():
+        if len(np.unique(numbers)) != 1:
+            continue
+        what = f"{split} {language}: has one image only ({len(numbers)} captions), so nothing can be ranked"
+        if retrieval:
+            raise UserError(f"{what}, and --valid-retrieval would always find 100 %; give more images")
+        logger.warning("%s: a contrastive loss says nothing there; give more images, or --disable-validation", what)
 
 
 def warn_of_single_rows(batches: Sequence[Sized]) -> None:
