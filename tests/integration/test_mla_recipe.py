@@ -37,6 +37,7 @@ def test_published_settings_are_printed(repository_root: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_stages_run_and_none_twice(repository_root: Path, mla_corpus: Path, photos: Path, tmp_path: Path) -> None:
     langs = ("en", "de", "fr")
     for lang in langs:
