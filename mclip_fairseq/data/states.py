@@ -1,6 +1,7 @@
 """Token states of the frozen text encoder, computed once: TriKD's epochs then skip the encoder."""
 
 import hashlib
+import json
 import logging
 import os
 import uuid
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from mclip_fairseq.batching import batch_cost, batches_by_tokens
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.losses.gather import every_nth, objects_of_all_ranks
+from mclip_fairseq.models.settings import structure_settings
 from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.indexed import MappedValues
@@ -64,8 +66,9 @@ def places_of(offsets: Numbers, sizes: Numbers) -> Numbers:
 
 
 def cache_name(tokens: FlatTokens, encoder: TextEncoder) -> str:
-    """File name that depends on the encoder's weights and on every token, and on nothing else."""
-    digest = hashlib.sha256(encoder.identity()["sha256"].encode())
+    """File name that depends on the encoder's weights and structure and on every token, and on nothing else."""
+    facts = [encoder.identity()["sha256"], structure_settings(encoder)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for array in (tokens.lengths, tokens.offsets, np.asarray(tokens.values)):
         digest.update(np.ascontiguousarray(array).tobytes())
     return f"states-{digest.hexdigest()[:24]}.npy"

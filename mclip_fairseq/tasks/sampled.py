@@ -287,8 +287,7 @@ class SampledTask(FairseqTask):
         """Identity of the validation data, by which values measured on other data are recognised; empty without.
 
         Returns:
-            split -> CRC-32 of the names and contents of its files, of the names and lengths of its parts, and of what
-            these read from elsewhere.
+            split -> CRC-32 of the names and contents of its files, and of all that its parts read.
         """
         found = self.validated_on
         for split, dataset in self.datasets.items():

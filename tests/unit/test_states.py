@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mclip_fairseq.data.states import TokenStates, cached_states, places_of
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
 from mclip_fairseq.models.pooling import pad_rows, pool_mean
-from mclip_fairseq.models.xlmr_encoder import XLMREncoder
+from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
 
 SIZES: dict[str, Any] = {
     "encoder_layers": 1,
@@ -25,12 +26,17 @@ SIZES: dict[str, Any] = {
 }
 
 
-def model_and_captions() -> tuple[MCLIPModel, FlatTokens]:
-    torch.manual_seed(0)
+def fifty_pieces() -> Dictionary:
     pieces = Dictionary()
     for number in range(50):
         pieces.add_symbol(f"piece{number}")
     pieces.add_symbol("<mask>")
+    return pieces
+
+
+def model_and_captions() -> tuple[MCLIPModel, FlatTokens]:
+    torch.manual_seed(0)
+    pieces = fifty_pieces()
     cfg: Any = MCLIPModelConfig(teacher_dim=6, projector_ffn_embed_dim=32, projector_attention_heads=2, **SIZES)
     sentences = [torch.randint(5, 50, (length,)) for length in (3, 9, 1, 5, 5, 2, 7)]
     return MCLIPModel(cfg, XLMREncoder.build("", cfg, pieces), None, {}), FlatTokens.from_sentences(sentences, pieces)
@@ -62,6 +68,22 @@ def test_cached_states_equal_computed_ones(dtype: str, tmp_path: Path) -> None:
     computed, cached = model.encode_text(captions.batch(rows)), model.encode_text(states=flat, padding=padding)
     torch.testing.assert_close(cached, computed, rtol=0, atol=1e-6 if dtype == "float32" else 2e-3)
     assert [path.name for path in tmp_path.iterdir()] == [next(tmp_path.glob(f"{dtype}-states-*.npy")).name]
+
+
+@pytest.mark.parametrize("change", [{"encoder_attention_heads": 4}, {"activation_fn": "relu"}])
+def test_the_same_weights_in_another_structure_have_a_cache_of_their_own(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    model, captions = model_and_captions()
+    args = xlmr_args(Namespace(**vars(model.cfg)))
+    found = []
+    for changes in ({}, change, {}):
+        encoder = XLMREncoder(Namespace(**(vars(args) | changes)), fifty_pieces())
+        encoder.load_state_dict(model.text_encoder.state_dict())
+        found.append(cached_states(tmp_path, captions, encoder, torch.device("cpu"), "float32").values)
+    assert not np.allclose(found[0], found[1], rtol=0, atol=1e-6)
+    assert np.array_equal(found[0], found[2])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_states_of_bfloat16_are_a_cache_of_their_own(tmp_path: Path) -> None:
