@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,17 +71,19 @@ class Source(Protocol):
 
     Attributes:
         ids: one per input.
-        content: hash of what the inputs contain; it differs when one of them was changed.
         modality: `image` or `text`.
         preprocessing: what happens to the inputs, in words, for the manifest.
         place: where they come from, as messages append it: " of FILE", or nothing.
     """
 
     ids: list[str]
-    content: str
     modality: str
     preprocessing: str
     place: str
+
+    @property
+    def content(self) -> str:
+        """A hash of what the inputs contain; it differs when one of them was changed."""
 
     def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Prepare the inputs with these numbers, batch by batch, in order."""
@@ -88,16 +92,45 @@ class Source(Protocol):
         """Inputs of a batch -> (n, dim) on the device."""
 
 
+@dataclass(frozen=True)
+class Slice:
+    """An image inside a file, such as a member of a tar.
+
+    Attributes:
+        file: the file.
+        start: of the image, in bytes.
+        size: of the image, in bytes.
+    """
+
+    file: Path
+    start: int
+    size: int
+
+
+Place = Path | Slice | bytes  # where an image is
+
+
+def opened(place: Place) -> Path | BytesIO:
+    """What `load_image` reads."""
+    if isinstance(place, Path):
+        return place
+    if isinstance(place, bytes):
+        return BytesIO(place)
+    with place.file.open("rb") as stream:
+        stream.seek(place.start)
+        return BytesIO(stream.read(place.size))
+
+
 class Decoded(Dataset[tuple[str, Tensor | str]]):
     """Decoded and transformed images, or why they cannot be read; made for worker processes.
 
     Args:
-        images: (id, file).
+        images: (id, place).
         transform: RGB images -> (n, channels, height, width).
         max_pixels: see `load_image`.
     """
 
-    def __init__(self, images: Sequence[tuple[str, Path]], transform: Callable[..., Tensor], max_pixels: int) -> None:
+    def __init__(self, images: Sequence[tuple[str, Place]], transform: Callable[..., Tensor], max_pixels: int) -> None:
         self.images = images
         self.transform = transform
         self.max_pixels = max_pixels
@@ -107,9 +140,9 @@ class Decoded(Dataset[tuple[str, Tensor | str]]):
 
     def __getitem__(self, number: int) -> tuple[str, Tensor | str]:
         """(id, (channels, height, width) pixels), or (id, reason)."""
-        name, path = self.images[number]
+        name, place = self.images[number]
         try:
-            return name, self.transform([load_image(path, self.max_pixels)])[0]
+            return name, self.transform([load_image(opened(place), self.max_pixels)])[0]
         except ImageError as error:
             return name, error.reason
 
@@ -122,10 +155,10 @@ def collate(items: Sequence[tuple[str, Tensor | str]]) -> InputBatch:
 
 
 class ImageSource:
-    """Image files, decoded by worker processes.
+    """Images, decoded by worker processes.
 
     Args:
-        images: (id, file).
+        images: (id, place).
         transform: the model's preprocessing, with a `description`.
         encode_image: (n, channels, height, width) pixels -> (n, dim).
         workers: processes that decode; 0 decodes in this one.
@@ -138,7 +171,7 @@ class ImageSource:
 
     def __init__(
         self,
-        images: Sequence[tuple[str, Path]],
+        images: Sequence[tuple[str, Place]],
         transform: Any,
         encode_image: Callable[[Tensor], Tensor],
         workers: int,
@@ -146,11 +179,16 @@ class ImageSource:
         hashed: bool = False,
     ) -> None:
         self.ids = [name for name, _ in images]
-        self.content = images_content([path for _, path in images], hashed)
+        self.hashed = hashed
         self.preprocessing: str = transform.description
         self.encode_image = encode_image
         self.images = Decoded(images, transform, max_pixels)
         self.workers = workers
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of what the files contain; images in other places count by their ids."""
+        return images_content([place for _, place in self.images.images if isinstance(place, Path)], self.hashed)
 
     def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Decode the images with these numbers, batch by batch, in order."""
@@ -176,6 +214,7 @@ class CaptionSource:
         token_mask: these -> (n, length) bool, False at pads that may be cut off; None if none may.
         encode_text: tokens -> (n, dim).
         preprocessing: what `tokenize` does, in words.
+        first: line of the first caption, for messages.
     """
 
     modality = "text"
@@ -183,23 +222,29 @@ class CaptionSource:
     def __init__(
         self,
         captions: Sequence[tuple[str, str]],
-        file: Path,
+        file: Path | str,
         tokenize: Callable[[Sequence[str]], dict[str, Tensor]],
         token_mask: Callable[[dict[str, Tensor]], Tensor | None],
         encode_text: Callable[..., Tensor],
         preprocessing: str,
+        first: int = 1,
     ) -> None:
+        self.first = first
         self.place = f" of {shown(file)}"
         self.ids = [name for name, _ in captions]
-        self.content = texts_content([caption for _, caption in captions])
         self.captions = captions
         self.tokenize, self.token_mask = tokenize, token_mask
         self.encode_text, self.preprocessing = encode_text, preprocessing
 
+    @cached_property
+    def content(self) -> str:
+        """A hash of the captions."""
+        return texts_content([caption for _, caption in self.captions])
+
     def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Tokenize the captions with these numbers, batch by batch, in order."""
         for batch in numbers:
-            rows = [(number + 1, *self.captions[number]) for number in batch]
+            rows = [(number + self.first, *self.captions[number]) for number in batch]
             texts = [caption for _, _, caption in rows if not is_blank(caption)]
             empty = [(name, f"line {line}: the caption is empty") for line, name, caption in rows if is_blank(caption)]
             yield InputBatch(len(batch), self.tokenize(texts) if texts else {}, empty)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ LABELS = {
     "shard_rows": "number of rows per shard",
     "inputs_content": "content of the inputs",
     "text_layers": "--text-layers",
+    "columns": "choice of columns",
     "model_settings": "configuration, image processor or tokenizer of the model",
 }
 # What an earlier version did not record.
@@ -172,28 +174,7 @@ class FeatureWriter:
         Raises:
             UserError: the wrong shape, values that are not finite, or rows that should be normalised and are not.
         """
-        with np.errstate(over="ignore"):  # check_values names what float16 cannot hold
-            array = np.ascontiguousarray(features, dtype=self.plan["dtype"])
-        skipped_ids = {identifier for identifier, _ in skipped}
-        ids = [self.ids[number] for number in self.inputs(shard) if self.ids[number] not in skipped_ids]
-        shape = (len(ids), self.plan["dim"])
-        if array.shape != shape:
-            raise UserError(f"{self.path}: shard {shard} needs values of shape {shape}, got {array.shape}")
-        check_values(self.path, ids, array, self.plan["normalized"])
-        file = self.path / shard_name(shard)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            np.save(stream, array, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        record = {
-            "file": file.name,
-            "rows": len(ids),
-            "sha256": file_sha256(temporary),
-            "skipped": list(skipped),
-        }
-        os.replace(temporary, file)
-        write_json(self._partial / f"{shard:05d}.json", record)
+        write_shard(self.path, self.plan, shard, [self.ids[number] for number in self.inputs(shard)], features, skipped)
 
     def skipped(self) -> list[tuple[str, str]]:
         """(id, reason) of all inputs that finished shards skip, of all machines."""
@@ -218,18 +199,22 @@ class FeatureWriter:
         if self.complete or len(finished) < len(records):  # another machine may have finished meanwhile
             return self.complete
         skipped = [tuple(pair) for record in finished for pair in record.pop("skipped")]
-        skipped_ids = {identifier for identifier, _ in skipped}
-        kept = encode_ids([identifier for identifier in self.ids if identifier not in skipped_ids])
+        kept = encode_ids(self._kept_ids(finished, {identifier for identifier, _ in skipped}))
         write_bytes(self.path / "ids.txt", kept)
         if skipped:
             write_bytes(self.path / "skipped.tsv", "".join(f"{i}\t{why}\n" for i, why in skipped).encode())
-        facts: dict[str, Any] = {"count": len(self.ids) - len(skipped), "skipped": len(skipped)}
+        count = sum(record["rows"] for record in finished)
+        facts: dict[str, Any] = {"count": count, "skipped": len(skipped)}
         facts |= {"ids_sha256": hashlib.sha256(kept).hexdigest(), "shards": finished, "made_by": dict(made_by or {})}
         write_json(self.path / "manifest.json", self.plan | facts)
         for leftover in self.path.glob("features-*.tmp"):
             leftover.unlink(missing_ok=True)
         shutil.rmtree(self._partial, ignore_errors=True)
         return True
+
+    def _kept_ids(self, records: Sequence[dict[str, Any]], skipped: Set[str]) -> list[str]:
+        """The ids of all rows, from the records of all shards."""
+        return [identifier for identifier in self.ids if identifier not in skipped]
 
     def _record(self, shard: int) -> dict[str, Any] | None:
         """The record of a finished shard; None if the shard has to be written."""
@@ -241,6 +226,69 @@ class FeatureWriter:
         if record["file"] != shard_name(shard) or not is_skipped(record.get("skipped")):
             raise UserError(f"{file}: is not the record of shard {shard}; {remedy}")
         return record if (self.path / record["file"]).exists() else None
+
+
+class PartWriter(FeatureWriter):
+    """Writes a feature directory whose shards are parts, such as tars, that hold any number of inputs.
+
+    What a part holds is known once it is read, so the record of its shard has the ids.
+
+    Args:
+        path: directory to create or to continue.
+        parts: names of the parts, in order.
+        plan: the other arguments of `FeatureWriter`, without `shard_rows`.
+    """
+
+    def __init__(self, path: str | Path, parts: Sequence[str], **plan: Any) -> None:
+        super().__init__(path, parts, shard_rows=1, **plan)
+
+    def write(self, shard: int, features: npt.ArrayLike, skipped: Sequence[tuple[str, str]] = ()) -> None:
+        """Parts are written with `write_shard`, which takes their ids."""
+        raise NotImplementedError
+
+    def _kept_ids(self, records: Sequence[dict[str, Any]], skipped: Set[str]) -> list[str]:
+        return [identifier for record in records for identifier in record.pop("ids")]
+
+
+def write_shard(
+    path: Path,
+    plan: Mapping[str, Any],
+    shard: int,
+    ids: Sequence[str],
+    features: npt.ArrayLike,
+    skipped: Sequence[tuple[str, str]] = (),
+    with_ids: bool = False,
+) -> None:
+    """Write one shard of a directory that a `FeatureWriter` has started; it is on the disk when this returns.
+
+    Args:
+        path: the directory.
+        plan: of its writer.
+        shard: number of the shard.
+        ids: of all its inputs.
+        features: (rows, dim) features of the inputs that are not skipped, in order.
+        skipped: (id, reason) of inputs without features.
+        with_ids: keep the ids in the record, for a `PartWriter`.
+
+    Raises:
+        UserError: the wrong shape, values that are not finite, or rows that should be normalised and are not.
+    """
+    with np.errstate(over="ignore"):  # check_values names what float16 cannot hold
+        array = np.ascontiguousarray(features, dtype=plan["dtype"])
+    skipped_ids = {identifier for identifier, _ in skipped}
+    kept = [identifier for identifier in ids if identifier not in skipped_ids]
+    if array.shape != (len(kept), plan["dim"]):
+        raise UserError(f"{path}: shard {shard} needs values of shape {(len(kept), plan['dim'])}, got {array.shape}")
+    check_values(path, kept, array, plan["normalized"])
+    file = path / shard_name(shard)
+    temporary = file.with_suffix(f".{platform.node()}.{os.getpid()}.tmp")  # processes of several machines write
+    with temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    record = {"file": file.name, "rows": len(kept), "sha256": file_sha256(temporary), "skipped": list(skipped)}
+    os.replace(temporary, file)
+    write_json(path / "partial" / f"{shard:05d}.json", record | ({"ids": kept} if with_ids else {}))
 
 
 def is_skipped(value: Any) -> bool:

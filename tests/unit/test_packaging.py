@@ -26,16 +26,20 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 OPTIONAL = {  # extra -> packages that training and inference do not need
     "evaluate": {"fonttools", "matplotlib", "sacrebleu", "scipy"},
     "export": {"onnx", "onnxruntime", "onnxscript", "sentence-transformers"},
+    "milvus": {"milvus-lite", "pymilvus"},
     "mteb": {"mteb"},
     "prepare": {"ftfy", "pyarrow", "regex"},
+    "scale": {"fsspec", "pyarrow", "ray"},
     "search": {"faiss-cpu", "matplotlib", "starlette", "uvicorn"},
 }
 IMPORTERS = {  # extra -> folders of mclip_fairseq/ that may import its packages
     # scipy also resizes the position tables of ccrk, and scores sentence similarity in validation
     "evaluate": {"evaluation", "models", "tasks"},
     "export": {"export", "formats"},
+    "milvus": {"search"},
     "mteb": {"export"},
     "prepare": set(),  # preprocess/ only
+    "scale": {"encoding"},
     "search": {"search"},
 }
 

@@ -1,0 +1,239 @@
+"""Parts of a large collection: webdataset tars and Parquet files, on the disk or behind any address of fsspec.
+
+A part is encoded as a whole and becomes one shard, so a driver only knows the names of the parts, not of all images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mclip_fairseq.encoding.bulk import Place, Slice
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
+from mclip_fairseq.storage.folders import SUFFIXES
+
+STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")  # of file systems, the surest first
+IMAGE_COLUMNS, TEXT_COLUMNS = ("image", "jpg", "png", "webp", "image_bytes"), ("caption", "text", "txt")
+ID_COLUMNS = ("id", "key", "__key__")
+REMAKE = "make it again, or leave it out"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of Parquet files are read; empty takes the first usual name that exists.
+
+    Attributes:
+        content: images or captions.
+        ids: ids; without such a column, an id is the part's name and the number of the row.
+    """
+
+    content: str = ""
+    ids: str = ""
+
+
+def list_parts(pattern: str) -> list[str]:
+    """The addresses that a pattern stands for, sorted.
+
+    Args:
+        pattern: a path or an address of fsspec, such as `s3://bucket/*.tar`; `*`, `?`, `[...]` and `{a,b}` are read.
+
+    Raises:
+        UserError: nothing fits, the file system cannot be reached, or two parts have the same name.
+    """
+    with asking(pattern):
+        files = import_extra("fsspec", "scale").open_files(expanded(pattern))
+        exist = all(file.fs.exists(file.path) for file in files)
+    parts = sorted({file.fs.unstrip_protocol(file.path).removeprefix("file://") for file in files})
+    if not parts or not exist:
+        raise UserError(f"{pattern}: no such files; check the path, and quote a pattern")
+    by_name: dict[str, str] = {}
+    for part in parts:
+        if by_name.setdefault(part_name(part), part) != part:
+            raise UserError(f"{part}: has the same name as {by_name[part_name(part)]}; rename one of them")
+    return parts
+
+
+def expanded(pattern: str) -> list[str]:
+    """The patterns that braces stand for."""
+    group = re.search(r"\{([^{}]*)\}", pattern)
+    if group is None:
+        return [pattern]
+    choices = group[1].split(",")
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", group[1]):
+        width = len(numbers[1])
+        choices = [f"{number:0{width}d}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
+    return [each for choice in choices for each in expanded(pattern[: group.start()] + choice + pattern[group.end() :])]
+
+
+def part_name(part: str) -> str:
+    """The name of a part: the last piece of its address without ending."""
+    return PurePosixPath(part).stem
+
+
+def parts_content(parts: Sequence[str]) -> str:
+    """A hash over size and time of change (or tag) of parts, which costs no reading."""
+    digest = hashlib.sha256()
+    for part in parts:
+        with asking(part):
+            filesystem, path = import_extra("fsspec", "scale").core.url_to_fs(part)
+            facts = filesystem.info(path)
+        stamp = next((facts[name] for name in STAMPS if facts.get(name) is not None), None)
+        digest.update(f"{facts.get('size')}\t{stamp}\n".encode())
+    return f"parts {digest.hexdigest()}"
+
+
+@contextlib.contextmanager
+def asking(place: str) -> Iterator[None]:
+    """Say in one sentence what a file system refuses."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{place}: no such file; check the path") from error
+    except ImportError as error:  # fsspec names the package
+        raise UserError(f"{place}: {error}") from error
+    except Exception as error:  # each file system has errors of its own
+        raise UserError(
+            f"{place}: cannot be read: {type(error).__name__}: {error}; check address and rights"
+        ) from error
+
+
+@contextlib.contextmanager
+def local_copy(part: str) -> Iterator[Path]:
+    """A part as a file on this machine: itself, or a copy that lives as long as the context."""
+    fsspec = import_extra("fsspec", "scale")
+    with asking(part):
+        filesystem, path = fsspec.core.url_to_fs(part)
+    if isinstance(filesystem, import_extra("fsspec.implementations.local", "scale").LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / PurePosixPath(part).name
+        try:
+            with asking(part):
+                filesystem.get_file(path, str(copy))
+        except UserError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno:
+                reason = os.strerror(error.__cause__.errno)
+                raise UserError(
+                    f"{part}: cannot be copied to {folder}: {reason}; set TMPDIR to a larger disk"
+                ) from error
+            raise
+        yield copy
+
+
+def read_part(part: str, file: Path, modality: str, columns: Columns) -> list[tuple[str, Any]]:
+    """(id, place) of the images of a part, or (id, caption).
+
+    Args:
+        part: its address, for messages.
+        file: where it is on this machine.
+        modality: `image` or `text`.
+        columns: of a Parquet file.
+
+    Raises:
+        UserError: it is damaged, holds nothing of this kind, or an id appears twice.
+    """
+    found: list[tuple[str, Any]]
+    if part.endswith(".tar"):
+        found = [*(tar_images if modality == "image" else tar_captions)(part, file)]
+    else:
+        found = parquet_rows(part, file, modality, columns)
+    if not found:
+        raise UserError(f"{part}: holds no {'images' if modality == 'image' else 'captions (KEY.txt)'}; {REMAKE}")
+    seen: set[str] = set()
+    for name, _ in found:
+        if name in seen:
+            raise UserError(f"{part}: the id {name!r} appears twice; {REMAKE}")
+        seen.add(name)
+    return found
+
+
+def tar_members(part: str, file: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """(key, ending, member) of the files of a webdataset tar; a key ends at the first dot of the last piece."""
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                key, _, ending = name.partition(".")
+                if member.isfile() and key:
+                    yield (f"{folder}/{key}" if folder else key), ending.lower(), member
+    except tarfile.TarError as error:
+        raise UserError(f"{part}: is not a tar, or is truncated ({error}); {REMAKE}") from error
+
+
+def tar_images(part: str, file: Path) -> list[tuple[str, Place]]:
+    """(key, place) of the images of a tar."""
+    return [
+        (key, Slice(file, member.offset_data, member.size))
+        for key, ending, member in tar_members(part, file)
+        if f".{ending}" in SUFFIXES
+    ]
+
+
+def tar_captions(part: str, file: Path) -> list[tuple[str, str]]:
+    """(key, caption) of the texts KEY.txt of a tar; line breaks become spaces."""
+    captions = []
+    with file.open("rb") as stream:
+        for key, ending, member in tar_members(part, file):
+            if ending != "txt":
+                continue
+            stream.seek(member.offset_data)
+            try:
+                captions.append((key, " ".join(stream.read(member.size).decode().split())))
+            except UnicodeDecodeError as error:
+                raise UserError(f"{part}, {member.name}: is not UTF-8 ({error}); {REMAKE}") from error
+    return captions
+
+
+def parquet_rows(part: str, file: Path, modality: str, columns: Columns) -> list[tuple[str, Any]]:
+    """(id, image as bytes) or (id, caption) of the rows of a Parquet file.
+
+    Raises:
+        UserError: it is damaged, or a column is missing or holds something else.
+    """
+    parquet = import_extra("pyarrow.parquet", "scale")
+    try:
+        names = parquet.ParquetFile(file).schema_arrow.names
+        content = choose(part, names, columns.content, IMAGE_COLUMNS if modality == "image" else TEXT_COLUMNS)
+        ids = choose(part, names, columns.ids, ID_COLUMNS) if columns.ids or {*names} & {*ID_COLUMNS} else ""
+        table = parquet.read_table(file, columns=[content, *([ids] if ids else [])])
+    except import_extra("pyarrow", "scale").ArrowException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{part}: is not a readable Parquet file ({reason}); {REMAKE}") from error
+    rows = table.column(content).to_pylist()
+    keys = table.column(ids).to_pylist() if ids else [f"{part_name(part)}/{row}" for row in range(len(rows))]
+    found = []
+    for number, (key, value) in enumerate(zip(keys, rows, strict=True)):
+        if isinstance(value, dict):  # an image as the datasets library stores it
+            value = value.get("bytes")
+        if value is None:
+            value = b"" if modality == "image" else ""
+        if key is None or not isinstance(value, bytes if modality == "image" else str):
+            wanted = "image bytes" if modality == "image" else "text"
+            raise UserError(f"{part}, row {number}: {content!r} is not {wanted}, or the row has no id; {REMAKE}")
+        found.append((str(key), " ".join(value.split()) if isinstance(value, str) else value))
+    return found
+
+
+def choose(part: str, names: Sequence[str], given: str, usual: Sequence[str]) -> str:
+    """The column that is read.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    found = next((name for name in ([given] if given else usual) if name in names), None)
+    if found is None:
+        wanted = repr(given) if given else " or ".join(map(repr, usual))
+        raise UserError(f"{part}: has no column {wanted}; name one of {', '.join(names)} with --column or --id-column")
+    return found
