@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from mclip_fairseq.storage.files import read_lines
 from mclip_fairseq.storage.images import check_max_pixels, load_image
 
 if TYPE_CHECKING:
+    from mclip_fairseq.search.answering import Question
     from mclip_fairseq.search.engine import Index
     from mclip_fairseq.search.query import Answer
 
@@ -191,28 +191,19 @@ def run_remove(options: argparse.Namespace, command: Sequence[str]) -> str:
     return remove_images(options.index, names, command)
 
 
-@dataclass(frozen=True)
-class Question:
-    """What `query` asks: texts, a text per language, or images.
-
-    Attributes:
-        texts: checked texts, or the names of the images.
-        languages: of the texts, where `--language` or `--languages` names them; otherwise empty.
-        images: decoded images; empty for texts.
-    """
-
-    texts: list[str]
-    languages: list[str]
-    images: list[Any]
-
-
 def run_query(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Query an index."""
+    from mclip_fairseq.search.answering import answer
+    from mclip_fairseq.search.calibration import read_calibration
+
     check_query_options(options)
     question = question_from_options(options)  # before the model is loaded
     index = open_index(options)
     model = load_model_of(index, options)
-    answers = answer(index, model, question, options.k, options.unique, options.rerank)
+    judge = read_calibration(index, options.fit, options.hubs)
+    answers = answer(index, model, question, options.k, options.unique, options.rerank, judge)
+    for warning in filter(None, (each.warning for each in answers)):
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     comparison = compare(index, model, question, options) if options.languages else None
     if options.show is not None:
         show(index, answers, options)
@@ -233,13 +224,23 @@ def check_query_options(options: argparse.Namespace) -> None:
         raise UserError("--target is for --languages, which reports the rank of that image; give both")
     if options.rerank and not (options.text or options.queries):
         raise UserError("--rerank puts the answers of texts in order; give a text or --queries FILE")
+    if options.image and (options.hubs or options.fit is not None):
+        raise UserError("--fit and --hubs judge the answers of texts; leave them out with --image")
+    check_judging(options)
     if options.show is not None and not options.show.suffix:
         raise UserError(f"--show {options.show}: has no image extension; write {options.show}.png")
     check_max_pixels(options.max_pixels)
 
 
+def check_judging(options: argparse.Namespace) -> None:
+    """Refuse two options that put hits in order."""
+    if options.rerank and options.hubs:
+        raise UserError("--rerank and --hubs both put hits in order; give one of them")
+
+
 def question_from_options(options: argparse.Namespace) -> Question:
     """The texts or images of `query`, checked."""
+    from mclip_fairseq.search.answering import Question
     from mclip_fairseq.search.query import check_query
 
     if options.languages:
@@ -251,40 +252,6 @@ def question_from_options(options: argparse.Namespace) -> Question:
         )
     texts = [check_query(text) for text in options.text] if options.queries is None else read_texts(options.queries)
     return Question(texts, [options.language] * len(texts) if options.language else [], [])
-
-
-def answer(index: Index, model: Any, question: Question, k: int, unique: bool, rerank: int = 0) -> list[Answer]:
-    """The k nearest images of each text or image.
-
-    With `unique`, images with equal vectors count as one. With `rerank`, the model itself puts the first images of a
-    text, that many of them, in order.
-    """
-    from mclip_fairseq.search.query import (
-        COPIES,
-        DEPTH,
-        Answer,
-        search_images,
-        search_texts,
-        unknown_words,
-        without_copies,
-    )
-
-    depth = max(k, min(COPIES * k, DEPTH)) if unique else k
-    if question.images:
-        hits = search_images(index, model, question.images, depth)
-    else:
-        hits = search_texts(index, model, question.texts, max(depth, rerank), languages=question.languages)
-    if rerank and question.texts:
-        from mclip_fairseq.search.reranking import Reranker
-
-        hits = [nearest[:depth] for nearest in Reranker(index, model, rerank)(index, question.texts, hits)]
-    if unique:
-        hits = [without_copies(index, nearest, k) for nearest in hits]
-    languages = question.languages or [""] * len(hits)
-    warnings = [""] * len(hits) if question.images else unknown_words(model, question.texts, question.languages)
-    for warning in filter(None, warnings):
-        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
-    return [Answer(*parts) for parts in zip(question.texts, hits, languages, warnings, strict=True)]
 
 
 def compare(index: Index, model: Any, question: Question, options: argparse.Namespace) -> dict[str, Any]:
@@ -305,6 +272,7 @@ def show(index: Index, answers: Sequence[Answer], options: argparse.Namespace) -
 
 def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Serve an index until it is interrupted."""
+    check_judging(options)
     for package in ("starlette", "uvicorn"):
         import_extra(package, "search")
     from mclip_fairseq.search.embeddings import KEY_VARIABLE, access_of
@@ -315,11 +283,20 @@ def run_serve(options: argparse.Namespace, command: Sequence[str]) -> str:
     if not access.offered:
         reason = f"others can reach this server; set {KEY_VARIABLE} to a key to offer it"
         print(f"{PROGRAM}: /v1/embeddings is off, because {reason}", file=sys.stderr)
-    extras = read_extras(options.examples, options.captions)
+    extras = read_extras(options.examples, options.captions, options.fit, options.hubs)
     index = open_index(options)
     model = load_model_of(index, options)
     serve(index, model, options.host, options.port, options.allowed_host, options.rerank, extras, access)
     return "stopped"
+
+
+def run_calibrate(options: argparse.Namespace, command: Sequence[str]) -> str:
+    """Give an index a bank of queries, and measure how often it is wrong."""
+    from mclip_fairseq.search.calibration import calibrate
+    from mclip_fairseq.search.index import SearchIndex
+
+    index = SearchIndex.open(options.index)
+    return calibrate(index, lambda: load_model_of(index, options), options.bank, options.test, options.fit)
 
 
 def run_size(options: argparse.Namespace, command: Sequence[str]) -> str:
@@ -336,6 +313,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], str]] = {
     "remove": run_remove,
     "query": run_query,
     "serve": run_serve,
+    "calibrate": run_calibrate,
     "size": run_size,
 }
 

@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _remove_options(command("remove", "remove images from an index by their ids"))
     _query_options(command("query", "find images by texts in any language, or by an image"))
     _serve_options(command("serve", "search an index on a web page"))
+    _calibrate_options(command("calibrate", "give an index a bank of queries, which says how well hits fit"))
     _size_options(command("size", "say how much memory and disk an index would take, and how many machines"))
     return parser
 
@@ -163,10 +164,32 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--where", default="", metavar="FILTER", help=where)
     _rerank_option(parser)
+    _judging_options(parser)
     add("--unique", action="store_true", help="show images with equal vectors, such as copies, once, with their number")
     add("--json", action="store_true", help="print JSON")
     add("--show", type=Path, metavar="PNG", help="draw the images to a file")
     add("--font", type=Path, action="append", default=[], metavar="FILE", help="font for --show; repeatable")
+
+
+def _calibrate_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("index", type=Path, metavar="INDEX", help="index directory")
+    form = "lines of `language, tab, query`, and a tab and an image id where the query describes an image of the index"
+    add("--bank", type=Path, required=True, metavar="FILE", help=f"queries: {form}")
+    add("--test", type=Path, metavar="FILE", help="other queries in the same form, to measure how often it is wrong")
+    _fit_option(parser)
+    _model_options(parser, required=False)
+
+
+def _fit_option(parser: argparse.ArgumentParser) -> None:
+    help_text = "least fit, from 0 to 1, of a hit that fits well (default 0.5); needs mclip-search calibrate"
+    parser.add_argument("--fit", type=share, metavar="F", help=help_text)
+
+
+def _judging_options(parser: argparse.ArgumentParser) -> None:
+    _fit_option(parser)
+    hubs = "correct hubs, images that are near to many queries, with QB-Norm; needs mclip-search calibrate"
+    parser.add_argument("--hubs", action="store_true", help=hubs)
 
 
 def _rerank_option(parser: argparse.ArgumentParser) -> None:
@@ -182,6 +205,7 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     add("--port", type=count, default=8000, metavar="N", help="port (default 8000; 0 picks a free one)")
     hosts = "accept this host name besides --host; repeatable; *.example.org accepts all below it, * every name"
     _rerank_option(parser)
+    _judging_options(parser)
     add("--allowed-host", type=_host, action="append", default=[], metavar="NAME", help=hosts)
     add("--examples", type=Path, metavar="FILE", help="queries for the start screen: lines of `language, tab, query`")
     add("--captions", type=Path, metavar="FILE", help="captions under the images: lines of `image id, tab, caption`")

@@ -32,6 +32,7 @@ class Hit:
         score: cosine.
         match: matching score, where the hits were re-ranked.
         copies: how many further images with the same vector it stands for.
+        fit: how well it fits, from 0 to 1, where the index has a bank of queries; see `Calibration`.
     """
 
     row: Row
@@ -39,6 +40,7 @@ class Hit:
     score: float
     match: float | None = None
     copies: int = 0
+    fit: float | None = None
 
 
 class Index(Protocol):

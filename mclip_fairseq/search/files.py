@@ -5,7 +5,7 @@ the recall measured at the build. `vectors-00001.faiss` is the faiss index; `row
 where its image is known, the number of its root folder and the path below it; `times-00001.tsv` has size and time of
 change of each image file that was encoded. An addition writes the next generation of
 these files and then removes the old ones; so does a removal after which most rows would be dead. `partial/` is where an
-interrupted build or addition continues.
+interrupted build or addition continues. `bank.json` is optional; see `bank.py`.
 """
 
 from __future__ import annotations

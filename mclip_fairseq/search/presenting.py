@@ -19,19 +19,29 @@ SAMPLES = 12  # pictures on the start screen
 
 @dataclass(frozen=True)
 class Extras:
-    """What the page shows besides hits.
+    """What the page shows besides hits, and how it judges them.
 
     Attributes:
         examples: (language, text) of queries for the start screen.
         captions: image id -> caption.
+        fit: least fit of a hit that fits well; None is the default of `Calibration`.
+        hubs: whether hubs are corrected.
     """
 
     examples: Sequence[tuple[str, str]] = ()
     captions: Mapping[str, str] = field(default_factory=dict)
+    fit: float | None = None
+    hubs: bool = False
 
 
-def read_extras(examples: Path | None, captions: Path | None) -> Extras:
+def read_extras(examples: Path | None, captions: Path | None, fit: float | None = None, hubs: bool = False) -> Extras:
     """Read files of lines `language, tab, query` and `image id, tab, caption`.
+
+    Args:
+        examples: file of queries.
+        captions: file of captions.
+        fit: see `Extras`.
+        hubs: see `Extras`.
 
     Raises:
         UserError: naming the line that has another form.
@@ -40,7 +50,7 @@ def read_extras(examples: Path | None, captions: Path | None) -> Extras:
     known: dict[str, str] = {}
     for name, caption in [] if captions is None else read_pairs(captions, "image id, tab, caption"):
         known.setdefault(name, caption)
-    return Extras(queries, known)
+    return Extras(queries, known, fit, hubs)
 
 
 def read_pairs(path: Path, columns: str) -> list[tuple[str, str]]:
@@ -66,6 +76,7 @@ def hits_as_json(index: Index, hits: Sequence[Hit], captions: Mapping[str, str])
     """Hits as the page shows them."""
     return [
         {"picture": f"{index.stamp}/{index.address(hit.row)}", "id": hit.id, "score": round(hit.score, 4)}
+        | ({} if hit.fit is None else {"fit": round(hit.fit, 4)})
         | ({"caption": captions[hit.id]} if hit.id in captions else {})
         | ({"copies": hit.copies} if hit.copies else {})
         | ({"missing": True} if index.is_missing(hit.row) else {})

@@ -25,6 +25,7 @@ DEPTH = 1000  # ranks that --languages searches
 SHOWN_TEXT = 60
 QUOTES = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("»", "«"), ("「", "」"), ("『", "』"))
 SAME_SCORE = 1e-5  # equal vectors differ by rounding only
+NOTHING_FITS = "nothing in the index fits this query well"
 COPIES = 8  # with --unique, so many times more images are searched
 
 
@@ -37,12 +38,14 @@ class Answer:
         hits: the images.
         language: of the query, if one was given.
         warning: what the model does not know of the query.
+        fits: whether a hit fits well; None where the index has no bank of queries, or the query is an image.
     """
 
     query: str
     hits: list[Hit]
     language: str = ""
     warning: str = ""
+    fits: bool | None = None
 
 
 def check_query(text: str) -> str:
@@ -140,11 +143,16 @@ def format_answers(index: Index, answers: Sequence[Answer]) -> str:
     parts = []
     for answer in answers:
         label = f"{answer.language}: " if answer.language else ""
-        lines = [shown(label + answer.query), f"{'rank':>4}  {'score':>6}  id"]
+        lines = [shown(label + answer.query)]
+        if answer.fits is False:
+            lines.append(f"({NOTHING_FITS})")
+        judged = answer.fits is not None
+        lines.append(f"{'rank':>4}  {'score':>6}  {'fit   ' if judged else ''}id")
         for rank, hit in enumerate(answer.hits, 1):
+            fit = "" if hit.fit is None else f"{hit.fit:.2f}  "
             mark = f"  (and {hit.copies} copies)" if hit.copies else ""
             mark += MISSING if index.is_missing(hit.row) else ""
-            lines.append(f"{rank:>4}  {hit.score:>6.3f}  {shown(hit.id)}{mark}")
+            lines.append(f"{rank:>4}  {hit.score:>6.3f}  {fit}{shown(hit.id)}{mark}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -159,6 +167,7 @@ def answers_as_json(index: Index, answers: Sequence[Answer]) -> dict[str, Any]:
             {"query": answer.query}
             | ({"language": answer.language} if answer.language else {})
             | ({"warning": answer.warning} if answer.warning else {})
+            | ({} if answer.fits is None else {"fits": answer.fits})
             | {"results": [_hit_as_json(index, rank, hit) for rank, hit in enumerate(answer.hits, 1)]}
             for answer in answers
         ],
@@ -168,6 +177,7 @@ def answers_as_json(index: Index, answers: Sequence[Answer]) -> dict[str, Any]:
 def _hit_as_json(index: Index, rank: int, hit: Hit) -> dict[str, Any]:
     file = index.picture(hit.row)
     facts: dict[str, Any] = {"rank": rank, "score": round(hit.score, 6)}
+    facts |= {} if hit.fit is None else {"fit": round(hit.fit, 4)}
     facts |= {} if hit.match is None else {"match": round(hit.match, 6)}
     facts |= {"id": hit.id, "file": None if file is None else str(file)}
     facts |= {"copies": hit.copies} if hit.copies else {}

@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mclip_fairseq.search.batching import Batcher
+from mclip_fairseq.search.calibration import read_calibration
 from mclip_fairseq.search.connections import LimitedProtocol
 from mclip_fairseq.search.embeddings import Access, Embeddings
 from mclip_fairseq.search.engine import Index, Row, Unavailable
@@ -44,6 +45,7 @@ from mclip_fairseq.search.limits import (
 from mclip_fairseq.search.presenting import Extras, as_jpeg, hits_as_json, sample_pictures
 from mclip_fairseq.search.query import (
     COPIES,
+    NOTHING_FITS,
     hits_of,
     search_images,
     search_texts,
@@ -82,6 +84,7 @@ class Search:
     def __init__(self, index: Index, model: Any, rerank: int = 0, extras: Extras | None = None) -> None:
         self.index, self.model, self.extras = index, model, extras or Extras()
         self.reranker = Reranker(index, model, rerank) if rerank else None
+        self.calibration = read_calibration(index, self.extras.fit, self.extras.hubs)
         # One thread computes, because the model is not thread-safe; uploads must not delay the index's own images.
         self.computing, self.decoding, self.uploaded = (ThreadPoolExecutor(threads) for threads in (1, 2, 1))
         self.texts, self.images = (Batcher(self.find, self.computing) for _ in range(2))
@@ -104,13 +107,14 @@ class Search:
             try:
                 changed = await asyncio.get_running_loop().run_in_executor(self.computing, self.index.reopened)
                 changed.check_model(self.model)
+                calibration = await asyncio.to_thread(read_calibration, changed, self.extras.fit, self.extras.hubs)
             except (UserError, OSError) as error:
                 self.unusable_state = state
                 message = "the index has changed but cannot be opened again, so the page still serves the old one"
                 print(f"{message}: {shown(str(error))}", file=sys.stderr, flush=True)
                 return
             self.keep_pictures(self.index)
-            self.index = changed
+            self.index, self.calibration = changed, calibration
             self.forget()
 
     def keep_pictures(self, index: Index) -> None:
@@ -120,20 +124,27 @@ class Search:
             self.earlier.pop(next(iter(self.earlier)))
 
     def find(self, asked: Sequence[Asked]) -> list[tuple[list[dict[str, Any]], str]]:
-        """The nearest images of each question, as the page shows them, and what the model does not know of it."""
-        index = self.index
+        """The nearest images of each question, as the page shows them, and a warning where they say little."""
+        index, calibration = self.index, self.calibration
         depth = MAX_K * (COPIES if any(each.unique for each in asked) else 1) + 1
+        depth = calibration.depth(depth) if calibration else depth
         found = hits_of(index, encode(index, self.model, asked), depth)
         alone = [place for place, each in enumerate(asked) if each.is_text]
+        warnings = [self.warning(each) for each in asked]
+        if calibration is not None:
+            for place in alone:
+                found[place] = calibration.judge(index, found[place], asked[place].language)
+                if not calibration.fits(found[place]):
+                    warnings[place] = "; ".join(filter(None, (warnings[place], NOTHING_FITS)))
         if self.reranker is not None and alone:
             ranked = self.reranker(index, [asked[place].text for place in alone], [found[place] for place in alone])
             for place, hits in zip(alone, ranked, strict=True):
                 found[place] = hits
         answers = []
-        for each, nearest in zip(asked, found, strict=True):
+        for each, nearest, warning in zip(asked, found, warnings, strict=True):
             others = [hit for hit in nearest if hit.id != each.like]
             kept = without_copies(index, others, MAX_K) if each.unique else others[:MAX_K]
-            answers.append((hits_as_json(index, kept, self.extras.captions), self.warning(each)))
+            answers.append((hits_as_json(index, kept, self.extras.captions), warning))
         return answers
 
     def warning(self, asked: Asked) -> str:
