@@ -90,6 +90,8 @@ def load_dual_encoder(name_or_path: str | Path, revision: str | None = None, fet
     options: dict[str, Any] = {"revision": revision} if revision else {}
     options["trust_remote_code"] = False
     local = Path(source).is_dir()
+    if not local and (named.startswith(("/", ".", "~")) or named.count("/") > 1):
+        raise UserError(f"{named}: not found; give a directory, or the name of a model on the Hub")
     if local or not fetch:
         options["local_files_only"] = True
     if local:

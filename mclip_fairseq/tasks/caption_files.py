@@ -1,5 +1,6 @@
 """Where the files of caption tasks are, and checks that directories belong together."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,22 @@ def no_captions(directories: str, split: str, lang: str, training: bool) -> User
         f"{caption_prefix(directories, split, lang)}: not found; make it with fairseq-preprocess --only-source "
         f"--source-lang {lang} --srcdict dict.txt{otherwise}"
     )
+
+
+def check_tokenizer(cfg: Any, published: bool = False) -> None:
+    """Refuse a --text-tokenizer that does not exist: training does not read it, so only inference would miss it.
+
+    Args:
+        cfg: options of the model.
+        published: whether the model also takes the name of a tokenizer on the Hub.
+
+    Raises:
+        UserError: naming it.
+    """
+    given = getattr(cfg, "text_tokenizer", None) or ""
+    is_path = given.startswith(("/", ".", "~")) or given.count("/") > 1
+    if given and not os.path.exists(given) and (is_path or not published):
+        raise UserError(f"--text-tokenizer {given}: not found; give the directory of the tokenizer that made the data")
 
 
 def check_one_dictionary(directories: Sequence[str], dictionaries: Sequence[Dictionary]) -> None:

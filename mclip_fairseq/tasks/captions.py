@@ -35,6 +35,7 @@ from mclip_fairseq.tasks.caption_files import (
     check_columns,
     check_one_dictionary,
     check_same_teacher,
+    check_tokenizer,
     no_captions,
     open_features,
     subword_sampler,
@@ -150,6 +151,8 @@ class CaptionTask(SampledTask):
         kind = model_class(cfg)
         if kind is None or not issubclass(kind, DualEncoder):
             raise UserError(f"--arch {getattr(cfg, '_name', None)}: is not a model of images and texts")
+        if not from_checkpoint:
+            check_tokenizer(cfg, published=not kind.one_dictionary)
         if kind.one_dictionary:
             check_one_dictionary(utils.split_paths(self.cfg.data), self.dictionaries)
         if self.images or self.texts:

@@ -17,7 +17,7 @@ from mclip_fairseq.data.batches import RowDataset
 from mclip_fairseq.data.sentence_groups import PAIRINGS, SentenceGroups
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.tasks.caption_files import caption_prefix, check_one_dictionary
+from mclip_fairseq.tasks.caption_files import caption_prefix, check_one_dictionary, check_tokenizer
 from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, split_list
 from mclip_fairseq.tasks.validation_similarity import SimilarityFile
 
@@ -158,6 +158,12 @@ class ContrastiveTensionTask(SampledTask):
         """The sentences and scores of --valid-sts."""
         if self.similarity is not None:
             yield repr((self.similarity.scores, self.similarity.sides)).encode()
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> torch.nn.Module:
+        """As `SampledTask.build_model`; a tokenizer that is named must be there."""
+        if not from_checkpoint:
+            check_tokenizer(cfg)
+        return super().build_model(cfg, from_checkpoint)
 
     def build_criterion(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """Build the criterion, for the groups that this task makes."""

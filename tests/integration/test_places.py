@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.export.directory import save_directory
+from mclip_fairseq.models.teacher_loading import load_dual_encoder
 from mclip_fairseq.resilience import resuming
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
@@ -27,6 +29,8 @@ from mclip_fairseq.storage.places import (
     relative_places,
     stored_places,
 )
+from mclip_fairseq.tasks.caption_files import check_tokenizer
+from tests.runs import caption_options
 
 Train = Callable[..., str]
 LEGACY = Path(__file__).resolve().parents[1] / "data" / "legacy"
@@ -195,3 +199,42 @@ def test_marks_belong_to_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MCLIP_CACHE", str(tmp_path / "file"))
     assert MARK not in hide_places(cfg)
     assert recall(hidden[MARK]) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "published", "refused"),
+    [
+        *(("no/tokenizer", False, True), ("no-tokenizer", False, True), ("/no/tokenizer", True, True)),
+        *(("./tokenizer", True, True), ("../tokenizer", True, True), ("a/b/tokenizer", True, True)),
+        *(("bert-base-multilingual-cased", True, False), ("user/tokenizer", True, False), ("", False, False)),
+        (None, False, False),
+    ],
+)
+def test_a_tokenizer_must_exist(given: str | None, published: bool, refused: bool) -> None:
+    cfg = Namespace(text_tokenizer=given)
+    if refused:
+        with pytest.raises(UserError, match=f"^--text-tokenizer {given}: not found; give the directory of the"):
+            check_tokenizer(cfg, published)
+    else:
+        check_tokenizer(cfg, published)
+
+
+@pytest.mark.parametrize("task", ["trikd", "contrastive_tension"])
+def test_a_training_names_a_missing_tokenizer(
+    task: str, tiny_corpus: Path, run_train: Callable[..., str], tmp_path: Path
+) -> None:
+    options = caption_options(tiny_corpus, tmp_path, "--max-update", "1", "--text-tokenizer", tmp_path / "no")
+    if task == "contrastive_tension":
+        options = [
+            *(tiny_corpus / "captions", "--task", task, "--langs", "en", "--criterion", task, "--arch"),
+            *("contrastive_tension_tiny", "--text-tokenizer", tmp_path / "no", "--optimizer", "rmsprop"),
+            *("--lr", "0.001", "--batch-size", "4", "--max-update", "1", "--save-dir", tmp_path),
+        ]
+    with pytest.raises(UserError, match=r"--text-tokenizer .*/no: not found"):
+        run_train(*options)
+
+
+@pytest.mark.parametrize("name", ["/no/teacher", "./teacher", "a/b/teacher"])
+def test_a_teacher_that_is_a_path_is_not_looked_for_on_the_hub(name: str) -> None:
+    with pytest.raises(UserError, match=f"^{name}: not found; give a directory, or the name of a model on the Hub$"):
+        load_dual_encoder(name)
