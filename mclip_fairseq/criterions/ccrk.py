@@ -74,7 +74,7 @@ class CCRKCriterion(TermsCriterion):
     |---|---|---|
     | `net_input` | what the model reads; `masked_*` for the masked words | always |
     | `captions` | int, K | for the 1-to-K contrast; absent: each caption has its own row |
-    | `group` | (batch,) int64, equal for captions of one image | where `captions` is absent |
+    | `group` | (batch,) int64, equal for equal images | always |
     | `nsentences`, `ntokens` | int; images, tokens | always |
     | `is_dummy` | bool | absent means False |
 
@@ -124,7 +124,7 @@ class CCRKCriterion(TermsCriterion):
 
         Args:
             batch: of this rank.
-            captions: K, or None for captions with images of their own, which may be equal.
+            captions: K, or None for one.
             group: (batch,) equal for equal images.
             encoded: of this rank.
         """
@@ -137,19 +137,19 @@ class CCRKCriterion(TermsCriterion):
                 rows, offset, encoded = batch.rows, start, union
             else:
                 ids = group
-        pairs = self.draw_pairs(encoded, each, None if captions else ids, slice(offset, offset + rows))
+        pairs = self.draw_pairs(encoded, each, ids, slice(offset, offset + rows))
         if not rows:  # a dummy batch runs through the fusion encoder, too, so that the ranks stay in step
             first, own = group.new_zeros(1), torch.arange(images, device=group.device) * each
             return ChosenPairs.of(encoded, MatchingPairs(first, first, first), own)
         return ChosenPairs.of(encoded, pairs, pairs.text[:rows] - offset * each)
 
-    def draw_pairs(self, encoded: Encoded, captions: int, ids: Tensor | None, own: slice) -> MatchingPairs:
-        """Draw the pairs of some of the images.
+    def draw_pairs(self, encoded: Encoded, captions: int, ids: Tensor, own: slice) -> MatchingPairs:
+        """Draw the pairs of some of the images; equal images are not negatives of each other.
 
         Args:
             encoded: images with K captions each.
             captions: K.
-            ids: (images,) equal for equal images; None: each is alone.
+            ids: (images,) equal for equal images.
             own: the images.
         """
         text = encoded.text.view(len(encoded.image), captions, -1)
