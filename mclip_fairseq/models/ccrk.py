@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mclip_fairseq.losses.pairs import ChoosePairs, Encoded
 from mclip_fairseq.models.architectures import XLMR_TINY, set_defaults
 from mclip_fairseq.models.autocast import unit
-from mclip_fairseq.models.ccrk_options import CCRKModelConfig, chosen_layers, swin_sizes
+from mclip_fairseq.models.ccrk_options import CCRKModelConfig, check_window, chosen_layers, swin_sizes
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
 from mclip_fairseq.models.fusion import FusionEncoder, MatchingHead
 from mclip_fairseq.models.pooling import pool_first
@@ -98,7 +98,7 @@ class CCRKModel(DualEncoder):
             task: with `source_dictionary`.
 
         Raises:
-            UserError: a tower that cannot be read, or layers that it does not have.
+            UserError: a tower that cannot be read, layers that it does not have, or sizes that do not fit together.
         """
         weights = None
         if cfg.image_encoder:
@@ -106,7 +106,7 @@ class CCRKModel(DualEncoder):
             cfg.image_patch_size, cfg.image_embed_dim = sizes.patch_size, sizes.embed_dim
             cfg.image_depths = ",".join(map(str, sizes.depths))
             cfg.image_heads = ",".join(map(str, sizes.heads))
-        image_tower = SwinTower(swin_sizes(cfg))
+        image_tower = SwinTower(check_window(swin_sizes(cfg)))
         if weights is not None:
             image_tower.load(weights, cfg.image_encoder)
         text_encoder, upper = text_halves(cfg, task.source_dictionary)

@@ -93,6 +93,21 @@ def swin_sizes(cfg: Any) -> SwinSizes:
     )
 
 
+def check_window(sizes: SwinSizes) -> SwinSizes:
+    """The sizes of an image tower to build, where an attention window fits into the map of every stage.
+
+    Raises:
+        UserError: it does not; `transformers` would build such a tower and fail at the first image.
+    """
+    positions = sizes.image_size // (sizes.patch_size * 2 ** (len(sizes.depths) - 1))
+    if sizes.window > positions:
+        raise UserError(
+            f"--image-window is {sizes.window}, but the last stage has {positions} x {positions} positions; give "
+            f"{positions} at most, or a larger --image-size"
+        )
+    return sizes
+
+
 def numbers(text: str, option: str) -> tuple[int, ...]:
     """A comma-separated list of positive numbers.
 

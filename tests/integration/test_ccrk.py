@@ -165,6 +165,7 @@ def test_languages_that_are_not_aligned_are_refused(
         (("--mask-share", 0), "--mask-share is within 0 and 1"),
         (("--crop-area", 2), "--crop-area is from 0 to 1"),
         (("--image-size", 30), "--image-size is 30; 2 stages need a multiple of 8 pixels"),
+        (("--image-window", 5), "--image-window is 5, but the last stage has 4 x 4 positions; give 4 at most"),
         (("--contrast-weight", 0, "--matching-weight", 0, "--masked-words-weight", 0), "give one above 0"),
     ],
 )
