@@ -314,6 +314,7 @@ class CCRKModel(DualEncoder):
         """Swin and its projection, for other runtimes; the model has its own image tower."""
         from mclip_fairseq.models.portable import PortableImage
 
+        self.image_tower.use_plain_attention()
         return PortableImage(self, image_tower)
 
 

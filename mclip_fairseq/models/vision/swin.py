@@ -105,6 +105,13 @@ class SwinTower(nn.Module):
         out = self.model(pixel_values)
         return torch.cat([out.pooler_output[:, None], out.last_hidden_state], dim=1)
 
+    def use_plain_attention(self) -> None:
+        """Compute attention by matrix products from now on, with the same result.
+
+        torch's exporter takes the fused attention apart into steps of another memory layout, on which it then fails.
+        """
+        self.model.set_attn_implementation("eager")
+
     def load(self, weights: Mapping[str, Tensor], place: str) -> None:
         """Load the weights of a `SwinModel`, with position tables of any window.
 
