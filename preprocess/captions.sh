@@ -61,6 +61,8 @@ for ids in "$OUT"/text/{train,valid}.*.ids; do
   name=${ids%.ids}
   LANGUAGES[${name##*.}]=1
 done
+# What an earlier call made of captions that are no longer there would be taken for these.
+run rm -f "$OUT"/pieces/{train,valid}.* "$OUT"/bin/{train,valid}.*-None.* "$OUT"/bin/{train,valid}.*.ids
 if ((${#FILES[@]})); then
   pieces "$XLMR" "$OUT/pieces" "${FILES[@]}"
   binarise "$XLMR" --pieces "$OUT/pieces" --captions "${!LANGUAGES[@]}" --splits train valid --output "$OUT/bin"

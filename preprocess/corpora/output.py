@@ -1,6 +1,7 @@
 """A directory that is written in one go: files get their names when all of them are complete."""
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, read_json, write_json
 
 PART = ".part"
+# Beside a manifest: the one of the call before, until this call has ended.
+EARLIER = ".earlier"
 # File names contain language codes from the sources.
 SAFE_FILE = re.compile(r"[0-9A-Za-z_.+-]{1,200}")
 MANIFEST = "manifest.json"
@@ -60,7 +63,7 @@ class Output:
     """Writes text files into a directory, and a manifest last.
 
     Args:
-        folder: made if it does not exist; files of the same names are replaced if they belong to the same set.
+        folder: made if it does not exist; what an earlier call for the same set has written is replaced.
         name: of the set, for the manifest.
         manifest: name of the manifest.
     """
@@ -70,28 +73,35 @@ class Output:
         self.name = name
         self.manifest = manifest
         self.names: set[str] = set()
+        self.earlier: dict[str, Any] = {}
         self.streams: dict[str, TextIO] = {}
 
     def __enter__(self) -> Self:
         make_folder(self.folder)
-        self._check_same_set()
-        (self.folder / self.manifest).unlink(missing_ok=True)
+        path, earlier = self.folder / self.manifest, self.folder / (self.manifest + EARLIER)
+        for file in (earlier, path):  # the first one is of a call that was killed
+            if file.is_file():
+                self.earlier |= self._files_of(file)
+        if self.earlier:
+            write_json(earlier, {"name": self.name, "files": self.earlier})
+        path.unlink(missing_ok=True)
         return self
 
-    def _check_same_set(self) -> None:
-        """Keep what another set has written.
+    def _files_of(self, path: Path) -> dict[str, Any]:
+        """The files that a manifest of this set names.
 
         Raises:
-            UserError: the folder's manifest has a different name.
+            UserError: it is the manifest of another set, whose files are kept.
         """
-        path = self.folder / self.manifest
-        manifest = read_json(path) if path.is_file() else {"name": self.name}
+        manifest = read_json(path)
         name = manifest.get("name", "") if isinstance(manifest, dict) else ""
         if name != self.name:
             raise UserError(
                 f"{self.folder}: already holds {name or 'something else'}, which {self.name} would overwrite; give "
                 "every set its own directory"
             )
+        files = manifest.get("files")
+        return files if isinstance(files, dict) else {}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -144,4 +154,17 @@ class Output:
         for name in self.names:
             (self.folder / (name + PART)).replace(self.folder / name)
         hashes = {name: file_sha256(self.folder / name) for name in sorted(self.names)}
+        self._remove_earlier(sources)
         write_json(self.folder / self.manifest, {"name": self.name} | facts | {"files": hashes})
+        (self.folder / (self.manifest + EARLIER)).unlink(missing_ok=True)
+
+    def _remove_earlier(self, sources: Sequence[Path]) -> None:
+        """Remove what an earlier call has written and this one has not: it does not belong to the other files."""
+        stale = [self.folder / name for name in sorted(self.earlier) if SAFE_FILE.fullmatch(name)]
+        stale = [path for path in stale if path.is_file() and path.name not in self.names]
+        stale = [path for path in stale if not any(map(path.samefile, sources))]
+        for path in stale:
+            path.unlink()
+        if stale:
+            names = ", ".join(path.name for path in stale)
+            print(f"{self.folder}: removed {names}, which an earlier call wrote and this one did not", file=sys.stderr)

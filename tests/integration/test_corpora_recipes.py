@@ -44,6 +44,8 @@ def test_from_download_to_fairseq(tmp_path: Path, split_file: Path, repository_r
     command: list[object] = ["preprocess/captions.sh", "--xlmr", tokenizer(tmp_path / "xlmr"), "--output", out]
     command += ["--images", root, "--teacher", "clip", "--store-dtype", "float32", "--"]
     command += ["coco", "--karpathy", split_file, *FREE]
+    for name in ("train.de.ids", "train.de-None.de.bin", "dict.txt"):  # of an earlier call with another language
+        touch(out / "bin", [name])
     done = subprocess.run(
         list(map(str, command)),
         cwd=repository_root,
@@ -53,6 +55,7 @@ def test_from_download_to_fairseq(tmp_path: Path, split_file: Path, repository_r
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not list((out / "bin").glob("*.de*"))
     names = {path.name for path in (out / "bin").iterdir()}
     assert {"train.en-None.en.bin", "valid.en-None.en.idx", "train.en.ids", "valid.en.ids"} <= names
     assert not [name for name in names if name.startswith("test")]
