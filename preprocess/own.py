@@ -17,7 +17,8 @@ language of a caption is that of its column, else of the record, else of the fil
 data name no split but train, --ratio takes some images for validation and test.
 
 An image is named by its path below --images (its ending may be missing); an image inside a record is written to
-OUTPUT/images. What was chosen is printed, and is in OUTPUT/manifest.json.
+OUTPUT/images. With --leave-in-tars it stays in its tar, where training finds it (--image-root 'TARS/*.tar'). What was
+chosen is printed, and is in OUTPUT/manifest.json.
 
 For example:
   own.py captions.csv --images photos --output mine/text
@@ -65,6 +66,8 @@ def own_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="folder of the images (default: the folder of the first source)"
     )
+    leave = "do not write the images of tars to OUTPUT/images; training reads them from the tars"
+    parser.add_argument("--leave-in-tars", action="store_true", help=leave)
     parser.add_argument("--name", default="", help="name in the manifest (default: the first source's)")
     parser.add_argument(
         "--format", choices=sorted(set(FORMATS.values())), default="", help="format of all files (default: by name)"
@@ -261,6 +264,8 @@ def write_own(options: Options) -> str:
     if options.skip_budget < 0:
         raise UserError(f"--skip-budget {options.skip_budget}: give 0 or more")
     parts, sources = find_parts(options), Sources()
+    if options.leave_in_tars and any(part.format != "tar" for part in parts):
+        raise UserError("--leave-in-tars is for webdataset tars only; leave it out")
     pictures = Pictures(image_root(options, parts), options.output / "images")
     data = OwnData(parts, options, pictures)
     shares = None if options.ratio is None else parse_shares(options.ratio)
@@ -272,7 +277,8 @@ def write_own(options: Options) -> str:
     with Output(options.output, options.name or f"own data: {parts[0].path.name}") as output:
         writer = CaptionWriter(output, pictures, Skipping(options.skip_budget, None), NAME)
         writer.write(
-            replace(caption, split=moved.get(caption.image, caption.split)) for caption in data.read(write=True)
+            replace(caption, split=moved.get(caption.image, caption.split))
+            for caption in data.read(write=not options.leave_in_tars)
         )
         facts: dict[str, Any] = {"script": "preprocess/own.py", "sources": sources.described(), **writer.facts()}
         facts |= {"columns": list(data.described), "divided": {"shares": shares, "seed": options.seed}}

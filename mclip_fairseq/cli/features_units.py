@@ -65,7 +65,7 @@ def listed(options: argparse.Namespace) -> tuple[list[Any], int | None]:
     """The inputs that the command line names, absolute, and what awkward names leave of the skip budget."""
     from mclip_fairseq.cli.features import listed_images
     from mclip_fairseq.encoding.bulk import read_caption_list
-    from mclip_fairseq.encoding.parts import list_parts
+    from mclip_fairseq.storage.addresses import list_parts
 
     if is_of_parts(options):
         return list_parts(options.images or options.captions), options.skip_budget
@@ -78,7 +78,8 @@ def listed(options: argparse.Namespace) -> tuple[list[Any], int | None]:
 def open_writer(options: argparse.Namespace, teacher: DualEncoderTeacher, inputs: list[Any]) -> FeatureWriter:
     """The feature directory, created or continued."""
     from mclip_fairseq.cli.features import encoder_of, open_source, plan_of, shard_rows
-    from mclip_fairseq.encoding.parts import part_name, parts_content
+    from mclip_fairseq.encoding.parts import parts_content
+    from mclip_fairseq.storage.addresses import part_name
     from mclip_fairseq.storage.feature_writer import FeatureWriter, PartWriter
 
     encoder, dim = encoder_of(options, teacher)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
-import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mclip_fairseq.encoding.bulk import Place, Slice
+from mclip_fairseq.storage.addresses import REMAKE, asking, filesystem_of, part_name, stamp_of, tar_members
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.folders import SUFFIXES
 
-STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "created")  # of file systems, the surest first
 IMAGE_COLUMNS, TEXT_COLUMNS = ("image", "jpg", "png", "webp", "image_bytes"), ("caption", "text", "txt")
 ID_COLUMNS = ("id", "key", "__key__")
-REMAKE = "make it again, or leave it out"
 
 
 @dataclass(frozen=True)
@@ -40,80 +37,18 @@ class Columns:
     ids: str = ""
 
 
-def list_parts(pattern: str) -> list[str]:
-    """The addresses that a pattern stands for, sorted.
-
-    Args:
-        pattern: a path or an address of fsspec, such as `s3://bucket/*.tar`; `*`, `?`, `[...]` and `{a,b}` are read.
-
-    Raises:
-        UserError: nothing fits, the file system cannot be reached, or two parts have the same name.
-    """
-    with asking(pattern):
-        files = import_extra("fsspec", "scale").open_files(expanded(pattern))
-        exist = all(file.fs.exists(file.path) for file in files)
-    parts = sorted({file.fs.unstrip_protocol(file.path).removeprefix("file://") for file in files})
-    if not parts or not exist:
-        raise UserError(f"{pattern}: no such files; check the path, and quote a pattern")
-    by_name: dict[str, str] = {}
-    for part in parts:
-        if by_name.setdefault(part_name(part), part) != part:
-            raise UserError(f"{part}: has the same name as {by_name[part_name(part)]}; rename one of them")
-    return parts
-
-
-def expanded(pattern: str) -> list[str]:
-    """The patterns that braces stand for."""
-    group = re.search(r"\{([^{}]*)\}", pattern)
-    if group is None:
-        return [pattern]
-    choices = group[1].split(",")
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", group[1]):
-        width = len(numbers[1])
-        choices = [f"{number:0{width}d}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
-    return [each for choice in choices for each in expanded(pattern[: group.start()] + choice + pattern[group.end() :])]
-
-
-def part_name(part: str) -> str:
-    """The name of a part: the last piece of its address without ending."""
-    return PurePosixPath(part).stem
-
-
 def parts_content(parts: Sequence[str]) -> str:
     """A hash over size and time of change (or tag) of parts, which costs no reading."""
     digest = hashlib.sha256()
     for part in parts:
-        with asking(part):
-            filesystem, path = import_extra("fsspec", "scale").core.url_to_fs(part)
-            facts = filesystem.info(path)
-        stamp = next((facts[name] for name in STAMPS if facts.get(name) is not None), None)
-        digest.update(f"{facts.get('size')}\t{stamp}\n".encode())
+        digest.update(f"{stamp_of(part)}\n".encode())
     return f"parts {digest.hexdigest()}"
-
-
-@contextlib.contextmanager
-def asking(place: str) -> Iterator[None]:
-    """Say in one sentence what a file system refuses."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{place}: no such file; check the path") from error
-    except ImportError as error:  # fsspec names the package
-        raise UserError(f"{place}: {error}") from error
-    except Exception as error:  # each file system has errors of its own
-        raise UserError(
-            f"{place}: cannot be read: {type(error).__name__}: {error}; check address and rights"
-        ) from error
 
 
 @contextlib.contextmanager
 def local_copy(part: str) -> Iterator[Path]:
     """A part as a file on this machine: itself, or a copy that lives as long as the context."""
-    fsspec = import_extra("fsspec", "scale")
-    with asking(part):
-        filesystem, path = fsspec.core.url_to_fs(part)
+    filesystem, path = filesystem_of(part)
     if isinstance(filesystem, import_extra("fsspec.implementations.local", "scale").LocalFileSystem):
         yield Path(path)
         return
@@ -159,33 +94,21 @@ def read_part(part: str, file: Path, modality: str, columns: Columns) -> list[tu
     return found
 
 
-def tar_members(part: str, file: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """(key, ending, member) of the files of a webdataset tar; a key ends at the first dot of the last piece."""
-    try:
-        with tarfile.open(file, "r:") as archive:
-            for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                key, _, ending = name.partition(".")
-                if member.isfile() and key:
-                    yield (f"{folder}/{key}" if folder else key), ending.lower(), member
-    except tarfile.TarError as error:
-        raise UserError(f"{part}: is not a tar, or is truncated ({error}); {REMAKE}") from error
-
-
 def tar_images(part: str, file: Path) -> list[tuple[str, Place]]:
     """(key, place) of the images of a tar."""
-    return [
-        (key, Slice(file, member.offset_data, member.size))
-        for key, ending, member in tar_members(part, file)
-        if f".{ending}" in SUFFIXES
-    ]
+    with file.open("rb") as stream:
+        return [
+            (key, Slice(file, member.offset_data, member.size))
+            for key, ending, member in tar_members(part, stream)
+            if f".{ending}" in SUFFIXES
+        ]
 
 
 def tar_captions(part: str, file: Path) -> list[tuple[str, str]]:
     """(key, caption) of the texts KEY.txt of a tar; line breaks become spaces."""
     captions = []
-    with file.open("rb") as stream:
-        for key, ending, member in tar_members(part, file):
+    with file.open("rb") as members, file.open("rb") as stream:
+        for key, ending, member in tar_members(part, members):
             if ending != "txt":
                 continue
             stream.seek(member.offset_data)

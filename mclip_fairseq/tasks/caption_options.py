@@ -28,7 +28,13 @@ class CaptionTaskConfig(SampledTaskConfig):
     text_features: str = field(
         default="", metadata={"help": "feature directories of teacher text features, separated by colons"}
     )
-    image_root: str = field(default="", metadata={"help": "image folder, to decode pixels during training"})
+    image_root: str = field(
+        default="",
+        metadata={
+            "help": "image folder, to decode pixels during training; or webdataset tars: a path, an address (s3://...) "
+            "or a pattern that ends in .tar"
+        },
+    )
     max_pixels: int = field(
         default=MAX_PIXELS,
         metadata={"help": "refuse images whose header claims more pixels (with --image-root)"},

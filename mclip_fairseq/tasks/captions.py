@@ -5,6 +5,7 @@ import logging
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,8 +29,9 @@ from mclip_fairseq.data.subwords import SampledTokenColumn
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.models.dual_encoder import DualEncoder
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.images import check_max_pixels, resolve_image
+from mclip_fairseq.storage.images import check_max_pixels
 from mclip_fairseq.storage.projection import Projection
+from mclip_fairseq.storage.tar_index import FolderImages, TarImages, open_images
 from mclip_fairseq.tasks.caption_files import (
     caption_prefix,
     check_columns,
@@ -126,6 +128,11 @@ class CaptionTask(SampledTask):
         """Whether pixels are decoded here, so that the model must hold its image tower."""
         return bool(self.cfg.image_root)
 
+    @cached_property
+    def image_source(self) -> FolderImages | TarImages:
+        """Where --image-root has the images."""
+        return open_images(self.cfg.image_root)
+
     @property
     def projections(self) -> dict[str, Projection]:
         """The teacher's projections behind pooled features: `image`, `text` or both."""
@@ -210,7 +217,8 @@ class CaptionTask(SampledTask):
         if isinstance(part, CaptionDataset) and part.pixels is not None:
             for image_id in np.unique(part.pixels.ids).tolist():
                 with contextlib.suppress(UserError, OSError):  # the validation itself says so
-                    yield resolve_image(self.cfg.image_root, image_id).read_bytes()
+                    place = self.image_source.open(image_id)
+                    yield place.read_bytes() if isinstance(place, Path) else place.read()
 
     def get_batch_iterator(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As `SampledTask.get_batch_iterator`; warn of validation batches without a negative."""
@@ -315,7 +323,7 @@ class CaptionTask(SampledTask):
     def pixel_loader(self, training: bool) -> PixelLoader:
         """Images decoded for each batch; training spends --skip-budget on those that cannot be read."""
         skips = self.skips if training and self.skips.budget else None
-        return PixelLoader(self.cfg.image_root, self.model.image_transform, self.cfg.max_pixels, skips)
+        return PixelLoader(self.image_source, self.model.image_transform, self.cfg.max_pixels, skips)
 
     def without_unusable(self, tokens: FlatTokens, image_ids: Ids, text_ids: Ids) -> tuple[FlatTokens, Ids, Ids]:
         """Leave out empty captions and those whose image or teacher text has no features, within the budget."""

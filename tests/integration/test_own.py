@@ -202,6 +202,23 @@ def test_tars(tmp_path: Path) -> None:
     works("own", *command, "--skip-budget", 2)
 
 
+def test_images_stay_in_their_tars(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec", reason="needs the extra scale")
+    from mclip_fairseq.storage.tar_index import TarImages
+
+    webdataset(tmp_path / "shards" / "00.tar", samples([0, 1]))
+    webdataset(tmp_path / "shards" / "01.tar", samples([2]))
+    out = tmp_path / "out"
+    works("own", tmp_path / "shards", "--language", "en", "--output", out, "--leave-in-tars")
+    assert not (out / "images").exists()
+    images = TarImages(f"{tmp_path}/shards/*.tar")
+    ids = [line.split("\t")[0] for split in ("train", "valid") for line in lines(out / f"{split}.en.ids")]
+    assert [images.open(name).read()[-1] for name in ids] == [0, 1, 2]
+    write(tmp_path / "table.csv", "image,caption\nx.png,a photo\n")
+    command = ["own", tmp_path / "table.csv", "--language", "en", "--output", out, "--leave-in-tars"]
+    assert "--leave-in-tars is for webdataset tars only" in refuses(*command)
+
+
 def test_tars_of_two_splits_with_the_same_names(tmp_path: Path) -> None:
     tars = {}
     for n, split in enumerate(("train", "val")):

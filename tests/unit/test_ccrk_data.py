@@ -18,6 +18,7 @@ from mclip_fairseq.data.masking import WordMasking, mask_batch
 from mclip_fairseq.data.pixels import PixelLoader
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.models.vision.swin import SquarePixels
+from mclip_fairseq.storage.tar_index import FolderImages
 from tests.ccrk_models import fixture_folder
 
 MASK, WORDS = 331, 332
@@ -122,7 +123,7 @@ def images(tmp_path: Path) -> list[str]:
 
 
 def pixels(folder: Path, names: list[str]) -> AugmentedPixels:
-    loader = PixelLoader(folder, SquarePixels(16), 10**6, None)
+    loader = PixelLoader(FolderImages(folder), SquarePixels(16), 10**6, None)
     return AugmentedPixels(names, loader, Augmentation(16, 0.2), seed=3)
 
 

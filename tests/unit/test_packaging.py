@@ -39,7 +39,7 @@ IMPORTERS = {  # extra -> folders of mclip_fairseq/ that may import its packages
     "milvus": {"search"},
     "mteb": {"export"},
     "prepare": set(),  # preprocess/ only
-    "scale": {"encoding"},
+    "scale": {"encoding", "storage"},
     "search": {"search"},
 }
 
