@@ -128,6 +128,7 @@ def open_galleries(options: argparse.Namespace) -> list[Gallery]:
 def candidates(options: argparse.Namespace) -> Iterator[Candidate]:
     """The models that `--model` names, each loaded when it is its turn."""
     from mclip_fairseq.encoding.cache import CachedEncoder
+    from mclip_fairseq.evaluation.costs import measure_costs
     from mclip_fairseq.evaluation.runner import Candidate
     from mclip_fairseq.storage.provenance import shareable
 
@@ -138,6 +139,7 @@ def candidates(options: argparse.Namespace) -> Iterator[Candidate]:
         own_name = shareable(path) if file_names.count(file_names[number]) > 1 else str(getattr(model, "name", path))
         facts = {"path": shareable(path), "identity": getattr(model, "identity", None)}
         facts |= {"device": options.device, "dtype": options.dtype, "batch_size": options.batch_size}
+        facts |= {"costs": measure_costs(model)} if options.costs else {}
         encoder = CachedEncoder(model, options.cache, model.fingerprint) if options.cache else model
         yield Candidate(options.name[number] if options.name else own_name, encoder, facts)
 

@@ -202,6 +202,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add("--output", type=_path, metavar="DIR", help=output)
     add("--queries", type=_count, metavar="N", help=f"rows of examples.png (default {DEFAULT_QUERIES}; 0 = none)")
     add("--font", type=_path, action="append", default=[], metavar="FILE", help="font for captions; repeatable")
+    costs = "also measure what each model costs: parameters, memory, texts and images per second on this machine"
+    add("--costs", action="store_true", help=costs)
     add("--published", action="store_true", help="also compare with published numbers of the same benchmarks")
 
 

@@ -19,7 +19,13 @@ from mclip_fairseq.evaluation.reports.comparison import PARTIAL, format_comparis
 from mclip_fairseq.evaluation.reports.examples import examples_of
 from mclip_fairseq.evaluation.reports.pages import write_comparison
 from mclip_fairseq.evaluation.reports.pictures import draw_examples, draw_recalls
-from mclip_fairseq.evaluation.reports.report import check_comparable, format_notes, format_tables, write_report
+from mclip_fairseq.evaluation.reports.report import (
+    check_comparable,
+    format_costs,
+    format_notes,
+    format_tables,
+    write_report,
+)
 from mclip_fairseq.losses.gather import objects_of_all_ranks
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
@@ -109,7 +115,8 @@ def evaluate(
     ]
     if output.compare:
         published = published_beside(reports) if output.published else []
-        print("\n\n".join(filter(None, ["", format_comparison(reports), format_published(reports, published)])))
+        tables = [format_comparison(reports), format_costs(reports), format_published(reports, published)]
+        print("\n\n".join(filter(None, ["", *tables])))
         if output.folder is not None:
             files = write_comparison(reports, published, output.folder, output.command)
             print("\nWritten: " + ", ".join(map(str, files)))
@@ -127,7 +134,8 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
     earlier = objects_of_all_ranks(earlier)[0]  # the first of several processes knows, and writes
     if earlier is not None:
         print(f"{candidate.name}, {benchmark.name}: {folder}/report.json is up to date")
-        return dict(earlier) | {"name": candidate.name}
+        costs = {"costs": candidate.facts["costs"]} if "costs" in candidate.facts else {}
+        return dict(earlier) | {"name": candidate.name, "model": (earlier.get("model") or {}) | costs}
     start = time.monotonic()
     encoded, choices, notes = None, {}, list(benchmark.notes)
     if isinstance(benchmark, RetrievalBenchmark):
@@ -161,7 +169,8 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
         "seconds": round(time.monotonic() - start, 1),
         "key": key,
     }
-    print(f"{candidate.name}\n\n{format_tables(report)}\n\n{format_notes(report)}")
+    parts = [candidate.name, format_tables(report), format_costs([report]), format_notes(report)]
+    print("\n\n".join(filter(None, parts)))
     if folder is not None:
         print("Written: " + ", ".join(map(str, write_files(report, encoded, folder, output.pictures))))
     return report

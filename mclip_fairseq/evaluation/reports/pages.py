@@ -21,6 +21,7 @@ from mclip_fairseq.evaluation.reports.comparison import (
     rows_by_table,
 )
 from mclip_fairseq.evaluation.reports.html import page, table
+from mclip_fairseq.evaluation.reports.report import format_costs
 from mclip_fairseq.evaluation.reports.training_log import Curves
 from mclip_fairseq.evaluation.reports.training_summary import chosen_options, summary
 from mclip_fairseq.storage.extras import import_extra
@@ -49,7 +50,8 @@ def write_comparison(
         command: the command line.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tables = "\n\n".join(filter(None, [format_comparison(reports), format_published(reports, published)]))
+    parts = [format_comparison(reports), format_costs(reports), format_published(reports, published)]
+    tables = "\n\n".join(filter(None, parts))
     source = provenance(command)
     contents = {
         "comparison.json": json.dumps({**source, "reports": list(reports)}, indent=1, ensure_ascii=False, default=str),

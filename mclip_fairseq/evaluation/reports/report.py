@@ -12,7 +12,16 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields, has_type
 from mclip_fairseq.storage.files import write_bytes
 
-NAMES = {"name": str, "benchmark": str, "kind": str, "headline": str, "partial": dict | None}
+NAMES = {"name": str, "benchmark": str, "kind": str, "headline": str, "partial": dict | None, "model": dict | None}
+MIB = 2**20
+COSTS = {
+    "dim": int,
+    "parameters": int,
+    "memory": int,
+    "texts_per_second": float,
+    "images_per_second": float | None,
+    "machine": str,
+}
 CHOICES = {
     "protocol": str,
     "captions": str,
@@ -54,6 +63,31 @@ def align_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(_align(row, widths))} |" for row in [rows[0], rule, *rows[1:]])
 
 
+def format_costs(reports: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with a row per model whose report has `costs`; empty if none has.
+
+    Args:
+        reports: of an evaluation.
+    """
+    known = {report["name"]: report["model"]["costs"] for report in reports if (report.get("model") or {}).get("costs")}
+    if not known:
+        return ""
+    rows = [["model", "dimensions", "parameters", "memory MiB", "texts/s", "images/s", "machine"]]
+    for name, costs in known.items():
+        speeds = [costs["texts_per_second"], costs["images_per_second"]]
+        rows.append(
+            [
+                name,
+                str(costs["dim"]),
+                f"{costs['parameters'] / 1e6:.1f} M",
+                f"{costs['memory'] / MIB:.0f}",
+                *("-" if speed is None else f"{speed:.1f}" for speed in speeds),
+                costs["machine"],
+            ]
+        )
+    return align_table(rows)
+
+
 def format_notes(report: Mapping[str, Any]) -> str:
     """The sentences under the table: protocol, gallery, ties, consistency over languages, warnings."""
     notes = []
@@ -81,7 +115,8 @@ def format_notes(report: Mapping[str, Any]) -> str:
 
 def format_markdown(report: Mapping[str, Any]) -> str:
     """The table, the sentences under it and the command, as in a Markdown file."""
-    return "\n\n".join([format_tables(report), format_notes(report), f"```\n{report['command']}\n```"]) + "\n"
+    parts = [format_tables(report), format_costs([report]), format_notes(report), f"```\n{report['command']}\n```"]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -109,6 +144,8 @@ def check_comparable(file: Path, report: Any, remedy: str) -> dict[str, Any]:
         UserError: a field is missing or has a wrong type.
     """
     check_fields(file, report, NAMES, remedy)
+    if (costs := (report.get("model") or {}).get("costs")) is not None:
+        check_fields(file, costs, COSTS, remedy)
     if report["kind"] == "retrieval":
         check_fields(file, report, CHOICES, remedy)
     _check_values(file, report, report["headline"], remedy)
