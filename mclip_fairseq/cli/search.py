@@ -113,6 +113,7 @@ def image_settings(options: argparse.Namespace) -> ImageSettings:
         options.max_pixels,
         options.skip_budget,
         options.hidden,
+        options.hash_images,
     )
 
 

@@ -18,7 +18,7 @@ def is_database(options: argparse.Namespace) -> bool:
     """Whether the index is a collection of a database.
 
     Raises:
-        UserError: options of a database for an index directory.
+        UserError: options of a database for an index directory, or the other way round.
     """
     database: bool = options.engine != "faiss"
     where: str = getattr(options, "where", "")
@@ -29,6 +29,8 @@ def is_database(options: argparse.Namespace) -> bool:
         raise UserError(
             "--where filters in a database, which an index directory is not; give --engine milvus and --uri"
         )
+    if database and getattr(options, "hash_images", False):
+        raise UserError("--hash-images is for an index directory: a database holds no hashes; leave it out")
     if not database and kind not in KINDS:
         raise UserError(f"--kind {kind} is for --engine milvus; choose one of {', '.join(KINDS)}")
     return database

@@ -84,6 +84,8 @@ def _source_options(parser: argparse.ArgumentParser) -> None:
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable images")
     hidden = "also take hidden images, and those of recycle bins and thumbnail folders"
     add("--hidden", action="store_true", help=hidden)
+    hashed = "compare images by the hashes of their files, which reads them all (default: by size and time of change)"
+    add("--hash-images", action="store_true", help=hashed)
 
 
 def _pixel_option(parser: argparse.ArgumentParser) -> None:

@@ -152,6 +152,7 @@ class ImageGallery:
             `id<TAB>path`, per line.
         root: folder that the paths of a list are relative to; None for the list's own folder.
         hidden: of a folder, also take hidden images.
+        hashed: read all pictures when they are compared, and notice changes that keep size and time.
 
     Attributes:
         listing: also says what was left out.
@@ -159,8 +160,9 @@ class ImageGallery:
 
     has_pictures = True
 
-    def __init__(self, source: Path, root: Path | None = None, hidden: bool = False) -> None:
+    def __init__(self, source: Path, root: Path | None = None, hidden: bool = False, hashed: bool = False) -> None:
         self.source = source
+        self.hashed = hashed
         self.listing = find_images(source, hidden=hidden) if source.is_dir() else find_images(root, source)
         names = self.listing.images
         self.index = IdIndex([name for name, _ in names], source)
@@ -185,9 +187,15 @@ class ImageGallery:
         return self.paths[row]
 
     @cached_property
-    def times(self) -> list[tuple[int, int] | None]:
-        """Size and time of the last change of every picture, as they were when first asked for; None if missing."""
-        return [size_and_time(path) for path in self.paths]
+    def times(self) -> list[tuple[int, int] | tuple[int, int, str] | None]:
+        """Size, time of the last change and, if `hashed`, SHA-256 of every picture; None if it is missing.
+
+        They are those of the moment when they were first asked for.
+        """
+        times = [size_and_time(path) for path in self.paths]
+        if not self.hashed:
+            return list(times)
+        return [time and (*time, file_sha256(path)) for time, path in zip(times, self.paths, strict=True)]
 
     def stamp(self) -> str:
         """SHA-256 over every picture's name, size and time of change; differs when a picture was changed."""

@@ -133,35 +133,50 @@ def encode_rows(
 
 @dataclass(frozen=True)
 class Times:
-    """The images of a gallery that an index has, compared by size and time of change.
+    """The images of a gallery that an index has, compared by size and time of change, or by hash.
 
     Attributes:
         changed: those whose file has changed since it was encoded.
-        unknown: how many have no recorded size and time.
+        unknown: how many have no recorded size and time, or no hash to compare.
+        hashed: whether hashes were compared.
     """
 
     changed: frozenset[str]
     unknown: int
+    hashed: bool = False
 
     def note(self, place: Path) -> str:
         """What to add to a message if changes would not be noticed."""
         if not self.unknown:
             return ""
+        lacking, again = ("hash", "--replace --hash-images") if self.hashed else ("size and time", "--replace")
         return (
-            f"; for {self.unknown} of them the index has no size and time, so a change would not be noticed: "
-            "encode them again with --replace"
+            f"; for {self.unknown} of them the index has no {lacking}, so a change would not be noticed: "
+            f"encode them again with {again}"
         )
 
 
 def compare_times(index: SearchIndex, gallery: Gallery, names: Sequence[str]) -> Times:
-    """Compare the image files of these ids with what the index has recorded; costs one stat call per file."""
+    """Compare the image files of these ids with what the index has recorded.
+
+    It costs one stat call per file or, with hashes, reading it.
+    """
     if not isinstance(gallery, ImageGallery):
         return Times(frozenset(), 0)
     now = dict(zip(gallery.index.names, gallery.times, strict=True))
     recorded = {name: index.times[index.row_of[name]] for name in names}
     # A file that is missing now cannot be encoded; `sync` drops it.
-    changed = [name for name, time in recorded.items() if time and now[name] and now[name] != time]
-    return Times(frozenset(changed), sum(time is None for time in recorded.values()))
+    changed = [name for name, time in recorded.items() if is_changed(time, now[name])]
+    unknown = sum(time is None or len(time) < 2 + gallery.hashed for time in recorded.values())
+    return Times(frozenset(changed), unknown, gallery.hashed)
+
+
+def is_changed(old: Time, new: Time) -> bool:
+    """Whether a file is another one than was recorded: by its hash if both are known, else by size and time."""
+    if old is None or new is None:
+        return False
+    known = len(old) == len(new) == 3
+    return old[2:] != new[2:] if known else old[:2] != new[:2]
 
 
 def gone_rows(index: SearchIndex, gallery: ImageGallery) -> frozenset[int]:

@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mclip_fairseq.search.settings import KINDS
 from mclip_fairseq.storage.errors import UserError
@@ -200,13 +200,15 @@ class Rows:
         return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-Time = tuple[int, int] | None  # size in bytes and time of the last change in ns; None where unknown
+# Size in bytes, time of the last change in ns and, if it was asked for, SHA-256; None where unknown.
+Time = tuple[int, int] | tuple[int, int, str] | None
+HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def write_times(folder: Path, generation: int, times: Sequence[Time]) -> dict[str, str]:
     """Write sizes and times of the image files of a generation; returns the file's entry of the manifest."""
     name = f"times-{generation:05d}.tsv"
-    content = "".join(f"{time[0]}\t{time[1]}\n" if time else "\n" for time in times).encode()
+    content = "".join("\t".join(map(str, time or ())) + "\n" for time in times).encode()
     write_bytes(folder / name, content)
     return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -223,13 +225,23 @@ def read_times(path: Path, count: int) -> list[Time]:
     """Read what `write_times` wrote.
 
     Raises:
-        UserError: it does not have `count` lines of two numbers each, or none.
+        UserError: it does not have `count` lines of two numbers each, which a hash may follow, or of none.
     """
-    fields = [line.split("\t") if line else [] for line in read_lines(path)]
-    numbers = all(len(field) in (0, 2) and all(NUMBER.fullmatch(value) for value in field) for field in fields)
-    if len(fields) != count or not numbers:
+    times = [_read_time(line) for line in read_lines(path)]
+    if len(times) != count or False in times:
         raise UserError(f"{path}: does not have a size and a time for {count} rows; {REBUILD}")
-    return [(int(field[0]), int(field[1])) if field else None for field in fields]
+    return [time or None for time in times]
+
+
+def _read_time(line: str) -> Time | Literal[False]:
+    """A line of what `write_times` writes; False for any other."""
+    if not line:
+        return None
+    size, changed, hashed, *others = [*line.split("\t"), "", ""]
+    sound = NUMBER.fullmatch(size) and NUMBER.fullmatch(changed) and not any(others)
+    if not sound or (hashed and not HASH.fullmatch(hashed)):
+        return False
+    return (int(size), int(changed), hashed) if hashed else (int(size), int(changed))
 
 
 @contextlib.contextmanager

@@ -53,7 +53,8 @@ class Records:
 
     def time(self, row: int) -> tuple[int, int]:
         """Size and time of change of an image that is encoded from its file; zeros for features."""
-        return (self.gallery.times[row] if isinstance(self.gallery, ImageGallery) else None) or (0, 0)
+        size, changed, *_ = (self.gallery.times[row] if isinstance(self.gallery, ImageGallery) else None) or (0, 0)
+        return size, changed
 
     def record(self, row: int) -> dict[str, Any]:
         """The record of an image, without its vector: date is the day of the file's last change, or the list's."""

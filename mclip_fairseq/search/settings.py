@@ -38,6 +38,7 @@ class ImageSettings:
         max_pixels: of an image; larger ones cannot be read.
         skip_budget: unreadable images that may be skipped; None skips none, and lists all.
         hidden: of a folder, also take hidden images.
+        hash_images: compare images by their hashes.
     """
 
     source: Path
@@ -47,6 +48,7 @@ class ImageSettings:
     max_pixels: int = MAX_PIXELS
     skip_budget: int | None = None
     hidden: bool = False
+    hash_images: bool = False
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,12 @@ def _open_gallery(settings: ImageSettings) -> Gallery:
     if not path.exists():
         raise UserError(f"{path}: no such folder, list or feature directory; check the path")
     if is_feature_directory(path):
+        if settings.hash_images:
+            raise UserError(f"{path}: holds features, which are always compared by their hashes; omit --hash-images")
         return FeatureGallery(FeatureStore.open(path), path, images_root)
     if images_root is not None:
         raise UserError("--images-root is for a feature directory; leave it out, the source already names the images")
-    return ImageGallery(path, hidden=settings.hidden)
+    return ImageGallery(path, hidden=settings.hidden, hashed=settings.hash_images)
 
 
 class ProjectedFeatures:

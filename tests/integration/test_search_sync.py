@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from mclip_fairseq.encoding import bulk
+from mclip_fairseq.search.files import read_times
 from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.storage.errors import UserError
 from tests.colours import COLOURS
 from tests.search_cli import BUILD, Run, hits
 
@@ -94,6 +96,56 @@ def test_an_unchanged_folder_costs_stat_calls_only(mclip_search: Run, monkeypatc
     os.utime("photos/red.png")  # the negative control: a new time is noticed
     with pytest.raises(AssertionError, match="reads"):
         mclip_search("sync", "index", "photos", *QUICK)
+
+
+def repaint(file: str, colour: str) -> None:
+    """Other pixels in a file of the same size, with the time of before."""
+    before = Path(file).stat()
+    Image.new("RGB", (96, 64), COLOURS[colour]).save(file, compress_level=0)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_hashes_notice_what_size_and_time_hide(mclip_search: Run) -> None:
+    for colour in ("green", "blue"):
+        repaint(f"photos/{colour}.png", colour)
+    mclip_search(*BUILD, "--hash-images")
+    size = Path("photos/green.png").stat().st_size
+    repaint("photos/green.png", "yellow")
+    os.utime("photos/blue.png")  # a new time with the old content
+    assert Path("photos/green.png").stat().st_size == size
+    printed = mclip_search("sync", "index", "photos", *QUICK, "--hash-images")
+    assert printed == "index: 0 images added, 1 changed since and encoded again, 7 already in the index\n"
+    answer = json.loads(mclip_search("query", "index", "--image", "photos/green.png", "--json"))["answers"][0]
+    assert answer["results"][0]["id"] == "green.png"
+    assert "nothing to add" in mclip_search("add", "index", "photos", *QUICK, "--hash-images")
+    printed = mclip_search("add", "index", "photos", *QUICK)  # the negative control: by size and time
+    assert "1 changed since" in printed  # the picture with a new time
+    repaint("photos/green.png", "green")
+    assert "nothing to add" in mclip_search("add", "index", "photos", *QUICK)
+
+
+def test_an_index_without_hashes_says_so(mclip_search: Run) -> None:
+    mclip_search(*BUILD)
+    printed = mclip_search("add", "index", "photos", *QUICK, "--hash-images")
+    assert "for 8 of them the index has no hash, so a change would not be noticed: encode them again with" in printed
+    mclip_search("add", "index", "photos", "--replace", *QUICK, "--hash-images")
+    assert "no hash" not in mclip_search("add", "index", "photos", *QUICK, "--hash-images")
+    line = Path("index/times-00002.tsv").read_text().splitlines()[-1]
+    assert len(line.split("\t")[2]) == 64
+
+
+@pytest.mark.parametrize("line", ["1", "1\t2\t3", "x\t2", "1\t2\t" + 64 * "a" + "\tb", "1\t2\t" + 64 * "g"])
+def test_lines_of_times_that_nobody_writes(line: str, tmp_path: Path) -> None:
+    (tmp_path / "times").write_text(f"{line}\n\n5\t6\n7\t8\t{64 * 'a'}\n")
+    with pytest.raises(UserError, match="does not have a size and a time for 4 rows"):
+        read_times(tmp_path / "times", 4)
+    (tmp_path / "times").write_text(f"\n5\t6\n7\t8\t{64 * 'a'}\n")
+    assert read_times(tmp_path / "times", 3) == [None, (5, 6), (7, 8, 64 * "a")]
+
+
+def test_hashes_are_for_images_in_an_index_directory(mclip_search: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    message = mclip_search(*BUILD, "--hash-images", "--engine", "milvus", "--uri", "x.db", status=2)
+    assert "--hash-images is for an index directory" in message
 
 
 def test_an_index_without_times_says_so(mclip_search: Run) -> None:
