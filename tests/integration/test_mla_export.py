@@ -9,6 +9,7 @@ import torch
 
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.cli.export import main as export
+from mclip_fairseq.export import mla
 from tests.mla_data import captions, untrained_directory
 from tests.tiny_data import write
 
@@ -44,6 +45,24 @@ def test_all_languages_in_one_directory(directory: Path, tmp_path: Path) -> None
     card = (tmp_path / "all" / "README.md").read_text(encoding="utf-8")
     assert 'for_language("fr")' in card
     assert "CLIP's text tower with acquirers for de, fr" in card
+
+
+def test_a_directory_that_cannot_be_finished_leaves_nothing(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk; the next call would refuse to write into half a directory."""
+    tower = MultilingualCLIP.from_pretrained(directory, device="cpu").tower
+
+    def full(*arguments: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mla, "write_json", full)
+        with pytest.raises(OSError, match="no space"):
+            mla.save_directory(tower, tmp_path / "mla")
+    assert list(tmp_path.iterdir()) == []
+    mla.save_directory(tower, tmp_path / "mla")
+    assert (tmp_path / "mla/config.json").is_file()
 
 
 def test_one_language_needs_no_naming(directory: Path, german: Path) -> None:
