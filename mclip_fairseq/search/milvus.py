@@ -62,7 +62,7 @@ class MilvusStore:
         if not COLLECTION.fullmatch(collection):
             raise UserError(f"{collection!r} cannot name a collection; use letters, digits and _, up to 255 of them")
         self.place = f"{uri}, collection {collection}"
-        self.collection, self.kind = collection, ""
+        self.collection, self.kind, self.loaded = collection, "", False
         self.library: Any = import_extra("pymilvus", "milvus")
         if uri.endswith(".db"):
             import_extra("milvus_lite", "milvus")
@@ -114,8 +114,10 @@ class MilvusStore:
         facts: dict[str, Any] = parse_json(text)
         width = next(field["params"]["dim"] for field in described["fields"] if field["name"] == "vector")
         self.kind = str(facts.get("kind"))
-        with self.asking():
-            self.client.load_collection(self.collection, timeout=LOAD_SECONDS)  # does nothing where it is loaded
+        if not self.loaded:
+            with self.asking():
+                self.client.load_collection(self.collection, timeout=LOAD_SECONDS)
+            self.loaded = True
         return facts | {"dim": int(width)}
 
     def create(self, dim: int, kind: str, parameters: Mapping[str, int], facts: Mapping[str, Any]) -> None:
@@ -128,7 +130,9 @@ class MilvusStore:
             schema.add_field(name, types.INT64)
         schema.add_field("vector", types.FLOAT_VECTOR, dim=dim)
         indexes = self.client.prepare_index_params()
-        indexes.add_index("vector", index_type=INDEXES[kind][0], metric_type="IP", params=dict(parameters))
+        indexes.add_index(
+            "vector", index_name="vector", index_type=INDEXES[kind][0], metric_type="IP", params=dict(parameters)
+        )
         for name in ("folder", "date"):
             indexes.add_index(name, index_type="INVERTED")
         with self.asking():

@@ -21,6 +21,7 @@ from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.feature_writer import FeatureWriter
 from mclip_fairseq.storage.features import FeatureStore
+from tests.noise_photos import write_photos
 from tests.tiny_models import tiny_clip_directory, tiny_dual_encoder_directory
 
 NUMBER = 11
@@ -34,13 +35,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photos")
-    generator = np.random.default_rng(0)
-    for number in range(NUMBER):
-        path = root / ("a b" if number % 2 else "") / f"{number:02d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (30 + number, 44, 3), dtype=np.uint8)).save(path)
-    return root
+    return write_photos(tmp_path_factory.mktemp("photos"), NUMBER)
 
 
 def run(clip: Path, output: Path, *more: object) -> int:
@@ -309,7 +304,7 @@ def test_images_with_odd_names(clip: Path, tmp_path: Path, capsys: pytest.Captur
         (["--root", "."], "--root is the folder of a list's relative paths"),
         (["--dtype", "bfloat16"], "needs a GPU"),
         (["--device", "toaster"], "torch has no such device"),
-        (["--model", "no/such/model"], "cannot be loaded"),
+        (["--model", "no/such/model"], "not found"),
     ],
 )
 def test_contradictions_are_refused(

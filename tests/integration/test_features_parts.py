@@ -11,6 +11,7 @@ from PIL import Image
 
 from mclip_fairseq.cli.features import main
 from mclip_fairseq.storage.features import FeatureStore
+from tests.noise_photos import write_photos
 from tests.tars import split_tars, write_tar
 from tests.tiny_models import tiny_clip_directory
 
@@ -25,13 +26,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photos")
-    generator = np.random.default_rng(0)
-    for number in range(NUMBER):
-        path = root / ("a b" if number % 2 else "") / f"{number:02d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (30 + number, 44, 3), dtype=np.uint8)).save(path)
-    return root
+    return write_photos(tmp_path_factory.mktemp("photos"), NUMBER)
 
 
 def run(clip: Path, output: Path, *more: object, status: int = 0) -> None:

@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mclip_fairseq.cli.features import main
 from mclip_fairseq.encoding.bulk import BulkSettings
 from mclip_fairseq.encoding.units import Budget, Job, Unit
 from mclip_fairseq.storage.errors import UserError
+from tests.noise_photos import write_photos
 from tests.tars import split_tars
 from tests.tiny_models import tiny_clip_directory
 
@@ -41,16 +40,17 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photos")
-    generator = np.random.default_rng(0)
-    for number in range(NUMBER):
-        Image.fromarray(generator.integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(root / f"{number:02d}.png")
-    return root
+    return write_photos(tmp_path_factory.mktemp("photos"), NUMBER, 200, 300)
 
 
 def run(clip: Path, output: Path, *more: object, status: int = 0) -> None:
     line = ["--model", clip, "--output", output, "--batch-size", 2, "--workers", 0, "--device", "cpu", *more]
     assert main(list(map(str, line))) == status
+
+
+def name_of(number: int) -> str:
+    """The path of an image below `photos`."""
+    return f"{'a b/' if number % 2 else ''}{number:02d}.png"
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -135,7 +135,7 @@ def test_finished_shards_are_kept(
 
 @pytest.mark.slow
 def test_tars_and_captions(ray: Any, clip: Path, photos: Path, tmp_path: Path) -> None:
-    split_tars(photos, tmp_path / "tars", 20, {f"{number:02d}.png": f"photo {number}" for number in range(NUMBER)})
+    split_tars(photos, tmp_path / "tars", 20, {name_of(number): f"photo {number}" for number in range(NUMBER)})
     for kind in ("--images", "--captions"):
         run(clip, tmp_path / f"ray{kind}", kind, tmp_path / "tars" / "*.tar", "--engine", "ray")
         run(clip, tmp_path / f"plain{kind}", kind, tmp_path / "tars" / "*.tar")
@@ -150,7 +150,7 @@ def test_tars_and_captions(ray: Any, clip: Path, photos: Path, tmp_path: Path) -
 def test_the_budget_is_that_of_all_workers(
     ray: Any, clip: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [f"{number:02d}\t{photos}/{number:02d}.png" for number in range(20)]
+    lines = [f"{number:02d}\t{photos}/{name_of(number)}" for number in range(20)]
     lines += [f"bad{number}\t{tmp_path}/none{number}.png" for number in range(3)]
     (tmp_path / "list.tsv").write_text("\n".join(lines[::2] + lines[1::2]) + "\n")
     command = ["--images", tmp_path / "list.tsv", "--shard-rows", 4, "--engine", "ray"]
