@@ -29,15 +29,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._search import build_made_up, make_features
 from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.formats.towers import OneTextPath
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.server import serve
+from mclip_fairseq.storage.errors import UserError
 
 DIM, PICTURES, SHOWN, PAUSE, MAX_TOKENS = 512, 200, 8, 0.5, 64
 WORDS = "a the dog cat beach house red small ein Hund am Strand une plage rouge 浜辺 犬 كلب شاطئ собака море"
 
 
-class LikeXLMR:
+class LikeXLMR(OneTextPath):
     """A tower as slow as XLM-R base; its vocabulary, which costs no time, is smaller."""
 
     def __init__(self) -> None:
@@ -49,11 +51,20 @@ class LikeXLMR:
         self.module = torch.nn.ModuleDict({"encoder": encoder, "projection": torch.nn.Linear(768, DIM)})
         self.name, self.dim, self.languages = "like XLM-R base", DIM, ["en"]
 
+    @property
+    def transform(self) -> Any:
+        """None: it reads texts only."""
+        raise UserError("the model has no image tower")
+
     def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """About one token per three bytes, as SentencePiece gives."""
         pieces = [[0, *(5 + byte for byte in text.encode()[::3][: MAX_TOKENS - 2]), 2] for text in texts]
         width = max(map(len, pieces))
         return {"tokens": torch.tensor([row + [1] * (width - len(row)) for row in pieces])}
+
+    def count_known(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """It knows all of them."""
+        return [(count, count) for count in map(len, texts)]
 
     def token_mask(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """(n, length) bool, False at pads."""
