@@ -106,7 +106,7 @@ def open_benchmarks(options: argparse.Namespace) -> list[Benchmark]:
     roots = [None if root == Path(NOTHING) else root for root in options.images_root or [None]]
     roots = roots * len(options.benchmark) if len(roots) == 1 else roots
     return [
-        open_benchmark(source, Places(root, options.features, options.languages))
+        open_benchmark(source, Places(root, options.features, options.languages, options.hash_images))
         for source, root in zip(options.benchmark, roots, strict=True)
     ]
 
@@ -117,7 +117,7 @@ def open_galleries(options: argparse.Namespace) -> list[Gallery]:
     from mclip_fairseq.storage.features import FeatureStore
 
     if options.images is not None:
-        gallery = ImageGallery(options.images, hidden=options.hidden)
+        gallery = ImageGallery(options.images, hidden=options.hidden, hashed=options.hash_images)
         for note in [*gallery.listing.skipped(options.images), *gallery.listing.notes(options.images)]:
             print(f"{PROGRAM}: {note}", file=sys.stderr)
         return [gallery]

@@ -101,6 +101,10 @@ def data_rules(options: argparse.Namespace) -> Rules:
             bool(options.hub_captions and options.rerank),
             "--hub-captions corrects features, and --rerank does not use them alone; give one of the two",
         ),
+        (
+            options.hash_images and not (options.output and (options.images or (benchmarks and options.images_root))),
+            "--hash-images compares images with those of a report; give --output, and the images instead of --features",
+        ),
         (options.published and not benchmarks, "--published compares benchmarks; name one"),
     ]
 
@@ -164,6 +168,8 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     add("--images", type=_path, metavar="PATH", help="folder of pictures, or a list of paths")
     hidden = "of the folder --images, also take hidden images, and those of recycle bins and thumbnail folders"
     add("--hidden", action="store_true", help=hidden)
+    hashed = "of a report in --output, notice edited images by their hashes (default: by size and time of change)"
+    add("--hash-images", action="store_true", help=hashed)
     roots = f"image folder: one for all benchmarks, or one per benchmark ({NOTHING} = none)"
     with_features = "with --features, where the original images are"
     add("--images-root", nargs="+", type=_path, metavar="DIR", help=f"{roots}; {with_features}")

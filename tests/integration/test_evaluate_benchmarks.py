@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -72,6 +73,27 @@ def test_nothing_is_done_twice(
     assert cli.main(ALL) == 0
     assert report("XTD10", "first")["results"]["de"]["t2i_R@1"] < 100
     assert report("Babel", "first")["results"]["de"]["top1"] < 100
+
+
+def test_hashes_notice_what_size_and_time_hide(
+    grey_models: dict[str, GreyModel], benchmark_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["xtd", "--model", "first", "--images-root", "pictures", "--output"]
+    picture = benchmark_folder / "pictures" / "a.png"
+    Image.new("L", (4, 4), GREYS["a"]).save(picture, compress_level=0)
+    before = picture.stat()
+    options = {"times": ["times"], "hashes": ["hashes", "--hash-images"]}
+    for more in options.values():
+        assert cli.main([*command, *more]) == 0
+    Image.new("L", (4, 4), GREYS["c"]).save(picture, compress_level=0)
+    os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert picture.stat().st_size == before.st_size
+    for name, more in options.items():
+        capsys.readouterr()
+        assert cli.main([*command, *more]) == 0
+        assert ("is up to date" in capsys.readouterr().out) == (name == "times")
+    assert cli.main(["xtd", "--model", "first", "--images-root", "pictures", "--hash-images"]) == 2
+    assert "--hash-images compares images with those of a report; give --output" in capsys.readouterr().err
 
 
 def test_features_are_kept_by_content(grey_models: dict[str, GreyModel], benchmark_folder: Path) -> None:

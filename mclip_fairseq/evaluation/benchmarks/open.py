@@ -45,11 +45,13 @@ class Places:
         images_root: folder that `images.tsv` is relative to; None where only features are given.
         features: directories of `mclip-features`.
         languages: which to evaluate; None for all.
+        hash_images: compare images by their hashes, with those of an earlier report.
     """
 
     images_root: Path | None = None
     features: Sequence[Path] = ()
     languages: Sequence[str] | None = None
+    hash_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,5 +182,5 @@ def _galleries(folder: Path, places: Places, needed: set[str]) -> list[Gallery]:
     stores = [(FeatureStore.open(path), path) for path in places.features]
     galleries: list[Gallery] = [FeatureGallery(store, path) for store, path in stores if needed <= set(store.ids)]
     if places.images_root is not None:
-        galleries.append(ImageGallery(folder / IMAGES, places.images_root))
+        galleries.append(ImageGallery(folder / IMAGES, places.images_root, hashed=places.hash_images))
     return galleries
