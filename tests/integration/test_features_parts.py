@@ -96,6 +96,16 @@ def test_a_finished_part_is_kept(
     assert rows(tmp_path / "out") == rows(plain)
 
 
+def test_two_machines_share_the_tars(
+    clip: Path, plain: Path, tars: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ["--images", tmp_path / "tars" / "*.tar", "--machines", 2]
+    run(clip, tmp_path / "out", *shared, "--machine", 1)
+    assert capsys.readouterr().out.endswith("2 of 3 shards are left to other machines\n")
+    run(clip, tmp_path / "out", *shared, "--machine", 0)
+    assert rows(tmp_path / "out") == rows(plain)
+
+
 def test_a_changed_tar_is_noticed(
     clip: Path, tars: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

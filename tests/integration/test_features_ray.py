@@ -178,6 +178,23 @@ def test_what_a_worker_cannot_read_is_one_sentence(
     assert "Traceback" not in message
 
 
+@pytest.mark.slow
+def test_a_cluster_of_two_machines(clip: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra scale")
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    try:
+        run(clip, tmp_path / "ray", "--images", photos, "--shard-rows", 4, "--engine", "ray")
+    finally:
+        cluster.shutdown()
+    run(clip, tmp_path / "plain", "--images", photos, "--shard-rows", 4)
+    assert content(tmp_path / "ray") == content(tmp_path / "plain")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:x", "127.0.0.1:99999"])
 def test_a_cluster_that_cannot_be_reached(
     address: str, clip: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
