@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Latency of `POST /v1/embeddings` of `mclip-search serve` under load.
 
-The text encoder has the layers of XLM-R base (12 of 768, random weights). Each user sends a text of a few words every half
-second; others send batches of 32 texts without a pause. Server and users share this machine's cores.
+The text encoder has the layers of XLM-R base (12 of 768, random weights). Each user sends a text of a few words every
+half second; others send batches of 32 texts without a pause. Server and users share this machine's cores.
 """
 
 from __future__ import annotations
