@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     if options.int8 and not (options.captions and (options.features or options.images)):
         raise UserError("--int8 needs --captions, and --features or --images, to measure how much recall it loses")
     from mclip_fairseq.export.card import CardFacts, read_report
-    from mclip_fairseq.export.publish import load_exportable, upload, write_model, write_onnx, write_published
+    from mclip_fairseq.export.publish import ONNX, load_exportable, upload, write_model, write_onnx, write_published
 
     tower = load_exportable(options.model, options.text_encoder, options.teacher, options.language)
     if options.format != "directory":
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         from mclip_fairseq.export.onnx import RecallData
 
         data = RecallData(options.captions, options.ids, options.features, options.images) if options.int8 else None
-        _print_onnx(options.output / "onnx", write_onnx(tower, options.output / "onnx", data))
+        _print_onnx(options.output / ONNX, write_onnx(tower, options.output / ONNX, data))
     if options.push:
         print(f"Uploaded: {upload(options.output, options.push)}")
 

@@ -17,7 +17,10 @@ from mclip_fairseq.formats.towers import Tower, TrainedTower
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
-from mclip_fairseq.storage.staging import staged
+from mclip_fairseq.storage.staging import staged, tidy_up
+
+# Folder of the ONNX files in an exported directory.
+ONNX = "onnx"
 
 
 def load_exportable(model: str, text_encoder: str = "", teacher: str = "", language: str = "") -> Tower:
@@ -129,6 +132,7 @@ def upload(folder: Path, repository: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
+    tidy_up(folder / ONNX)  # what a killed process has left there
     try:
         api.create_repo(repository, private=True, exist_ok=True)
         commit = api.upload_folder(folder_path=str(folder), repo_id=repository, commit_message="mclip-export")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -227,11 +228,14 @@ def test_push(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             return type("Commit", (), {"commit_url": "the commit"})
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert export([str(checkpoint), "--output", str(tmp_path / "m")]) == 0
+    (tmp_path / "m" / f".onnx.{os.getpid()}.part").mkdir()  # of an export that was killed, with this number
     assert export([str(checkpoint), "--output", str(tmp_path / "m"), "--push", "someone/mclip"]) == 0
     assert calls[0] == ("create", ("someone/mclip", True))
     files, repository = calls[1][1]
     assert repository == "someone/mclip"
     assert {"README.md", "config.json", "model.safetensors", "modules.json", "teacher"} <= set(files)
+    assert not [name for name in files if name.endswith(".part")]
 
 
 @pytest.mark.parametrize("what", ["nothing.pt", "teacher", "full"])
