@@ -14,9 +14,10 @@ of the Unicode CLDR, and are paired over languages by counting (keywords.py). Wr
     gallery/GALLERY.LANG, .ids   a gallery: one drawing per concept, with its name in each language
     parallel/SPLIT.en-LANG.*     names in English and another language, line by line
     names/LANG.txt               all names in a language
-    captions/keywords.en, .ids   English keywords of the drawings in captions/train
-    captions/all.en, .ids        English names and keywords of all drawings, for the model that serves the search
-    keywords/train.en-LANG.*     keywords in English and another language, line by line
+    captions/keywords.en, .en.ids  English keywords of the drawings in captions/train
+    captions/all.en, .en.ids     English names and keywords of all drawings, for the model that serves the search
+    keywords/train.en-LANG.*     keywords in English and another language, line by line; rare: English words that are
+                                 no captions, each with the nearest one that is
     words/LANG.txt               all names and keywords in a language, on which the tokenizer is trained
     manifest.json                counts, seed, licences, and the role of every concept
 
@@ -294,22 +295,25 @@ def write_keywords(
     artists = sorted(concepts[0].drawings)
     everything = [(artist, concept.key) for artist in artists for concept in concepts]
     captions = keyword_captions(caption_splits(roles, artists)["train"], concepts, english, words["en"])
-    complete = [(concept.names["en"], f"{artist}/{concept.key}.png") for artist in artists for concept in concepts] + [
-        (word, ids.split("\t")[0]) for word, ids in keyword_captions(everything, concepts, english, words["en"])
-    ]
+    complete = [
+        (concept.names["en"], f"{artist}/{concept.key}.png\t{concept.key}")
+        for artist in artists
+        for concept in concepts
+    ] + keyword_captions(everything, concepts, english, words["en"])
     files = {
         "captions/keywords.en": [word for word, _ in captions],
         "captions/keywords.en.ids": [ids for _, ids in captions],
         "captions/all.en": [text for text, _ in complete],
-        "captions/all.en.ids": [image for _, image in complete],
+        "captions/all.en.ids": [ids for _, ids in complete],
         **{f"words/{language}.txt": sorted(words[language]) for language in LANGUAGES},
     }
     names = {language: {concept.names[language] for concept in concepts} for language in LANGUAGES}
     for language, translated in pairs.items():
         # Names are in parallel/train, with their own translations.
         lines = sorted((to, word) for word, to in translated.items() if word not in names[language])
-        files[f"keywords/train.en-{language}.en"] = [to for to, _ in lines]
-        files[f"keywords/train.en-{language}.{language}"] = [word for _, word in lines]
+        side = "rare" if language == "en" else language
+        files[f"keywords/train.en-{side}.en"] = [to for to, _ in lines]
+        files[f"keywords/train.en-{side}.{side}"] = [word for _, word in lines]
     for name, content in files.items():
         write_lines(output / name, content)
     return {name: len(content) for name, content in files.items()}

@@ -94,11 +94,13 @@ def dictionary(by_language: Mapping[str, Uses], names: Collection[str]) -> tuple
         names: English names, which are candidates whatever other languages say, and win among equals.
 
     Returns:
-        the English names and words that describe few enough concepts, and language -> word -> English word.
+        the English names and words that describe few enough concepts, and language -> word -> English word. English
+        itself has the words that are left out there, such as coffee, with the nearest of the others, hot beverage.
     """
     english = by_language["en"]
     others = {language: words for language, words in by_language.items() if language != "en"}
     spoken = Counter(word for words in others.values() for word in set(closest(words, english, names).values()))
     kept = {word: keys for word, keys in english.items() if word in names or spoken[word] >= LEAST_LANGUAGES}
-    pairs = {language: closest(words, kept, names) for language, words in others.items()}
+    rest = {word: keys for word, keys in english.items() if word not in kept}
+    pairs = {language: closest(words, kept, names) for language, words in {"en": rest, **others}.items()}
     return sorted(word for word, keys in kept.items() if len(keys) <= MOST_CONCEPTS), pairs

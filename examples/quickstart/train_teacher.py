@@ -4,7 +4,7 @@
 Image tower: a small residual network. Text tower: one causal transformer layer over WordPieces, as in CLIP.
 Loss: `mclip_fairseq.losses.symmetric_info_nce`, where all drawings of a concept are positives of its name. Trains on
 CORPUS/captions/train.en, its .ids file and the drawings they name, and prints retrieval among CORPUS/captions/valid.en
-at the end.
+at the end. tune_teacher.py then teaches the text tower more words.
 
 The output directory holds weights, image processor and tokenizer for `AutoModel`, `AutoImageProcessor` and
 `AutoTokenizer`.

@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Teach the quickstart's teacher more English words: its text tower learns from drawings, its image tower stays.
+
+Locked-image tuning (LiT, Zhai et al. 2022). Names that the teacher has learned keep their features. Each step compares
+some of the other texts with all drawings; a text has to find one of those that it describes, whichever (MIL-NCE, Miech
+et al. 2020), because `rain` describes umbrellas and a rainbow, too. Trains on the files CORPUS/captions/NAME.en, their
+.ids files and the drawings they name, and writes a teacher like that of train_teacher.py.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from train_teacher import load_pixels, load_split
+
+from mclip_fairseq.cli.main import Parser, run_main
+from mclip_fairseq.compat import shield_torchaudio
+from mclip_fairseq.storage.files import read_lines
+
+SCALE = 50.0  # of the cosines
+KEEP = 5.0  # weight of the squared distance to the features that names had
+CHUNK = 512  # drawings encoded at a time
+
+
+@dataclass(frozen=True)
+class Described:
+    """Texts and the drawings they describe.
+
+    Attributes:
+        texts: each once.
+        images: ids of the drawings, each once.
+        positives: (texts, images) bool.
+    """
+
+    texts: list[str]
+    images: list[str]
+    positives: Tensor
+
+
+def describe(corpus: Path, names: Sequence[str]) -> Described:
+    """Read the captions of some files.
+
+    Raises:
+        UserError: a file is missing or not as build_corpus.py writes it.
+    """
+    splits = [load_split(corpus, name) for name in names]
+    pairs = {pair for split in splits for pair in zip(split.names, split.images, strict=True)}
+    texts = sorted({text for text, _ in pairs})
+    images = sorted({image for _, image in pairs})
+    row = {text: number for number, text in enumerate(texts)}
+    column = {image: number for number, image in enumerate(images)}
+    positives = torch.zeros(len(texts), len(images), dtype=torch.bool)
+    positives[[row[text] for text, _ in pairs], [column[image] for _, image in pairs]] = True
+    return Described(texts, images, positives)
+
+
+@torch.no_grad()
+def encode_drawings(model: Any, processor: Any, corpus: Path, images: Sequence[str]) -> Tensor:
+    """(n, DIM) normalised."""
+    pixels = load_pixels(corpus, images, processor).contiguous(memory_format=torch.channels_last)
+    return F.normalize(torch.cat([model.get_image_features(part).pooler_output for part in pixels.split(CHUNK)]), dim=1)
+
+
+def encode_texts(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """(n, DIM) normalised."""
+    tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    return F.normalize(model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output, dim=1)
+
+
+def find_any(logits: Tensor, positives: Tensor) -> Tensor:
+    """(rows,): -log of the softmax over columns, summed over the positives of the row."""
+    return -logits.log_softmax(1).masked_fill(~positives, -torch.inf).logsumexp(1)
+
+
+def tune(
+    model: Any, tokenizer: Any, images: Tensor, data: Described, known: Tensor, options: argparse.Namespace
+) -> None:
+    """Train the text tower and its projection in place.
+
+    Args:
+        model: the teacher.
+        tokenizer: its own.
+        images: (images, DIM) normalised.
+        data: texts and what they describe.
+        known: (texts,) bool, those that keep their features.
+        options: steps, batch_size and lr.
+    """
+    trained = [*model.text_model.parameters(), *model.text_projection.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.lr, total_steps=options.steps, pct_start=0.05, cycle_momentum=False
+    )
+    with torch.no_grad():
+        before = encode_texts(model, tokenizer, data.texts)
+    model.train()
+    with tqdm(range(options.steps), desc="text tower", unit="step", mininterval=5) as progress:
+        for _ in progress:
+            rows = torch.randperm(len(data.texts))[: options.batch_size]
+            text = encode_texts(model, tokenizer, [data.texts[row] for row in rows])
+            moved = (text - before[rows]).square().sum(1)[known[rows]]
+            new = ~known[rows]
+            missed = find_any(SCALE * text[new] @ images.T, data.positives[rows][new])
+            loss = (missed.sum() + KEEP * moved.sum()) / len(rows)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    model.eval()
+
+
+def tune_teacher(options: argparse.Namespace) -> None:
+    """Load the teacher, tune its text tower, and save it."""
+    shield_torchaudio()
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    torch.manual_seed(options.seed)
+    model, tokenizer, processor = (
+        kind.from_pretrained(options.teacher) for kind in (AutoModel, AutoTokenizer, AutoImageProcessor)
+    )
+    data = describe(options.corpus, options.captions)
+    names = set(read_lines(options.corpus / "captions" / "train.en"))
+    known = torch.tensor([text in names for text in data.texts])
+    images = encode_drawings(model, processor, options.corpus, data.images)
+    tune(model, tokenizer, images, data, known, options)
+    for part in (model, tokenizer, processor):
+        part.save_pretrained(options.output)
+    print(f"{options.output}: {len(data.texts)} texts of {len(data.images)} drawings")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--teacher", type=Path, required=True, help="output of train_teacher.py")
+    parser.add_argument("--corpus", type=Path, required=True, help="output of build_corpus.py")
+    parser.add_argument("--captions", nargs="+", required=True, metavar="NAME", help="files CORPUS/captions/NAME.en")
+    parser.add_argument("--output", type=Path, required=True, help="directory for the tuned teacher")
+    parser.add_argument("--steps", type=int, default=300, help="updates (default: 300)")
+    parser.add_argument("--batch-size", type=int, default=256, help="texts per step (default: 256)")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
+    parser.add_argument("--seed", type=int, default=1, help="seed (default: 1)")
+    options = parser.parse_args(argv)
+    return run_main("tune_teacher.py", lambda: tune_teacher(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
