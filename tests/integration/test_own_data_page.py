@@ -48,8 +48,8 @@ def demonstration(
     run_train(
         *(data / "captions", "--task", "trikd", "--langs", "en", "--arch", "mclip_tiny", "--criterion", "trikd"),
         *("--image-features", data / "image_features", "--text-features", data / "text_features", "--pooling", "mean"),
-        *("--text-encoder", run / "encoder", "--teacher", run / "teacher", "--projector-ffn-embed-dim", 2048),
-        *("--projector-layers", 1, "--projector-attention-heads", 4, "--optimizer", "fused_adamw", "--lr", 0.001),
+        *("--text-encoder", run / "encoder", "--teacher", run / "teacher", "--freeze-text", "none", "--fixed-target"),
+        *("--projector-layers", 0, "--projector-start", "identity", "--optimizer", "fused_adamw", "--lr", 0.001),
         *("--batch-size", 40, "--max-update", 1, "--disable-validation", "--num-workers", 0, "--no-progress-bar"),
         *("--no-epoch-checkpoints", "--save-dir", run / "trikd"),
     )

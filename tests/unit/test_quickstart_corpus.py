@@ -135,7 +135,10 @@ def check_keywords(lines: dict[str, list[str]], keys: set[str]) -> None:
     trained = set(lines["captions/train.en.ids"])
     captions = list(zip(lines["captions/keywords.en"], lines["captions/keywords.en.ids"], strict=True))
     assert {ids for _, ids in captions} <= trained
-    assert set(lines["captions/all.en.ids"]) == set(lines["images.txt"])
+    assert {ids.split("\t")[0] for ids in lines["captions/all.en.ids"]} == set(lines["images.txt"])
+    assert trained < set(lines["captions/all.en.ids"])
+    rare = dict(zip(lines["keywords/train.en-rare.rare"], lines["keywords/train.en-rare.en"], strict=True))
+    assert not set(rare) & set(lines["captions/all.en"])
     assert any(word == "en-third" for word, _ in captions)
 
 
@@ -147,6 +150,7 @@ def test_words_are_paired_by_what_they_describe() -> None:
     languages = {"en": english, "de": german, "es": german, "fr": german}
     kept, pairs = keywords.dictionary(languages, {"cat"})
     assert pairs["de"] == {"hund": "dog", "tier": "animal", "katze": "cat"}
+    assert pairs["en"] == {"bestest": "dog"}, "the nearest English word that has a translation"
     assert kept == ["animal", "cat", "dog"], "bestest has no translation"
     assert keywords.closest({"x": frozenset("1")}, {"animal": frozenset("123456")}, set()) == {}, "too little in common"
 
