@@ -27,6 +27,7 @@ from mclip_fairseq.export.xlmr_archive import extract_text_encoder
 from mclip_fairseq.formats.openai_clip import open_clip_settings
 from mclip_fairseq.models.freezing import decode_identity
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.resilience.install import install
 from mclip_fairseq.storage import files
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.feature_writer import FeatureWriter
@@ -37,6 +38,8 @@ from tests import hostile, hostile_images
 from tests.traps import TRAP, edit, evil_checkpoint, nothing_is_sprung, refused
 
 _nothing_is_sprung = pytest.fixture(autouse=True)(nothing_is_sprung)
+
+install()  # fairseq's own loader is one of the doors
 
 DOORS: dict[str, Callable[[Path], object]] = {
     "inference": lambda file: MultilingualCLIP.from_pretrained(file),
