@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -15,6 +14,7 @@ from fairseq import utils
 from fairseq.data import Dictionary, indexed_dataset
 
 from mclip_fairseq.data.captions import CaptionDataset, group_numbers, read_caption_ids
+from mclip_fairseq.data.checksums import checksum
 from mclip_fairseq.data.columns import (
     Column,
     FeatureColumn,
@@ -116,7 +116,7 @@ class CaptionTask(SampledTask):
         if all(other == symbols[0] for other in symbols):
             return super().dictionary_identity()
         joined = "\n".join("\n".join(own) for own in symbols)
-        return {"symbols": sum(map(len, symbols)), "crc32": zlib.crc32(joined.encode())}
+        return {"symbols": sum(map(len, symbols)), "crc32": checksum([joined.encode()])}
 
     @property
     def target_dictionary(self) -> None:

@@ -3,13 +3,11 @@
 import contextlib
 import functools
 import logging
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fairseq import utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -22,6 +20,7 @@ from torch import Tensor
 from mclip_fairseq.criterions.nonfinite import NonFiniteError, find_nonfinite, zero_gradient, zeroed
 from mclip_fairseq.criterions.terms import TermsCriterion
 from mclip_fairseq.data.batches import RowDataset
+from mclip_fairseq.data.checksums import checksum, lengths
 from mclip_fairseq.data.sampling import TAILS, TemperatureSampledDataset
 from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.models.autocast import Autocast
@@ -273,15 +272,13 @@ class SampledTask(FairseqTask):
     def dictionary_identity(self) -> dict[str, int]:
         """Number of symbols and CRC-32 of their names in order, by which another dictionary is noticed."""
         symbols = self.source_dictionary.symbols
-        return {"symbols": len(symbols), "crc32": zlib.crc32("\n".join(symbols).encode())}
+        return {"symbols": len(symbols), "crc32": checksum(["\n".join(symbols).encode()])}
 
     def parts(self) -> dict[str, list[int]]:
         """Part of the training data -> number of samples and CRC-32 of their lengths, by which a change is noticed."""
         dataset = self.trained_on
         pairs = zip(dataset.names, dataset.parts, strict=True) if dataset is not None else ()
-        return {
-            name: [len(part), zlib.crc32(np.ascontiguousarray(part.sizes, np.int64).tobytes())] for name, part in pairs
-        }
+        return {name: [len(part), checksum([lengths(part)])] for name, part in pairs}
 
     def validation_identity(self) -> dict[str, int]:
         """Identity of the validation data, by which values measured on other data are recognised; empty without.
@@ -293,16 +290,15 @@ class SampledTask(FairseqTask):
         for split, dataset in self.datasets.items():
             if split in found or dataset is self.trained_on or not isinstance(dataset, TemperatureSampledDataset):
                 continue
-            crc = 0
-            for directory in utils.split_paths(self.cfg.data):
-                for file in sorted(path for path in Path(directory).glob(f"{split}.*") if path.suffix in DATA_FILES):
-                    crc = zlib.crc32(file.read_bytes(), zlib.crc32(file.name.encode(), crc))
-            for name, part in zip(dataset.names, dataset.parts, strict=True):
-                crc = zlib.crc32(np.ascontiguousarray(part.sizes, np.int64).tobytes(), zlib.crc32(name.encode(), crc))
-                for block in self.content_elsewhere(part):
-                    crc = zlib.crc32(block, crc)
-            found[split] = crc
+            found[split] = checksum(self._validation_blocks(split, dataset))
         return dict(found)
+
+    def _validation_blocks(self, split: str, dataset: TemperatureSampledDataset) -> Iterator[bytes]:
+        for directory in utils.split_paths(self.cfg.data):
+            for file in sorted(path for path in Path(directory).glob(f"{split}.*") if path.suffix in DATA_FILES):
+                yield from (file.name.encode(), file.read_bytes())
+        for name, part in zip(dataset.names, dataset.parts, strict=True):
+            yield from (name.encode(), lengths(part), *self.content_elsewhere(part))
 
     def content_elsewhere(self, part: RowDataset) -> Iterable[bytes]:
         """What a part reads beside the data directory, such as features."""
