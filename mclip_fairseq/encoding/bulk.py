@@ -37,6 +37,7 @@ class BulkSettings:
         skip_budget: how many unreadable inputs may be skipped; None skips none, and reads all to list all of them.
         machine: which of the machines that share the work this is, from 0.
         machines: how many share the work.
+        skipped_before: inputs outside of the feature directory that the budget has been spent on.
     """
 
     batch_size: int
@@ -45,6 +46,7 @@ class BulkSettings:
     skip_budget: int | None = None
     machine: int = 0
     machines: int = 1
+    skipped_before: int = 0
 
 
 @dataclass(frozen=True)
@@ -325,7 +327,7 @@ def compute(source: Source, writer: FeatureWriter, settings: BulkSettings, devic
     Raises:
         UserError: more inputs cannot be read than the budget allows; all of them are listed.
     """
-    budget, earlier = settings.skip_budget or 0, len(writer.skipped())
+    budget, earlier = settings.skip_budget or 0, len(writer.skipped()) + settings.skipped_before
     if earlier > budget:
         raise UserError(f"{writer.path}: {earlier} inputs were skipped before, so it needs --skip-budget {earlier}")
     pending = writer.pending(settings.machine, settings.machines)

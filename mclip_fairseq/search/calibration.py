@@ -119,6 +119,8 @@ def read_calibration(index: Index, least: float | None, hubs: bool) -> Calibrati
     if bank is None:
         if hubs or least is not None:
             option = "--hubs" if hubs else "--fit"
+            if not isinstance(index, SearchIndex):
+                raise UserError(f"{option} needs a bank of queries, which only an index directory has; leave it out")
             raise UserError(f"{index.path}: has no bank of queries, which {option} needs; run mclip-search calibrate")
         return None
     return Calibration(bank, DEFAULT_FIT if least is None else least, hubs)

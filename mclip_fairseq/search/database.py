@@ -76,32 +76,36 @@ def write_images(
         UserError: an id already names a different image, or more images cannot be read than the budget allows; what
             was written before is kept.
     """
-    gallery, written, model, entry = records.gallery, Written(), None, dict[str, Any]()
-    names = gallery.index.names
+    names, written, model = records.gallery.index.names, Written(), None
     with tqdm(total=len(names), unit="image", disable=None, leave=False) as progress:
         for start in range(0, len(names), CHUNK):
             chunk = range(start, min(start + CHUNK, len(names)))
             there = store.get([names[row] for row in chunk], ("root", "file", "size", "changed"))
             rows = [row for row in chunk if again or not is_same(store, records, row, there.get(names[row]))]
-            written.ids += [names[row] for row in chunk if row not in set(rows)]
+            written.ids += [names[row] for row in sorted({*chunk}.difference(rows))]
             if rows:
-                if model is None:
-                    model = load_model()
-                    entry = describe_model(model)
-                budget = None if images.skip_budget is None else images.skip_budget - written.unreadable
-                with tempfile.TemporaryDirectory() as folder:
-                    staging = Path(folder) / "images"
-                    vectors = open_vectors(gallery, model, entry, staging, replace(images, skip_budget=budget), rows)
-                    row_of = {names[row]: row for row in rows}
-                    made = [records.record(row_of[name]) for name in vectors.ids]
-                    if made:
-                        store.upsert(made, np.asarray(vectors.take(np.arange(len(made))), dtype=np.float32))
-                written.ids += vectors.ids
-                written.replaced += sum(name in there for name in vectors.ids)
-                written.added += sum(name not in there for name in vectors.ids)
+                model = model or load_model()
+                here = replace(images, skipped_before=written.unreadable)
+                made = write_rows(store, records, here, model, rows)
+                written.ids += made
+                written.replaced += sum(name in there for name in made)
+                written.added += sum(name not in there for name in made)
                 written.unreadable += len(rows) - len(made)
             progress.update(len(chunk))
     return written
+
+
+def write_rows(store: Store, records: Records, images: ImageSettings, model: Any, rows: Sequence[int]) -> list[str]:
+    """Encode and write these images of a gallery; returns the ids of those that can be read."""
+    row_of = {records.gallery.index.names[row]: row for row in rows}
+    with tempfile.TemporaryDirectory() as folder:
+        staging = Path(folder) / "images"
+        vectors = open_vectors(records.gallery, model, describe_model(model), staging, images, rows)
+        ids = list(vectors.ids)
+        if ids:
+            made = [records.record(row_of[name]) for name in ids]
+            store.upsert(made, np.asarray(vectors.take(np.arange(len(ids))), dtype=np.float32))
+    return ids
 
 
 def is_same(store: Store, records: Records, row: int, there: Mapping[str, Any] | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,8 @@ MOST = 16384  # hits, queries and ids of one request
 REQUEST_BYTES = 8 << 20  # of vectors; servers refuse requests of 64 MB
 ANSWER_HITS = 65536
 CONNECT_SECONDS, ANSWER_SECONDS, LOAD_SECONDS, WAIT_SECONDS = 10.0, 60.0, 600.0, 2.0
+# Read when grpc is imported: it logs what is raised, too. Processes that decode images are forked, and do not use it.
+GRPC = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
 CONNECTION_CODE = 2  # of the errors of pymilvus
 CREDENTIALS = re.compile(r"auth|permission|privilege", re.I)
 GONE = re.compile(r"unavailable|deadline|timed? ?out|retry|connect", re.I)
@@ -63,6 +66,8 @@ class MilvusStore:
             raise UserError(f"{collection!r} cannot name a collection; use letters, digits and _, up to 255 of them")
         self.place = f"{uri}, collection {collection}"
         self.collection, self.kind, self.loaded = collection, "", False
+        for name, value in GRPC.items():
+            os.environ.setdefault(name, value)
         self.library: Any = import_extra("pymilvus", "milvus")
         if uri.endswith(".db"):
             import_extra("milvus_lite", "milvus")

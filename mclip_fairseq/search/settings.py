@@ -39,6 +39,7 @@ class ImageSettings:
         skip_budget: unreadable images that may be skipped; None skips none, and lists all.
         hidden: of a folder, also take hidden images.
         hash_images: compare images by their hashes.
+        skipped_before: images that were skipped already, by the same command.
     """
 
     source: Path
@@ -49,6 +50,7 @@ class ImageSettings:
     skip_budget: int | None = None
     hidden: bool = False
     hash_images: bool = False
+    skipped_before: int = 0
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,9 @@ def encode_images(
         dtype="float32",
         shard_rows=SHARD_ROWS,
     )
-    bulk = BulkSettings(settings.batch_size, normalize=True, skip_budget=settings.skip_budget)
+    bulk = BulkSettings(
+        settings.batch_size, normalize=True, skip_budget=settings.skip_budget, skipped_before=settings.skipped_before
+    )
     compute(source, writer, bulk, torch.device("cpu"))  # the model moves the pixels to its own device
     writer.finalize()
     return FeatureStore.open(folder)

@@ -137,7 +137,8 @@ def test_unreadable_images_share_one_budget_over_the_chunks(mclip_search: Run, m
     monkeypatch.setattr(database, "CHUNK", 3)
     for name in ("blue", "yellow"):
         Path(f"photos/{name}.png").write_bytes(b"no image")
-    assert "more than --skip-budget 0 inputs" in mclip_search(*BUILD, "--skip-budget", 1, status=2)
+    printed = mclip_search(*BUILD, "--skip-budget", 1, status=2)
+    assert "more than --skip-budget 1 inputs cannot be read (1 were skipped before)" in printed
     assert mclip_search(*BUILD, "--skip-budget", 2).endswith("exact; 2 unreadable images skipped\n")
 
 
@@ -231,6 +232,9 @@ def test_options_that_do_not_fit_are_refused(mclip_search: Run) -> None:
     mclip_search(*BUILD)
     assert "no such collection; create it with mclip-search build" in mclip_search(
         "query", "other", "red", *DATABASE, status=2
+    )
+    assert "--hubs needs a bank of queries, which only an index directory has" in mclip_search(
+        "query", "colours", "red", *DATABASE, "--hubs", status=2
     )
     assert "cannot name a collection" in mclip_search("query", "a-b", "red", *DATABASE, status=2)
     assert "--where filters in a database" in mclip_search("query", "index", "red", "--where", "x == 1", status=2)

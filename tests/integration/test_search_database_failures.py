@@ -98,7 +98,8 @@ def test_a_file_that_another_program_has_open(mclip_search: Run) -> None:
     assert mclip_search(*BUILD, "--uri", "images.db").endswith("8 images of 5 dimensions, exact\n")
 
 
-FULL_DISK = """
+# The command line in a process of its own, with a model that needs no files.
+COMMAND = """
 import os, sys
 from tests.colours import ColourModel
 from mclip_fairseq.cli import search as cli
@@ -115,13 +116,20 @@ def test_a_full_disk(mclip_search: Run) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing fails, as it does on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
 
-    command = [sys.executable, "-c", FULL_DISK, "build", "photos/list.tsv", *BUILD[2:], "--uri", "images.db"]
+    command = [sys.executable, "-c", COMMAND, "build", "photos/list.tsv", *BUILD[2:], "--uri", "images.db"]
     done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, env=environment())
     assert done.returncode == 2, done.stderr
     assert "the database reports: " in done.stderr.splitlines()[-1], done.stderr
     assert "run the same command again" in done.stderr
     printed = mclip_search("build", "photos/list.tsv", *BUILD[2:], "--uri", "images.db")
     assert printed.endswith("8 images of 5 dimensions, exact\n")
+
+
+def test_processes_that_decode_are_forked_quietly(mclip_search: Run) -> None:
+    command = [sys.executable, "-c", COMMAND, *BUILD, "--workers", "2", "--uri", "images.db"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=250)
+    assert done.stdout == "images.db, collection colours: 8 images of 5 dimensions, exact\n"
+    assert done.stderr == ""
 
 
 def environment() -> dict[str, str]:
