@@ -59,7 +59,7 @@ def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_re_ranking_finds_more_drawings_than_the_dual_encoder_alone(
     drawings: Path, run_train: Train, tmp_path: Path
 ) -> None:
-    """In every language and in both directions, after a pre-training from random weights (half a minute)."""
+    """In every language and in both directions, after a pre-training from random weights (one CPU minute)."""
     data = (drawings / "captions", "--image-root", drawings / "images", "--text-tokenizer", drawings / "tokenizer")
     run_train(*data, *MODEL, *TRAINING, "--save-dir", tmp_path)
     captions = [f"{lang}={drawings}/raw/train.{lang}" for lang in LANGUAGES]
