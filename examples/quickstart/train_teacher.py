@@ -281,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--corpus", type=Path, required=True, help="output of build_corpus.py")
     parser.add_argument("--output", type=Path, required=True, help="directory for the teacher")
-    parser.add_argument("--epochs", type=int, default=48, help="passes over the concepts (default: 48)")
+    parser.add_argument("--epochs", type=int, default=60, help="passes over the concepts (default: 60)")
     parser.add_argument("--batch-size", type=int, default=128, help="concepts per step (default: 128)")
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
     parser.add_argument("--seed", type=int, default=1, help="seed of weights, order and augmentation (default: 1)")
