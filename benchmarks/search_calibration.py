@@ -49,7 +49,7 @@ def report(data: Path, size: int, distractors: int, seed: int) -> str:
     """
     ids = {split: read_lines(data / "images" / f"{split}.ids") for split in ("train", "valid")}
     features = {
-        (split, side): np.load(data / "features" / f"{split}.{side}.npy").astype(np.float32)
+        (split, side): np.load(data / "features" / f"{split}.{side}.npy", allow_pickle=False).astype(np.float32)
         for split in ("train", "valid")
         for side in ("image", "text_en")
     }
