@@ -91,19 +91,19 @@ features 4 "$OUT/teacher" "$OUT/features"
 # 5. One stage, the best recipe of docs/results.md: a multilingual encoder of one layer learns the teacher's own space. A
 # text in any language learns the teacher's feature of its English translation, by squared distance; English texts of the
 # drawings also learn to tell them from others, by contrast. No drawing is ever paired with another language.
-trikd() { # trikd STEP TEACHER FEATURES DATA OPTION...
-  part "$1" fairseq-train "$4:$OUT/bin/translations" --user-dir "$PLUGIN" --task trikd --seed "$SEED" --langs "$LANGS" \
-    --teacher "$2" --image-features "$3/image" --text-features "$3/text" \
+trikd() { # trikd STEP UPDATES TEACHER FEATURES DATA OPTION...
+  part "$1" fairseq-train "$5:$OUT/bin/translations" --user-dir "$PLUGIN" --task trikd --seed "$SEED" --langs "$LANGS" \
+    --teacher "$3" --image-features "$4/image" --text-features "$4/text" \
     --arch mclip_tiny --text-tokenizer "$T" --freeze-text none --encoder-layers 1 --encoder-embed-dim 128 \
     --encoder-ffn-embed-dim 256 --encoder-attention-heads 4 --pooling mean --dropout 0 \
     --projector-layers 0 --projector-start identity --fixed-target \
     --criterion trikd --positives image --image-text-weight 1 --text-text-loss mse --text-text-weight 10 \
     --optimizer fused_adamw --lr 2e-3 --lr-scheduler polynomial_decay --warmup-updates 50 --clip-norm 1 \
-    --batch-size 512 --max-update 4000 --total-num-update 4000 --no-epoch-checkpoints --num-workers 0 \
-    --log-format simple --log-interval 50 --cpu "${@:5}"
+    --batch-size 512 --max-update "$2" --total-num-update "$2" --no-epoch-checkpoints --num-workers 0 \
+    --log-format simple --log-interval 50 --cpu "${@:6}"
 }
-trikd "5 trikd" "$OUT/teacher" "$OUT/features" "$OUT/bin/pairs" --save-dir "$OUT/trikd" --valid-langs en \
-  --validate-interval-updates 1000 --save-interval-updates 1000
+trikd "5 trikd" 3600 "$OUT/teacher" "$OUT/features" "$OUT/bin/pairs" --save-dir "$OUT/trikd" --valid-langs en \
+  --validate-interval-updates 1200 --save-interval-updates 1200
 part "5 extract" mclip-extract-mte "$OUT/trikd/checkpoint_last.pt" --tokenizer "$T" --output "$OUT/encoder"
 
 # 6. Retrieval in every language, with mCLIP and with the teacher's own text encoder.
@@ -128,7 +128,7 @@ S=$OUT/search
 part "8 tune teacher" "$PYTHON" "$HERE/tune_teacher.py" --teacher "$OUT/teacher-names" --corpus "$C" \
   --captions all --output "$S/teacher" --seed "$SEED"
 features 8 "$S/teacher" "$S/features"
-trikd "8 trikd" "$S/teacher" "$S/features" "$OUT/bin/all" --save-dir "$S" --disable-validation
+trikd "8 trikd" 3000 "$S/teacher" "$S/features" "$OUT/bin/all" --save-dir "$S" --disable-validation
 rm -rf "$OUT/index"
 part "8 index" mclip-search build "$S/features/image" --images-root "$C/images" \
   --model "$S/checkpoint_last.pt" --teacher "$S/teacher" --output "$OUT/index"

@@ -25,7 +25,7 @@ from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.storage.files import read_lines
 
 SCALE = 50.0  # of the cosines
-KEEP = 5.0  # weight of the squared distance to the features that names had
+KEEP = 10.0  # weight of the squared distance to the features that names had
 CHUNK = 512  # drawings encoded at a time
 
 
@@ -79,6 +79,12 @@ def find_any(logits: Tensor, positives: Tensor) -> Tensor:
     return -logits.log_softmax(1).masked_fill(~positives, -torch.inf).logsumexp(1)
 
 
+def draw(mask: Tensor, count: int) -> Tensor:
+    """Up to `count` random rows where a mask is True."""
+    rows = mask.nonzero()[:, 0]
+    return rows[torch.randperm(len(rows))[:count]]
+
+
 def tune(
     model: Any, tokenizer: Any, images: Tensor, data: Described, known: Tensor, options: argparse.Namespace
 ) -> None:
@@ -102,12 +108,11 @@ def tune(
     model.train()
     with tqdm(range(options.steps), desc="text tower", unit="step", mininterval=5) as progress:
         for _ in progress:
-            rows = torch.randperm(len(data.texts))[: options.batch_size]
-            text = encode_texts(model, tokenizer, [data.texts[row] for row in rows])
-            moved = (text - before[rows]).square().sum(1)[known[rows]]
-            new = ~known[rows]
-            missed = find_any(SCALE * text[new] @ images.T, data.positives[rows][new])
-            loss = (missed.sum() + KEEP * moved.sum()) / len(rows)
+            old, new = (draw(mask, options.batch_size // 2) for mask in (known, ~known))
+            text = encode_texts(model, tokenizer, [data.texts[row] for row in [*old, *new]])
+            moved = (text[: len(old)] - before[old]).square().sum(1)
+            missed = find_any(SCALE * text[len(old) :] @ images.T, data.positives[new])
+            loss = (KEEP * moved.sum() + missed.sum()) / len(text)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -144,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--captions", nargs="+", required=True, metavar="NAME", help="files CORPUS/captions/NAME.en")
     parser.add_argument("--output", type=Path, required=True, help="directory for the tuned teacher")
     parser.add_argument("--steps", type=int, default=300, help="updates (default: 300)")
-    parser.add_argument("--batch-size", type=int, default=256, help="texts per step (default: 256)")
+    parser.add_argument(
+        "--batch-size", type=int, default=256, help="texts per step, half of them known names (default: 256)"
+    )
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
     parser.add_argument("--seed", type=int, default=1, help="seed (default: 1)")
     options = parser.parse_args(argv)
