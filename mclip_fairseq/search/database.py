@@ -173,6 +173,11 @@ def build_collection(
     if not written.ids:
         raise UserError(f"{images.source}: none of its images can be read, so there is nothing to search")
     store.finish()
+    if (others := store.count() - len(written.ids)) > 0:
+        raise UserError(
+            f"{store.place}: holds {others} images that an interrupted build has written and {images.source} lacks; "
+            "remove them with mclip-search remove, or build another collection"
+        )
     texts = encode_texts(model, list(queries)).numpy() if queries else None
     measured = measure(store, settings, written.ids, texts)
     facts |= {"finished": True, "effort": measured and measured["effort"], "recall": measured}

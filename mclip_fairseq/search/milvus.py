@@ -40,7 +40,8 @@ CONNECT_SECONDS, ANSWER_SECONDS, LOAD_SECONDS, WAIT_SECONDS = 10.0, 60.0, 600.0,
 # Read when grpc is imported: it logs what is raised, too. Processes that decode images are forked, and do not use it.
 GRPC = {"GRPC_VERBOSITY": "NONE", "GRPC_ENABLE_FORK_SUPPORT": "0"}
 CONNECTION_CODE = 2  # of the errors of pymilvus
-CREDENTIALS = re.compile(r"auth|permission|privilege", re.I)
+ARGUMENT_CODES = (6, 1100)  # of milvus-lite and of servers, for a filter that they cannot read
+CREDENTIALS = re.compile(r"\bauth\b|authentic|authori[sz]|permission|privilege", re.I)
 GONE = re.compile(r"unavailable|deadline|timed? ?out|retry|connect", re.I)
 
 
@@ -87,6 +88,9 @@ class MilvusStore:
             yield
         except self.library.MilvusException as error:
             reason = reason_of(error)
+            refused = f"--where {where}: is refused by {self.place}: {reason}"
+            if where and error.code in ARGUMENT_CODES:  # such a reason repeats the filter, which may hold any word
+                raise UserError(refused) from error
             if CREDENTIALS.search(reason):
                 message = f"{self.place}: refuses the credentials ({reason}); set {TOKEN_VARIABLE} to USER:PASSWORD"
                 raise UserError(message) from error
@@ -99,7 +103,7 @@ class MilvusStore:
                 )
                 raise Unavailable(message) from error
             if where:
-                raise UserError(f"--where {where}: is refused by {self.place}: {reason}") from error
+                raise UserError(refused) from error
             message = f"{self.place}: the database reports: {reason}; when that is solved, run the same command again"
             raise UserError(message) from error
 

@@ -118,6 +118,9 @@ def test_an_interrupted_build_continues(
         "query", "colours", "red", *DATABASE, status=2
     )
     monkeypatch.setattr(milvus.MilvusStore, "upsert", upsert)
+    draw_colours(Path("others"), ["red"])
+    printed = mclip_search("build", "others", *BUILD[2:], status=2)  # other images are not mixed with these
+    assert f"{PLACE}: holds 3 images that an interrupted build has written and others lacks; remove them" in printed
     encoded = list[int]()
     encode = colour_model.encode_image
 
@@ -158,8 +161,9 @@ def test_filters_read_folder_date_and_columns(mclip_search: Run) -> None:
         'camera == "X100" and year == 2024': everything[1:2],
     }.items():
         assert sorted(ids(mclip_search, "red", "--where", where)) == expected, where
-    refused = mclip_search("query", "colours", "red", *DATABASE, "--where", 'date = "', status=2)
-    assert refused.startswith(f'mclip-search: error: --where date = ": is refused by {PLACE}: ')
+    for wrong in ('date = "', 'author == "x" and', 'connect = "retry"'):  # words of other errors, too
+        refused = mclip_search("query", "colours", "red", *DATABASE, "--where", wrong, status=2)
+        assert refused.startswith(f"mclip-search: error: --where {wrong}: is refused by {PLACE}: ")
     # An id with quotes and backslashes is an id, not a part of a filter.
     assert mclip_search("remove", "colours", "a\"b\\c'd", *DATABASE) == f"{PLACE}: 1 images removed, 2 left\n"
 
