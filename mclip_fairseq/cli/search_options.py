@@ -76,7 +76,7 @@ def _model_options(parser: argparse.ArgumentParser, required: bool) -> None:
 def _source_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", type=Path, metavar="IMAGES_OR_FEATURES", help="folder or list of images, or a feature directory")
-    add("--images-root", type=Path, metavar="DIR", help="folder of a feature directory's images, to show them")
+    add("--images-root", type=Path, metavar="DIR", help="folder or list of a feature directory's images, to show them")
     add("--batch-size", type=positive, default=64, metavar="N", help="images per batch (default 64)")
     workers = min(4, os.cpu_count() or 1)
     add("--workers", type=count, default=workers, metavar="N", help=f"processes that decode (default {workers})")
@@ -98,7 +98,13 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser, required=True)
     _engine_options(parser)
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="INDEX", help="index directory to create or continue")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="INDEX",
+        help="index directory or collection to create or continue",
+    )
     kinds = "; ".join(f"{name}: {text}" for name, text in (KINDS | DATABASE_KINDS).items())
     add("--kind", choices=(*KINDS, *DATABASE_KINDS), default="exact", help=kinds)
     lists = "number of IVF lists for ivf, sq8, pq (default: about 2*sqrt(number of images))"
@@ -112,7 +118,7 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
+    _index_argument(parser)
     _source_options(parser)
     _model_options(parser, required=False)
     _engine_options(parser)
@@ -130,15 +136,19 @@ def _sync_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _remove_options(parser: argparse.ArgumentParser) -> None:
+    _index_argument(parser)
     add = parser.add_argument
-    add("index", type=Path, metavar="INDEX", help="index directory")
     add("id", nargs="*", metavar="ID", help="image id")
     add("--ids", type=Path, metavar="FILE", help="file of ids, one per line")
     _engine_options(parser)
 
 
+def _index_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", type=Path, metavar="INDEX", help="index directory, or collection with --engine milvus")
+
+
 def _index_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("index", type=Path, metavar="INDEX", help="index directory")
+    _index_argument(parser)
     _moved_option(parser, "--images-root")
     _engine_options(parser)
 
@@ -162,7 +172,8 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
     add("--target", metavar="ID", help=target)
     add("-k", "--top", dest="k", type=positive, default=10, metavar="K", help="number of images (default 10)")
     where = (
-        "search only images that fit a filter of the database, such as 'folder like \"2024/%%\"'; see docs/search.md"
+        "search only images that fit a filter of the database, such as 'folder like \"2024/%%\"'; see "
+        "docs/search_database.md"
     )
     add("--where", default="", metavar="FILTER", help=where)
     _rerank_option(parser)

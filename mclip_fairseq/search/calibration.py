@@ -34,6 +34,7 @@ from mclip_fairseq.search.bank import (
 from mclip_fairseq.search.engine import Hit, Index, Vectors
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import shown
 
 DEFAULT_FIT = 0.5
 SCALE = 20.0  # QB-Norm's
@@ -176,7 +177,7 @@ def format_measures(table: Mapping[str, Mapping[str, float]]) -> str:
     lines = [f"| language | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     for language, row in table.items():
         queries, *shares = row.values()
-        lines.append(f"| {language} | {queries:.0f} | {' | '.join(f'{share:.1f}' for share in shares)} |")
+        lines.append(f"| {shown(language)} | {queries:.0f} | {' | '.join(f'{share:.1f}' for share in shares)} |")
     return "\n".join(lines)
 
 
@@ -207,7 +208,7 @@ def calibrate(
     languages, images = [query.language for query in labelled], [query.image for query in labelled]
     bank = search_bank(index, encode_labelled(model, labelled), languages, images)
     write_bank(index, bank)
-    counts = ", ".join(f"{language} {languages.count(language)}" for language in dict.fromkeys(languages))
+    counts = ", ".join(f"{shown(language)} {languages.count(language)}" for language in dict.fromkeys(languages))
     report = f"{index.path / FILE}: {len(labelled)} queries ({counts})"
     if not tested:
         return report

@@ -3,9 +3,10 @@
 `index.json` is written last, in one step: the files in use with their hashes, the model, the kind and, until a change,
 the recall measured at the build. `vectors-00001.faiss` is the faiss index; `rows-00001.tsv` has the id of each row and,
 where its image is known, the number of its root folder and the path below it; `times-00001.tsv` has size and time of
-change of each image file that was encoded. An addition writes the next generation of
-these files and then removes the old ones; so does a removal after which most rows would be dead. `partial/` is where an
-interrupted build or addition continues. `bank.json` is optional; see `bank.py`.
+change of each image file that was encoded and, with --hash-images, its SHA-256; `removed-00001.tsv` has the ids of
+removed images whose rows are gone. An addition writes the next generation of these files and then removes the old ones;
+so does a removal that leaves fewer rows than were removed. `partial/` is where an interrupted build or addition
+continues. `bank.json` is optional; see `bank.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,10 +195,7 @@ class Rows:
 
     def write(self, folder: Path, generation: int) -> dict[str, str]:
         """Write the file of a generation; returns its entry of the manifest."""
-        name = f"rows-{generation:05d}.tsv"
-        content = "".join(f"{line}\n" for line in self.lines).encode()
-        write_bytes(folder / name, content)
-        return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+        return _write_lines(folder, f"rows-{generation:05d}.tsv", self.lines)
 
 
 # Size in bytes, time of the last change in ns and, if it was asked for, SHA-256; None where unknown.
@@ -207,16 +205,16 @@ HASH = re.compile(r"[0-9a-f]{64}")
 
 def write_times(folder: Path, generation: int, times: Sequence[Time]) -> dict[str, str]:
     """Write sizes and times of the image files of a generation; returns the file's entry of the manifest."""
-    name = f"times-{generation:05d}.tsv"
-    content = "".join("\t".join(map(str, time or ())) + "\n" for time in times).encode()
-    write_bytes(folder / name, content)
-    return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+    return _write_lines(folder, f"times-{generation:05d}.tsv", ("\t".join(map(str, time or ())) for time in times))
 
 
 def write_ids(folder: Path, generation: int, names: Sequence[str]) -> dict[str, str]:
     """Write the ids that were removed before a generation; returns the file's entry of the manifest."""
-    name = f"removed-{generation:05d}.tsv"
-    content = "".join(f"{identifier}\n" for identifier in names).encode()
+    return _write_lines(folder, f"removed-{generation:05d}.tsv", names)
+
+
+def _write_lines(folder: Path, name: str, lines: Iterable[str]) -> dict[str, str]:
+    content = "".join(f"{line}\n" for line in lines).encode()
     write_bytes(folder / name, content)
     return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
 
