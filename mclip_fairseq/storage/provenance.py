@@ -22,8 +22,11 @@ DISTRIBUTIONS = {
     "fairseq": "fairseq-fixed",
     "mclip_fairseq": "mclip-fairseq",
 }
-# At the start of an argument, or behind one of = and :, as in LANG=FILE and one:two; not the // of an address.
-ABSOLUTE = re.compile(r"(^|[=:])(/(?!/)[^=:]*)")
+# At the start of an argument, or behind one of = and :, as in LANG=FILE and one:two; not the // of an address, but for
+# those of files on this machine.
+ABSOLUTE = re.compile(r"(^|[=:]|file://)(/(?!/)[^=:]*)")
+# The name and password of an address.
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:
@@ -49,8 +52,12 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
 
 
 def shareable(text: str | Path) -> str:
-    """A path, or an argument with paths in it, as others may read it: absolute paths lose their folders."""
-    return ABSOLUTE.sub(lambda match: f"{match[1]}.../{os.path.basename(match[2].rstrip('/'))}", str(text))
+    """A path, or an argument with paths in it, as others may read it.
+
+    Absolute paths lose their folders, and addresses their credentials.
+    """
+    text = CREDENTIALS.sub("", str(text))
+    return ABSOLUTE.sub(lambda match: f"{match[1]}.../{os.path.basename(match[2].rstrip('/'))}", text)
 
 
 def _version(distribution: str) -> str | None:

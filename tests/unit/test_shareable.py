@@ -23,6 +23,10 @@ from mclip_fairseq.storage.provenance import provenance, shareable
         ("--output=/home/me/runs", "--output=.../runs"),
         ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32"),
         ("https://example.org/x", "https://example.org/x"),
+        ("s3://bucket/a@b/{0..9}.tar", "s3://bucket/a@b/{0..9}.tar"),
+        ("s3://key:secret@bucket/x.tar", "s3://bucket/x.tar"),
+        ("file:///home/me/tars/*.tar", "file://.../*.tar"),
+        ("--images=file:///home/me/x.tar", "--images=file://.../x.tar"),
         ("/", ".../"),
     ],
 )
