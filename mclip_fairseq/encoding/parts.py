@@ -18,7 +18,7 @@ from mclip_fairseq.encoding.bulk import Place, Slice
 from mclip_fairseq.storage.addresses import REMAKE, asking, filesystem_of, part_name, stamp_of, tar_members
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
-from mclip_fairseq.storage.folders import SUFFIXES
+from mclip_fairseq.storage.folders import SUFFIXES, why_awkward
 
 IMAGE_COLUMNS, TEXT_COLUMNS = ("image", "jpg", "png", "webp", "image_bytes"), ("caption", "text", "txt")
 ID_COLUMNS = ("id", "key", "__key__")
@@ -77,7 +77,7 @@ def read_part(part: str, file: Path, modality: str, columns: Columns) -> list[tu
         columns: of a Parquet file.
 
     Raises:
-        UserError: it is damaged, holds nothing of this kind, or an id appears twice.
+        UserError: it is damaged, holds nothing of this kind, or an id cannot be one or appears twice.
     """
     found: list[tuple[str, Any]]
     if part.endswith(".tar"):
@@ -88,6 +88,8 @@ def read_part(part: str, file: Path, modality: str, columns: Columns) -> list[tu
         raise UserError(f"{part}: holds no {'images' if modality == 'image' else 'captions (KEY.txt)'}; {REMAKE}")
     seen: set[str] = set()
     for name, _ in found:
+        if reason := why_awkward(name):  # now, and not when the ids of all parts are written
+            raise UserError(f"{part}, {name!r}: {reason}; {REMAKE}")
         if name in seen:
             raise UserError(f"{part}: the id {name!r} appears twice; {REMAKE}")
         seen.add(name)
@@ -131,7 +133,7 @@ def parquet_rows(part: str, file: Path, modality: str, columns: Columns) -> list
         content = choose(part, names, columns.content, IMAGE_COLUMNS if modality == "image" else TEXT_COLUMNS)
         ids = choose(part, names, columns.ids, ID_COLUMNS) if columns.ids or {*names} & {*ID_COLUMNS} else ""
         table = parquet.read_table(file, columns=[content, *([ids] if ids else [])])
-    except import_extra("pyarrow", "scale").ArrowException as error:
+    except (import_extra("pyarrow", "scale").ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{part}: is not a readable Parquet file ({reason}); {REMAKE}") from error
     rows = table.column(content).to_pylist()

@@ -231,7 +231,8 @@ class FeatureWriter:
 class PartWriter(FeatureWriter):
     """Writes a feature directory whose shards are parts, such as tars, that hold any number of inputs.
 
-    What a part holds is known once it is read, so the record of its shard has the ids.
+    What a part holds is known once it is read, so the record of its shard has the ids. If two parts have the same id,
+    all ids become PART/ID.
 
     Args:
         path: directory to create or to continue.
@@ -247,7 +248,11 @@ class PartWriter(FeatureWriter):
         raise NotImplementedError
 
     def _kept_ids(self, records: Sequence[dict[str, Any]], skipped: Set[str]) -> list[str]:
-        return [identifier for record in records for identifier in record.pop("ids")]
+        found = [record.pop("ids") for record in records]
+        ids = [identifier for own in found for identifier in own]
+        if len(set(ids)) == len(ids):
+            return ids
+        return [f"{part}/{identifier}" for part, own in zip(self.ids, found, strict=True) for identifier in own]
 
 
 def write_shard(

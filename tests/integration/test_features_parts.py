@@ -133,6 +133,13 @@ def test_captions_of_tars_and_parquet(clip: Path, tars: list[Path], tmp_path: Pa
         np.testing.assert_allclose(close[name], row, atol=2e-3)
 
 
+def test_keys_that_two_tars_have_name_their_tar(clip: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", {"0.png": png(), "1.png": png() if name == "a" else b"no image"})
+    run(clip, tmp_path / "out", "--images", tmp_path / "*.tar", "--skip-budget", 1)
+    assert FeatureStore.open(tmp_path / "out").ids == ["a/0", "a/1", "b/0"]
+
+
 def test_images_of_parquet(clip: Path, plain: Path, photos: Path, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="needs the extra scale")
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra scale")
@@ -184,6 +191,8 @@ def bad_parts(tmp_path: Path) -> Path:
     write_tar(tmp_path / "empty.tar", {"x.json": b"{}"})
     write_tar(tmp_path / "twice.tar", {"x.png": png(), "x.jpg": png()})
     write_tar(tmp_path / "latin.tar", {"x.txt": b"\xff"})
+    write_tar(tmp_path / "space.tar", {"x .png": png()})
+    (tmp_path / "thrift.parquet").write_bytes(b"PAR1" + b"\xff" * 99 + (99).to_bytes(4, "little") + b"PAR1")
     whole = write_tar(tmp_path / "cut.tar", {"x.png": png() * 20, "y.png": png() * 20}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 4])
     (tmp_path / "no.tar").write_bytes(b"x" * 2000)
@@ -199,9 +208,11 @@ def bad_parts(tmp_path: Path) -> Path:
         (("--captions", "{}/empty.tar"), "empty.tar: holds no captions (KEY.txt)"),
         (("--images", "{}/twice.tar"), "twice.tar: the id 'x' appears twice"),
         (("--captions", "{}/latin.tar"), "latin.tar, x.txt: is not UTF-8"),
+        (("--images", "{}/space.tar"), "space.tar, 'x ': its name begins or ends with a space"),
         (("--images", "{}/cut.tar"), "cut.tar: is not a tar, or is truncated"),
         (("--images", "{}/no.tar"), "no.tar: is not a tar, or is truncated"),
         (("--images", "{}/no.parquet"), "no.parquet: is not a readable Parquet file"),
+        (("--images", "{}/thrift.parquet"), "thrift.parquet: is not a readable Parquet file"),
         (("--images", "{}/nothing*.tar"), "nothing*.tar: no such files"),
         (("--images", "{}/nothing.tar"), "nothing.tar: no such files"),
         (("--images", "{}/**/empty.tar"), "has the same name as"),
