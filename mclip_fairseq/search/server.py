@@ -171,11 +171,14 @@ class Search:
     async def about(self, request: Request) -> Response:
         """What is searched, for the start screen and the footer."""
         await self.refresh()
-        index = {"name": self.index.name, "model": self.index.model.get("name")}
+        searched = self.index
+        # In a thread, here and below: a database may be far away, and other requests must not wait for it.
+        count, samples = await asyncio.to_thread(lambda: (len(searched), sample_pictures(searched)))
+        index = {"name": searched.name, "model": searched.model.get("name")}
         choose = not getattr(self.model, "reads_any_language", True)
-        facts = {"images": len(self.index), "languages": list(self.model.languages), "choose_language": choose}
+        facts = {"images": count, "languages": list(self.model.languages), "choose_language": choose}
         examples = [{"language": language, "text": text} for language, text in self.extras.examples]
-        return JSONResponse(index | facts | {"examples": examples, "samples": sample_pictures(self.index)})
+        return JSONResponse(index | facts | {"examples": examples, "samples": samples})
 
     async def by_text(self, request: Request) -> Response:
         """`{"query": text, "like": "STAMP/ROW", "k": number, "language": code, "unique": bool}` -> the nearest images.
@@ -187,7 +190,7 @@ class Search:
         question = read_question(await read_body(request, MAX_TEXT_BODY))
         language = self.check_language(question.text, question.language) if question.text else ""
         await self.refresh()
-        like = self.image_like(question.like) if question.like else ""
+        like = await asyncio.to_thread(self.image_like, question.like) if question.like else ""
         asked = Asked(question.text, language, like, unique=question.unique)
         answers = self.answers
         answer = answers.get(asked)
@@ -247,7 +250,7 @@ class Search:
         pictures = self.pictures
         # Browsers cache images by address, so a different index at the same address needs other image addresses.
         stamp, name = request.path_params["stamp"], request.path_params["row"]
-        index, row = self.place(stamp, name)
+        index, row = await asyncio.to_thread(self.place, stamp, name)
         size = THUMBNAIL if request.url.path.startswith("/thumb/") else FULL
         key = f"{size}/{stamp}/{row}"
         content = pictures.get(key)
@@ -303,7 +306,7 @@ def make_app(
         hosts: host names to accept besides those of this machine; `*` accepts all.
         rerank: see `Search`.
         extras: see `Search`.
-        access: who may ask for vectors; None: whoever reaches the server.
+        access: who may ask for vectors; None: everyone who reaches the server.
     """
     search = Search(index, model, rerank, extras)
     computing, decoding = search.computing, search.uploaded

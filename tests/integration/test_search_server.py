@@ -203,6 +203,23 @@ def test_queries_share_batches_but_not_failures(served: Any) -> None:
     assert len(model.texts) == seen  # cached
 
 
+def test_an_index_far_away_holds_up_no_other_request(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, _, _ = served
+    asked, arrived = threading.Event(), threading.Event()
+
+    def waits(index: Any) -> list[dict[str, str]]:
+        asked.set()
+        return [{"picture": "", "id": "arrived" if arrived.wait(5) else "late"}]
+
+    monkeypatch.setattr(server, "sample_pictures", waits)
+    with ThreadPoolExecutor(1) as threads:
+        about = threads.submit(ask, port, "GET", "/about")
+        assert asked.wait(5)
+        assert ask(port, "GET", "/page.css")[0] == 200
+        arrived.set()
+        assert json.loads(about.result()[2])["samples"][0]["id"] == "arrived"
+
+
 def test_a_cache_forgets_the_oldest() -> None:
     cache: Cache[bytes] = Cache(10, len)
     for key in "abc":
