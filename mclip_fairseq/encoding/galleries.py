@@ -198,10 +198,11 @@ class ImageGallery:
         return [time and (*time, file_sha256(path)) for time, path in zip(times, self.paths, strict=True)]
 
     def stamp(self) -> str:
-        """SHA-256 over every picture's name, size and time of change; differs when a picture was changed."""
+        """SHA-256 over each picture's name and hash, or size and time of change; differs if a picture has changed."""
         digest = hashlib.sha256()
         for name, time in zip(self.index.names, self.times, strict=True):
-            digest.update(f"{name}\t{time}\n".encode("utf-8", "surrogateescape"))
+            known = time and (time[2:] or time)
+            digest.update(f"{name}\t{known}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def describe(self) -> dict[str, object]:

@@ -92,6 +92,10 @@ def test_hashes_notice_what_size_and_time_hide(
         capsys.readouterr()
         assert cli.main([*command, *more]) == 0
         assert ("is up to date" in capsys.readouterr().out) == (name == "times")
+    os.utime(picture)  # a new time with the old content
+    for name, more in options.items():
+        assert cli.main([*command, *more]) == 0
+        assert ("is up to date" in capsys.readouterr().out) == (name == "hashes")
     assert cli.main(["xtd", "--model", "first", "--images-root", "pictures", "--hash-images"]) == 2
     assert "--hash-images compares images with those of a report; give --output" in capsys.readouterr().err
 
