@@ -135,7 +135,10 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
     if earlier is not None:
         print(f"{candidate.name}, {benchmark.name}: {folder}/report.json is up to date")
         costs = {"costs": candidate.facts["costs"]} if "costs" in candidate.facts else {}
-        return dict(earlier) | {"name": candidate.name, "model": (earlier.get("model") or {}) | costs}
+        report: Report = dict(earlier) | {"name": candidate.name, "model": (earlier.get("model") or {}) | costs}
+        if costs and not output.compare:  # the comparison shows them otherwise
+            print(f"\n{format_costs([report])}")
+        return report
     start = time.monotonic()
     encoded, choices, notes = None, {}, list(benchmark.notes)
     if isinstance(benchmark, RetrievalBenchmark):
@@ -155,7 +158,7 @@ def evaluate_one(candidate: Candidate, benchmark: Benchmark, settings: Settings,
         choices["partial"] = partial
         lacking = "; ".join(f"{language} has {what}" for language, what in partial.items())
         notes.append(f"A part of the published set, not comparable with published numbers: {lacking}.")
-    report: Report = {
+    report = {
         "name": candidate.name,
         **provenance(output.command),
         "benchmark": benchmark.name,

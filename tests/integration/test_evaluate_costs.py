@@ -96,3 +96,10 @@ def test_reports_and_comparison_show_costs(
     report = json.loads(Path("out/comparison.json").read_text(encoding="utf-8"))["reports"][0]
     assert report["model"]["costs"]["dim"] == 16
     assert format_costs([report]).count("\n") == 2
+    alone = ["--model", str(LEGACY), *command[6:], "--output", "alone"]
+    assert main(alone) == 0
+    capsys.readouterr()
+    assert main([*alone, "--costs"]) == 0
+    printed = capsys.readouterr().out
+    assert "report.json is up to date" in printed
+    assert "texts/s" in printed
