@@ -242,6 +242,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError("--column and --id-column are for Parquet files; leave them out")
     if options.engine == "ray" and options.machines > 1:
         raise UserError("--machines is for commands that you start yourself; leave it out with --engine ray")
+    if options.engine == "ray" and (options.device or "").startswith("cuda:"):
+        raise UserError(f"--device {options.device}: Ray gives each worker a GPU of its own; give --device cuda")
     if options.hash_images and options.images is None:
         raise UserError("--hash-images is for images, texts are always compared by their hash; leave it out")
     if options.text_layers and (options.captions is None or options.space != "joint"):

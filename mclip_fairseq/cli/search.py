@@ -57,7 +57,7 @@ def split_at_dashes(parser: argparse.ArgumentParser, arguments: list[str]) -> tu
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             parser.parse_known_args(arguments[:place])
-    except SystemExit:  # INDEX stands behind the dashes too: argparse reads that rightly
+    except SystemExit:  # INDEX is behind the dashes too, which argparse reads correctly
         return arguments, []
     return arguments[:place], arguments[place + 1 :]
 
@@ -296,6 +296,8 @@ def run_calibrate(options: argparse.Namespace, command: Sequence[str]) -> str:
     from mclip_fairseq.search.calibration import calibrate
     from mclip_fairseq.search.index import SearchIndex
 
+    if options.fit is not None and options.test is None:
+        raise UserError("--fit is for what --test measures; give both, and --fit again to query and serve")
     index = SearchIndex.open(options.index)
     return calibrate(index, lambda: load_model_of(index, options), options.bank, options.test, options.fit)
 

@@ -98,13 +98,7 @@ def _build_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser, required=True)
     _engine_options(parser)
     add = parser.add_argument
-    add(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="INDEX",
-        help="index directory or collection to create or continue",
-    )
+    add("--output", type=Path, required=True, metavar="INDEX", help="index directory or collection to make or continue")
     kinds = "; ".join(f"{name}: {text}" for name, text in (KINDS | DATABASE_KINDS).items())
     add("--kind", choices=(*KINDS, *DATABASE_KINDS), default="exact", help=kinds)
     lists = "number of IVF lists for ivf, sq8, pq (default: about 2*sqrt(number of images))"
@@ -190,17 +184,13 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     form = "lines of `language, tab, query`, and a tab and an image id where the query describes an image of the index"
     add("--bank", type=Path, required=True, metavar="FILE", help=f"queries: {form}")
     add("--test", type=Path, metavar="FILE", help="other queries in the same form, to measure how often it is wrong")
-    _fit_option(parser)
+    add("--fit", type=share, metavar="F", help="with --test: least fit of a hit that fits well (default 0.5)")
     _model_options(parser, required=False)
 
 
-def _fit_option(parser: argparse.ArgumentParser) -> None:
+def _judging_options(parser: argparse.ArgumentParser) -> None:
     help_text = "least fit, from 0 to 1, of a hit that fits well (default 0.5); needs mclip-search calibrate"
     parser.add_argument("--fit", type=share, metavar="F", help=help_text)
-
-
-def _judging_options(parser: argparse.ArgumentParser) -> None:
-    _fit_option(parser)
     hubs = "correct hubs, images that are near to many queries, with QB-Norm; needs mclip-search calibrate"
     parser.add_argument("--hubs", action="store_true", help=hubs)
 

@@ -212,6 +212,8 @@ def test_a_cluster_that_cannot_be_reached(
 def test_machines_are_not_for_ray(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(clip, tmp_path / "out", "--images", tmp_path, "--engine", "ray", "--machines", 2, status=2)
     assert "leave it out with --engine ray" in capsys.readouterr().err
+    run(clip, tmp_path / "out", "--images", tmp_path, "--engine", "ray", "--device", "cuda:1", status=2)
+    assert "--device cuda:1: Ray gives each worker a GPU of its own; give --device cuda" in capsys.readouterr().err
 
 
 def test_a_unit_that_is_encoded_again_counts_once() -> None:

@@ -77,6 +77,15 @@ def test_a_changed_index_is_searched_again(calibrated: Run) -> None:
     assert after.best.min() < before.best.min()
 
 
+def test_languages_of_a_bank_are_printed_without_control_characters(calibrated: Run) -> None:
+    write("bank.tsv", [f"e\x1b[2Jn\t{pair}" for pair in PAIRS])
+    write("test.tsv", [f"d\x1b[2Je\t{colour}\t{colour}.png" for colour in COLOURS for _ in range(3)])
+    printed = calibrated("calibrate", "index", "--bank", "bank.tsv", "--test", "test.tsv")
+    assert "28 queries (e\\x1b[2Jn 28)" in printed
+    assert "| d\\x1b[2Je | 24 |" in printed
+    assert "\x1b" not in printed
+
+
 def test_measures_are_printed_and_queries_kept_apart(calibrated: Run) -> None:
     write("test.tsv", [f"de\t{colour}\t{colour}.png" for colour in COLOURS for _ in range(3)])
     printed = calibrated("calibrate", "index", "--bank", "bank.tsv", "--test", "test.tsv", "--fit", "0.9")
@@ -84,6 +93,9 @@ def test_measures_are_printed_and_queries_kept_apart(calibrated: Run) -> None:
     assert printed.splitlines()[-1].startswith("| de | 24 | ")
     cells = printed.splitlines()[-1].split(" | ")
     assert cells[3:6] == ["0.0", "100.0", "100.0"]  # no misses; every colour finds its image
+    assert "--fit is for what --test measures" in calibrated(
+        "calibrate", "index", "--bank", "bank.tsv", "--fit", "0.9", status=2
+    )
     write("same.tsv", [f"en\t{pair}" for pair in PAIRS])
     calibrated("calibrate", "index", "--bank", "bank.tsv", "--test", "same.tsv", status=2)
 
