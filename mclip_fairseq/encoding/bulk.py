@@ -22,7 +22,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import is_usable_id
 from mclip_fairseq.storage.feature_writer import FeatureWriter
 from mclip_fairseq.storage.files import file_sha256, read_lines, shown, size_and_time
-from mclip_fairseq.storage.images import ImageError, load_image, resolve_images
+from mclip_fairseq.storage.images import ImageError, load_image
 from mclip_fairseq.storage.texts import is_blank
 
 
@@ -308,11 +308,6 @@ def read_caption_list(path: Path) -> list[tuple[str, str]]:
             )
         captions.append((name, caption))
     return captions
-
-
-def list_images(images: Path, root: Path | None) -> list[tuple[str, Path]]:
-    """(id, file) of a folder of images, or of a list file whose paths are relative to `root`."""
-    return resolve_images(images) if images.is_dir() else resolve_images(root, images)
 
 
 def compute(source: Source, writer: FeatureWriter, settings: BulkSettings, device: torch.device) -> None:

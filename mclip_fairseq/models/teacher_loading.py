@@ -17,7 +17,7 @@ from torch import nn
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
-from mclip_fairseq.storage.hub import packed_dual_encoder
+from mclip_fairseq.storage.hub import can_be_hub_name, packed_dual_encoder
 from mclip_fairseq.storage.self_contained import check_self_contained
 
 # No model has this many layers; each takes time to build even without memory.
@@ -90,7 +90,7 @@ def load_dual_encoder(name_or_path: str | Path, revision: str | None = None, fet
     options: dict[str, Any] = {"revision": revision} if revision else {}
     options["trust_remote_code"] = False
     local = Path(source).is_dir()
-    if not local and (named.startswith(("/", ".", "~")) or named.count("/") > 1):
+    if not local and not can_be_hub_name(named):
         raise UserError(f"{named}: not found; give a directory, or the name of a model on the Hub")
     if local or not fetch:
         options["local_files_only"] = True

@@ -74,20 +74,18 @@ def add_images(
         index = SearchIndex.open(folder, moved)
         check_places(index)
         gallery, images = open_gallery(images)
-        if drop and not isinstance(gallery, ImageGallery):
-            raise UserError(f"{images.source}: holds features; sync compares an index with its images, so give these")
         names = gallery.index.names
         indexed = [name for name in names if name in index.row_of]
         if not replace:
             check_same_images(index, gallery, indexed)
         state = compare_times(index, gallery, indexed)
+        note = "" if replace else state.note(index.path)
         again = set(indexed) if replace else state.changed
         new_rows = [row for row, name in enumerate(names) if name in again or name not in index.row_of]
-        gone = gone_rows(index, gallery) if drop and isinstance(gallery, ImageGallery) else frozenset()
+        gone = gone_rows(index, gallery) if drop else frozenset()
         if not new_rows and not gone:
             if moved:
                 put_into_use(index, {}, absolute_roots(index))
-            note = state.note(index.path)
             return f"{index.path}: nothing to add, all {len(names)} images are already in the index{note}"
         if not new_rows:
             drop_rows(index, gone, command)
@@ -103,9 +101,18 @@ def add_images(
         "already in the index": len(indexed) - len(replaced),
         "unreadable images skipped": len(new_rows) - len(vectors.ids),
     }
-    message = f"{folder}: {len(vectors.ids) - len(replaced)} images added"
-    message += "".join(f", {number} {what}" for what, number in counts.items() if number)
-    return message + ("" if replace else state.note(index.path)) + recall_note(index)
+    return added_sentence(folder, len(vectors.ids) - len(replaced), counts) + note + recall_note(index)
+
+
+def added_sentence(place: Path | str, added: int, others: Mapping[str, int]) -> str:
+    """What an addition has done.
+
+    Args:
+        place: the index.
+        added: number of images.
+        others: what became of other images -> how many; zeros are left out.
+    """
+    return f"{place}: {added} images added" + "".join(f", {number} {what}" for what, number in others.items() if number)
 
 
 def check_places(index: SearchIndex) -> None:
@@ -179,11 +186,16 @@ def is_changed(old: Time, new: Time) -> bool:
     return old[2:] != new[2:] if known else old[:2] != new[:2]
 
 
-def gone_rows(index: SearchIndex, gallery: ImageGallery) -> frozenset[int]:
+def gone_rows(index: SearchIndex, gallery: Gallery) -> frozenset[int]:
     """Rows whose image is gone: from the gallery's folder, or, beside a list, from the disk.
 
     A folder of the index that does not exist at all may be a disk that is not mounted: its rows are kept.
+
+    Raises:
+        UserError: the gallery holds features.
     """
+    if not isinstance(gallery, ImageGallery):
+        raise UserError(f"{gallery.folder}: holds features; sync compares an index with its images, so give these")
     names, source = set(gallery.index.names), os.path.abspath(gallery.source)
     roots = absolute_roots(index)
     gone = set()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mclip_fairseq.encoding.galleries import ImageGallery
 from mclip_fairseq.search.build import digest_of, names_of, open_vectors, picture_lines
-from mclip_fairseq.search.change import check_folders
+from mclip_fairseq.search.change import added_sentence, check_folders
 from mclip_fairseq.search.collection import FORMAT, VERSION, Collection, check_width, manifest_of, read_facts
 from mclip_fairseq.search.engine import Store, Vectors, check_same_model
 from mclip_fairseq.search.kinds import HNSW_LINKS, MAX_BREADTH, powers
@@ -305,9 +305,7 @@ def add_to_collection(
         "already in the collection": len(written.ids) - written.added - written.replaced,
         "unreadable images skipped": written.unreadable,
     }
-    return f"{store.place}: {written.added} images added" + "".join(
-        f", {number} {what}" for what, number in counts.items() if number
-    )
+    return added_sentence(store.place, written.added, counts)
 
 
 def remove_from_collection(store: Store, names: Sequence[str]) -> str:

@@ -8,6 +8,11 @@ from typing import Any
 from mclip_fairseq.storage.files import read_json
 
 
+def can_be_hub_name(name: str) -> bool:
+    """Whether a text can name a model on the Hub (`NAME` or `USER/NAME`); otherwise it is a path."""
+    return not name.startswith(("/", ".", "~")) and name.count("/") < 2
+
+
 def published_file(source: str, name: str, revision: str | None = None) -> Path | None:
     """One file of a model.
 

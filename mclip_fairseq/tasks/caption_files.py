@@ -20,6 +20,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import same_teacher
 from mclip_fairseq.storage.features import FeatureStore
 from mclip_fairseq.storage.files import read_lines
+from mclip_fairseq.storage.hub import can_be_hub_name
 from mclip_fairseq.storage.pieces import SENTENCEPIECE, load_sentencepiece
 
 
@@ -48,8 +49,7 @@ def check_tokenizer(cfg: Any, published: bool = False) -> None:
         UserError: naming it.
     """
     given = getattr(cfg, "text_tokenizer", None) or ""
-    is_path = given.startswith(("/", ".", "~")) or given.count("/") > 1
-    if given and not os.path.exists(given) and (is_path or not published):
+    if given and not os.path.exists(given) and not (published and can_be_hub_name(given)):
         raise UserError(f"--text-tokenizer {given}: not found; give the directory of the tokenizer that made the data")
 
 
