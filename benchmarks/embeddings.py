@@ -29,7 +29,7 @@ BATCH = 32
 
 
 def client(port: int, number: int, until: float, texts: int, pause: float, seconds: list[float]) -> None:
-    """Send requests with so many texts until the time is over."""
+    """Send requests of `texts` texts, with a `pause` between them, until a time; adds the seconds of each."""
     rng = np.random.default_rng(number)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     words = search_server.WORDS.split()

@@ -1,6 +1,6 @@
 """Units of work, of which any process can encode any one: slices of a list of inputs, or parts.
 
-A unit becomes one shard of a feature directory. Whoever encodes it needs the unit and the plan of the directory only.
+A unit becomes one shard of a feature directory. To encode it, a process needs only the unit and the directory's plan.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Budget:
         self.spent: dict[int, int] = {}
 
     def allows(self, shard: int, unreadable: int) -> bool:
-        """Whether a shard may be written without so many inputs; if it may, they are counted."""
+        """Whether a shard may be written without this many inputs; if it may, they are counted."""
         others = self.earlier + sum(count for number, count in self.spent.items() if number != shard)
         if unreadable and others + unreadable > self.limit:
             return False

@@ -28,6 +28,9 @@ class MTEBEncoder:
         revision: of the model, for mteb's tables; None takes the fingerprint of its weights.
         device: where it runs; see `MultilingualCLIP`.
         language: of the texts, for a model that reads each language in its own way.
+
+    Raises:
+        UserError: the model cannot be loaded, or needs a language.
     """
 
     def __init__(

@@ -222,7 +222,7 @@ def is_transformers_directory(path: str | Path) -> bool:
 
 
 def check_kind(config: Any, source: str | Path) -> None:
-    """Refuse models that are no text encoders.
+    """Refuse models that are not text encoders.
 
     Raises:
         UserError: naming what it is.

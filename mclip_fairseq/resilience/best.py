@@ -61,7 +61,7 @@ def changed_measurement(stored: StoredCheckpoint, trainer: Any) -> list[str]:
 
 
 def forget_best(cfg: Any, trainer: Any, extra_state: dict[str, Any], changed: list[str]) -> None:
-    """Begin to compare anew, on all ranks alike: best value, --patience, a schedule that watches, and kept files.
+    """Start comparing from scratch, on all ranks: best value, --patience, a schedule that watches, and kept files.
 
     Args:
         cfg: fairseq's checkpoint options.

@@ -50,7 +50,7 @@ def answer(
         question: texts or images.
         k: hits of each.
         unique: images with equal vectors count as one.
-        rerank: so many of the first images of a text are put in order by the model itself; 0 for none.
+        rerank: how many of the nearest images of a text the model itself puts in order; 0 for none.
         calibration: says how well the hits of texts fit; None says nothing.
     """
     depth = max(k, min(COPIES * k, DEPTH)) if unique else k

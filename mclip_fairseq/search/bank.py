@@ -53,7 +53,7 @@ def read_labelled(path: Path, index: SearchIndex) -> list[Labelled]:
     """Read lines of `language, tab, query` and, where an image of the index is described, a tab and its id.
 
     Raises:
-        UserError: a line has another form, is no query, or names an image that is not in the index; too few lines.
+        UserError: a line has another form, is not a query, or names an image that is not in the index; too few lines.
     """
     queries = []
     for number, line in enumerate(read_lines(path), 1):

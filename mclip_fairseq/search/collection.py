@@ -171,7 +171,7 @@ class Collection:
             return None
 
     def samples(self, count: int) -> list[Row]:
-        """Up to so many ids."""
+        """Up to `count` ids."""
         return list(self.store.some(count))
 
     def picture(self, row: Row) -> Path | None:

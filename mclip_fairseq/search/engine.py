@@ -105,7 +105,7 @@ class Index(Protocol):
         """The row that `address` named; None if there is no such row."""
 
     def samples(self, count: int) -> list[Row]:
-        """About so many rows that are in the index."""
+        """About `count` rows that are in the index."""
 
     def picture(self, row: Row) -> Path | None:
         """The image file of a row; None where the index does not know it."""
@@ -154,7 +154,7 @@ class Store(Protocol):
         """Number of records."""
 
     def some(self, count: int) -> list[str]:
-        """Up to so many ids."""
+        """Up to `count` ids."""
 
 
 def check_same_model(place: Path | str, entry: Mapping[str, Any], model: Any) -> None:

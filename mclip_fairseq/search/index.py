@@ -182,7 +182,7 @@ class SearchIndex:
         return row if 0 <= row < len(self.rows) and row not in self.removed else None
 
     def samples(self, count: int) -> list[Row]:
-        """About so many rows, spread evenly over the index."""
+        """About `count` rows, spread evenly over the index."""
         rows = list(self.row_of.values())
         return list(rows[:: max(1, -(-len(rows) // count))])
 

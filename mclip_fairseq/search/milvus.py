@@ -255,7 +255,7 @@ def check_address(uri: str, create: bool) -> None:
         UserError: it is malformed, holds credentials, or names a file that does not exist.
     """
     if not uri:
-        raise UserError("--engine milvus needs --uri: http://HOST:19530, or a file that ends in .db")
+        raise UserError("--engine milvus needs --uri or MILVUS_URI: http://HOST:19530, or a file that ends in .db")
     if "://" in uri:
         if "@" in uri:
             raise UserError(f"--uri holds credentials, which others can read; set {TOKEN_VARIABLE} to USER:PASSWORD")

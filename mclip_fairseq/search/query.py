@@ -26,7 +26,7 @@ SHOWN_TEXT = 60
 QUOTES = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("»", "«"), ("「", "」"), ("『", "』"))
 SAME_SCORE = 1e-5  # equal vectors differ by rounding only
 NOTHING_FITS = "nothing in the index fits this query well"
-COPIES = 8  # with --unique, so many times more images are searched
+COPIES = 8  # with --unique, this many times more images are searched
 
 
 @dataclass(frozen=True)

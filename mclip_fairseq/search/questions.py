@@ -104,7 +104,7 @@ def read_parameters(given: Mapping[str, str]) -> Question:
             "query": given.get("query") or None,
             "k": int(k) if k else None,
             "language": given.get("language"),
-            "like": "-",  # the upload stands in its place
+            "like": "-",  # the upload is used instead
             "unique": "unique" in given,
         }
     )

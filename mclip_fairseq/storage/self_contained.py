@@ -59,7 +59,7 @@ def check_configuration(place: str | Path, config: Any) -> None:
     """Check that a configuration of `transformers` names no other model.
 
     Args:
-        place: where it stands, for the message.
+        place: where it comes from, for the message.
         config: the value of its JSON.
 
     Raises:

@@ -139,7 +139,7 @@ class Reader:
 
 
 def hashes(key: str) -> tuple[int, int]:
-    """96 bits of a hash of a key: two keys of a thousand million tars' images do not share them."""
+    """96 bits of a hash of a key, which no two of a billion keys share."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=12).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 

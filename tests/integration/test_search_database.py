@@ -221,7 +221,7 @@ def test_features_go_into_a_collection(mclip_search: Run, colour_model: ColourMo
 def test_options_that_do_not_fit_are_refused(mclip_search: Run) -> None:
     build = BUILD[: -len(DATABASE)]
     for extra, sentence in {
-        ("--engine", "milvus"): "--engine milvus needs --uri: http://HOST:19530, or a file that ends in .db",
+        ("--engine", "milvus"): "--engine milvus needs --uri or MILVUS_URI: http://HOST:19530, or a file that ends in",
         ("--uri", "x.db"): "--uri is the address of a database; give --engine milvus, too",
         ("--engine", "milvus", "--uri", "x.txt"): "is neither an address nor a file that ends in .db",
         ("--engine", "milvus", "--uri", "http://me:secret@host"): "set MILVUS_TOKEN to USER:PASSWORD",

@@ -89,7 +89,7 @@ function show(hits) {
       const item = shown.get(hit.picture) || card(hit);
       const score = item.querySelector(".score");
       score.textContent = hit.score.toFixed(3);
-      score.title = hit.fit === undefined ? "" : `fits better than ${Math.round(100 * hit.fit)} % of the bank's queries`;
+      score.title = hit.fit === undefined ? "" : `nearer than the best hit of ${Math.round(100 * hit.fit)} % of the bank's queries`;
       item.querySelector(".copies").textContent = hit.copies ? `+ ${hit.copies}` : "";
       item.querySelector(".copies").title = hit.copies ? `${hit.copies} further images are equal to it` : "";
       return item;
