@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mclip_fairseq.resilience import signals
+from mclip_fairseq.resilience import signals, workers
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from tests.processes import alive, children, start, wait_for, wait_for_children
 from tests.runs import GLOO, HANG, ROOT
@@ -145,17 +145,18 @@ def test_a_child_of_a_run_obeys_it_from_its_fork_on(shielded: bool, monkeypatch:
         monkeypatch.setattr(signals, "listening", lambda: False)
     # What a rank that was spawned by fairseq's launcher says, and its forks at first.
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=1))
+    assert callable(workers.shield_forked), "importing it has every fork call it"
     signals.listen()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, b"1")
+        while not signals._received:
+            time.sleep(0.01)
+        os.write(writing, b"2")
+        time.sleep(HANG)
+        os._exit(1)
     try:
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            os.write(writing, b"1")
-            while not signals._received:
-                time.sleep(0.01)
-            os.write(writing, b"2")
-            time.sleep(3600)
-            os._exit(1)
         os.close(writing)
         assert os.read(reading, 1) == b"1"
         os.kill(child, signal.SIGTERM)
@@ -166,4 +167,6 @@ def test_a_child_of_a_run_obeys_it_from_its_fork_on(shielded: bool, monkeypatch:
         assert os.waitpid(child, 0) == (child, 0 if shielded else signal.SIGKILL)
         os.close(reading)
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)  # nothing to a child that has ended
         signals.listen_no_more()
