@@ -69,7 +69,7 @@ def query_ours(folder: Path, kind: str) -> dict[str, Any]:
     """`SearchIndex`, hashes verified."""
     start = time.perf_counter()
     index = SearchIndex.open(folder / f"ours-{kind}")
-    return {"open": time.perf_counter() - start} | ask(index.search)
+    return {"open": time.perf_counter() - start} | ask(index.searcher)
 
 
 def query_faiss(folder: Path, kind: str) -> dict[str, Any]:

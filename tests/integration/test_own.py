@@ -215,8 +215,8 @@ def test_images_stay_in_their_tars(tmp_path: Path) -> None:
     ids = [line.split("\t")[0] for split in ("train", "valid") for line in lines(out / f"{split}.en.ids")]
     assert [images.open(name).read()[-1] for name in ids] == [0, 1, 2]
     write(tmp_path / "table.csv", "image,caption\nx.png,a photo\n")
-    command = ["own", tmp_path / "table.csv", "--language", "en", "--output", out, "--leave-in-tars"]
-    assert "--leave-in-tars is for webdataset tars only" in refuses(*command)
+    command = (tmp_path / "table.csv", "--language", "en", "--output", out, "--leave-in-tars")
+    assert "--leave-in-tars is for webdataset tars only" in refuses("own", *command)
 
 
 def test_tars_of_two_splits_with_the_same_names(tmp_path: Path) -> None:

@@ -139,8 +139,8 @@ def test_no_tile_is_white_in_the_dark(page: Any) -> None:
 def test_the_screenshots_of_the_docs(browser: Any, width: str, size: dict[str, int], scheme: str) -> None:
     index = SearchIndex.open(os.environ["MCLIP_SCREENSHOT_INDEX"])
     options = cli.build_parser().parse_args(["serve", str(index.path)])
-    files = [index.path.parent / name for name in ("queries.tsv", "captions.tsv")]
-    with running(index, cli.load_model_of(index, options), read_extras(*files)) as port:
+    queries, captions = (index.path.parent / name for name in ("queries.tsv", "captions.tsv"))
+    with running(index, cli.load_model_of(index, options), read_extras(queries, captions)) as port:
         context = browser.new_context(viewport=size, color_scheme=scheme)
         opened = context.new_page()
         opened.goto(f"http://127.0.0.1:{port}/")
