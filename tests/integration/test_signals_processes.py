@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
+import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from mclip_fairseq.resilience import signals, workers
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from tests.processes import alive, children, start, wait_for, wait_for_children
 from tests.runs import GLOO, HANG, ROOT
@@ -137,36 +134,37 @@ def test_eight_workers_end_with_an_interrupt(
     assert "leaked" not in text
 
 
+# In a process of its own: libraries that other tests load, such as gRPC, start threads in every fork.
+FORKING = """
+import multiprocessing, os, signal, sys, time
+from types import SimpleNamespace
+from mclip_fairseq.resilience import signals, workers
+
+if sys.argv[1] == "False":
+    signals.listening = lambda: False
+# What a rank that was spawned by fairseq's launcher says, and its forks at first.
+multiprocessing.parent_process = lambda: SimpleNamespace(pid=1)
+signals.listen()
+reading, writing = os.pipe()
+child = os.fork()
+if not child:
+    os.write(writing, b"ready ")
+    while not signals._received:
+        time.sleep(0.01)
+    os.write(writing, b"noted")
+    os._exit(1)
+os.close(writing)
+assert os.read(reading, 6) == b"ready "
+os.kill(child, signal.SIGTERM)
+print(os.read(reading, 5).decode(), os.waitpid(child, 0)[1])
+"""
+
+
 @pytest.mark.parametrize("shielded", [True, False])
-def test_a_child_of_a_run_obeys_it_from_its_fork_on(shielded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_of_a_run_obeys_it_from_its_fork_on(shielded: bool) -> None:
     """Before it has loaded anything; the noting of signals that it inherits would swallow SIGTERM, as the other case is
     there to show."""
-    if not shielded:
-        monkeypatch.setattr(signals, "listening", lambda: False)
-    # What a rank that was spawned by fairseq's launcher says, and its forks at first.
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: SimpleNamespace(pid=1))
-    assert callable(workers.shield_forked), "importing it has every fork call it"
-    signals.listen()
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        os.write(writing, b"1")
-        while not signals._received:
-            time.sleep(0.01)
-        os.write(writing, b"2")
-        time.sleep(HANG)
-        os._exit(1)
-    try:
-        os.close(writing)
-        assert os.read(reading, 1) == b"1"
-        os.kill(child, signal.SIGTERM)
-        # It ends, which closes the pipe; or it notes the signal as if it were the run.
-        assert os.read(reading, 1) == (b"" if shielded else b"2")
-        if not shielded:
-            os.kill(child, signal.SIGKILL)
-        assert os.waitpid(child, 0) == (child, 0 if shielded else signal.SIGKILL)
-        os.close(reading)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)  # nothing to a child that has ended
-        signals.listen_no_more()
+    command = [sys.executable, "-c", FORKING, str(shielded)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=True, cwd=ROOT)
+    # It ends, which closes the pipe; or it notes the signal as if it were the run.
+    assert done.stdout == (" 0\n" if shielded else f"noted {1 << 8}\n")
