@@ -89,8 +89,8 @@ features() { # features STEP TEACHER DIRECTORY
 features 4 "$OUT/teacher" "$OUT/features"
 
 # 5. One stage, the best recipe of docs/results.md: a multilingual encoder of one layer learns the teacher's own space. A
-# text in any language learns the teacher's feature of its English translation, by squared distance; English texts of the
-# drawings also learn to tell them from others, by contrast. No drawing is ever paired with another language.
+# text in any language learns the teacher's feature of its English translation, with a squared distance; English texts
+# also learn to find their drawing in the batch, with a contrastive loss. No drawing is ever paired with another language.
 trikd() { # trikd STEP UPDATES TEACHER FEATURES DATA OPTION...
   part "$1" fairseq-train "$5:$OUT/bin/translations" --user-dir "$PLUGIN" --task trikd --seed "$SEED" --langs "$LANGS" \
     --teacher "$3" --image-features "$4/image" --text-features "$4/text" \
