@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -21,7 +22,6 @@ from mclip_fairseq.resilience import signals
 from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.tasks import validation_retrieval
 from mclip_fairseq.tasks.sampled import SampledTask
-from tests.processes import children
 from tests.runs import CLOCK, caption_options, difference, state_of
 
 Train = Callable[..., str]
@@ -158,7 +158,7 @@ def test_loader_processes_end_with_their_epoch(
     step, seen = SampledTask.optimizer_step, []
 
     def counted(self: Any, optimizer: Any, model: Any, update_num: int) -> None:
-        seen.append(len(children(os.getpid())))
+        seen.append(len(multiprocessing.active_children()))
         step(self, optimizer, model, update_num)
 
     monkeypatch.setattr(SampledTask, "optimizer_step", counted)
@@ -167,7 +167,7 @@ def test_loader_processes_end_with_their_epoch(
     if directories == 2:
         copy = shutil.copytree(tiny_corpus / "captions", tmp_path / "captions")
         command[0] = f"{tiny_corpus / 'captions'}:{copy}"
-    before = len(children(os.getpid()))
+    before = len(multiprocessing.active_children())
     gc.disable()  # it would end some of them at some point
     try:
         run_train(*command)
