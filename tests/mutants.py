@@ -88,7 +88,7 @@ MUTANTS = (
     Mutant("storage/sealed.py", "seal[1] == _hash_before_seal(path)", "True", SEALS),
     Mutant("storage/sealed.py", 'return "its seal is damaged"', 'return ""', SEALS),
     Mutant("storage/sealed.py", "os.replace(temporary, path)", "shutil.copy(temporary, path)", SEALS),
-    Mutant("storage/sealed.py", "named[1] != host_name() or", "", SEALS),
+    Mutant("storage/owners.py", 'named["machine"] != machine() or', "", SEALS),
     Mutant("storage/sealed.py", "if error.errno in HOPELESS or attempt", "if attempt", SEALS),
     Mutant("resilience/choosing.py", "and not owner_is_alive(path)", "", SEALS),
     Mutant("resilience/choosing.py", "if updates[path] > updates[last] and", "if", SEALS),

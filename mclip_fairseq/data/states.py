@@ -22,6 +22,7 @@ from mclip_fairseq.models.settings import structure_settings
 from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.indexed import MappedValues
+from mclip_fairseq.storage.owners import TEMPORARY, own_name, owner, remove_leftovers
 
 logger = logging.getLogger(__name__)
 Numbers = npt.NDArray[np.int64]
@@ -96,7 +97,7 @@ class StateWriter:
 
     def alone(self) -> None:
         """Encode everything, and move the file into place when it is complete."""
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        partial = own_name(self.path)
         self.write(partial, zip(self.batches, self.encoded(self.batches), strict=True))
         os.replace(partial, self.path)
 
@@ -104,9 +105,10 @@ class StateWriter:
         """Encode this rank's share of the batches; rank 0 puts the shares of all ranks into the file.
 
         Args:
-            mark: part of the names of the shares, the same on all ranks.
+            mark: of `common_mark`.
         """
-        shares = [self.path.with_suffix(f".{mark}.share{rank}.npy") for rank in range(len(objects_of_all_ranks(None)))]
+        ranks = range(len(objects_of_all_ranks(None)))
+        shares = [self.path.with_name(f"{self.path.name}.share{rank}.{mark}") for rank in ranks]
         own = every_nth()
         mine = self.batches[own]
         out = self.open(shares[own.start], sum(int(self.sizes[rows].sum()) for rows in mine))
@@ -117,7 +119,7 @@ class StateWriter:
         out.flush()
         objects_of_all_ranks(None)  # all shares are complete
         if own.start == 0:
-            partial = self.path.with_suffix(f".{mark}.partial")
+            partial = self.path.with_name(f"{self.path.name}.{mark}")
             self.write(partial, self.joined(shares))
             os.replace(partial, self.path)
         objects_of_all_ranks(None)  # the file is complete
@@ -144,8 +146,21 @@ class StateWriter:
                 progress.update(len(rows))
 
     def open(self, path: Path, length: int) -> "np.memmap[Any, np.dtype[np.floating]]":
-        """A new memory-mapped file for this many states."""
-        return np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=(length, self.encoder.dim))
+        """A new memory-mapped file for this many states.
+
+        Raises:
+            UserError: the disk has no room for it; without this, writing to it later would end the process.
+        """
+        try:
+            out = np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=(length, self.encoder.dim))
+            with path.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"--text-state-cache {path.parent}: cannot be written ({error.strerror}); make room or give another one"
+            ) from error
+        return out
 
     def write(self, path: Path, parts: Iterator[tuple[Numbers, npt.NDArray[np.floating]]]) -> None:
         """Write batches of sentences to their places in a new file."""
@@ -156,8 +171,8 @@ class StateWriter:
 
 
 def common_mark(directory: Path) -> str:
-    """A name that all ranks share if they see the same directory; empty if they do not, or for one rank alone."""
-    mark = objects_of_all_ranks(uuid.uuid4().hex)[0]
+    """How temporary names end that all ranks share; empty if they see different directories, or for one rank alone."""
+    mark = objects_of_all_ranks(f"{uuid.uuid4().hex}.{owner()}.{TEMPORARY}")[0]
     if len(objects_of_all_ranks(None)) == 1:
         return ""
     file, first = directory / f".{mark}", every_nth().start == 0
@@ -191,11 +206,12 @@ def cached_states(
         lowered: compute in bfloat16 where torch.autocast does.
 
     Raises:
-        UserError: the cache holds something else.
+        UserError: the cache holds something else, or cannot be written.
     """
     precision = "bfloat16-" if lowered else ""
     path = Path(directory) / f"{precision}{dtype}-{cache_name(tokens, encoder)}"
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
     if not all(objects_of_all_ranks(path.exists())):
         writer, mark = StateWriter(path, tokens, encoder, device, dtype, lowered), common_mark(path.parent)
         if mark:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from mclip_fairseq.encoding.galleries import Encoder, reader_of
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256, first_line
 from mclip_fairseq.storage.fingerprints import text_side
+from mclip_fairseq.storage.owners import own_name, remove_leftovers
 
 
 class CachedEncoder:
@@ -68,7 +68,8 @@ class CachedEncoder:
             return self._read(file, rows)
         features = compute().float().cpu()
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}.part")
+        remove_leftovers(self.folder)
+        unfinished = own_name(file)
         with unfinished.open("wb") as stream:
             np.save(stream, features.numpy(), allow_pickle=False)
         unfinished.replace(file)

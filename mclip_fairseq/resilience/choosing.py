@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from mclip_fairseq.storage.checkpoints import StoredCheckpoint
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.sealed import TEMPORARY, damage, owner_is_alive, sealed_updates
+from mclip_fairseq.storage.owners import TEMPORARY, owner_is_alive
+from mclip_fairseq.storage.sealed import damage, sealed_updates
 
 LAST = "checkpoint_last.pt"
 OF_A_RUN = re.compile(r"checkpoint(_last|_best|\d+|_\d+_\d+|\.best_.+)\.pt")
@@ -103,7 +104,7 @@ def remove_leftovers(folder: str | Path, suffix: str = "") -> list[str]:
     The caller holds the folder (`holding`), so those of other machines are nobody's.
     """
     removed = []
-    for path in sorted(Path(folder).glob(f"*.pt*{TEMPORARY}")):
+    for path in sorted(Path(folder).glob(f"*.pt*.{TEMPORARY}")):
         name = re.sub(r"(\.[\w-]+\.\d+)?\.tmp$", "", path.name)
         if _is_of_a_run(name, suffix) and not owner_is_alive(path):
             path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import printable
-from mclip_fairseq.storage.sealed import host_name
+from mclip_fairseq.storage.owners import host_name
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -25,6 +25,7 @@ from mclip_fairseq.search.settings import KINDS
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields, has_type
 from mclip_fairseq.storage.files import file_sha256, read_json, read_lines, write_bytes
+from mclip_fairseq.storage.owners import remove_leftovers
 
 FORMAT = "mclip_fairseq search index"
 VERSION = 1
@@ -259,6 +260,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: {reason}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for place in (folder, folder / PARTIAL):
+            remove_leftovers(place)
         yield
     except BlockingIOError as error:
         raise UserError(f"{folder}: another mclip-search is changing this index; wait until it has finished") from error

@@ -22,6 +22,7 @@ from mclip_fairseq.search.settings import (
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import file_sha256
+from mclip_fairseq.storage.owners import own_name
 
 # Kind -> faiss's description of it.
 FACTORIES = {
@@ -113,7 +114,7 @@ def write_index(index: Any, path: Path) -> dict[str, str]:
     Raises:
         UserError: the disk is full.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = own_name(path)
     try:
         faiss().write_index(index, str(temporary))
         with temporary.open("rb") as stream:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -27,6 +26,7 @@ from mclip_fairseq.storage.feature_files import (
 )
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import file_sha256, read_json, read_lines, write_bytes, write_json
+from mclip_fairseq.storage.owners import TEMPORARY, own_name, remove_leftovers
 from mclip_fairseq.storage.projection import PROJECTION, Projection
 
 LABELS = {
@@ -113,8 +113,11 @@ class FeatureWriter:
         """Start the directory, or check that it was started with this plan."""
         if self.complete:
             started = read_manifest(self.path)
+            self._tidy_up()
         else:
             self._partial.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path, self._partial):
+                remove_leftovers(folder)
             plan = self._partial / "plan.json"
             if not plan.exists():
                 if any(self.path.glob("features-*.npy")):
@@ -207,10 +210,14 @@ class FeatureWriter:
         facts: dict[str, Any] = {"count": count, "skipped": len(skipped)}
         facts |= {"ids_sha256": hashlib.sha256(kept).hexdigest(), "shards": finished, "made_by": dict(made_by or {})}
         write_json(self.path / "manifest.json", self.plan | facts)
-        for leftover in self.path.glob("features-*.tmp"):
+        self._tidy_up()
+        return True
+
+    def _tidy_up(self) -> None:
+        """Remove what a complete directory does not need, of whichever machine."""
+        for leftover in self.path.glob(f"features-*.{TEMPORARY}"):
             leftover.unlink(missing_ok=True)
         shutil.rmtree(self._partial, ignore_errors=True)
-        return True
 
     def _kept_ids(self, records: Sequence[dict[str, Any]], skipped: Set[str]) -> list[str]:
         """The ids of all rows, from the records of all shards."""
@@ -286,7 +293,7 @@ def write_shard(
         raise UserError(f"{path}: shard {shard} needs values of shape {(len(kept), plan['dim'])}, got {array.shape}")
     check_values(path, kept, array, plan["normalized"])
     file = path / shard_name(shard)
-    temporary = file.with_suffix(f".{platform.node()}.{os.getpid()}.tmp")  # processes of several machines write
+    temporary = own_name(file)
     with temporary.open("wb") as stream:
         np.save(stream, array, allow_pickle=False)
         stream.flush()

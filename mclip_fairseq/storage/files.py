@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.owners import own_name
 
 # Text packs 3 to 20 times; a file that is larger than this and packs better than that is a decompression bomb.
 BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 200
@@ -171,7 +172,7 @@ def file_sha256(path: Path) -> str:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is complete or absent."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = own_name(path)
     try:
         with temporary.open("wb") as stream:
             stream.write(content)

@@ -21,6 +21,7 @@ from typing import Any
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import read_json, write_bytes
+from mclip_fairseq.storage.owners import own_name
 from mclip_fairseq.storage.provenance import shareable
 from mclip_fairseq.storage.verified import cache_folder
 
@@ -133,7 +134,7 @@ def machine_key() -> bytes:
     file = cache_folder() / "key"
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        own = file.with_name(f"key.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        own = own_name(file.with_name(f"key.{secrets.token_hex(4)}"))
         own.touch(mode=0o600)
         own.write_bytes(secrets.token_bytes(32))
         with contextlib.suppress(FileExistsError):  # another rank was faster

@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import struct
 import time
 import zipfile
@@ -27,6 +26,7 @@ import torch
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import FileIdentity, file_identity
+from mclip_fairseq.storage.owners import own_name
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ HASH_DIGITS = 64
 SEAL = re.compile(rb"mclip_fairseq 1 updates=(\d{12}) sha256=([0-9a-f]{64})\Z")
 SEAL_LENGTH = len(b"mclip_fairseq 1 updates=000000000012 sha256=") + HASH_DIGITS
 ZIP_END = 22  # bytes of a zip archive's last record, whose last two are the length of the comment
-TEMPORARY = ".tmp"
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
 ATTEMPTS = 3
 # Files that this process has read completely and found sound.
@@ -138,7 +137,7 @@ def _place(path: Path, write: Callable[[BinaryIO], None]) -> None:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[BinaryIO]:
     """A new file that replaces `path` at the end, and is removed after an error."""
-    temporary = path.with_name(f"{path.name}.{host_name()}.{os.getpid()}{TEMPORARY}")
+    temporary = own_name(path)
     try:
         with temporary.open("wb") as stream:
             yield stream
@@ -150,29 +149,6 @@ def _temporary(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     _sync_directory(path.parent)
-
-
-def host_name() -> str:
-    """Name of this machine, as a part of a file name."""
-    return re.sub(r"[^\w-]", "-", socket.gethostname())
-
-
-def owner_is_alive(temporary: Path) -> bool:
-    """Whether the process that a temporary file names runs on this machine, other than this process.
-
-    Args:
-        temporary: `NAME.HOST.PROCESS.tmp`; `NAME.tmp` of earlier versions names nobody.
-    """
-    named = re.fullmatch(r".*\.([\w-]+)\.(\d+)", temporary.name.removesuffix(TEMPORARY))
-    if named is None or named[1] != host_name() or int(named[2]) == os.getpid():
-        return False
-    try:
-        os.kill(int(named[2]), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):  # it is another user's; or no process has such a number
-        return int(named[2]) < 2**31
-    return True
 
 
 def _sync_directory(folder: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.owners import is_leftover, own_name
 
 # Of Linux's `renameat2`: paths are seen from the working directory, and two names are exchanged.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -28,30 +29,52 @@ def staged(output: Path) -> Iterator[Path]:
         output: the final directory.
 
     Raises:
-        UserError: `output` is a file.
+        UserError: `output` cannot be made or replaced. What was written is kept, and named, if that shows at the end.
     """
     output = Path(os.path.realpath(output))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    tidy_up(output)
+    if os.path.ismount(output):
+        raise UserError(f"{output}: is a mount point, which cannot be replaced in one step; give a directory in it")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; give a directory")
-    staging = own_name(output, "part")
-    staging.mkdir()
+    staging = beside(output, "part")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tidy_up(output)
+        staging.mkdir()
+    except OSError as error:
+        raise UserError(f"{output}: cannot be made ({error.strerror}: {error.filename}); give another path") from error
     try:
         yield staging
         give_ordinary_modes(staging)
+        put_in_place(staging, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def put_in_place(staging: Path, output: Path) -> None:
+    """Let a finished directory take its place.
+
+    Raises:
+        UserError: the system refuses it; the message says where the directory is.
+    """
+    try:
         if output.is_dir() and any(output.iterdir()):
             keep_others(output, staging)
             exchange(output, staging)
         else:
             os.rename(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        complete = beside(output, "complete")
+        os.rename(staging, complete)
+        raise UserError(
+            f"{output}: cannot be replaced ({error.strerror}); move {complete}, which holds all that was written, to "
+            "where you want it"
+        ) from error
 
 
-def own_name(output: Path, kind: str) -> Path:
-    """The path beside a directory for something that this process makes for it."""
-    return output.with_name(f".{output.name}.{os.getpid()}.{kind}")
+def beside(output: Path, kind: str) -> Path:
+    """The hidden path beside a directory for something that this process makes for it."""
+    return own_name(output.with_name(f".{output.name}"), kind)
 
 
 def tidy_up(output: Path) -> None:
@@ -59,28 +82,15 @@ def tidy_up(output: Path) -> None:
 
     What belongs to running processes stays.
     """
-    name = re.compile(rf"\.{re.escape(output.name)}\.(\d+)\.(part|old)")
+    name = re.compile(rf"\.{re.escape(output.name)}\.[\w-]+\.\d+\.(part|old)")
     for path in output.parent.iterdir():
         match = name.fullmatch(path.name)
-        if not match or is_another_running(int(match[1])):
+        if not match or not is_leftover(path):
             continue
-        if match[2] == "old" and not output.exists():
+        if match[1] == "old" and not output.exists():
             os.rename(path, output)
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def is_another_running(process: int) -> bool:
-    """Whether a process of this machine exists, other than this one; containers give the same number every time."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def keep_others(older: Path, newer: Path) -> None:
@@ -110,9 +120,13 @@ def exchange(output: Path, staging: Path) -> None:
     names = os.fsencode(output), os.fsencode(staging)
     if renameat2 is not None and renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
         return
-    aside = own_name(output, "old")
+    aside = beside(output, "old")
     os.rename(output, aside)
-    os.rename(staging, output)
+    try:
+        os.rename(staging, output)
+    except OSError:
+        os.rename(aside, output)
+        raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

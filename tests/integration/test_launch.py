@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 
 from mclip_fairseq.resilience import holding, launch
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.sealed import host_name
+from mclip_fairseq.storage.owners import host_name
 from tests.processes import start, wait_for
 from tests.runs import ROOT, caption_options, state_of, train_on_ranks
 from tests.tiny_data import mte_options

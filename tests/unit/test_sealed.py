@@ -25,7 +25,8 @@ from fairseq.file_io import PathManager
 from mclip_fairseq.resilience.choosing import choose_checkpoint, remove_leftovers
 from mclip_fairseq.storage import files, sealed
 from mclip_fairseq.storage.checkpoints import load_checkpoint
-from mclip_fairseq.storage.sealed import copy_sealed, damage, host_name, owner_is_alive, save_sealed, sealed_updates
+from mclip_fairseq.storage.owners import host_name, owner_is_alive
+from mclip_fairseq.storage.sealed import copy_sealed, damage, save_sealed, sealed_updates
 
 
 def state(updates: int, size: int = 5000) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import stat
@@ -14,6 +15,7 @@ import pytest
 
 from mclip_fairseq.storage import staging as staging_module
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.owners import machine, owner
 from mclip_fairseq.storage.staging import staged
 from tests.kills import kill_everywhere
 
@@ -59,11 +61,13 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
     assert not (tmp_path / "out").exists()
     assert len(list(tmp_path.iterdir())) == 1  # the negative control: it was killed in the middle
-    running = tmp_path / f".out.{os.getppid()}.part"
+    running = tmp_path / f".out.{machine()}.{os.getppid()}.part"
     running.mkdir()
+    other_machine = tmp_path / f".out.elsewhere.{os.getpid()}.part"
+    other_machine.mkdir()
     with staged(tmp_path / "out") as staging:
         (staging / "a").write_text("whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["out", running.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["out", running.name, other_machine.name])
 
 
 def test_modes_are_ordinary(tmp_path: Path) -> None:
@@ -165,7 +169,7 @@ def test_links_stay_links(tmp_path: Path) -> None:
 
 def test_a_leftover_with_the_number_of_this_process(tmp_path: Path) -> None:
     """In a container, the same command gets the same number after a kill."""
-    (tmp_path / f".out.{os.getpid()}.part").mkdir()
+    (tmp_path / f".out.{owner()}.part").mkdir()
     write_both(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -175,3 +179,74 @@ def test_an_output_that_is_a_file_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="out: is a file; give a directory"), staged(tmp_path / "out"):
         pytest.fail("written first")
     assert content(tmp_path) == {"out": "a file"}
+
+
+def refuse_to_rename(monkeypatch: pytest.MonkeyPatch, number: int, *involved: Path) -> None:
+    """As where one of these is mounted, or of a lower layer of an image of a container."""
+    rename = os.rename
+
+    def refusing(source: Path, target: Path) -> None:
+        if source in involved or target in involved:
+            raise OSError(number, os.strerror(number), str(source))
+        rename(source, target)
+
+    without_exchange(monkeypatch)
+    monkeypatch.setattr(os, "rename", refusing)
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV])
+@pytest.mark.parametrize("older", [{}, OLDER], ids=["empty", "older"])
+def test_what_cannot_be_replaced_is_kept_beside_it(
+    number: int, older: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    if older:
+        make_older(output)
+    with monkeypatch.context() as patch:
+        refuse_to_rename(patch, number, output)
+        with pytest.raises(UserError) as refused:
+            write_both(output)
+    assert content(output) == older
+    (complete,) = tmp_path.glob(".out.*")
+    assert str(refused.value).startswith(
+        f"{output}: cannot be replaced ({os.strerror(number)}); move {complete}, which"
+    )
+    assert content(complete) == (NEWER if older else {"a": "new", "sub/b": "new"})
+    write_both(output)
+    assert content(output)["a"] == "new"
+    assert complete.exists()  # no later run removes it
+
+
+def test_an_older_one_is_put_back_where_only_the_new_one_cannot_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, staging = tmp_path / "out", tmp_path / f".out.{owner()}.part"
+    make_older(output)
+    rename = os.rename
+
+    def refusing(source: Path, target: Path) -> None:
+        if (source, target) == (staging, output):
+            raise OSError(errno.EIO, "broken disk")
+        rename(source, target)
+
+    without_exchange(monkeypatch)
+    monkeypatch.setattr(os, "rename", refusing)
+    with pytest.raises(UserError, match=r"cannot be replaced \(broken disk\)"):
+        write_both(output)
+    assert content(output) == OLDER
+
+
+def test_a_mount_point_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "out")
+    with pytest.raises(UserError, match="out: is a mount point, which cannot"), staged(tmp_path / "out"):
+        pytest.fail("written first")
+
+
+def test_an_output_below_a_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    with (
+        pytest.raises(UserError, match=r"file/out: cannot be made \(.+: .+\); give another"),
+        staged(tmp_path / "file/out"),
+    ):
+        pytest.fail("written first")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
 from mclip_fairseq.models.pooling import pad_rows, pool_mean
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.owners import is_leftover, machine
 
 SIZES: dict[str, Any] = {
     "encoder_layers": 1,
@@ -112,7 +116,46 @@ def test_shares_of_ranks_make_the_same_file(tmp_path: Path, monkeypatch: pytest.
                 patch.setattr(Path, "unlink", lambda path: None)  # the others' wait for the first rank ends at once
             writer.together("mark")
     np.testing.assert_allclose(np.load(path), one.values, atol=1e-6)
-    assert {file.name for file in folder.glob("*.share*")} == {f"all.mark.share{rank}.npy" for rank in (1, 2)}
+    assert {file.name for file in folder.glob("*.share*")} == {f"all.npy.share{rank}.mark" for rank in (1, 2)}
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    model, captions = model_and_captions()
+    with pytest.raises(UserError, match=r"--text-state-cache .+: cannot be written \(No space left on device\); make"):
+        cached_states(tmp_path, captions, model.text_encoder, torch.device("cpu"), "float32")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_next_run_removes_what_a_killed_one_has_left(
+    shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute() -> TokenStates:
+        return cached_states(tmp_path, captions, model.text_encoder, torch.device("cpu"), "float32")
+
+    model, captions = model_and_captions()
+    with monkeypatch.context() as patch:
+        if shared:  # as the first of two ranks that see the same directory
+            patch.setattr(states, "objects_of_all_ranks", lambda value: [value, value])
+            patch.setattr(states.StateWriter, "joined", lambda self, shares: interrupted())
+        patch.setattr(os, "replace", lambda *paths: interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            compute()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert all(is_leftover(path) for path in tmp_path.iterdir())
+    live = tmp_path / f"states.npy.{machine()}.{os.getppid()}.tmp"
+    live.touch()
+    compute()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert live.exists()
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
 
 
 def test_means_of_long_texts_in_bfloat16() -> None:
