@@ -44,7 +44,7 @@ class PieceTokenizer:
         """Load the tokenizer of a Hub name, of a directory, or a WordPiece `vocab.txt` in mBERT's way (cased).
 
         Raises:
-            UserError: it cannot be loaded, or its directory names something outside it.
+            UserError: it cannot be loaded, or its source names something outside it.
         """
         shield_torchaudio()
         from transformers import AutoTokenizer, BertTokenizer

@@ -20,7 +20,7 @@ from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.formats.training import dual_encoder_class, stored_options
 from mclip_fairseq.formats.xlmr import write_tokenizer
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.teacher_loading import load_with_transformers
+from mclip_fairseq.models.teacher_loading import call_transformers
 from mclip_fairseq.models.vision.trained_tower import KINDS as CLIP_VISION
 from mclip_fairseq.models.weights import check_weights
 from mclip_fairseq.models.xlmr_transformers import from_transformers, to_transformers
@@ -71,7 +71,7 @@ def load_altclip(source: str, folder: Path) -> TrainedTower:
     tokenizer = XLMRTokenizer(folder)
     text = {published_name(name): tensor for name, tensor in teacher.model.state_dict().items()}
     settings = {name: value for name, value in config.text_config.to_dict().items() if name != "model_type"}
-    masked = load_with_transformers(
+    masked = call_transformers(
         source, "XLM-R", lambda: XLMRobertaForMaskedLM(XLMRobertaConfig(**settings, tie_word_embeddings=True))
     )
     roberta = {name.removeprefix(TEXT): tensor for name, tensor in text.items() if name.startswith(f"{TEXT}roberta.")}

@@ -68,7 +68,7 @@ def load_sentence_transformer(source: str, teacher: str = "") -> PairTower:
         teacher: Hub name or directory of the image tower; empty if images come as its features.
 
     Raises:
-        UserError: sentence-transformers is not installed, or cannot load it, or a directory names something outside it.
+        UserError: sentence-transformers is not installed, or cannot load it, or the source names something outside it.
     """
     library = import_extra("sentence_transformers", "export")
     check_self_contained(source)

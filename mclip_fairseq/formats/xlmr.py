@@ -124,6 +124,7 @@ def write_fairseq(source: str, output: Path, revision: str | None = None) -> Non
         lambda: XLMRobertaForMaskedLM.from_pretrained(
             source, revision=revision, dtype=torch.float32, weights_only=True, output_loading_info=True
         ),
+        revision,
     )
     # transformers fills what a directory lacks with random numbers. Without an output layer, the states are the same.
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith("lm_head.")):

@@ -18,7 +18,7 @@ from mclip_fairseq.models.projectors import post_norm_layers
 from mclip_fairseq.models.settings import ORIGIN
 from mclip_fairseq.models.sizes import SizeGroup
 from mclip_fairseq.models.teacher import DualEncoderTeacher
-from mclip_fairseq.models.teacher_loading import load_with_transformers, model_without_memory
+from mclip_fairseq.models.teacher_loading import call_transformers, model_without_memory
 from mclip_fairseq.models.weights import check_weights
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
@@ -93,7 +93,7 @@ class InverseTower(nn.Module):
         from transformers import CLIPTextConfig
 
         facts = check_fields(place, parse_json(description), {}, "restore the file that belongs to the weights")
-        config = load_with_transformers(place, "a text tower", lambda: CLIPTextConfig(**facts))
+        config = call_transformers(place, "a text tower", lambda: CLIPTextConfig(**facts))
         expected = dict(model_without_memory(config, place).state_dict())
         del expected[WORDS]
         check_weights(weights, expected, place)

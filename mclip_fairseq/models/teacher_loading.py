@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from torch import nn
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
-from mclip_fairseq.storage.hub import can_be_hub_name, packed_dual_encoder
+from mclip_fairseq.storage.hub import can_be_hub_name, packed_dual_encoder, published_folder
 from mclip_fairseq.storage.self_contained import check_self_contained
 
 # No model has this many layers; each takes time to build even without memory.
@@ -50,18 +51,36 @@ class DualEncoderFiles:
     source: str
 
 
-def load_with_transformers(source: str | Path, what: str, load: Callable[[], T]) -> T:
+def load_with_transformers(
+    source: str | Path, what: str, load: Callable[[], T], revision: str | None = None, fetch: bool = True
+) -> T:
     """Make one call to a loader of `transformers`.
 
     Args:
-        source: Hub name, directory, or place of what is loaded.
+        source: Hub name or directory.
         what: it should hold, for the message.
+        load: the call.
+        revision: branch, tag or commit of a Hub name.
+        fetch: whether files of a Hub name may be downloaded.
+
+    Raises:
+        UserError: the loader failed, or the source names something outside it.
+    """
+    check_self_contained(source, revision, fetch)
+    return call_transformers(source, what, load)
+
+
+def call_transformers(source: str | Path, what: str, load: Callable[[], T]) -> T:
+    """Make one call to `transformers` that builds something from settings that were read before.
+
+    Args:
+        source: of the settings, for the message.
+        what: they should describe, for the message.
         load: the call.
 
     Raises:
-        UserError: the loader failed, or a directory names something outside it.
+        UserError: the call failed.
     """
-    check_self_contained(source)
     try:
         return load()
     except Exception as error:  # its loaders raise whatever damaged files lead them to
@@ -87,36 +106,35 @@ def load_dual_encoder(name_or_path: str | Path, revision: str | None = None, fet
     named = str(name_or_path)
     source = (packed_dual_encoder(named) if fetch or Path(named).is_dir() else None) or named
     what = "a transformers dual encoder, image processor and tokenizer"
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    options["trust_remote_code"] = False
     local = Path(source).is_dir()
     if not local and not can_be_hub_name(named):
         raise UserError(f"{named}: not found; give a directory, or the name of a model on the Hub")
+    # All files are of one commit, also if the repository changes meanwhile.
+    snapshot = None if local else published_folder(source, ["config.json"], revision, fetch)
+    commit = snapshot.name if snapshot else revision
+    options: dict[str, Any] = {"revision": commit} if commit else {}
+    options["trust_remote_code"] = False
+    load = partial(load_with_transformers, source, what, revision=commit, fetch=fetch)
     if local or not fetch:
         options["local_files_only"] = True
     if local:
-        config = load_with_transformers(source, what, lambda: AutoConfig.from_pretrained(source, **options))
+        config = load(lambda: AutoConfig.from_pretrained(source, **options))
         check_directory_size(Path(source), config)
-    model, info = load_with_transformers(
-        source,
-        what,
+    model, info = load(
         lambda: AutoModel.from_pretrained(
             source, dtype=torch.float32, weights_only=True, output_loading_info=True, **options
-        ),
+        )
     )
     # The PIL backend gives the same pixels with and without torchvision.
-    processor = load_with_transformers(
-        source, what, lambda: AutoImageProcessor.from_pretrained(source, backend="pil", **options)
-    )
+    processor = load(lambda: AutoImageProcessor.from_pretrained(source, backend="pil", **options))
     tokenizer = None
     if has_tokenizer(source):
-        tokenizer = load_with_transformers(source, what, lambda: AutoTokenizer.from_pretrained(source, **options))
+        tokenizer = load(lambda: AutoTokenizer.from_pretrained(source, **options))
         check_text_limit(tokenizer, source)
     check_dual_encoder(model, sorted(info["missing_keys"]), source)
     check_image_sizes(processor, model, source)
-    commit = None if local else getattr(model.config, "_commit_hash", None) or revision
     name = Path(named).resolve().name if Path(named).is_dir() else named
-    return DualEncoderFiles(model, processor, tokenizer, name, commit, source)
+    return DualEncoderFiles(model, processor, tokenizer, name, None if local else commit, source)
 
 
 def load_settings(name_or_path: str | Path, revision: str | None = None) -> tuple[Any, Any] | None:
@@ -139,7 +157,7 @@ def load_settings(name_or_path: str | Path, revision: str | None = None) -> tupl
     options: dict[str, Any] = {"revision": revision} if revision else {}
     options |= {"trust_remote_code": False, "local_files_only": True}
     try:
-        check_self_contained(source)
+        check_self_contained(source, revision, fetch=False)
         config = AutoConfig.from_pretrained(source, **options)
         return config, AutoImageProcessor.from_pretrained(source, backend="pil", **options)
     except Exception:  # its loaders raise whatever missing or damaged files lead them to; loading the model says more
@@ -182,7 +200,7 @@ def model_without_memory(config: Any, source: str | Path) -> Any:
             if str(name).endswith("layers") and isinstance(value, int) and value > MAX_LAYERS:
                 raise UserError(f"{source}: its configuration says {name} {value}; restore the original config.json")
     with torch.device("meta"):
-        return load_with_transformers(
+        return call_transformers(
             source,
             "a model of its configuration",
             lambda: AutoModel.from_config(config, trust_remote_code=False),

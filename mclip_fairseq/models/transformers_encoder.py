@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.models.settings import ORIGIN
 from mclip_fairseq.models.teacher_loading import (
+    call_transformers,
     check_directory_size,
     load_with_transformers,
     model_without_memory,
@@ -118,9 +119,7 @@ class TransformersEncoder(TextEncoder):
 
         config = described(cfg.text_config)
         set_dropout(config, cfg)
-        model = load_with_transformers(
-            "--text-config", WHAT, lambda: AutoModel.from_config(config, trust_remote_code=False)
-        )
+        model = call_transformers("--text-config", WHAT, lambda: AutoModel.from_config(config, trust_remote_code=False))
         return cls(model, dictionary, "--text-config")
 
     @staticmethod
@@ -135,7 +134,7 @@ class TransformersEncoder(TextEncoder):
         Raises:
             UserError: the description is damaged, or other weights belong to it.
         """
-        config = load_with_transformers(place, WHAT, lambda: described(description, place))
+        config = call_transformers(place, WHAT, lambda: described(description, place))
         check_kind(config, place)
         check_weights(weights, model_without_memory(config, place).state_dict(), place)
 

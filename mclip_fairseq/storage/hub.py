@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,6 +36,35 @@ def published_file(source: str, name: str, revision: str | None = None) -> Path 
         return Path(hf_hub_download(source, name, revision=revision))
     except (HfHubHTTPError, OSError, ValueError):
         # Missing file or model, invalid name, no access, no connection: the caller that needs the file reports it.
+        return None
+
+
+def published_folder(
+    source: str | Path, patterns: Sequence[str], revision: str | None = None, fetch: bool = True
+) -> Path | None:
+    """A directory with those files of a model whose paths fit one of some patterns, and perhaps with others.
+
+    Args:
+        source: directory, which is returned as it is, or Hub name.
+        patterns: of `fnmatch`; `*` also stands for slashes.
+        revision: branch, tag or commit of a Hub name.
+        fetch: whether files may be downloaded into the Hub's cache; otherwise only those in it are given.
+
+    Returns:
+        None if it is neither, or if nothing is in the cache and the Hub does not give it: what loads the model says so.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if Path(source).exists() or not can_be_hub_name(str(source)):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(
+            snapshot_download(str(source), revision=revision, allow_patterns=list(patterns), local_files_only=not fetch)
+        )
+    except (HfHubHTTPError, OSError, ValueError):
         return None
 
 

@@ -1,58 +1,62 @@
-"""Refuses directories of `transformers` and sentence-transformers that name something outside them to be read.
+"""Refuses models of `transformers` and sentence-transformers that name something outside them to be read.
 
-These libraries follow several entries of a directory's files to other models, directories and files, or to the Hub.
-A directory that came from elsewhere would so choose what is read or fetched on this machine.
+These libraries follow several entries of a model's files to other models, directories and files, or to the Hub. A
+directory or a repository of the Hub would so choose what is read or fetched on this machine.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import read_json
+from mclip_fairseq.storage.hub import published_folder
 
 ADAPTER, MODULES = "adapter_config.json", "modules.json"
 # Also config.5.0.0.json, which transformers prefers where config.json lists it.
 CONFIG = re.compile(r"config(\..+)?\.json")
-READ = re.compile(rf"{CONFIG.pattern}|{MODULES}|tokenizer_config\.json|sentence_.*\.json|.*\.index\.json")
+READ = (ADAPTER, "config.json", "config.*.json", MODULES, "tokenizer_config.json", "sentence_*.json", "*.index.json")
 # Entries with names of files beside them.
 LISTS = {"tokenizer_config.json": "fast_tokenizer_files", "config.json": "configuration_files"}
 # What sentence-transformers passes on to the loaders of transformers, and which of it names something to be read.
 ARGUMENTS = re.compile(r"\w+_(args|kwargs)")
 NAMING = re.compile(r"\w+_(path|file|files|dir|folder|name)|config|tokenizer|backbone|state_dict")
-COPY = "remove the entry, or give the original directory"
+COPY = "give a directory without that entry, or the original model"
 
 
-def check_self_contained(folder: str | Path) -> None:
-    """Check that the files of a model directory lead nowhere else; with those of the modules of sentence-transformers.
+def check_self_contained(source: str | Path, revision: str | None = None, fetch: bool = True) -> None:
+    """Check that the files of a model lead nowhere else; with those of the modules of sentence-transformers.
 
     Args:
-        folder: the directory; anything else, such as a name on the Hub, is not looked at.
+        source: directory or Hub name; of the latter, the files in question are downloaded. Anything else is not looked
+            at.
+        revision: branch, tag or commit of a Hub name.
+        fetch: whether the files of a Hub name may be downloaded.
 
     Raises:
         UserError: naming the file and the entry.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    folder = published_folder(source, [f"*{name}" for name in READ], revision, fetch)
+    if folder is None:
         return
     files = folder.rglob("*.json") if (folder / MODULES).is_file() else folder.glob("*.json")
-    for file in sorted(files):
+    for file in sorted(file for file in files if any(fnmatch(file.name, name) for name in READ)):
+        place = f"{source}/{file.relative_to(folder)}"
         if file.name == ADAPTER:
             raise UserError(
-                f"{file}: is of an adapter, which is read together with the base model that it names; merge the two "
+                f"{place}: is of an adapter, which is read together with the base model that it names; merge the two "
                 "(merge_and_unload of peft) and give the result"
             )
-        if not READ.fullmatch(file.name):
-            continue
         try:
             content = read_json(file)
         except UserError:  # the loader that needs the file says so
             continue
         for entry, value in names_elsewhere(file.name, content):
-            raise UserError(f"{file}: {entry} names {value!r}, which would be read from outside the directory; {COPY}")
+            raise UserError(f"{place}: {entry} names {value!r}, which would be read from elsewhere; {COPY}")
 
 
 def check_configuration(place: str | Path, config: Any) -> None:

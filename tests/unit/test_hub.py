@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from mclip_fairseq.storage.hub import published_file, published_json
+from mclip_fairseq.storage.hub import published_file, published_folder, published_json
 
 
 def test_files_of_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +44,24 @@ def test_what_the_hub_does_not_give_is_none(error: Exception, monkeypatch: pytes
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     assert published_file("someone/model", "config.json") is None
+
+
+def test_the_folder_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def download(repository: str, **options: Any) -> str:
+        calls.append({"repository": repository} | options)
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (tmp_path / "file").touch()
+    assert published_folder(tmp_path, ["*.json"]) == tmp_path
+    for neither in (tmp_path / "file", tmp_path / "absent", "a/b/c"):
+        assert published_folder(neither, ["*.json"]) is None
+    assert not calls
+    assert published_folder("user/repo", ["*.json"], "v1", fetch=False) == tmp_path / "snapshot"
+    wanted = {"revision": "v1", "allow_patterns": ["*.json"], "local_files_only": True}
+    assert calls == [{"repository": "user/repo"} | wanted]
 
 
 def test_a_bug_in_the_client_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.models import teacher_loading
 from mclip_fairseq.models.mla_parts import word_embeddings
+from mclip_fairseq.models.teacher_loading import load_dual_encoder
 from mclip_fairseq.models.transformers_encoder import described
 from mclip_fairseq.models.vision.swin import load_swin
 from mclip_fairseq.storage.self_contained import check_self_contained
@@ -107,6 +109,39 @@ LEADING_OUT = {
 }
 
 
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """Puts a copy of a directory into the Hub's cache, as `user/repo`; nothing is downloaded."""
+    cache = tmp_path_factory.mktemp("hub")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+
+    def publish(folder: Path) -> str:
+        repository = cache / "models--user--repo"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs/main").write_text("0" * 40)
+        shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+        return "user/repo"
+
+    return publish
+
+
+@pytest.mark.parametrize("kind", LEADING_OUT)
+def test_a_repository_of_the_hub_is_refused_like_a_directory(kind: str, clip: Path, hub: Callable[[Path], str]) -> None:
+    change, reason = LEADING_OUT[kind]
+    change(clip)
+    said = refused(lambda: check_self_contained(clip))
+    name = hub(clip)
+    assert refused(lambda: check_self_contained(name)) == said.replace(str(clip), name)
+    for load in (load_swin, word_embeddings, teacher_loading.load_tokenizer, load_dual_encoder):
+        assert reason in refused(lambda load=load: load(name))  # type: ignore[misc]
+    assert teacher_loading.load_settings(name) is None
+
+
+def test_a_sound_repository_of_the_hub_is_read(clip: Path, hub: Callable[[Path], str]) -> None:
+    files = load_dual_encoder(hub(clip))
+    assert (files.name, files.revision) == ("user/repo", "0" * 40)
+
+
 @pytest.mark.parametrize("kind", LEADING_OUT)
 def test_a_dual_encoder_that_leads_out_is_refused(kind: str, clip: Path) -> None:
     change, reason = LEADING_OUT[kind]
@@ -122,7 +157,7 @@ def test_a_dual_encoder_that_leads_out_is_refused(kind: str, clip: Path) -> None
 
 
 def test_the_negative_control_weights_from_elsewhere_would_be_read(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_loading, "check_self_contained", lambda source: None)
+    monkeypatch.setattr(teacher_loading, "check_self_contained", lambda *source: None)
     other = MultilingualCLIP.from_pretrained(clip.parent / "elsewhere", device="cpu").encode_text("a dog")
     shards_in("../elsewhere/model.safetensors")(clip)
     assert torch.equal(MultilingualCLIP.from_pretrained(clip, device="cpu").encode_text("a dog"), other)

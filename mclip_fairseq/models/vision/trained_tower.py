@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.models.teacher import DualEncoderTeacher, ImageTransform
-from mclip_fairseq.models.teacher_loading import load_with_transformers, model_without_memory
+from mclip_fairseq.models.teacher_loading import call_transformers, model_without_memory
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import parse_json
@@ -58,7 +58,7 @@ class VisionTower(nn.Module):
 
         remedy = "restore the file that belongs to the weights"
         facts = check_fields(place, parse_json(description), {"config": dict, "processor": dict}, remedy)
-        config = load_with_transformers(place, "an image tower", lambda: CLIPVisionConfig(**facts["config"]))
+        config = call_transformers(place, "an image tower", lambda: CLIPVisionConfig(**facts["config"]))
         claimed = sum(tensor.numel() for tensor in model_without_memory(config, str(place)).parameters())
         stored = sum(tensor.numel() for tensor in weights.values())
         if claimed > stored:
