@@ -6,15 +6,17 @@ seed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-NEEDED = 5  # a right drawing is among so many
+from tests.unit.test_quickstart_corpus import load
+
+Found = Callable[[Path, list[str]], list[set[str]]]
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +35,13 @@ def read_table(path: Path) -> list[list[str]]:
     return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def found(index: Path, texts: list[str], tmp_path: Path) -> list[set[str]]:
-    """The code points of the first drawings that each text finds."""
-    (tmp_path / "texts").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    command = ["mclip-search", "query", str(index), "--queries", str(tmp_path / "texts"), "-k", str(NEEDED), "--json"]
-    environment = dict(os.environ)
-    if "MCLIP_QUICKSTART" in environment:
-        del environment["MCLIP_CACHE"]  # the user's own one knows where the parts of the run are
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    answers = json.loads(done.stdout)["answers"]
-    return [{Path(hit["id"]).stem.replace("-fe0f", "") for hit in answer["results"]} for answer in answers]
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Found:
+    """The code points of the first drawings that each text finds in an index."""
+    if "MCLIP_QUICKSTART" in os.environ:
+        monkeypatch.delenv("MCLIP_CACHE")  # the user's own one knows where the parts of the run are
+    search: Found = load("everyday").search
+    return search
 
 
 def test_the_readme_and_the_run_suggest_queries_of_the_list(repository_root: Path) -> None:
@@ -58,24 +57,22 @@ def test_the_readme_and_the_run_suggest_queries_of_the_list(repository_root: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
-def test_the_suggested_queries_find_their_drawings(
-    run: tuple[Path, str], repository_root: Path, tmp_path: Path
-) -> None:
+def test_the_suggested_queries_find_their_drawings(run: tuple[Path, str], repository_root: Path, found: Found) -> None:
     rows = read_table(repository_root / "examples" / "quickstart" / "queries.tsv")
-    hits = found(run[0] / "index", [text for _, text, _ in rows], tmp_path)
+    hits = found(run[0] / "index", [text for _, text, _ in rows])
     wrong = [text for (_, text, right), hit in zip(rows, hits, strict=True) if not hit & set(right.split())]
     assert wrong == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
-def test_everyday_words_find_a_right_drawing(run: tuple[Path, str], shared_dir: Path, tmp_path: Path) -> None:
+def test_everyday_words_find_a_right_drawing(run: tuple[Path, str], shared_dir: Path, found: Found) -> None:
     """A sample of the measure of docs/results.md: ten concepts, so an English miss is ten points."""
     cases = []
     for _, codes, queries in read_table(shared_dir / "data" / "everyday" / "sample.tsv"):
         for language, text in re.findall(r"(?:^| )(\w\w)=(.*?)(?= \w\w=|$)", queries):
             cases.append((language, text, {code.replace("-fe0f", "") for code in codes.split()}))
-    hits = found(run[0] / "index", [text for _, text, _ in cases], tmp_path)
+    hits = found(run[0] / "index", [text for _, text, _ in cases])
     right: dict[str, list[bool]] = {}
     for (language, _, allowed), hit in zip(cases, hits, strict=True):
         right.setdefault(language, []).append(bool(hit & allowed))
