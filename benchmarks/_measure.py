@@ -29,18 +29,35 @@ def seconds_of(work: Callable[[], object], repeat: int = 3) -> float:
     return min(times)
 
 
-def medians_of_rounds(ways: Mapping[str, Callable[[], object]], rounds: int = 3) -> dict[str, Seconds]:
+def timed(work: Callable[[], object]) -> Seconds:
+    """Time of a piece of work, with the processes that it starts and waits for."""
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    work()
+    return Seconds(cpu_seconds() - cpu, time.perf_counter() - wall)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended, so far."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def medians_of_rounds(
+    ways: Mapping[str, Callable[[], object]], rounds: int = 3, uncounted: int = 1
+) -> dict[str, Seconds]:
     """Median seconds of each way, taken in turn, so that all of them meet the same disturbances.
 
-    A round that is not counted comes first.
+    Args:
+        ways: what is measured.
+        rounds: that count.
+        uncounted: rounds before them.
     """
     times: dict[str, list[Seconds]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
+    for number in range(-uncounted, rounds):
         for name, work in ways.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            work()
-            if number:
-                times[name].append(Seconds(time.process_time() - cpu, time.perf_counter() - wall))
+            seconds = timed(work)
+            if number >= 0:
+                times[name].append(seconds)
     return {
         name: Seconds(statistics.median(one.cpu for one in some), statistics.median(one.wall for one in some))
         for name, some in times.items()

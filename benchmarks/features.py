@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._clip import save_clip, save_photos
-from benchmarks._measure import Seconds, print_ratios
+from benchmarks._measure import medians_of_rounds, print_ratios
 from mclip_fairseq.encoding.bulk import BulkSettings, ImageSource, compute
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.feature_writer import FeatureWriter
@@ -65,17 +62,6 @@ def features(
     writer.finalize({})
 
 
-def seconds_with_children(work: Callable[[], object]) -> Seconds:
-    """Time of a piece of work and of the processes that it starts and waits for."""
-    before = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    start = time.perf_counter()
-    work()
-    wall = time.perf_counter() - start
-    after = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu = sum(b.ru_utime + b.ru_stime - a.ru_utime - a.ru_stime for a, b in zip(before, after, strict=True))
-    return Seconds(cpu, wall)
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,15 +77,8 @@ def main() -> None:
         ways: dict[str, Callable[[], object]] = {BARE: partial(bare, teacher, pixels)}
         for workers in options.workers:
             ways[f"mclip-features, {workers} workers"] = partial(features, teacher, images, folder, workers, number)
-        times: dict[str, list[Seconds]] = {way: [] for way in ways}
-        for _ in range(options.rounds + 1):
-            for way, work in ways.items():
-                times[way].append(seconds_with_children(work))
+        measured = medians_of_rounds(ways, options.rounds)
     print(f"{options.images} images, {torch.get_num_threads()} threads")
-    measured = {
-        way: Seconds(statistics.median(one.cpu for one in some[1:]), statistics.median(one.wall for one in some[1:]))
-        for way, some in times.items()
-    }
     print_ratios(measured, BARE)
 
 

@@ -178,7 +178,7 @@ pieces() {
   run "$PYTHON" "$PREPROCESS/encode.py" --model "$tokenizer/sentencepiece.bpe.model" --output "$out" "$@"
 }
 
-# binarise TOKENIZER_DIR OPTION...: fairseq-preprocess with the dictionary of the tokenizer.
+# binarise TOKENIZER_DIR OPTION...: what fairseq-preprocess writes with the dictionary of the tokenizer.
 binarise() {
   local tokenizer=$1
   shift

@@ -1,50 +1,54 @@
 #!/usr/bin/env python3
-"""Run `fairseq-preprocess` with one dictionary for many language pairs, or many caption languages, in one process.
+"""Write what `fairseq-preprocess` writes, with one dictionary for many language pairs or caption languages.
 
 Reads pairs from `SPLIT.SRC-TGT.SRC` and `SPLIT.SRC-TGT.TGT` in --pieces, or from `SPLIT.SRC` and `SPLIT.TGT` if all
 pairs share their files, and captions from `SPLIT.LANG`. Missing splits are skipped.
+The files are those of `fairseq-preprocess`, byte for byte. Uses all cores.
 """
 
 import argparse
-import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from corpora.files import numbered_lines
+from corpora.files import raw_chunks
 from corpora.output import make_folder
+from corpora.pieces import PieceDictionary, ids_by
+from corpora.pool import cores, in_order
 from tqdm import tqdm
 
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.indexed import write_indexed
 
+CHUNK = 4096
 SPLITS = ("train", "valid", "test")
 
 
-def pair_options(pieces: Path, splits: Sequence[str], source: str, target: str) -> list[str]:
-    """Languages and prefixes of one pair.
+def pair_files(pieces: Path, splits: Sequence[str], source: str, target: str) -> dict[str, Path]:
+    """Both sides of one pair: name of the output -> pieces.
 
     Raises:
         UserError: a file is missing, or the two sides differ in their number of lines.
     """
-    options = ["--source-lang", source, "--target-lang", target, "--joined-dictionary"]
+    named: dict[str, Path] = {}
     for split in splits:
         for prefix in (pieces / f"{split}.{source}-{target}", pieces / split):
-            files = [Path(f"{prefix}.{lang}") for lang in (source, target)]
-            exist = [file.is_file() for file in files]
-            if any(exist) and not all(exist):
-                raise UserError(f"{files[exist.index(False)]}: not found beside {files[exist.index(True)].name}")
-            if all(exist):
-                check_lines(*files)
-                options += [f"--{split}pref", str(prefix)]
+            files = {f"{split}.{source}-{target}.{lang}": Path(f"{prefix}.{lang}") for lang in (source, target)}
+            missing = [file for file in files.values() if not file.is_file()]
+            if len(missing) == 1:
+                present = next(file for file in files.values() if file not in missing)
+                raise UserError(f"{missing[0]}: not found beside {present.name}")
+            if not missing:
+                check_lines(*files.values())
+                named |= files
                 break
-    if len(options) == 5:
+    if not named:
         raise UserError(
             f"{pieces}: has no {source}-{target} in any of the splits {', '.join(splits)}; run encode.py on them"
         )
-    return options
+    return named
 
 
 def check_lines(source: Path, target: Path) -> None:
@@ -65,75 +69,49 @@ def count_lines(file: Path) -> int:
     """Number of lines of a UTF-8 file; the last need not end in a line feed.
 
     Raises:
-        UserError: a line is not UTF-8; fairseq would stop there with the output half written.
+        UserError: a line is not UTF-8.
     """
-    return sum(1 for _ in numbered_lines(file))
+    return sum(len(chunk.texts()) for chunk in raw_chunks(file, CHUNK))
 
 
-def caption_options(pieces: Path, splits: Sequence[str], lang: str) -> list[str]:
-    """Prefixes of the captions of one language.
+def caption_files(pieces: Path, splits: Sequence[str], lang: str) -> dict[str, Path]:
+    """Captions of one language: name of the output -> pieces.
 
     Raises:
         UserError: there are none, or one is not UTF-8.
     """
-    options = ["--only-source", "--source-lang", lang]
-    for split in splits:
-        if (pieces / f"{split}.{lang}").is_file():
-            count_lines(pieces / f"{split}.{lang}")
-            options += [f"--{split}pref", str(pieces / split)]
-    if len(options) == 3:
+    files = {f"{split}.{lang}-None.{lang}": pieces / f"{split}.{lang}" for split in splits}
+    files = {name: file for name, file in files.items() if file.is_file()}
+    if not files:
         raise UserError(
             f"{pieces}: has none of {', '.join(f'{split}.{lang}' for split in splits)}; run encode.py on them"
         )
-    return options
+    for file in files.values():
+        count_lines(file)
+    return files
 
 
-@contextmanager
-def log_of_one_run() -> Iterator[None]:
-    """Keep fairseq-preprocess quiet, and close its log file, which it leaves open."""
-    logger = logging.getLogger("fairseq_cli.preprocess")
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-            handler.close()
-        logger.propagate = True
+def binarise(files: Mapping[str, Path], dictionary: PieceDictionary, output: Path, workers: int) -> None:
+    """Write the ids of every file, and its language's copy of the dictionary; they get their names when all are done.
 
-
-def binarise(jobs: dict[str, list[str]], dictionary: Path, output: Path, workers: int) -> None:
-    """Run fairseq-preprocess for every job; files are moved into place when all jobs are done."""
-    from fairseq import options
-    from fairseq_cli import preprocess
-
+    Args:
+        files: name of the output, which ends in the language -> pieces.
+        dictionary: of the pieces.
+        output: directory.
+        workers: processes.
+    """
     with (
         tempfile.TemporaryDirectory(dir=output, prefix=".binarise-") as scratch,
-        tqdm(jobs.items(), unit="job") as progress,
+        tqdm(files.items(), unit="file") as progress,
     ):
-        common = ["--srcdict", str(dictionary), "--destdir", scratch, "--workers", str(workers)]
-        for name, job in progress:
+        for name, file in progress:
             progress.set_description(name)
-            with log_of_one_run():
-                preprocess.main(options.get_preprocessing_parser().parse_args([*job, *common]))
+            ids = in_order(ids_by(dictionary), raw_chunks(file, CHUNK), workers)
+            write_indexed(Path(scratch) / name, ids, dictionary.dtype)
+            language = name.rpartition(".")[2]
+            (Path(scratch) / f"dict.{language}.txt").write_text(dictionary.text, encoding="utf-8")
         for file in Path(scratch).iterdir():
             file.replace(output / file.name)
-
-
-def check_dictionary(path: Path) -> None:
-    """Check that fairseq can read the dictionary.
-
-    Raises:
-        UserError: the file is missing, is not a dictionary, or is empty.
-    """
-    from mclip_fairseq.data.tokens import load_dictionary
-
-    if not path.is_file():
-        raise UserError(f"{path}: not found; give the text encoder's dict.txt")
-    dictionary = load_dictionary(path)
-    # load_dictionary adds <mask>.
-    if len(dictionary) <= dictionary.nspecial + 1:
-        raise UserError(f"{path}: has no entries; give the text encoder's dict.txt")
 
 
 def tokenize(options: argparse.Namespace) -> str:
@@ -146,19 +124,16 @@ def tokenize(options: argparse.Namespace) -> str:
 
     if not options.captions:
         raise UserError("--tokenizer makes ids of captions; name their languages with --captions")
-    files = {}
+    files: dict[str, Path] = {}
     for lang in options.captions:
-        caption_options(options.pieces, options.splits, lang)  # all files are there, and UTF-8
-        for split in options.splits:
-            if (options.pieces / f"{split}.{lang}").is_file():
-                files[f"{split}.{lang}-None.{lang}"] = options.pieces / f"{split}.{lang}"
+        files |= caption_files(options.pieces, options.splits, lang)
     make_folder(options.output)
     captions = binarise_captions(options.tokenizer, files, options.output)
     return f"{options.output}: {captions} captions in {', '.join(options.captions)}"
 
 
 def make(options: argparse.Namespace) -> str:
-    """Check everything, then run all jobs; returns a summary for the user.
+    """Check everything, then write all files; returns a summary for the user.
 
     Raises:
         UserError: an option or a file cannot be used.
@@ -169,12 +144,15 @@ def make(options: argparse.Namespace) -> str:
         raise UserError(f"--workers {options.workers}: give at least 1")
     if options.tokenizer:
         return tokenize(options)
-    check_dictionary(options.dictionary)
-    jobs = {pair: pair_options(options.pieces, options.splits, *pair.split("-")) for pair in options.pairs or []}
-    jobs |= {lang: caption_options(options.pieces, options.splits, lang) for lang in options.captions or []}
+    dictionary = PieceDictionary.read(options.dictionary)
+    files: dict[str, Path] = {}
+    for pair in options.pairs or []:
+        files |= pair_files(options.pieces, options.splits, *pair.split("-"))
+    for lang in options.captions or []:
+        files |= caption_files(options.pieces, options.splits, lang)
     make_folder(options.output)
-    binarise(jobs, options.dictionary, options.output, options.workers)
-    return f"{options.output}: {', '.join(jobs)}"
+    binarise(files, dictionary, options.output, options.workers)
+    return f"{options.output}: {', '.join(options.pairs or options.captions)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the ids are the tokenizer's own",
     )
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
-    parser.add_argument("--workers", type=int, default=1, help="processes per file (default: 1)")
+    parser.add_argument("--workers", type=int, default=cores(), help=f"processes (default: all cores, {cores()})")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to write (default: all)")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--pairs", nargs="+", metavar="SRC-TGT", help="language pairs to write")

@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """Encode text files into SentencePiece pieces, line by line, for `fairseq-preprocess`.
 
-Every input line, even an empty one, gives exactly one output line, so that ids and translations stay aligned.
+Every input line, even an empty one, gives exactly one output line, so that ids and translations stay aligned. Uses all
+cores.
 """
 
-import itertools
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from corpora.files import check_plain_files, numbered_lines
+from corpora.files import RawChunk, check_plain_files, raw_chunks
 from corpora.output import check_not_overwritten, make_folder, written_whole
+from corpora.pool import cores, in_order
 from tqdm import tqdm
 
 from mclip_fairseq.cli.main import Parser, run_main
@@ -21,28 +23,33 @@ from mclip_fairseq.storage.texts import without_splitters
 if TYPE_CHECKING:
     import sentencepiece
 
-CHUNK = 65536
+CHUNK = 4096
 
 
-def encode_file(processor: "sentencepiece.SentencePieceProcessor", source: Path, target: Path) -> int:
+def encode_chunk(chunk: RawChunk, processor: "sentencepiece.SentencePieceProcessor") -> str:
+    """The pieces of each line, one line of text each."""
+    # Other line breaks (U+2028 ...) would end the output line early, so all white space becomes one space.
+    texts = [" ".join(without_splitters(text).split()) for text in chunk.texts()]
+    return "".join(" ".join(pieces) + "\n" for pieces in processor.encode(texts, out_type=str, num_threads=1))
+
+
+def encode_file(processor: "sentencepiece.SentencePieceProcessor", source: Path, target: Path, workers: int) -> int:
     """Encode one file; returns the number of lines.
 
     Raises:
         UserError: a line is not UTF-8.
     """
     lines = 0
-    # Other line breaks (U+2028 ...) would end the output line early, so all white space becomes one space.
-    texts = (" ".join(without_splitters(line).split()) for _, line in numbered_lines(source))
     with written_whole(target) as writer, tqdm(desc=source.name, unit="line") as progress:
-        while chunk := list(itertools.islice(texts, CHUNK)):
-            for pieces in processor.encode(chunk, out_type=str):
-                writer.write(" ".join(pieces) + "\n")
-            lines += len(chunk)
-            progress.update(len(chunk))
+        for text in in_order(partial(encode_chunk, processor=processor), raw_chunks(source, CHUNK), workers):
+            writer.write(text)
+            count = text.count("\n")
+            lines += count
+            progress.update(count)
     return lines
 
 
-def encode(model: Path, output: Path, files: Sequence[Path]) -> str:
+def encode(model: Path, output: Path, files: Sequence[Path], workers: int) -> str:
     """Encode all files into a directory; returns a summary for the user.
 
     Raises:
@@ -50,6 +57,8 @@ def encode(model: Path, output: Path, files: Sequence[Path]) -> str:
     """
     if not model.is_file():
         raise UserError(f"{model}: not found; give the text encoder's sentencepiece.bpe.model")
+    if workers < 1:
+        raise UserError(f"--workers {workers}: give at least 1")
     check_plain_files(files)
     targets: dict[Path, Path] = {}
     for path in files:
@@ -63,7 +72,7 @@ def encode(model: Path, output: Path, files: Sequence[Path]) -> str:
     from mclip_fairseq.storage.pieces import load_sentencepiece
 
     processor = load_sentencepiece(model)
-    lines = sum(encode_file(processor, path, target) for target, path in targets.items())
+    lines = sum(encode_file(processor, path, target, workers) for target, path in targets.items())
     return f"{output}: {lines} lines in {len(targets)} files"
 
 
@@ -74,9 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, required=True, help="directory for the encoded files, which keep their names"
     )
+    parser.add_argument("--workers", type=int, default=cores(), help=f"processes (default: all cores, {cores()})")
     parser.add_argument("files", type=Path, nargs="+", help="UTF-8 text, one sentence per line")
     args = parser.parse_args(argv)
-    return run_main("encode.py", lambda: print(encode(args.model, args.output, args.files)))
+    return run_main("encode.py", lambda: print(encode(args.model, args.output, args.files, args.workers)))
 
 
 if __name__ == "__main__":

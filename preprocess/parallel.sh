@@ -64,6 +64,6 @@ for split in train valid test; do
   SPLITS+=("$split")
   for lang in "${LANGUAGES[@]}"; do FILES+=("$OUT/raw/$split.$PAIR.$lang"); done
 done
-pieces "$XLMR" "$OUT/pieces" "${FILES[@]}"
+pieces "$XLMR" "$OUT/pieces" ${JOBS:+--workers "$JOBS"} "${FILES[@]}"
 binarise "$XLMR" --pieces "$OUT/pieces" --pairs "$PAIR" --splits "${SPLITS[@]}" --output "$OUT/bin" \
   ${JOBS:+--workers "$JOBS"}

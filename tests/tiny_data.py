@@ -43,7 +43,7 @@ def run(program: str, *arguments: object) -> None:
 
 
 def binarise(folder: Path, output: str, *what: str) -> Path:
-    """fairseq-preprocess with the tokenizer's dictionary."""
+    """Ids of the tokenizer's dictionary, as fairseq-preprocess writes them."""
     dictionary = folder / "tokenizer" / "dict.txt"
     run("binarise", "--pieces", folder / "pieces", "--dictionary", dictionary, "--output", folder / output, *what)
     return folder / output

@@ -1,7 +1,9 @@
-"""The `.bin/.idx` pairs of `fairseq-preprocess`, checked completely before a token is used."""
+"""The `.bin/.idx` pairs of `fairseq-preprocess`: written, and checked completely before a token is used."""
 
 import mmap
 import struct
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,38 @@ class MappedValues:
         self.__dict__.update(state)
         if isinstance(place, tuple):
             self.values = np.memmap(*place)
+
+
+def fitting_dtype(entries: int) -> npt.DTypeLike:
+    """The type in which `fairseq-preprocess` stores the ids of a dictionary with this many entries."""
+    return np.uint16 if entries < 65500 else np.uint32
+
+
+def flat_ids(sentences: Sequence[Sequence[int]], dtype: npt.DTypeLike) -> Flat:
+    """Ids of sentences, back to back, and the tokens of each."""
+    sizes = np.fromiter(map(len, sentences), np.int32, len(sentences))
+    return np.fromiter(chain.from_iterable(sentences), dtype, int(sizes.sum())), sizes
+
+
+def write_indexed(prefix: str | Path, chunks: Iterable[Flat], dtype: npt.DTypeLike) -> int:
+    """Write sentences in the format `mmap`; returns how many there are.
+
+    Args:
+        prefix: path without the suffix.
+        chunks: ids of consecutive sentences back to back, and the tokens of each.
+        dtype: of the stored ids.
+    """
+    sizes: list[npt.NDArray[np.integer]] = [np.zeros(0, np.int32)]
+    with Path(f"{prefix}.bin").open("wb") as data:
+        for values, some in chunks:
+            data.write(values.astype(dtype, copy=False).tobytes())
+            sizes.append(some)
+    lengths = np.concatenate(sizes).astype("<i4")
+    starts = (np.cumsum(lengths, dtype="<i8") - lengths) * np.dtype(dtype).itemsize
+    code = next(code for code, known in DTYPES.items() if known == dtype)
+    header = HEADER.pack(MMAP_MAGIC, 1, code, len(lengths))
+    Path(f"{prefix}.idx").write_bytes(header + lengths.tobytes() + starts.tobytes())
+    return len(lengths)
 
 
 def read_indexed(prefix: str | Path) -> Flat:

@@ -8,6 +8,8 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
@@ -111,6 +113,40 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
     for number, raw in enumerate(raw_lines(path), 1):
         place = f"{path}, line {number}"
         yield place, decode(raw, place)
+
+
+@dataclass(frozen=True)
+class RawChunk:
+    """Consecutive lines of a text file, for one worker.
+
+    Attributes:
+        path: the file, for messages.
+        first: number of the first line.
+        lines: not decoded yet, without line ends.
+    """
+
+    path: Path
+    first: int
+    lines: list[bytes]
+
+    def texts(self) -> list[str]:
+        """The lines as text.
+
+        Raises:
+            UserError: naming the line that is not UTF-8.
+        """
+        try:
+            return b"\n".join(self.lines).decode().split("\n")
+        except UnicodeDecodeError:
+            return [decode(raw, f"{self.path}, line {number}") for number, raw in enumerate(self.lines, self.first)]
+
+
+def raw_chunks(path: Path, size: int) -> Iterator[RawChunk]:
+    """Group the `raw_lines` of a file into chunks for the workers."""
+    lines, first = raw_lines(path), 1
+    while some := list(islice(lines, size)):
+        yield RawChunk(path, first, some)
+        first += len(some)
 
 
 def load_lines(path: Path) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from mclip_fairseq.storage.errors import UserError
@@ -35,12 +36,15 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
     Args:
         function: defined at module level, so that processes can import it.
         items: consumed one by one.
-        workers: number of processes; 1 works in this one.
+        workers: number of processes; 1 works in this one, and so does a single item.
 
     Raises:
         UserError: a process died, usually because memory ran out.
     """
-    if workers == 1:
+    items = iter(items)
+    first = list(islice(items, 2))
+    items = chain(first, items)
+    if workers == 1 or len(first) < 2:
         yield from map(function, items)
         return
     with ProcessPoolExecutor(workers, initializer=_start, initargs=(function,)) as pool:

@@ -3,21 +3,19 @@
 fairseq-preprocess puts its own four symbols before a dictionary's, so its ids are not those of the tokenizer.
 """
 
-import itertools
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from corpora.files import numbered_lines
+from corpora.files import raw_chunks
 from mclip_fairseq.data.hf_tokenizer import PIECES, PieceTokenizer
 from mclip_fairseq.data.tokens import data_dictionary
 from mclip_fairseq.data.vocabulary import VOCABULARY
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.indexed import Flat, flat_ids, write_indexed
 
 CHUNK = 8192
 
@@ -40,8 +38,8 @@ def binarise_captions(source: str, files: Mapping[str, Path], output: Path) -> i
     check_same_vocabulary(output, tokenizer)
     captions = 0
     for name, file in files.items():
-        with pair_written_whole(output / name) as (data, index):
-            captions += write_pair(tokenizer, file, data, index)
+        with pair_written_whole(output / name) as part:
+            captions += write_indexed(part, ids_of(tokenizer, file), np.int32)
     if not (output / PIECES).exists():
         tokenizer.save(output / PIECES)
     tokenizer.dictionary.save_vocabulary(output / VOCABULARY)
@@ -66,30 +64,22 @@ def check_same_vocabulary(output: Path, tokenizer: PieceTokenizer) -> None:
 
 
 @contextmanager
-def pair_written_whole(prefix: Path) -> Iterator[tuple[Path, Path]]:
-    """Places for a `.bin` and an `.idx` file, which get their names when both are complete."""
-    parts = [prefix.with_name(f".{prefix.name}{suffix}.part") for suffix in (".bin", ".idx")]
+def pair_written_whole(prefix: Path) -> Iterator[Path]:
+    """The prefix of a `.bin` and an `.idx` file, which get their names when both are complete."""
+    part = prefix.with_name(f".{prefix.name}.part")
+    suffixes = (".bin", ".idx")
     try:
-        yield parts[0], parts[1]
-        for part, suffix in zip(parts, (".bin", ".idx"), strict=True):
-            shutil.move(part, f"{prefix}{suffix}")
+        yield part
+        for suffix in suffixes:
+            Path(f"{part}{suffix}").replace(f"{prefix}{suffix}")
     finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+        for suffix in suffixes:
+            Path(f"{part}{suffix}").unlink(missing_ok=True)
 
 
-def write_pair(tokenizer: PieceTokenizer, file: Path, data: Path, index: Path) -> int:
-    """Write the ids of a file's lines as fairseq's memory-mapped dataset; returns the number of lines."""
-    from fairseq.data.indexed_dataset import MMapIndexedDatasetBuilder
-
-    lines = 0
-    builder = MMapIndexedDatasetBuilder(str(data), dtype=np.int32)
-    texts = (text for _, text in numbered_lines(file))
+def ids_of(tokenizer: PieceTokenizer, file: Path) -> Iterator[Flat]:
+    """Ids of the lines of a file, chunk by chunk."""
     with tqdm(desc=file.name, unit="caption") as progress:
-        while chunk := list(itertools.islice(texts, CHUNK)):
-            for ids in tokenizer.pieces(chunk):
-                builder.add_item(torch.tensor(ids))
-            lines += len(chunk)
-            progress.update(len(chunk))
-    builder.finalize(str(index))
-    return lines
+        for chunk in raw_chunks(file, CHUNK):
+            yield flat_ids(tokenizer.pieces(chunk.texts()), np.int32)
+            progress.update(len(chunk.lines))

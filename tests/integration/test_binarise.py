@@ -1,6 +1,5 @@
 """`preprocess/binarise.py` writes the same bytes as fairseq-preprocess; errors of encode.py and train_tokenizer.py."""
 
-import argparse
 import errno
 import os
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 from tests import hostile
 from tests.downloads import lines, refuses, tokenizer, works, write
 
-LINES = {"en": "a b\nb c\n", "de": "c\na a b\n", "fr": "b\nc\n"}
+LINES = {"en": "a b\n\nb </s> unknown c\n", "de": "c\na a\u2028b\n\n", "fr": "b\nc\na\n"}
 
 
 @pytest.fixture
@@ -58,6 +57,16 @@ def test_same_bytes_as_fairseq_preprocess(
     assert "train.en-fr.fr.bin" in contents(tmp_path / "ours")
 
 
+def test_the_bytes_do_not_depend_on_the_number_of_processes(
+    pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("binarise.CHUNK", 2)
+    for workers in (1, 2):
+        command = ["--pieces", pieces, "--dictionary", pieces / "dict.txt", "--workers", workers]
+        works("binarise", *command, "--captions", "en", "de", "--output", tmp_path / f"{workers}")
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
 def test_captions(repository_root: Path, pieces: Path, tmp_path: Path) -> None:
     done = binarise(repository_root, pieces, "--captions", "en", "fr", "--output", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
@@ -80,7 +89,7 @@ def test_missing_files_are_named(pieces: Path, tmp_path: Path, arguments: list[s
 
 
 def binarise_refuses(pieces: Path, output: Path, *what: object) -> str:
-    """Its error; fairseq must not have written anything."""
+    """Its error; nothing may have been written."""
     dictionary = pieces / "dict.txt"
     said = refuses("binarise", "--pieces", pieces, "--dictionary", dictionary, "--output", output, *what)
     assert said.count("\n") == 1
@@ -115,11 +124,11 @@ def test_invalid_options_of_binarise(pieces: Path, tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing_under_its_final_name(
     pieces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(options: argparse.Namespace) -> None:
-        (Path(options.destdir) / "train.en-None.en.bin").write_bytes(b"half")
+    def half(prefix: Path, *unused: object) -> None:
+        Path(f"{prefix}.bin").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("fairseq_cli.preprocess.main", half)
+    monkeypatch.setattr("binarise.write_indexed", half)
     command = ["--pieces", pieces, "--dictionary", pieces / "dict.txt", "--output", tmp_path / "out"]
     assert "No space left on device" in refuses("binarise", *command, "--captions", "en")
     assert not list((tmp_path / "out").iterdir())
@@ -165,7 +174,7 @@ def test_a_file_that_cannot_be_encoded_leaves_nothing(
 ) -> None:
     monkeypatch.setattr("encode.CHUNK", 10)
     source = write(tmp_path / "train.en", b"a dog\n" * 2000 + b"a \xff cat\n")
-    command = ["--model", model, "--output", tmp_path / "pieces", source]
+    command = ["--model", model, "--output", tmp_path / "pieces", "--workers", 1, source]
     said = refuses("encode", *command)
     assert "train.en, line 2001: is not UTF-8 (byte 3 of the line); convert the file" in said
     assert not list((tmp_path / "pieces").iterdir())
