@@ -31,7 +31,6 @@ endif
 STAMP := $(PREFIX)/.mclip_fairseq$(subst /,_,$(CURDIR))
 CODE := $(wildcard mclip_fairseq preprocess examples benchmarks tests docs)
 SCRIPTS := .ci/run $(sort $(shell find examples preprocess benchmarks -name '*.sh' -o -name '*.sbatch' 2>/dev/null))
-BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -63,7 +62,7 @@ docs: $(STAMP)
 	@$(RUN) NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet && echo 'site/index.html is the start page'
 
 bench: $(STAMP)
-	@$(RUN) set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(PY) -m "$$name"; done
+	@$(RUN) $(PY) -m benchmarks
 
 # 170 and 290 seconds at most; no section of the benchmark begins after 230.
 gpu:

@@ -41,7 +41,7 @@ def save_clip(folder: Path, tiny: bool = False) -> Path:
     return folder
 
 
-def save_photos(folder: Path, count: int, width: int = 500, height: int = 375) -> list[Path]:
+def save_photos(folder: Path, count: int, width: int = 500, height: int = 375, octaves: int = 1) -> list[Path]:
     """Blurred noise as JPEGs of quality 90; beyond DISTINCT of them, copies of the first ones.
 
     Args:
@@ -49,13 +49,18 @@ def save_photos(folder: Path, count: int, width: int = 500, height: int = 375) -
         count: images.
         width: of each.
         height: of each.
+        octaves: kinds of noise in an image; each has four times the detail of the one before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     files = [folder / f"{number}.jpg" for number in range(count)]
     for file in files[:DISTINCT]:
-        small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        small.resize((width, height), Image.Resampling.BICUBIC).save(file, quality=90)
+        noise = [rng.integers(0, 256, (12 * 4**octave, 16 * 4**octave, 3), dtype=np.uint8) for octave in range(octaves)]
+        layers = [Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC) for one in noise]
+        image = layers[0]
+        for number, layer in enumerate(layers[1:], 2):
+            image = Image.blend(image, layer, 1 / number)
+        image.save(file, quality=90)
     for number, file in enumerate(files[DISTINCT:]):
         shutil.copyfile(files[number % DISTINCT], file)
     return files

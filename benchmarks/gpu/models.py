@@ -12,7 +12,9 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from benchmarks.gpu.measuring import Sizes
+from mclip_fairseq.data.parallel import ParallelDataset
 from mclip_fairseq.data.states import TokenStates
+from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
 from mclip_fairseq.models.mte import MTEModel, MTEModelConfig
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
@@ -96,6 +98,14 @@ def caption_batch(size: Sizes, pieces: Dictionary, teacher_dim: int, states_dim:
         "nsentences": size.batch,
         "ntokens": int(sizes.sum()),
     }
+
+
+def translation_batch(pieces: Dictionary, target_tokens: int, length: int) -> dict[str, Any]:
+    """A batch of the task `mte`, on the CPU: sentences of `length` tokens, `<s>` and `</s>` included."""
+    rows = target_tokens // length
+    ids = torch.randint(pieces.nspecial, len(pieces) - 1, (2, rows, length - 2))
+    source, target = (FlatTokens.from_sentences(list(side), pieces, None) for side in ids)
+    return ParallelDataset(source, target, 1, 2).rows(np.arange(rows))
 
 
 FEATURES, STATES = ("image_features", "teacher_text"), ("text_states", "text_padding")

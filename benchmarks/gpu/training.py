@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 
 from benchmarks.gpu.measuring import PRECISIONS, Report, Sizes, products
-from benchmarks.gpu.models import caption_batch, dictionary, mclip, mte, to_device, training_step
+from benchmarks.gpu.models import caption_batch, dictionary, mclip, mte, to_device, training_step, translation_batch
 from mclip_fairseq.criterions.mte import MTECriterion
 from mclip_fairseq.criterions.trikd import TriKDCriterion
-from mclip_fairseq.data.parallel import ParallelDataset
-from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.losses import smoothing
 from mclip_fairseq.models.mclip import MCLIPModel
 from mclip_fairseq.optim.mclip_lamb import Lamb
@@ -63,11 +61,7 @@ def mte_stage2(report: Report, size: Sizes) -> None:
     """Translation and contrast over the whole token table, with different chunks of the loss."""
     pieces = dictionary(size.entries)
     model = mte(pieces, size.tiny, report.device)
-    length = 16 if size.tiny else 32
-    rows = size.target_tokens // length
-    ids = torch.randint(pieces.nspecial, len(pieces) - 1, (2, rows, length - 2))
-    source, target = (FlatTokens.from_sentences(list(side), pieces, None) for side in ids)
-    batch = to_device(ParallelDataset(source, target, 1, 2).rows(torch.arange(rows).numpy()), report.device)
+    batch = to_device(translation_batch(pieces, size.target_tokens, 16 if size.tiny else 32), report.device)
     kept = smoothing.GPU_CHUNK_ELEMENTS
     for precision in PRECISIONS:
         cfg = MTETaskConfig(data="none", save_dir="none", seed=1, langs="en,de,fr", autocast=autocast_of(precision))

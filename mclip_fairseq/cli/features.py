@@ -29,6 +29,7 @@ PROGRAM = "mclip-features"
 # `tf32` is float32 whose products have 10 bits of mantissa.
 COMPUTE = ("float32", "tf32", "float16", "bfloat16")
 SHARD_ROWS = 65536
+DRAFT_SIDES = 2  # --draft leaves at least this many times the side of the model's input
 PARTS = (".tar", ".parquet")  # endings of files that hold many inputs
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 EPILOG = """\
@@ -203,7 +204,9 @@ def open_source(
     from mclip_fairseq.encoding.bulk import CaptionSource, ImageSource
 
     if options.images:
-        return ImageSource(inputs, teacher.transform, encoder, options.workers, options.max_pixels, options.hash_images)
+        near = DRAFT_SIDES * teacher.image_size if options.draft else None
+        pixels, hashed = options.max_pixels, options.hash_images
+        return ImageSource(inputs, teacher.transform, encoder, options.workers, pixels, hashed, near)
     preprocessing = f"{type(teacher.tokenizer).__name__}, at most {teacher.max_tokens} tokens"
     return CaptionSource(
         *(inputs, options.captions, teacher.tokenize, teacher.token_mask),
@@ -246,6 +249,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--device {options.device}: Ray gives each worker a GPU of its own; give --device cuda")
     if options.hash_images and options.images is None:
         raise UserError("--hash-images is for images, texts are always compared by their hash; leave it out")
+    if options.draft and options.images is None:
+        raise UserError("--draft is for images; leave it out")
     if options.text_layers and (options.captions is None or options.space != "joint"):
         raise UserError("--text-layers is for --captions, and comes with features of the joint space; leave it out")
     if options.root is not None and (options.images is None or os.path.isdir(options.images)):
@@ -321,6 +326,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="also the states of texts after these layers of a CLIP, 0 for the embeddings (for mla --distill-layers)",
     )
     add("--max-pixels", type=positive, default=MAX_PIXELS, metavar="N", help=f"per image (default {MAX_PIXELS})")
+    draft = (
+        "decode large JPEGs at 1/2, 1/4 or 1/8 of their size, such that both sides stay at least twice the model's "
+        "input: faster, and features differ a little (default: whole)"
+    )
+    add("--draft", action="store_true", help=draft)
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable inputs, listed in skipped.tsv")
     return parser
 

@@ -130,12 +130,20 @@ class Decoded(Dataset[tuple[str, Tensor | str]]):
         images: (id, place).
         transform: RGB images -> (n, channels, height, width).
         max_pixels: see `load_image`.
+        near: see `load_image`.
     """
 
-    def __init__(self, images: Sequence[tuple[str, Place]], transform: Callable[..., Tensor], max_pixels: int) -> None:
+    def __init__(
+        self,
+        images: Sequence[tuple[str, Place]],
+        transform: Callable[..., Tensor],
+        max_pixels: int,
+        near: int | None = None,
+    ) -> None:
         self.images = images
         self.transform = transform
         self.max_pixels = max_pixels
+        self.near = near
 
     def __len__(self) -> int:
         return len(self.images)
@@ -144,7 +152,7 @@ class Decoded(Dataset[tuple[str, Tensor | str]]):
         """(id, (channels, height, width) pixels), or (id, reason)."""
         name, place = self.images[number]
         try:
-            return name, self.transform([load_image(opened(place), self.max_pixels)])[0]
+            return name, self.transform([load_image(opened(place), self.max_pixels, self.near)])[0]
         except ImageError as error:
             return name, error.reason
 
@@ -166,6 +174,7 @@ class ImageSource:
         workers: processes that decode; 0 decodes in this one.
         max_pixels: see `load_image`.
         hashed: recognise changed images by the hashes of their files, not by size and time of change.
+        near: see `load_image`.
     """
 
     modality = "image"
@@ -179,12 +188,13 @@ class ImageSource:
         workers: int,
         max_pixels: int,
         hashed: bool = False,
+        near: int | None = None,
     ) -> None:
         self.ids = [name for name, _ in images]
         self.hashed = hashed
-        self.preprocessing: str = transform.description
+        self.preprocessing: str = transform.description + (f", JPEGs decoded near {near} pixels" if near else "")
         self.encode_image = encode_image
-        self.images = Decoded(images, transform, max_pixels)
+        self.images = Decoded(images, transform, max_pixels, near)
         self.workers = workers
 
     @cached_property

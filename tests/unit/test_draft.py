@@ -1,0 +1,44 @@
+"""`mclip-features --draft`: large JPEGs are decoded at a smaller size, and the features say so."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mclip_fairseq.cli.features import build_parser, check_options
+from mclip_fairseq.encoding.bulk import ImageSource
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.images import MAX_PIXELS
+
+
+class Sizes:
+    """A transform that gives the sizes of images."""
+
+    description = "sizes"
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        return torch.tensor([image.size for image in images])
+
+
+def sizes(images: Sequence[tuple[str, Path]], near: int | None) -> tuple[str, list[list[int]]]:
+    """What the source says of its preprocessing, and the sizes of the decoded images."""
+    source = ImageSource(images, Sizes(), torch.Tensor.float, 0, MAX_PIXELS, near=near)
+    (batch,) = source.batches([list(range(len(images)))])
+    return source.preprocessing, batch.inputs["pixel_values"].tolist()
+
+
+def test_jpegs_alone_are_decoded_smaller(tmp_path: Path) -> None:
+    images = [(name, tmp_path / name) for name in ("large.jpg", "large.png", "small.jpg")]
+    for name, file in images:
+        Image.new("RGB", (1600, 800) if "large" in name else (300, 300), (200, 10, 10)).save(file)
+    assert sizes(images, None) == ("sizes", [[1600, 800], [1600, 800], [300, 300]])
+    assert sizes(images, 200) == ("sizes, JPEGs decoded near 200 pixels", [[400, 200], [1600, 800], [300, 300]])
+
+
+def test_texts_have_no_draft() -> None:
+    options = build_parser().parse_args(["--model", "m", "--captions", "c", "--output", "o", "--draft"])
+    with pytest.raises(UserError, match="--draft is for images; leave it out"):
+        check_options(options)
