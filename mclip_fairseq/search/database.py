@@ -295,11 +295,17 @@ def add_to_collection(
         store.write_facts(facts)  # before records refer to them
     places = recall(manifest_of(facts))
     remember(manifest_of(facts), KnownPlaces(roots, places.model if places else ModelPaths("")))
-    written = write_images(store, Records(gallery, lines), images, lambda: load_model(collection), again)
+
+    def begin() -> Any:
+        model = load_model(collection)
+        store.write_facts(facts | changed_now())  # first: an interrupted addition is not the outcome of the build
+        return model
+
+    written = write_images(store, Records(gallery, lines), images, begin, again)
     if not written.added + written.replaced:
         return f"{store.place}: nothing to add, all {len(written.ids)} images are already in the collection"
     store.finish()
-    store.write_facts(facts | {"built_from": ""})
+    store.write_facts(facts | changed_now())
     counts = {
         "replaced" if again else "changed since and encoded again": written.replaced,
         "already in the collection": len(written.ids) - written.added - written.replaced,
@@ -308,14 +314,19 @@ def add_to_collection(
     return added_sentence(store.place, written.added, counts)
 
 
+def changed_now() -> dict[str, str]:
+    """Facts of a collection that is no longer, or not only, the outcome of its build."""
+    return {"changed": uuid.uuid4().hex[:12], "built_from": ""}
+
+
 def remove_from_collection(store: Store, names: Sequence[str]) -> str:
     """Remove images; returns what to tell the user. Ids that are not in the collection are named, and do no harm."""
     facts = read_facts(store)
     wanted = list(dict.fromkeys(names))
     there = store.get(wanted, ())
-    store.delete(list(there))
     if there:
-        store.write_facts(facts | {"changed": uuid.uuid4().hex[:12], "built_from": ""})
+        store.write_facts(facts | changed_now())  # first, as in an addition
+        store.delete(list(there))
     unknown = [name for name in wanted if name not in there]
     message = f"{store.place}: {len(there)} images removed, {store.count()} left"
     if unknown:

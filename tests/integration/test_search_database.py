@@ -134,6 +134,32 @@ def test_an_interrupted_build_continues(
     assert len(ids(mclip_search, "red")) == 8
 
 
+@pytest.mark.parametrize("call", ["upsert", "delete"])
+def test_a_killed_change_is_not_taken_for_the_build(
+    call: str, mclip_search: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command again ends well, and the build says that its images are not what the collection holds."""
+    from mclip_fairseq.search import milvus
+
+    mclip_search(*BUILD)
+    draw_colours(Path("others"), ["black"])
+    Path("others/black.png").rename("others/dark.png")
+    adds = ["add", "colours", "others", "--model", "colours", "--workers", "0", *DATABASE]
+    change = adds if call == "upsert" else ["remove", "colours", "red.png", *DATABASE]
+    write = getattr(milvus.MilvusStore, call)
+
+    def dies(self: Any, *arguments: Any) -> None:
+        write(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(milvus.MilvusStore, call, dies)
+        mclip_search(*change, status=130)
+    assert "was changed since" in mclip_search(*BUILD, status=2)
+    said = mclip_search(*change)
+    assert ("all 1 images are already in the collection" if call == "upsert" else "0 images removed, 7 left") in said
+
+
 def test_unreadable_images_share_one_budget_over_the_chunks(mclip_search: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from mclip_fairseq.search import database
 
