@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mclip_fairseq.storage.machine import cores
+
 SCRIPT = Path(__file__).resolve().parents[1] / "preprocess" / "parallel.py"
 WORDS = {
     "a": "ein",
@@ -84,9 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, nargs="+", default=SIZES, metavar="N", help="sizes of the corpora")
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)"
-    )
+    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes (default: all cores)")
     options = parser.parse_args(argv)
     rows = []
     for pairs in options.pairs:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from benchmarks._clip import save_clip, save_photos
 from benchmarks._measure import medians_of_rounds, print_ratios
-from mclip_fairseq.encoding.bulk import BulkSettings, ImageSource, compute
+from mclip_fairseq.encoding.bulk import BulkSettings, compute
+from mclip_fairseq.encoding.images import ImageSource
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.feature_writer import FeatureWriter
 from mclip_fairseq.storage.images import MAX_PIXELS, load_image
@@ -66,7 +67,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=96, help="images per round")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="numbers of processes that decode")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="numbers of threads that decode")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median is taken")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import filecmp
-import os
 import random
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from benchmarks._measure import Seconds, medians_of_rounds, print_table
+from mclip_fairseq.storage.machine import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 PEER = "fairseq-preprocess"
@@ -85,7 +85,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=100_000, help="pairs of sentences")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes (default: all cores)")
     parser.add_argument("--rounds", type=int, default=1, help="rounds, of which the median is taken")
     options = parser.parse_args()
     print(f"{options.pairs} pairs, {options.workers} processes; ratios to the lines per second of {PEER}")

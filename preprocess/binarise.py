@@ -15,12 +15,13 @@ from pathlib import Path
 from corpora.files import raw_chunks
 from corpora.output import make_folder
 from corpora.pieces import PieceDictionary, ids_by
-from corpora.pool import cores, in_order
+from corpora.pool import in_order
 from tqdm import tqdm
 
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.indexed import write_indexed
+from mclip_fairseq.storage.machine import cores
 
 CHUNK = 4096
 SPLITS = ("train", "valid", "test")

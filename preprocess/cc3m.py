@@ -25,12 +25,13 @@ from typing import Any
 from corpora.captions import TRAIN, Caption
 from corpora.command import Corpus, Options, run_corpus
 from corpora.files import table_rows
-from corpora.pool import cores, in_order
+from corpora.pool import in_order
 from corpora.sources import Sources, check_file
 from corpora.tars import extract_images
 from corpora.text import clean_text
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.machine import cores
 
 # Split -> prefix of its options.
 SPLITS = {TRAIN: "", "valid": "valid_"}

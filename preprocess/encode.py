@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from corpora.files import RawChunk, check_plain_files, raw_chunks
 from corpora.output import check_not_overwritten, make_folder, written_whole
-from corpora.pool import cores, in_order
+from corpora.pool import in_order
 from tqdm import tqdm
 
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.machine import cores
 from mclip_fairseq.storage.texts import without_splitters
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from corpora.files import decode, numbered_lines
 from corpora.filters import DUPLICATE, EXAMPLES, REASONS, Chunk, FilteredChunk, Rules, filter_with, key_of
 from corpora.output import Output
 from corpora.parallel import READERS, chunks
-from corpora.pool import cores, in_order
+from corpora.pool import in_order
 from corpora.scripts import letters_in, scripts_of
 from corpora.sources import Sources
 from corpora.text import clean_text, fold_text, one_line
@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.machine import cores
 
 SCRIPT = "parallel.py"
 TRAIN = "train"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mclip_fairseq.cli.features_units import is_of_parts, make_by_units
 from mclip_fairseq.cli.main import Parser, run_main
-from mclip_fairseq.cli.options import count, pick_device, positive
+from mclip_fairseq.cli.options import add_workers, count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import DTYPES
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels, find_images
@@ -201,7 +201,8 @@ def open_source(
         encoder: of `encoder_of`.
         first: number of the first caption, for messages.
     """
-    from mclip_fairseq.encoding.bulk import CaptionSource, ImageSource
+    from mclip_fairseq.encoding.bulk import CaptionSource
+    from mclip_fairseq.encoding.images import ImageSource
 
     if options.images:
         near = DRAFT_SIDES * teacher.image_size if options.draft else None
@@ -297,8 +298,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--root", type=Path, metavar="DIR", help="folder of a list's relative paths (default: the list's folder)")
     add("--output", type=Path, required=True, metavar="DIR", help="feature directory to create or continue")
     add("--batch-size", type=positive, default=256, metavar="N", help="inputs per batch (default 256)")
-    workers = min(4, os.cpu_count() or 1)
-    add("--workers", type=count, default=workers, metavar="N", help=f"processes that decode (default {workers})")
+    add_workers(parser)
     add("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")
     add("--dtype", choices=COMPUTE, default="float32", help="compute in (default float32; the others need a GPU)")
     add("--store-dtype", choices=DTYPES, default="float16", help="store as (default float16)")

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.machine import cores
 
 if TYPE_CHECKING:
     import torch
+
+# Each holds two batches ready, and together they prepare thousands of images per second (python -m benchmarks.pixels).
+MOST_WORKERS = 16
 
 
 def count(text: str) -> int:
@@ -31,6 +35,13 @@ def share(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and up to 1")
     return value
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--workers`."""
+    number = min(MOST_WORKERS, cores())
+    help_text = f"decode in N processes, or threads without a GPU (default {number}: all cores, at most {MOST_WORKERS})"
+    parser.add_argument("--workers", type=count, default=number, metavar="N", help=help_text)
 
 
 def path(text: str) -> Path:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from pathlib import Path
 
 from mclip_fairseq.cli.main import Parser
-from mclip_fairseq.cli.options import count, positive, share
+from mclip_fairseq.cli.options import add_workers, count, positive, share
 from mclip_fairseq.search.settings import DATABASE_KINDS, DEFAULT_RECALL, ENGINES, KINDS
 from mclip_fairseq.storage.images import MAX_PIXELS
 
@@ -78,8 +77,7 @@ def _source_options(parser: argparse.ArgumentParser) -> None:
     add("source", type=Path, metavar="IMAGES_OR_FEATURES", help="folder or list of images, or a feature directory")
     add("--images-root", type=Path, metavar="DIR", help="folder or list of a feature directory's images, to show them")
     add("--batch-size", type=positive, default=64, metavar="N", help="images per batch (default 64)")
-    workers = min(4, os.cpu_count() or 1)
-    add("--workers", type=count, default=workers, metavar="N", help=f"processes that decode (default {workers})")
+    add_workers(parser)
     _pixel_option(parser)
     add("--skip-budget", type=count, metavar="N", help="skip up to N unreadable images")
     hidden = "also take hidden images, and those of recycle bins and thumbnail folders"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mclip_fairseq.encoding.bulk import Place, Slice
+from mclip_fairseq.encoding.images import Place, Slice
 from mclip_fairseq.storage.addresses import REMAKE, asking, filesystem_of, part_name, stamp_of, tar_members
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.machine import cores
 
 TEXTS = (  # captions of usual length
     "two children play football on a meadow in front of an old house",
@@ -97,6 +97,5 @@ def machine_of(device: torch.device) -> str:
     """What computes, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = torch.get_num_threads()
-    return f"{threads} thread{'s' if threads > 1 else ''} on {cores} {platform.machine()} cores"
+    return f"{threads} thread{'s' if threads > 1 else ''} on {cores()} {platform.machine()} cores"

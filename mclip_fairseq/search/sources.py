@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mclip_fairseq.encoding.bulk import BulkSettings, ImageSource, compute
+from mclip_fairseq.encoding.bulk import BulkSettings, compute
 from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
+from mclip_fairseq.encoding.images import ImageSource
 from mclip_fairseq.search.files import NO_PERMISSION
 from mclip_fairseq.search.kinds import Vectors
 from mclip_fairseq.search.settings import ImageSettings, ModelPaths

@@ -1,6 +1,5 @@
 """Map over all cores, with results in order and memory that does not grow with the input."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,11 +14,6 @@ R = TypeVar("R")
 AHEAD = 3
 # What a worker process calls; sent to it once, because it may be large.
 _work: list[Callable[[Any], Any]] = []
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(function: Callable[[Any], Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mclip_fairseq.cli import features
-from mclip_fairseq.encoding import bulk
+from mclip_fairseq.encoding import images
 from tests.tiny_models import tiny_clip_directory
 
 
@@ -84,8 +84,8 @@ def test_unchanged_pictures_are_not_read_again(
     def unexpected(*arguments: object) -> None:
         raise AssertionError(f"reads {arguments}")
 
-    monkeypatch.setattr(bulk, "load_image", unexpected)
-    monkeypatch.setattr(bulk, "file_sha256", unexpected)
+    monkeypatch.setattr(images, "load_image", unexpected)
+    monkeypatch.setattr(images, "file_sha256", unexpected)
     assert run(clip, tmp_path / "out", "--images", photos) == 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mclip_fairseq.encoding import bulk
+from mclip_fairseq.encoding import images
 from mclip_fairseq.search.files import read_times
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.storage.errors import UserError
@@ -89,7 +89,7 @@ def test_an_unchanged_folder_costs_stat_calls_only(mclip_search: Run, monkeypatc
     def unexpected(*arguments: object) -> None:
         raise AssertionError(f"reads {arguments}")
 
-    monkeypatch.setattr(bulk, "load_image", unexpected)
+    monkeypatch.setattr(images, "load_image", unexpected)
     monkeypatch.setattr("mclip_fairseq.cli.search.load_model", unexpected)
     for command in ("add", "sync"):
         assert "nothing to add" in mclip_search(command, "index", "photos", *QUICK)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from mclip_fairseq.cli.features import build_parser, check_options
-from mclip_fairseq.encoding.bulk import ImageSource
+from mclip_fairseq.encoding.images import ImageSource
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.images import MAX_PIXELS
 
