@@ -7,15 +7,17 @@ Reads the directory that the README describes and writes to the output:
 - `text/pairs/train.en` and `text/pairs/valid.{en,de,fr,cs}`: captions of the photos, with `.ids`;
 - `text/pairs5/train.en`: the five independent English captions of each training photo, with `.ids`;
 - `gallery/valid.{en,de,fr,cs}` and `gallery/valid.ids`: the validation captions and their photos, and those of `test`
-  if the directory has that split;
+  if the directory has that split, a benchmark for `mclip-evaluate`;
 - `classes/SPLIT/{who,where}`: class names in the four languages and photos of these classes; see `photo_classes.py`;
 - `bitext/`: the validation captions of each language with the English ones, a benchmark for `mclip-evaluate`;
-- `features/image`, `features/text`: indexed feature directories.
+- `similarity/`: a validation caption in each language beside an English one, of the same photo or of another, likewise;
+- `features/image`, `features/text`: indexed feature directories, and `features/pooled`, the latter as AltCLIP reads it.
 
 No non-English caption is ever paired with a photo outside the gallery.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,9 @@ from mclip_fairseq.storage.files import first_line, read_lines, write_json
 LANGS = ("en", "de", "fr", "cs")
 SPLITS = ("train", "valid")
 HELD_OUT = "test"  # evaluated if the user has added it to the directory
+# Score of two captions of one photo, and of two photos.
+ALIKE, DIFFERENT = 5, 0
+TEACHER_SCALE = 27.6  # the teacher's factor of the cosine
 TEACHER = "multi30k8k English dual encoder (EfficientNet-lite2 + all-MiniLM-L6-v2)"
 
 
@@ -73,8 +78,30 @@ def write_bitext(data: Path, output: Path) -> None:
     write_json(folder / "manifest.json", manifest)
 
 
+def write_similarity(data: Path, output: Path) -> None:
+    """Pairs of captions that show one photo or two, in the layout of `preprocess/sts.py`.
+
+    A photo's caption of task 1, in each language, meets two English ones of task 2, and two of the next photo.
+    """
+    photos = read_lines(data / "images" / "valid.ids")
+    described: dict[str, list[str]] = {photo: [] for photo in photos}
+    for line in read_lines(data / "captions" / "valid.en5.tsv.gz"):
+        photo, caption = line.split("\t", 1)
+        described[photo].append(caption)
+    names = {lang: f"captions.valid.{lang}" if lang == "en" else f"captions.valid.{lang}-en" for lang in LANGS}
+    counts = {}
+    for lang, name in names.items():
+        rows = []
+        for number, caption in enumerate(read_lines(data / "captions" / f"valid.{lang}")):
+            for score, photo in ((ALIKE, photos[number]), (DIFFERENT, photos[(number + 1) % len(photos)])):
+                rows += [f"{score}\t{caption}\t{other}" for other in described[photo][:2]]
+        write_lines(output / "similarity" / f"{name}.tsv", rows)
+        counts[name] = len(rows)
+    write_json(output / "similarity" / "manifest.json", {"name": "Captions of one photo or two", "tables": counts})
+
+
 def write_pairs(data: Path, output: Path) -> None:
-    """English captions with photos, captions of every language for fine-tuning, and the galleries for evaluation."""
+    """English captions with photos, and captions of every language for fine-tuning."""
     for split in SPLITS:
         ids = read_lines(data / "images" / f"{split}.ids")
         for lang in LANGS if split == "valid" else ("en",):
@@ -88,10 +115,20 @@ def write_pairs(data: Path, output: Path) -> None:
     five = [line.split("\t", 1) for line in read_lines(data / "captions" / "train.en5.tsv.gz")]
     write_lines(output / "text" / "pairs5" / "train.en", [caption for _, caption in five])
     write_lines(output / "text" / "pairs5" / "train.en.ids", [image for image, _ in five])
+
+
+def write_galleries(data: Path, output: Path) -> None:
+    """The captions and photos to evaluate, in the layout of `preprocess/multi30k.py`."""
+    folder, splits, pictures = output / "gallery", {}, []
     for split in galleries(data):
-        write_lines(output / "gallery" / f"{split}.ids", read_lines(data / "images" / f"{split}.ids"))
+        ids = read_lines(data / "images" / f"{split}.ids")
+        write_lines(folder / f"{split}.ids", ids)
+        pictures += [f"{photo}\t{photo}.png" for photo in ids]
         for lang in LANGS:
-            write_lines(output / "gallery" / f"{split}.{lang}", read_lines(data / "captions" / f"{split}.{lang}"))
+            write_lines(folder / f"{split}.{lang}", read_lines(data / "captions" / f"{split}.{lang}"))
+        splits[split] = {lang: {"captions": f"{split}.{lang}", "ids": f"{split}.ids"} for lang in LANGS}
+    write_lines(folder / "images.tsv", pictures)
+    write_json(folder / "manifest.json", {"name": "Multi30K photos", "splits": splits})
 
 
 def english_captions(data: Path, split: str) -> dict[str, list[str]]:
@@ -113,6 +150,7 @@ def write_feature_directories(data: Path, output: Path, parallel: int) -> None:
     """
     # Imports torch.
     from mclip_fairseq.storage.features import write_features
+    from mclip_fairseq.storage.projection import Projection
 
     photos = ("train", *galleries(data))
     ids = {split: read_lines(data / "images" / f"{split}.ids") for split in photos}
@@ -133,15 +171,20 @@ def write_feature_directories(data: Path, output: Path, parallel: int) -> None:
         preprocessing="as given with the data",
         modality="image",
     )
-    write_features(
-        output / "features" / "text",
-        [f"{split}/{image}" for split in SPLITS for image in ids[split]] + [f"mt{i}" for i in range(parallel)],
-        np.concatenate([load("train.text_en"), load("valid.text_en"), load("train.mt_text_en")]),
-        model=TEACHER,
-        normalized=True,
-        preprocessing="as given with the data",
-        modality="text",
-    )
+    texts = np.concatenate([load("train.text_en"), load("valid.text_en"), load("train.mt_text_en")])
+    # The states before the teacher's projection are not in the data; the identity takes the projection's place.
+    identity = Projection(np.eye(texts.shape[1], dtype=np.float32), math.log(TEACHER_SCALE))
+    for name, projection in (("text", None), ("pooled", identity)):
+        write_features(
+            output / "features" / name,
+            [f"{split}/{image}" for split in SPLITS for image in ids[split]] + [f"mt{i}" for i in range(parallel)],
+            texts,
+            model=TEACHER,
+            normalized=True,
+            preprocessing="as given with the data",
+            modality="text",
+            projection=projection,
+        )
 
 
 def prepare(data: Path, output: Path) -> str:
@@ -155,9 +198,11 @@ def prepare(data: Path, output: Path) -> str:
             raise UserError(f"{data / folder}: not found; DATA must be the multi30k8k directory")
     counts = write_parallel(data, output)
     write_bitext(data, output)
+    write_similarity(data, output)
     for split in galleries(data):
-        write_classes(output / "classes" / split, LANGS, english_captions(data, split))
+        write_classes(output / "classes" / split, split, LANGS, english_captions(data, split))
     write_pairs(data, output)
+    write_galleries(data, output)
     write_feature_directories(data, output, counts["train"])
     return f"{output}: {counts['train']} + {counts['valid']} caption tuples in {', '.join(LANGS)}"
 

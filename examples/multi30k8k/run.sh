@@ -25,6 +25,10 @@
 #   stages          the paper's two stages of MTE from the encoder of mclip: the decoder alone, then both with contrast,
 #                   and, for comparison, as many updates without; translation and Tatoeba-style retrieval after each
 #   teacher-learning  M-CLIP: mean squared error to the teacher's text features, for as long as mclip
+#   altclip         AltCLIP, both stages, with the sizes of teacher-space and as many updates
+#   mla             MLA, both stages, over a small English CLIP that is trained first
+#   ccrk            CCRK on the photos with their captions in four languages, re-ranking the 16 nearest
+#   contrastive-tension  Contrastive Tension from the encoder of m-clip with the same seed; texts alone are evaluated
 # SCALE multiplies all numbers of updates (1: the published table; 0.01: a smoke test).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../recipe.sh
@@ -38,7 +42,9 @@ VARIANT=${VARIANT:-teacher-space}
 LANGS=en,de,fr,cs
 # Pieces of the tokenizer; each number has its data directory.
 PIECES=10000 TEXT=$OUT/data
-[[ $VARIANT != teacher-space && $VARIANT != m-clip ]] || PIECES=14000 TEXT=$OUT/data-14000
+case $VARIANT in
+  teacher-space | m-clip | altclip | mla | ccrk | contrastive-tension) PIECES=14000 TEXT=$OUT/data-14000 ;;
+esac
 RUN=$OUT/$VARIANT-$SEED
 TIMES=$RUN/seconds.tsv # where step writes
 
@@ -46,9 +52,7 @@ updates() { awk -v n="$1" -v s="${SCALE:-1}" 'BEGIN { u = int(n * s); print (u <
 
 # ---------------------------------------------------------------- data, once for all variants and seeds
 prepare_data() {
-  local tokenizer=$TEXT/tokenizer folder folders=(parallel pairs pairs5)
-  # The captions of MTE and of fine-tuning are for the published method and its variants alone.
-  [[ $PIECES != 10000 ]] || folders+=(photos)
+  local tokenizer=$TEXT/tokenizer folder folders=(parallel pairs pairs5 photos)
   run "$PYTHON" "$ROOT/examples/multi30k8k/prepare.py" "$DATA" "$TEXT"
   run "$PYTHON" "$PREPROCESS/train_tokenizer.py" --vocabulary "$PIECES" --output "$tokenizer" \
     "$TEXT"/text/parallel/train.{en,de,fr,cs}
@@ -60,15 +64,15 @@ prepare_data() {
   binarise "$tokenizer" --pieces "$TEXT/pieces/parallel" --captions cs --splits train --output "$TEXT/bin/czech"
   binarise "$tokenizer" --pieces "$TEXT/pieces/pairs" --captions en de fr cs --output "$TEXT/bin/pairs"
   binarise "$tokenizer" --pieces "$TEXT/pieces/pairs5" --captions en --output "$TEXT/bin/pairs5"
-  if [[ $PIECES == 10000 ]]; then
+  binarise "$tokenizer" --pieces "$TEXT/pieces/photos" --captions en de fr cs --output "$TEXT/bin/photos"
+  # The pairs of MTE are for the published method and its variants alone.
+  [[ $PIECES != 10000 ]] ||
     binarise "$tokenizer" --pieces "$TEXT/pieces/parallel" --pairs en-de en-fr en-cs --output "$TEXT/bin/mte"
-    binarise "$tokenizer" --pieces "$TEXT/pieces/photos" --captions en de fr cs --output "$TEXT/bin/photos"
-  fi
   for folder in "${folders[@]}"; do
     cp "$TEXT/text/$folder"/*.ids "$TEXT/bin/$folder/"
   done
   cp "$TEXT/text/parallel/train.cs.ids" "$TEXT/bin/czech/"
-  touch "$TEXT/ready"
+  touch "$TEXT/prepared"
 }
 
 # ---------------------------------------------------------------- the stages
@@ -143,23 +147,28 @@ teacher_learning() { # teacher_learning DIRECTORY: M-CLIP, for about as long as 
 }
 
 # m_clip DIRECTORY: M-CLIP with the sizes of teacher_space, for as many updates. Captions of photos have no teacher text.
+MIXED_TEXTS=$TEXT/bin/pairs:$TEXT/bin/parallel:$TEXT/bin/parallel:$TEXT/bin/czech
 m_clip() {
-  train_for 2400 200 "$1" "$TEXT/bin/pairs:$TEXT/bin/parallel:$TEXT/bin/parallel:$TEXT/bin/czech" --task trikd \
-    --langs "$LANGS" "${FEATURES[@]}" --arch teacher_learning_tiny --text-tokenizer "$TEXT/tokenizer" "${SMALL[@]}" \
-    --dropout 0 --criterion teacher_learning --lr 1.5e-3 --batch-size 128
+  train_for 2400 200 "$1" "$MIXED_TEXTS" --task trikd --langs "$LANGS" "${FEATURES[@]}" \
+    --arch teacher_learning_tiny --text-tokenizer "$TEXT/tokenizer" "${SMALL[@]}" --dropout 0 \
+    --criterion teacher_learning --lr 1.5e-3 --batch-size 128
 }
 
-evaluate() { # evaluate CHECKPOINT SPLIT: the captions of every language
-  local captions=() lang
-  for lang in en de fr cs; do captions+=("$lang=$TEXT/gallery/$2.$lang"); done
-  run mclip-evaluate --model "$1" --features "$TEXT/features/image" --ids "$TEXT/gallery/$2.ids" \
-    --captions "${captions[@]}" --output "$RUN/evaluation/$2"
+# Where the photos of the benchmarks are; ccrk reads pictures instead.
+PHOTOS=(--features "$TEXT/features/image")
+measure() { # measure MODEL FOLDER [BENCHMARK...]: retrieval, classification and texts; or these benchmarks alone
+  local benchmarks=("${@:3}") gallery split
+  if (($# < 3)); then
+    for gallery in "$TEXT"/gallery/*.ids; do
+      split=$(basename "$gallery" .ids)
+      benchmarks+=("$TEXT/gallery:$split" "$TEXT/classes/$split"/{who,where})
+    done
+    benchmarks+=("${TEXTS[@]}" "${PHOTOS[@]}")
+  fi
+  run mclip-evaluate "${benchmarks[@]}" --model "$1" --queries 0 --output "$2"
 }
-
-classify() { # classify CHECKPOINT SPLIT: the photos of some classes, by their names in every language
-  run mclip-evaluate "$TEXT/classes/$2"/{who,where} --model "$1" --features "$TEXT/features/image" \
-    --output "$RUN/evaluation/classes-$2"
-}
+# Translations, and captions of one photo or of two.
+TEXTS=("$TEXT/bitext" "$TEXT/similarity:valid")
 
 translate() { # translate CHECKPOINT DIRECTORY: the validation captions from English and into it, with beam search
   local lang pair hypotheses=() references=()
@@ -180,8 +189,10 @@ extract() { # extract CHECKPOINT DIRECTORY: the encoder as an XLM-R archive
 }
 
 # ---------------------------------------------------------------- the variants
+# shellcheck source-path=SCRIPTDIR source=systems.sh
+source "$ROOT/examples/multi30k8k/systems.sh"
 mkdir -p "$RUN"
-step data "$TEXT/ready" prepare_data
+step data "$TEXT/prepared" prepare_data
 
 strengthen() { # the encoder of this variant, in $RUN/encoder
   local start=
@@ -254,12 +265,34 @@ case $VARIANT in
   teacher-learning)
     step trikd "$RUN/trikd/finished" teacher_learning "$RUN/trikd"
     ;;
+  altclip)
+    step teach "$RUN/teach/finished" teach "$RUN/teach"
+    step evaluate-teach '' measure "$RUN/teach/checkpoint_last.pt" "$RUN/evaluation-teach"
+    step align "$RUN/trikd/finished" align "$RUN/teach/checkpoint_last.pt" "$RUN/trikd"
+    ;;
+  mla)
+    step small-clip "$CLIP/ready" small_clip
+    PHOTOS=(--features "$CLIP/features/image")
+    step nlt "$RUN/nlt/finished" nlt "$RUN/nlt"
+    step evaluate-nlt '' measure "$RUN/nlt/checkpoint_last.pt" "$RUN/evaluation-nlt"
+    step le "$RUN/trikd/finished" le "$RUN/nlt/checkpoint_last.pt" "$RUN/trikd"
+    ;;
+  ccrk)
+    step pictures "$TEXT/bin/ccrk/ready" pictures
+    PHOTOS=(--images-root "$PICTURES" --rerank 16)
+    step ccrk "$RUN/trikd/finished" ccrk "$RUN/trikd"
+    ;;
+  contrastive-tension)
+    start=$OUT/m-clip-$SEED/trikd/checkpoint_last.pt
+    [[ -e $start ]] || fail "$start: not found; run VARIANT=m-clip SEED=$SEED first"
+    step extract "$RUN/encoder" extract "$start" "$RUN/encoder"
+    measure "$RUN/encoder" "$RUN/evaluation-start" "${TEXTS[@]}"
+    step tension "$RUN/tension/finished" tension "$RUN/encoder" "$RUN/tension"
+    measure "$RUN/tension/checkpoint_last.pt" "$RUN/evaluation" "${TEXTS[@]}"
+    exit
+    ;;
   *)
     fail "VARIANT=$VARIANT is not a variant; --help lists them"
     ;;
 esac
-for gallery in "$TEXT"/gallery/*.ids; do
-  split=$(basename "$gallery" .ids)
-  step "evaluate-$split" "$RUN/evaluation/$split/report.json" evaluate "$RUN/trikd/checkpoint_last.pt" "$split"
-  step "classify-$split" "$RUN/evaluation/classes-$split/comparison.json" classify "$RUN/trikd/checkpoint_last.pt" "$split"
-done
+step evaluate '' measure "$RUN/trikd/checkpoint_last.pt" "$RUN/evaluation"
