@@ -44,11 +44,10 @@ BATCH, LR, WARMUP = 128, 1.5e-3, 0.08
 
 def write_vocabulary(path: Path, texts: Sequence[str]) -> None:
     """Write a WordPiece vocabulary, as mBERT has it: every letter, and the commonest words."""
-    from transformers import BertTokenizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
 
-    split = BertTokenizer(vocab={piece: number for number, piece in enumerate(SPECIAL)}, do_lower_case=False)
-    pre = split.backend_tokenizer.pre_tokenizer
-    words = Counter(word for text in texts for word, _ in pre.pre_tokenize_str(text))
+    split = BertPreTokenizer().pre_tokenize_str
+    words = Counter(word for text in texts for word, _ in split(text))
     letters = sorted({letter for word in words for letter in word})
     common = [word for word, _ in sorted(words.items(), key=lambda entry: (-entry[1], entry[0]))]
     pieces = dict.fromkeys([*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *common])
@@ -70,7 +69,9 @@ def build_clip(entries: int) -> Any:
         **{"image_size": 16, "patch_size": 16, "projection_dim": DIM},
     }
     scale = math.log(SCALE)
-    return CLIPModel(CLIPConfig(text, image, projection_dim=DIM, logit_scale_init_value=scale))
+    return CLIPModel(
+        CLIPConfig(text_config=text, vision_config=image, projection_dim=DIM, logit_scale_init_value=scale)
+    )
 
 
 def read_captions(text: Path, folders: Sequence[str], column: int) -> tuple[list[str], list[str]]:

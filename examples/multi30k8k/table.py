@@ -46,7 +46,7 @@ def figures_of(report: Mapping[str, Any]) -> Figures:
     """The columns that a report of `mclip-evaluate` fills."""
     values = languages(report, report["headline"])
     if report["kind"] == "retrieval":
-        return {**values, "MRV": report["mean_rank_variance"]["t2i"]["mean_rank_variance"]}
+        return {**values, "MRV": report["mean_rank_variance"]["variance"]["t2i"]}
     if report["kind"] == "classification":
         return split_english(report["benchmark"].rpartition(": ")[2], values)
     if report["kind"] == "bitext":
