@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import feature_pictures
 import numpy as np
@@ -42,12 +43,12 @@ def test_captions_of_one_photo_stand_beside_those_of_the_next(tmp_path: Path) ->
 
 def test_the_table_has_a_row_for_each_variant_and_stage(tmp_path: Path) -> None:
     for seed, recall in ((1, 70.0), (2, 72.0)):
-        retrieval = {
+        retrieval: dict[str, Any] = {
             **{"kind": "retrieval", "benchmark": "photos (valid)", "headline": "mean_recall"},
             **{"results": {lang: {"mean_recall": recall} for lang in table.LANGS}},
             "mean_rank_variance": {"variance": {"t2i": 30.0}},
         }
-        who = {"kind": "classification", "benchmark": "photos (valid): who", "headline": "top1"}
+        who: dict[str, Any] = {"kind": "classification", "benchmark": "photos (valid): who", "headline": "top1"}
         who["results"] = {"en": {"top1": 80.0}, "de": {"top1": 60.0}, "fr": {"top1": 70.0}}
         test = {**who, "benchmark": "photos (test): who", "results": {"en": {"top1": 1.0}, "de": {"top1": 1.0}}}
         for stage in ("", "-teach"):
