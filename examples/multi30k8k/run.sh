@@ -29,6 +29,7 @@
 #   mla             MLA, both stages, over a small English CLIP that is trained first
 #   ccrk            CCRK on the photos with their captions in four languages, re-ranking the 16 nearest
 #   contrastive-tension  Contrastive Tension from the encoder of m-clip with the same seed; texts alone are evaluated
+# README.md says what the last four have instead of pretrained parts.
 # SCALE multiplies all numbers of updates (1: the published table; 0.01: a smoke test).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../recipe.sh
