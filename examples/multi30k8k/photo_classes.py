@@ -49,14 +49,11 @@ def label(captions: Sequence[str], words: Sequence[str]) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
-def write_classes(
-    output: Path, split: str, langs: Sequence[str], captions: Mapping[str, Sequence[str]]
-) -> dict[str, int]:
+def write_classes(output: Path, langs: Sequence[str], captions: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Write the sets in the layout of `preprocess/babel_imagenet.py`.
 
     Args:
         output: directory to make; one folder a set.
-        split: of the photos, for the name in tables.
         langs: the four languages, in the order of `SETS`.
         captions: photo -> its English captions.
 
@@ -76,7 +73,7 @@ def write_classes(
             write_table(folder / f"classes.{lang}.tsv", enumerate(names[column] for names in classes))
         of_classes = Counter(known.values())
         manifest = {
-            "name": f"Multi30K photos ({split}): {name}",
+            "name": f"Multi30K photos: {name}",
             "languages": {lang: {"classes": len(classes)} for lang in langs},
         }
         facts = {"photos": {names[0]: of_classes[number] for number, names in enumerate(classes)}}

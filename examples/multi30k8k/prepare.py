@@ -7,7 +7,7 @@ Reads the directory that the README describes and writes to the output:
 - `text/pairs/train.en` and `text/pairs/valid.{en,de,fr,cs}`: captions of the photos, with `.ids`;
 - `text/pairs5/train.en`: the five independent English captions of each training photo, with `.ids`;
 - `gallery/valid.{en,de,fr,cs}` and `gallery/valid.ids`: the validation captions and their photos, and those of `test`
-  if the directory has that split, a benchmark for `mclip-evaluate`;
+  if the directory has that split;
 - `classes/SPLIT/{who,where}`: class names in the four languages and photos of these classes; see `photo_classes.py`;
 - `bitext/`: the validation captions of each language with the English ones, a benchmark for `mclip-evaluate`;
 - `similarity/`: a validation caption in each language beside an English one, of the same photo or of another, likewise;
@@ -101,7 +101,7 @@ def write_similarity(data: Path, output: Path) -> None:
 
 
 def write_pairs(data: Path, output: Path) -> None:
-    """English captions with photos, and captions of every language for fine-tuning."""
+    """English captions with photos, captions of every language for fine-tuning, and the galleries for evaluation."""
     for split in SPLITS:
         ids = read_lines(data / "images" / f"{split}.ids")
         for lang in LANGS if split == "valid" else ("en",):
@@ -115,20 +115,10 @@ def write_pairs(data: Path, output: Path) -> None:
     five = [line.split("\t", 1) for line in read_lines(data / "captions" / "train.en5.tsv.gz")]
     write_lines(output / "text" / "pairs5" / "train.en", [caption for _, caption in five])
     write_lines(output / "text" / "pairs5" / "train.en.ids", [image for image, _ in five])
-
-
-def write_galleries(data: Path, output: Path) -> None:
-    """The captions and photos to evaluate, in the layout of `preprocess/multi30k.py`."""
-    folder, splits, pictures = output / "gallery", {}, []
     for split in galleries(data):
-        ids = read_lines(data / "images" / f"{split}.ids")
-        write_lines(folder / f"{split}.ids", ids)
-        pictures += [f"{photo}\t{photo}.png" for photo in ids]
+        write_lines(output / "gallery" / f"{split}.ids", read_lines(data / "images" / f"{split}.ids"))
         for lang in LANGS:
-            write_lines(folder / f"{split}.{lang}", read_lines(data / "captions" / f"{split}.{lang}"))
-        splits[split] = {lang: {"captions": f"{split}.{lang}", "ids": f"{split}.ids"} for lang in LANGS}
-    write_lines(folder / "images.tsv", pictures)
-    write_json(folder / "manifest.json", {"name": "Multi30K photos", "splits": splits})
+            write_lines(output / "gallery" / f"{split}.{lang}", read_lines(data / "captions" / f"{split}.{lang}"))
 
 
 def english_captions(data: Path, split: str) -> dict[str, list[str]]:
@@ -200,9 +190,8 @@ def prepare(data: Path, output: Path) -> str:
     write_bitext(data, output)
     write_similarity(data, output)
     for split in galleries(data):
-        write_classes(output / "classes" / split, split, LANGS, english_captions(data, split))
+        write_classes(output / "classes" / split, LANGS, english_captions(data, split))
     write_pairs(data, output)
-    write_galleries(data, output)
     write_feature_directories(data, output, counts["train"])
     return f"{output}: {counts['train']} + {counts['valid']} caption tuples in {', '.join(LANGS)}"
 

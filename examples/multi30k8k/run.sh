@@ -155,21 +155,31 @@ m_clip() {
     --criterion teacher_learning --lr 1.5e-3 --batch-size 128
 }
 
-# Where the photos of the benchmarks are; ccrk reads pictures instead.
-PHOTOS=(--features "$TEXT/features/image")
-measure() { # measure MODEL FOLDER [BENCHMARK...]: retrieval, classification and texts; or these benchmarks alone
-  local benchmarks=("${@:3}") gallery split
-  if (($# < 3)); then
-    for gallery in "$TEXT"/gallery/*.ids; do
-      split=$(basename "$gallery" .ids)
-      benchmarks+=("$TEXT/gallery:$split" "$TEXT/classes/$split"/{who,where})
-    done
-    benchmarks+=("${TEXTS[@]}" "${PHOTOS[@]}")
-  fi
-  run mclip-evaluate "${benchmarks[@]}" --model "$1" --queries 0 --output "$2"
+# Where the photos of a gallery and of the classes are; ccrk reads pictures instead.
+GALLERY=(--features "$TEXT/features/image") PHOTOS=(--features "$TEXT/features/image")
+evaluate() { # evaluate CHECKPOINT SPLIT FOLDER: the captions of every language
+  local captions=() lang
+  for lang in en de fr cs; do captions+=("$lang=$TEXT/gallery/$2.$lang"); done
+  run mclip-evaluate --model "$1" "${GALLERY[@]}" --ids "$TEXT/gallery/$2.ids" --captions "${captions[@]}" --output "$3/$2"
 }
-# Translations, and captions of one photo or of two.
-TEXTS=("$TEXT/bitext" "$TEXT/similarity:valid")
+
+classify() { # classify CHECKPOINT SPLIT FOLDER: the photos of some classes, by their names in every language
+  run mclip-evaluate "$TEXT/classes/$2"/{who,where} --model "$1" "${PHOTOS[@]}" --output "$3/classes-$2"
+}
+
+compare_texts() { # compare_texts MODEL FOLDER: translations, and captions of one photo or of two
+  run mclip-evaluate "$TEXT/bitext" "$TEXT/similarity:valid" --model "$1" --output "$2/texts"
+}
+
+measure() { # measure CHECKPOINT FOLDER: all of this
+  local gallery split
+  for gallery in "$TEXT"/gallery/*.ids; do
+    split=$(basename "$gallery" .ids)
+    step "evaluate-$split" "$2/$split/report.json" evaluate "$1" "$split" "$2"
+    step "classify-$split" "$2/classes-$split/comparison.json" classify "$1" "$split" "$2"
+  done
+  step texts "$2/texts/comparison.json" compare_texts "$1" "$2"
+}
 
 translate() { # translate CHECKPOINT DIRECTORY: the validation captions from English and into it, with beam search
   local lang pair hypotheses=() references=()
@@ -268,32 +278,32 @@ case $VARIANT in
     ;;
   altclip)
     step teach "$RUN/teach/finished" teach "$RUN/teach"
-    step evaluate-teach '' measure "$RUN/teach/checkpoint_last.pt" "$RUN/evaluation-teach"
+    measure "$RUN/teach/checkpoint_last.pt" "$RUN/evaluation-teach"
     step align "$RUN/trikd/finished" align "$RUN/teach/checkpoint_last.pt" "$RUN/trikd"
     ;;
   mla)
     step small-clip "$CLIP/ready" small_clip
-    PHOTOS=(--features "$CLIP/features/image")
+    GALLERY=(--features "$CLIP/features/image") PHOTOS=(--features "$CLIP/features/image")
     step nlt "$RUN/nlt/finished" nlt "$RUN/nlt"
-    step evaluate-nlt '' measure "$RUN/nlt/checkpoint_last.pt" "$RUN/evaluation-nlt"
+    measure "$RUN/nlt/checkpoint_last.pt" "$RUN/evaluation-nlt"
     step le "$RUN/trikd/finished" le "$RUN/nlt/checkpoint_last.pt" "$RUN/trikd"
     ;;
   ccrk)
     step pictures "$TEXT/bin/ccrk/ready" pictures
-    PHOTOS=(--images-root "$PICTURES" --rerank 16)
+    GALLERY=(--images "$PICTURES" --rerank 16) PHOTOS=(--images-root "$PICTURES")
     step ccrk "$RUN/trikd/finished" ccrk "$RUN/trikd"
     ;;
   contrastive-tension)
     start=$OUT/m-clip-$SEED/trikd/checkpoint_last.pt
     [[ -e $start ]] || fail "$start: not found; run VARIANT=m-clip SEED=$SEED first"
     step extract "$RUN/encoder" extract "$start" "$RUN/encoder"
-    measure "$RUN/encoder" "$RUN/evaluation-start" "${TEXTS[@]}"
+    compare_texts "$RUN/encoder" "$RUN/evaluation-start"
     step tension "$RUN/tension/finished" tension "$RUN/encoder" "$RUN/tension"
-    measure "$RUN/tension/checkpoint_last.pt" "$RUN/evaluation" "${TEXTS[@]}"
+    compare_texts "$RUN/tension/checkpoint_last.pt" "$RUN/evaluation"
     exit
     ;;
   *)
     fail "VARIANT=$VARIANT is not a variant; --help lists them"
     ;;
 esac
-step evaluate '' measure "$RUN/trikd/checkpoint_last.pt" "$RUN/evaluation"
+measure "$RUN/trikd/checkpoint_last.pt" "$RUN/evaluation"

@@ -22,6 +22,7 @@ LANGS = ("en", "de", "fr", "cs")
 RUN = re.compile(r"(.+)-(\d+)")
 # The end of a folder's name -> what the row is called besides its variant.
 STAGES = {"": "", "-teach": ", stage 1", "-nlt": ", stage 1", "-start": ", before"}
+TEST = ("test", "classes-test")
 COLUMNS = (*LANGS, "MRV", "who en", "who others", "where en", "where others", "bitext", "similar")
 ABSENT = "–"
 Figures = dict[str, float]
@@ -54,34 +55,25 @@ def figures_of(report: Mapping[str, Any]) -> Figures:
     return {"similar": mean(list(values.values()))}
 
 
-def read_run(comparison: Path) -> dict[str, Figures]:
-    """The figures of one evaluation, and under `, re-ranked` those of its matching scores if it has them."""
-    rows: dict[str, Figures] = {"": {}}
-    for report in read_json(comparison)["reports"]:
-        if "(test)" in report["benchmark"]:
-            continue  # nothing is chosen by the test split, so it has no place in this table
-        rows[""] |= figures_of(report)
-        if "reranked" in report:
-            rows[", re-ranked"] = figures_of({**report, **report["reranked"]})
-    return rows
-
-
 def read_runs(folder: Path) -> dict[str, list[Figures]]:
-    """Row -> the figures of every seed.
+    """Row -> the figures of every seed. The test split is left out, because choices are made by this table.
 
     Raises:
         UserError: there are none.
     """
-    rows: dict[str, list[Figures]] = defaultdict(list)
-    for comparison in sorted(folder.glob("*/evaluation*/comparison.json")):
-        run, stage = RUN.fullmatch(comparison.parents[1].name), comparison.parent.name.removeprefix("evaluation")
-        if run is None or stage not in STAGES:
+    rows: dict[str, dict[str, Figures]] = defaultdict(lambda: defaultdict(dict))
+    for path in sorted(folder.glob("*/evaluation*/**/report.json")):
+        name, evaluation, split = path.relative_to(folder).parts[:3]
+        run, stage = RUN.fullmatch(name), STAGES.get(evaluation.removeprefix("evaluation"))
+        if run is None or stage is None or split in TEST:
             continue
-        for ending, figures in read_run(comparison).items():
-            rows[f"{run[1]}{STAGES[stage]}{ending}"].append(figures)
+        report = read_json(path)
+        rows[run[1] + stage][run[2]] |= figures_of(report)
+        if "reranked" in report:
+            rows[f"{run[1]}{stage}, re-ranked"][run[2]] |= figures_of({**report, **report["reranked"]})
     if not rows:
         raise UserError(f"{folder}: holds no evaluated run; give the OUTPUT of run.sh")
-    return rows
+    return {row: list(seeds.values()) for row, seeds in rows.items()}
 
 
 def cell(values: Sequence[float]) -> str:

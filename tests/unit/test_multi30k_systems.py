@@ -44,16 +44,17 @@ def test_captions_of_one_photo_stand_beside_those_of_the_next(tmp_path: Path) ->
 def test_the_table_has_a_row_for_each_variant_and_stage(tmp_path: Path) -> None:
     for seed, recall in ((1, 70.0), (2, 72.0)):
         retrieval: dict[str, Any] = {
-            **{"kind": "retrieval", "benchmark": "photos (valid)", "headline": "mean_recall"},
+            **{"kind": "retrieval", "benchmark": "captions", "headline": "mean_recall"},
             **{"results": {lang: {"mean_recall": recall} for lang in table.LANGS}},
             "mean_rank_variance": {"variance": {"t2i": 30.0}},
         }
-        who: dict[str, Any] = {"kind": "classification", "benchmark": "photos (valid): who", "headline": "top1"}
+        who: dict[str, Any] = {"kind": "classification", "benchmark": "photos: who", "headline": "top1"}
         who["results"] = {"en": {"top1": 80.0}, "de": {"top1": 60.0}, "fr": {"top1": 70.0}}
-        test = {**who, "benchmark": "photos (test): who", "results": {"en": {"top1": 1.0}, "de": {"top1": 1.0}}}
+        reports = {"valid": retrieval, "classes-valid/who/last": who, "classes-test/who/last": {**who, "results": {}}}
         for stage in ("", "-teach"):
-            reports = [json.dumps({"reports": [retrieval, who, test]})]
-            write(tmp_path / f"altclip-{seed}" / f"evaluation{stage}" / "comparison.json", reports)
+            for place, report in reports.items():
+                folder = tmp_path / f"altclip-{seed}" / f"evaluation{stage}" / place
+                write(folder / "report.json", [json.dumps(report)])
     rows = table.read_runs(tmp_path)
     assert list(rows) == ["altclip", "altclip, stage 1"]
     assert rows["altclip"][1] == dict.fromkeys(table.LANGS, 72.0) | {"MRV": 30.0, "who en": 80.0, "who others": 65.0}

@@ -26,7 +26,7 @@ def test_a_photo_is_of_the_one_class_that_most_captions_name(captions: list[str]
 def test_sets_are_written_as_a_benchmark(tmp_path: Path) -> None:
 
     captions = {"1": ["a dog in the snow"], "2": ["a girl on the grass"], "3": ["nothing"]}
-    assert photo_classes.write_classes(tmp_path, "valid", ("en", "de", "fr", "cs"), captions) == {"who": 2, "where": 2}
+    assert photo_classes.write_classes(tmp_path, ("en", "de", "fr", "cs"), captions) == {"who": 2, "where": 2}
     assert (tmp_path / "who" / "labels.tsv").read_text() == "1\t0\n2\t4\n"
     assert (tmp_path / "where" / "classes.cs.tsv").read_text().splitlines()[1] == "1\tsníh"
     manifest = json.loads((tmp_path / "who" / "manifest.json").read_text())
