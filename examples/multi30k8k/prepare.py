@@ -6,6 +6,8 @@ Reads the directory that the README describes and writes to the output:
 - `text/parallel/{train,valid}.{en,de,fr,cs}`: aligned captions, with `.ids` for the teacher's English text features;
 - `text/pairs/train.en` and `text/pairs/valid.{en,de,fr,cs}`: captions of the photos, with `.ids`;
 - `text/pairs5/train.en`: the five independent English captions of each training photo, with `.ids`;
+- `text/photos/train.{en,de,fr,cs}`: a caption of each training photo in each language, with `.ids`, for fine-tuning and
+  the systems that are not trained zero-shot;
 - `gallery/valid.{en,de,fr,cs}` and `gallery/valid.ids`: the validation captions and their photos, and those of `test`
   if the directory has that split;
 - `classes/SPLIT/{who,where}`: class names in the four languages and photos of these classes; see `photo_classes.py`;
@@ -13,7 +15,7 @@ Reads the directory that the README describes and writes to the output:
 - `similarity/`: a validation caption in each language beside an English one, of the same photo or of another, likewise;
 - `features/image`, `features/text`: indexed feature directories, and `features/pooled`, the latter as AltCLIP reads it.
 
-No non-English caption is ever paired with a photo outside the gallery.
+Elsewhere, no caption in another language than English is paired with a photo that is trained on.
 """
 
 import argparse
