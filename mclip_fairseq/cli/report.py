@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mclip_fairseq.cli.main import Parser, run_main
+from mclip_fairseq.storage.files import write_bytes
 
 PROGRAM = "mclip-report"
 EPILOG = """\
@@ -42,7 +43,7 @@ def write_page(run: Path, output: Path, command: Sequence[str]) -> None:
 
     logs = find_logs(run)
     curves = read_curves(logs)
-    output.write_text(training_page(curves, run.resolve().name, logs, command), encoding="utf-8")
+    write_bytes(output, training_page(curves, run.resolve().name, logs, command).encode())
     for place, metrics in curves.points.items():
         print(f"{place}: " + ", ".join(f"{name} {list(points.values())[-1]:g}" for name, points in metrics.items()))
     print(f"Written: {output}")

@@ -21,6 +21,7 @@ from mclip_fairseq.losses.gather import every_nth, objects_of_all_ranks
 from mclip_fairseq.models.settings import structure_settings
 from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import first_line
 from mclip_fairseq.storage.indexed import MappedValues
 from mclip_fairseq.storage.owners import TEMPORARY, own_name, owner, remove_leftovers
 
@@ -206,7 +207,7 @@ def cached_states(
         lowered: compute in bfloat16 where torch.autocast does.
 
     Raises:
-        UserError: the cache holds something else, or cannot be written.
+        UserError: the cache holds something else, is damaged, or cannot be written.
     """
     precision = "bfloat16-" if lowered else ""
     path = Path(directory) / f"{precision}{dtype}-{cache_name(tokens, encoder)}"
@@ -219,7 +220,10 @@ def cached_states(
         elif not path.exists():
             writer.alone()
     logger.info("token states of %d captions: %s", len(tokens), path.name)
-    states = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        states = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); remove it") from error
     if states.shape != (int(tokens.sizes.sum()), encoder.dim) or states.dtype != dtype:
         raise UserError(f"{path}: holds {states.dtype} of shape {states.shape}, not these captions; remove it")
     return TokenStates(states, tokens.sizes)

@@ -10,11 +10,11 @@ from fairseq.data import Dictionary
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
-from mclip_fairseq.storage.files import read_json
+from mclip_fairseq.storage.files import read_json, write_bytes
 
 VOCABULARY = "vocabulary.json"
 FIELDS = {"symbols": list, "bos": int, "pad": int, "eos": int, "unk": int}
-REMEDY = "make the data directory again with preprocess/tokenize_captions.py"
+REMEDY = "make the data directory again with preprocess/binarise.py --tokenizer"
 
 
 class TokenizerDictionary(Dictionary):
@@ -57,4 +57,4 @@ class TokenizerDictionary(Dictionary):
     def save_vocabulary(self, file: Path) -> None:
         """Write the symbols and the four ids."""
         ids = {"bos": self.bos(), "pad": self.pad(), "eos": self.eos(), "unk": self.unk()}
-        file.write_text(json.dumps({**ids, "symbols": self.symbols}, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_bytes(file, (json.dumps({**ids, "symbols": self.symbols}, ensure_ascii=False) + "\n").encode())

@@ -22,6 +22,7 @@ from mclip_fairseq.storage.feature_files import (
     check_shard,
     encode_ids,
     read_manifest,
+    same_teacher,
     shard_name,
 )
 from mclip_fairseq.storage.fields import check_fields
@@ -123,8 +124,12 @@ class FeatureWriter:
                 if any(self.path.glob("features-*.npy")):
                     raise UserError(f"{self.path}: holds shards of unknown origin; remove it or use another directory")
                 write_json(plan, self.plan)
-            started = check_fields(plan, read_json(plan), {"settings": dict}, f"remove {self.path} and start again")
+            started = check_fields(
+                plan, read_json(plan), {"settings": dict, "teacher": dict}, f"remove {self.path} and start again"
+            )
         new, old = self._flat(self.plan), self._flat(started)
+        if same_teacher(new["teacher"], old.get("teacher") or {}):
+            old["teacher"] = new["teacher"]  # its directory may have been renamed
         differing = [LABELS.get(name, name) for name, value in new.items() if old.get(name) != value]
         if new.get("inputs_sha256") != old.get("inputs_sha256"):  # with other ids the content is another one anyway
             differing = [name for name in differing if name != LABELS["inputs_content"]]

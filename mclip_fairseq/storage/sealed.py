@@ -127,7 +127,7 @@ def _place(path: Path, write: Callable[[BinaryIO], None]) -> None:
         except OSError as error:
             if error.errno in HOPELESS or attempt == ATTEMPTS:
                 raise UserError(
-                    f"{path}: cannot be written ({error.strerror}); make room or give another --save-dir, and start "
+                    f"{path}: cannot be written ({error.strerror}); make room or give another directory, and start "
                     "again: earlier checkpoints are untouched"
                 ) from error
             logger.warning("%s: attempt %d to write it failed (%s)", path, attempt, error.strerror)

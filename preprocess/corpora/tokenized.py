@@ -3,6 +3,7 @@
 fairseq-preprocess puts its own four symbols before a dictionary's, so its ids are not those of the tokenizer.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from mclip_fairseq.data.tokens import data_dictionary
 from mclip_fairseq.data.vocabulary import VOCABULARY
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.indexed import Flat, flat_ids, write_indexed
+from mclip_fairseq.storage.staging import staged
 
 CHUNK = 8192
 
@@ -35,15 +37,28 @@ def binarise_captions(source: str, files: Mapping[str, Path], output: Path) -> i
         UserError: a file cannot be read, or the directory belongs to another tokenizer.
     """
     tokenizer = PieceTokenizer.from_pretrained(source)
-    check_same_vocabulary(output, tokenizer)
+    write_tokenizer(output, tokenizer)
     captions = 0
     for name, file in files.items():
         with pair_written_whole(output / name) as part:
             captions += write_indexed(part, ids_of(tokenizer, file), np.int32)
-    if not (output / PIECES).exists():
-        tokenizer.save(output / PIECES)
-    tokenizer.dictionary.save_vocabulary(output / VOCABULARY)
     return captions
+
+
+def write_tokenizer(output: Path, tokenizer: PieceTokenizer) -> None:
+    """Write the tokenizer and its vocabulary into a directory before the ids, which mean nothing without them.
+
+    Raises:
+        UserError: the directory has ids of another tokenizer.
+    """
+    if any(output.glob("*.idx")):
+        check_same_vocabulary(output, tokenizer)
+    else:  # an interrupted call may have left another tokenizer
+        shutil.rmtree(output / PIECES, ignore_errors=True)
+    if not (output / PIECES).exists():
+        with staged(output / PIECES) as folder:
+            tokenizer.save(folder)
+    tokenizer.dictionary.save_vocabulary(output / VOCABULARY)
 
 
 def check_same_vocabulary(output: Path, tokenizer: PieceTokenizer) -> None:
@@ -52,8 +67,6 @@ def check_same_vocabulary(output: Path, tokenizer: PieceTokenizer) -> None:
     Raises:
         UserError: naming the directory.
     """
-    if not output.exists() or not any(output.glob("*.idx")):
-        return
     present = data_dictionary(output)
     own = tokenizer.dictionary
     if (present.symbols, present.bos(), present.eos()) != (own.symbols, own.bos(), own.eos()):

@@ -1,5 +1,6 @@
 """`preprocess/binarise.py --tokenizer`: captions with the ids of a Hugging Face tokenizer."""
 
+import shutil
 from pathlib import Path
 
 import binarise
@@ -35,6 +36,31 @@ def test_the_ids_are_the_tokenizers(text: Path, tmp_path: Path) -> None:
     # The copy of the tokenizer beside the ids is the tokenizer.
     assert np.array_equal(PieceTokenizer.from_pretrained(output / "tokenizer")(CAPTIONS).numpy(), expected.numpy())
     assert {file.name for file in output.iterdir()} >= {"valid.de-None.de.bin", "valid.de-None.de.idx"}
+
+
+def test_after_a_kill_the_same_call_succeeds(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary, output = tiny_wordpiece(tmp_path / "vocab.txt"), tmp_path / "data"
+
+    def half(self: PieceTokenizer, path: Path) -> None:
+        (path / "tokenizer.json").write_text("{")
+        raise KeyboardInterrupt
+
+    def after_one(self: PieceTokenizer, texts: list[str], calls: list[int] = []) -> list[list[int]]:  # noqa: B006
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return pieces(self, texts)
+
+    pieces = PieceTokenizer.pieces
+    for name, dies in (("save", half), ("pieces", after_one)):
+        with monkeypatch.context() as patch:
+            patch.setattr(PieceTokenizer, name, dies)
+            assert command(text, vocabulary, output, "--captions", "de") == 130
+        assert command(text, vocabulary, output, "--captions", "de") == 0, capsys.readouterr().err
+        assert len(PieceTokenizer.from_pretrained(output / "tokenizer")(CAPTIONS)) == len(CAPTIONS)
+        shutil.rmtree(output)
 
 
 def test_another_language_may_be_added_but_not_another_tokenizer(

@@ -147,7 +147,7 @@ def test_a_disk_that_fails_costs_the_updates_since_the_last_save(
     with monkeypatch.context() as patch:
         patch.setattr(sealed, "_temporary", failing)
         patch.setattr(sealed.time, "sleep", lambda seconds: None)
-        with pytest.raises(UserError, match=r"cannot be written \(.*\); make room or give another --save-dir"):
+        with pytest.raises(UserError, match=r"cannot be written \(.*\); make room or give another directory"):
             run_train(*command)
     assert state_of(tmp_path / "two")["optimizer_history"][-1]["num_updates"] == INTERVAL
     run_train(*command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from mclip_fairseq.evaluation.metrics.retrieval import retrieval_metrics
 from mclip_fairseq.evaluation.reports.fonts import add_fonts, families_for
 from mclip_fairseq.evaluation.reports.pictures import Example, draw_examples, draw_recalls, pick_queries, wrap
 from mclip_fairseq.evaluation.reports.report import format_notes
+from mclip_fairseq.storage.errors import UserError
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -279,6 +281,22 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 300
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 3
+
+
+def test_an_older_picture_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    picture = tmp_path / "recall.png"
+    picture.write_bytes(b"older")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(OSError, match="too large"):
+            draw_recalls(sample_report()["results"], picture)  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["recall.png"]
+    assert picture.read_bytes() == b"older"
+    with pytest.raises(UserError, match=r"a\.xyz: pictures of this kind cannot be written; give a name that ends in"):
+        draw_recalls(sample_report()["results"], tmp_path / "a.xyz")  # type: ignore[arg-type]
 
 
 def test_the_own_image_is_framed_in_green(tmp_path: Path) -> None:

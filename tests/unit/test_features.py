@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mclip_fairseq.storage import feature_checks, files, verified
+from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.features import FeatureStore, FeatureWriter, write_features
 
 ROWS, DIM = 10, 3
@@ -290,6 +291,19 @@ def test_content_hash_depends_on_content_and_not_on_the_folder(tmp_path: Path) -
     assert make(tmp_path / "ids", ids=IDS[::-1]).content_hash != one.content_hash
     for name in ("one", "elsewhere"):
         assert str(tmp_path) not in (tmp_path / name / "manifest.json").read_text(encoding="utf-8")
+
+
+def test_a_model_whose_directory_was_renamed_is_the_same_model(tmp_path: Path) -> None:
+    first = writer(tmp_path, teacher={"name": "clip", "sha256": "a" * 64})
+    again = {"name": "copy of clip", "sha256": "a" * 64}
+    assert writer(tmp_path, teacher=again).pending() == first.pending()
+    for shard in first.pending():
+        first.write(shard, ARRAY[first.inputs(shard).start : first.inputs(shard).stop])
+    first.finalize()
+    assert not writer(tmp_path, teacher=again).pending()
+    for other in ({"name": "clip", "sha256": "b" * 64}, {"name": "clip"}):
+        with pytest.raises(UserError, match="was started with a different teacher"):
+            writer(tmp_path, teacher=other)
 
 
 def test_writing_the_same_again_does_nothing_and_other_content_is_refused(tmp_path: Path) -> None:

@@ -154,6 +154,18 @@ def test_the_next_run_removes_what_a_killed_one_has_left(
     assert live.exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PK\x03\x04 a zip archive"])
+def test_a_damaged_cache_is_refused_in_one_sentence(content: bytes, tmp_path: Path) -> None:
+    model, captions = model_and_captions()
+    cached_states(tmp_path, captions, model.text_encoder, torch.device("cpu"), "float32")
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for damaged in (content, whole[:-20]):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"states-\w+\.npy: cannot be read \(.+\); remove it"):
+            cached_states(tmp_path, captions, model.text_encoder, torch.device("cpu"), "float32")
+
+
 def interrupted() -> None:
     raise KeyboardInterrupt
 

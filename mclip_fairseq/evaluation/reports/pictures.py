@@ -6,6 +6,7 @@ right-to-left and other complex scripts themselves.
 
 from __future__ import annotations
 
+import io
 import logging
 import unicodedata
 import warnings
@@ -19,7 +20,9 @@ from PIL import Image, ImageOps
 
 from mclip_fairseq.evaluation.metrics.retrieval import RECALL_AT
 from mclip_fairseq.evaluation.reports.fonts import add_fonts, families_for
+from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
+from mclip_fairseq.storage.files import write_bytes
 from mclip_fairseq.storage.images import PIXEL_CEILING, load_image, upright_rgb
 
 if TYPE_CHECKING:
@@ -71,7 +74,7 @@ def draw_recalls(results: Mapping[str, Mapping[str, float]], path: Path, title: 
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     if title:
         figure.suptitle(title, parse_math=False)
-    figure.savefig(path, dpi=150)
+    _write(figure, path, dpi=150)
 
 
 def draw_examples(examples: Sequence[Example], path: Path, title: str = "", fonts: Sequence[Path] = ()) -> str:
@@ -87,7 +90,7 @@ def draw_examples(examples: Sequence[Example], path: Path, title: str = "", font
         the characters that no font has; they are also logged as a warning.
 
     Raises:
-        UserError: an image or a font file cannot be read, or matplotlib is missing.
+        UserError: an image or a font file cannot be read, the extension is unknown, or matplotlib is missing.
     """
     families, missing = families_for([e.text + e.language for e in examples] + [title], add_fonts(fonts))
     if missing:
@@ -110,8 +113,17 @@ def draw_examples(examples: Sequence[Example], path: Path, title: str = "", font
         figure.suptitle(title, family=families, parse_math=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # logged above, once for all of them
-        figure.savefig(path, dpi=110)
+        _write(figure, path, dpi=110)
     return missing
+
+
+def _write(figure: Any, path: Path, dpi: int) -> None:
+    """Write a figure so that its file is complete or absent; the extension decides the format."""
+    kind, content = path.suffix.lower().removeprefix(".") or "png", io.BytesIO()
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"{path}: pictures of this kind cannot be written; give a name that ends in .png")
+    figure.savefig(content, format=kind, dpi=dpi)
+    write_bytes(path, content.getvalue())
 
 
 def pick_queries(counts: Mapping[str, int], number: int) -> list[tuple[str, int]]:
