@@ -37,6 +37,7 @@ import sysconfig
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -59,6 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the modules and tests that are there to the end out of garbage collection: it takes 0.4 s a run less."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -232,10 +239,13 @@ def run_in_process() -> Callable[..., str]:
     """
 
     def run(name: str, *args: object) -> str:
+        from tests.quick_options import remembered_compose
+
         module = importlib.import_module(_module_of(name))
         _forget_last_run()
         errors = io.StringIO()
-        with _captured([name, *map(str, args)]) as buffer, contextlib.redirect_stderr(errors):
+        quick = mock.patch("fairseq.dataclass.utils.compose", remembered_compose)
+        with quick, _captured([name, *map(str, args)]) as buffer, contextlib.redirect_stderr(errors):
             try:
                 module.cli_main()
             except SystemExit as stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing as mp
 import os
@@ -107,7 +108,9 @@ def start_ranks(
 ) -> None:
     """Call a function of a file, by its name, with (rank, world, *arguments) in `world` processes."""
     context = mp.get_context("forkserver")  # one server imports fairseq once; the ranks are forked from it
-    context.set_forkserver_preload(["torch", "fairseq_cli.train", "mclip_fairseq", "mclip_fairseq.losses", "pytest"])
+    context.set_forkserver_preload(
+        ["torch", "fairseq_cli.train", "mclip_fairseq", "mclip_fairseq.losses", "tests.conftest", "tests.quick_options"]
+    )
     ranks = []
     for rank in range(world):
         # By path: the module name that pytest gives a test file cannot be imported elsewhere.
@@ -135,12 +138,16 @@ def gloo_group(rank: int, world: int, store: str) -> Iterator[None]:
 
 def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: str, unchecked: bool = False) -> None:
     """One rank of `train_on_ranks`."""
+    from fairseq.dataclass import utils as dataclass_utils
     from fairseq.distributed import utils as distributed_utils
     from fairseq_cli import train as fairseq_train
 
     from mclip_fairseq.storage import features
     from tests.conftest import _forget_last_run
+    from tests.quick_options import remembered_compose
 
+    gc.freeze()
+    vars(dataclass_utils)["compose"] = remembered_compose
     if unchecked:
         vars(features)["check_finite"] = lambda *arguments: None
 
