@@ -101,7 +101,8 @@ def _same_start_for_every_test() -> Iterator[None]:
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:
+        torch.use_deterministic_algorithms(deterministic)  # its first call imports 800 modules
 
 
 @pytest.fixture(autouse=True)
