@@ -62,12 +62,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-def pytest_collection_finish() -> None:
-    """Leave the modules and tests that are there to the end out of garbage collection: it takes 0.4 s a run less."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(scope="session")
 def repository_root() -> Path:
     """The checkout that holds these tests."""
@@ -86,6 +80,13 @@ def shared_dir(repository_root: Path) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MCLIP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_search_for_old_garbage() -> None:
+    """Leave what is there before a file's tests, such as modules, out of every collection: 0.4 s less for each run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -194,23 +195,6 @@ def installed_dir(repository_root: Path, tmp_path_factory: pytest.TempPathFactor
     return target
 
 
-def _forget_last_run() -> None:
-    """Undo what a run of fairseq leaves in module state, so that the next one starts like a new process."""
-    from fairseq import checkpoint_utils
-    from fairseq.logging import metrics
-    from fairseq_cli import train
-
-    from mclip_fairseq.resilience.workers import close_remaining
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    for function in (checkpoint_utils.save_checkpoint, train.should_stop_early):
-        vars(function).clear()  # fairseq keeps the best validation loss and the patience counter there
-    metrics.reset()
-    close_remaining()
-    gc.collect()  # a trainer that is gone gives the signals back
-
-
 @contextlib.contextmanager
 def _captured(argv: Sequence[str]) -> Iterator[io.StringIO]:
     """Stand in for a process: `sys.argv`, stdout and the root logger's INFO messages in one buffer."""
@@ -238,12 +222,13 @@ def run_in_process() -> Callable[..., str]:
     `run_in_process("fairseq-generate", data, "--user-dir", ...)` returns what it logged (level INFO) and
     printed. Exceptions come through as they are; argparse's `SystemExit` becomes an AssertionError.
     """
+    from tests import preloaded  # noqa: F401
+    from tests.quick_options import remembered_compose
+    from tests.runs import forget_last_run
 
     def run(name: str, *args: object) -> str:
-        from tests.quick_options import remembered_compose
-
         module = importlib.import_module(_module_of(name))
-        _forget_last_run()
+        forget_last_run()
         errors = io.StringIO()
         quick = mock.patch("fairseq.dataclass.utils.compose", remembered_compose)
         with quick, _captured([name, *map(str, args)]) as buffer, contextlib.redirect_stderr(errors):
@@ -253,7 +238,7 @@ def run_in_process() -> Callable[..., str]:
                 if stop.code:
                     raise AssertionError(f"{name}: exit status {stop.code}\n{errors.getvalue()}") from stop
             finally:
-                _forget_last_run()
+                forget_last_run()
         return buffer.getvalue()
 
     return run

@@ -108,9 +108,7 @@ def start_ranks(
 ) -> None:
     """Call a function of a file, by its name, with (rank, world, *arguments) in `world` processes."""
     context = mp.get_context("forkserver")  # one server imports fairseq once; the ranks are forked from it
-    context.set_forkserver_preload(
-        ["torch", "fairseq_cli.train", "mclip_fairseq", "mclip_fairseq.losses", "tests.conftest", "tests.quick_options"]
-    )
+    context.set_forkserver_preload(["tests.preloaded"])
     ranks = []
     for rank in range(world):
         # By path: the module name that pytest gives a test file cannot be imported elsewhere.
@@ -143,10 +141,8 @@ def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: 
     from fairseq_cli import train as fairseq_train
 
     from mclip_fairseq.storage import features
-    from tests.conftest import _forget_last_run
     from tests.quick_options import remembered_compose
 
-    gc.freeze()
     vars(dataclass_utils)["compose"] = remembered_compose
     if unchecked:
         vars(features)["check_finite"] = lambda *arguments: None
@@ -168,7 +164,25 @@ def train(rank: int, world: int, runs: list[list[str]], ports: list[int], logs: 
             except Exception as error:
                 status = f"{type(error).__name__}: {error}"
             print(f"exit status {status}")
-        _forget_last_run()
+        forget_last_run()
+        gc.freeze()  # what the next runs need not search for garbage
+
+
+def forget_last_run() -> None:
+    """Undo what a run of fairseq leaves in module state, so that the next one starts like a new process."""
+    from fairseq import checkpoint_utils
+    from fairseq.logging import metrics
+    from fairseq_cli import train
+
+    from mclip_fairseq.resilience.workers import close_remaining
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for function in (checkpoint_utils.save_checkpoint, train.should_stop_early):
+        vars(function).clear()  # fairseq keeps the best validation loss and the patience counter there
+    metrics.reset()
+    close_remaining()
+    gc.collect()  # a trainer that is gone gives the signals back
 
 
 @contextlib.contextmanager

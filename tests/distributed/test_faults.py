@@ -196,6 +196,7 @@ def fail(corpus: Path, folder: Path, fault: str, patience: float = HANG) -> tupl
     return status, log.read_text(errors="replace")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_failing_rank_ends_the_job(tiny_corpus: Path, tmp_path: Path) -> None:
     status, log = fail(tiny_corpus, tmp_path, "raise")
