@@ -10,7 +10,7 @@ import os
 import runpy
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CLOCK = {"wps", "ups", "wall", "train_wall", "previous_training_time", "save_dir", "restore_file", "metrics", "places"}
 GLOO = ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp")
 RANK = "__rank__"
+PRELOADED = ["tests.preloaded"]  # by the server that forks ranks
 # Seconds after which a test gives up: tests wait for events, and a busy machine takes its time for them.
 HANG = 600
 
@@ -103,17 +104,22 @@ def train_on_ranks(
     return [[(logs / f"run{run}.rank{rank}").read_text() for rank in range(world)] for run in range(len(runs))]
 
 
+def forked(function: Callable[..., object], *arguments: object) -> Any:
+    """A process, not started yet, that calls a function; it is forked from a server that has imported fairseq."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context.Process(target=function, args=arguments)
+
+
 def start_ranks(
     function: str, world: int, arguments: tuple[Any, ...], timeout: float = HANG, file: str = __file__
 ) -> None:
     """Call a function of a file, by its name, with (rank, world, *arguments) in `world` processes."""
-    context = mp.get_context("forkserver")  # one server imports fairseq once; the ranks are forked from it
-    context.set_forkserver_preload(["tests.preloaded"])
     ranks = []
     for rank in range(world):
         # By path: the module name that pytest gives a test file cannot be imported elsewhere.
         call = {"call": (function, (rank, world, *arguments))}
-        ranks.append(context.Process(target=runpy.run_path, args=(file, call, RANK)))
+        ranks.append(forked(runpy.run_path, file, call, RANK))
     for process in ranks:
         process.start()
     for process in ranks:

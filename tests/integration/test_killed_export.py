@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +17,7 @@ from mclip_fairseq.cli.extract_mte import main as extract_mte
 from mclip_fairseq.formats.auto import MCLIPConfig, MCLIPModel
 from mclip_fairseq.storage.files import file_sha256
 from tests.kills import kill_everywhere
-from tests.processes import start
-from tests.runs import HANG
+from tests.runs import HANG, forked
 from tests.tiny_data import mte_options, pixel_options
 
 Hashes = dict[str, str]
@@ -115,14 +113,16 @@ def test_an_archive_replaces_an_older_one_as_a_whole(
     assert kills_tear_nothing(lambda: extract(1, tmp_path / "work/out"), tmp_path / "work", older) > 8
 
 
-def test_a_console_script_that_is_killed_while_it_writes(checkpoints: list[Path], tmp_path: Path) -> None:
+def test_a_process_that_is_killed_while_it_writes(checkpoints: list[Path], tmp_path: Path) -> None:
     command = [str(checkpoints[0]), "--output", str(tmp_path / "work/out")]
-    process = start([sys.executable, "-m", "mclip_fairseq.cli.export", *command], tmp_path / "log")
+    process = forked(export, command)
+    process.start()
     end = time.monotonic() + HANG
-    while not (written := list((tmp_path / "work").glob(".out.*.part/*"))) and process.poll() is None:
+    while not (written := list((tmp_path / "work").glob(".out.*.part/*"))) and process.is_alive():
         assert time.monotonic() < end
     os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert written
     assert not (tmp_path / "work/out").exists()
     assert export(command) == 0

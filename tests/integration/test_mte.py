@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +56,6 @@ def test_generate_and_interactive_translate(
     trained: tuple[Path, str],
     tiny_corpus: Path,
     run_in_process: Train,
-    fairseq_cli: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     plugin = Path(__file__).resolve().parents[2] / "mclip_fairseq"
     common = [
@@ -70,9 +68,8 @@ def test_generate_and_interactive_translate(
     hypotheses = [line for line in log.splitlines() if line.startswith("H-")]
     assert sorted(int(line.split("\t")[0][2:]) for line in hypotheses) == list(range(16))
     assert "BLEU" in log
-    pieces = (tiny_corpus / "pieces" / "valid.en").read_text(encoding="utf-8")
-    result = fairseq_cli("fairseq-interactive", *common, input=pieces)
-    spoken = [line.split("\t")[2] for line in result.stdout.splitlines() if line.startswith("H-")]
+    log = run_in_process("fairseq-interactive", *common, "--input", tiny_corpus / "pieces" / "valid.en")
+    spoken = [line.split("\t")[2] for line in log.splitlines() if line.startswith("H-")]
     generated = dict(line.split("\t")[::2] for line in hypotheses)
     assert spoken == [generated[f"H-{number}"] for number in range(16)], "the target language reaches the encoder"
 

@@ -46,22 +46,9 @@ def traced(folder: Path, code: str, *arguments: object) -> tuple[list[str], list
         "MCLIP_CACHE": str(folder / "cache"),
     }
     environment.pop("HF_HUB_OFFLINE")  # what a user has
-    # With the filter, the kernel stops the program at these calls only, not at each of its 100,000.
-    command = [
-        "strace",
-        "-f",
-        "--seccomp-bpf",
-        "-qq",
-        "-y",
-        "-s",
-        "4096",
-        "-e",
-        f"trace={TRACED}",
-        "-o",
-        str(log),
-        sys.executable,
-    ]
-    command += ["-c", code, *map(str, arguments)]
+    # With the filter, the kernel stops the program at these calls only.
+    command = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "4096", "-e", f"trace={TRACED}", "-o", str(log)]
+    command += [sys.executable, "-c", code, *map(str, arguments)]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if "ptrace" in result.stderr and "not permitted" in result.stderr:
         pytest.skip("this machine does not permit strace")

@@ -10,7 +10,7 @@ import torch
 
 from mclip_fairseq import MultilingualCLIP
 from mclip_fairseq.storage.checkpoints import load_checkpoint
-from tests.runs import difference, state_of
+from tests.runs import PRELOADED, difference, state_of
 from tests.tiny_data import pixel_options
 
 Train = Callable[..., str]
@@ -35,16 +35,20 @@ def test_pixels_train_as_their_features_do(photos: Path, tiny_corpus: Path, run_
     torch.testing.assert_close(model.encode_image(paths), stored, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_loader_processes_of_either_kind_load_the_same(
     method: str, photos: Path, tiny_corpus: Path, run_train: Train, tmp_path: Path
 ) -> None:
-    """Those of a rank that fairseq's own launcher has started are spawned: the data must reach them by pickling."""
+    """Those of a rank that fairseq's own launcher has started are spawned: the data must reach them by pickling.
+
+    They reach processes of a server likewise, which are there sooner.
+    """
     once = ("--image-root", photos / "images", "--max-update", 1, "--skip-budget", 1)
     common = pixel_options(photos, tiny_corpus / "tokenizer", tmp_path, *once)
     run_train(*common, "--save-dir", tmp_path / "alone")
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method(method, force=True)
+    multiprocessing.set_forkserver_preload(PRELOADED)
     try:
         run_train(*common, "--save-dir", tmp_path / method, "--num-workers", 1)
     finally:
