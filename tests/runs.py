@@ -7,6 +7,7 @@ import gc
 import json
 import multiprocessing as mp
 import os
+import random
 import runpy
 import socket
 import sys
@@ -76,12 +77,14 @@ def losses_of(log: str) -> dict[int, dict[str, Any]]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    """Ports of this machine that nobody listens on, below those that the system gives to connections meanwhile."""
+    found, draw = set[int](), random.SystemRandom()  # plain `random` is seeded, in all workers alike
+    while len(found) < count:
+        port = draw.randrange(16384, 32768)
+        with contextlib.suppress(OSError), socket.socket() as one:
+            one.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
 
 
 def train_on_ranks(

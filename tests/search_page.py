@@ -19,17 +19,23 @@ from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.presenting import Extras
 from mclip_fairseq.search.server import make_server
 from tests.colours import ColourModel
+from tests.runs import HANG
 
 SECRET = "not for anyone"
 BAD_NAME = "<img src=x onerror=alert(1)>.png"
 
 
 class SlowModel(ColourModel):
-    """Slow for texts that begin with `slow`, so that queries pile up; fails for those that begin with `fail`."""
+    """Waits with texts that begin with `slow` until it is released; fails for those that begin with `fail`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.busy, self.released = threading.Event(), threading.Event()
 
     def encode_text(self, texts: Any, batch_size: int = 1, normalize: bool = True) -> Any:
         if "slow" in texts[0]:
-            time.sleep(0.3)
+            self.busy.set()
+            self.released.wait(HANG)
         if "fail" in texts[0]:
             raise RuntimeError("/secret/path is broken")
         return super().encode_text(texts)
@@ -52,21 +58,21 @@ def running(index: Index, model: Any, extras: Extras | None = None, access: Acce
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG
     while not server.started and time.monotonic() < deadline:
         time.sleep(0.01)
     try:
         yield listening.getsockname()[1]
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(HANG)
 
 
 def ask(
     port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body; the path goes out as it is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
     try:
         connection.request(method, path, body=body, headers=headers or {})
         answer = connection.getresponse()

@@ -67,8 +67,15 @@ def save_for_ever(folder: Path, announce: int, start: int) -> None:
         os.write(announce, updates.to_bytes(4, "big"))
 
 
-def kill_in_saving(folder: Path, start: int, delay: float) -> int:
-    """Let a child save until it is killed after a delay; returns the last update it announced."""
+def kill_in_saving(folder: Path, start: int, delay: float, saved: bool) -> int:
+    """Let a child save until it is killed after a delay; returns the last update it announced.
+
+    Args:
+        folder: of the checkpoints.
+        start: the first update.
+        delay: in seconds, which a busy machine may need before the first save.
+        saved: the delay begins after that.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -78,11 +85,12 @@ def kill_in_saving(folder: Path, start: int, delay: float) -> int:
         finally:
             os._exit(1)
     os.close(writing)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
     with os.fdopen(reading, "rb") as stream:
-        announced = stream.read()
+        announced = stream.read(4) if saved else b""
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        announced += stream.read()
     return int.from_bytes(announced[-4:], "big") if announced else start - 1
 
 
@@ -90,7 +98,7 @@ def survive(folder: Path, kills: int) -> SimpleNamespace:
     """Kill and resume, as a scheduler does with a run; counts where the kills hit."""
     draw, updates, met = random.Random(7), 0, SimpleNamespace(kills=0, cut_short=0, skipped=0)
     while met.kills < kills:
-        announced = kill_in_saving(folder, updates + 1, draw.uniform(0.002, 0.06))
+        announced = kill_in_saving(folder, updates + 1, draw.uniform(0.002, 0.06), bool(met.kills % 2))
         met.kills += 1
         met.cut_short += bool(remove_leftovers(folder))
         path, skipped = choose_checkpoint(folder)
@@ -129,7 +137,7 @@ def test_fairseq_alone_tears_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(owner, name, staticmethod(inspect.unwrap(getattr(owner, name))))
     draw, updates = random.Random(7), 0
     for _ in range(200):
-        kill_in_saving(tmp_path, updates + 1, draw.uniform(0.002, 0.06))
+        kill_in_saving(tmp_path, updates + 1, draw.uniform(0.002, 0.06), True)
         remove_leftovers(tmp_path)
         try:
             path, skipped = choose_checkpoint(tmp_path)

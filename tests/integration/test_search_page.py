@@ -43,7 +43,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 def page(browser: Any, port: int, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The page, freshly opened; whatever it loads comes from its own server, and it never complains."""
     context = browser.new_context(viewport={"width": 1000, "height": 700})
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(120_000)
     opened = context.new_page()
     complaints: list[str] = []
     address = f"http://127.0.0.1:{port}/"

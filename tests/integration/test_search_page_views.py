@@ -46,7 +46,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 def page(browser: Any, port: int, request: pytest.FixtureRequest) -> Iterator[Any]:
     size, scheme = request.param
     context = browser.new_context(viewport=size, color_scheme=scheme)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(120_000)
     opened = context.new_page()
     complaints: list[str] = []
     opened.on("pageerror", lambda error: complaints.append(str(error)))
@@ -148,7 +148,7 @@ def test_the_screenshots_of_the_docs(browser: Any, width: str, size: dict[str, i
         opened.wait_for_function(loaded)
         save(opened, f"search-start-{width}-{scheme}")
         opened.locator("#query").fill(os.environ.get("MCLIP_SCREENSHOT_QUERY", "قلب أحمر"))
-        opened.wait_for_function("() => document.querySelectorAll('#results li').length > 0", timeout=60_000)
+        opened.wait_for_function("() => document.querySelectorAll('#results li').length > 0")
         opened.wait_for_function(loaded)
         save(opened, f"search-{width}-{scheme}")
         context.close()

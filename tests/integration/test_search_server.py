@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from PIL import Image
 
 from mclip_fairseq.cli import search as cli
 from mclip_fairseq.search import server
+from mclip_fairseq.search.batching import Batcher
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.limits import Cache
 from tests.colours import COLOURS, ColourModel, draw_colours
+from tests.runs import HANG
 from tests.search_page import BAD_NAME, ask, make_index, picture_of, running, search
 
 
@@ -183,19 +184,28 @@ def test_an_impossible_host_name_is_refused(name: str, capsys: pytest.CaptureFix
     assert "is not a host name" in capsys.readouterr().err
 
 
-def test_queries_share_batches_but_not_failures(served: Any) -> None:
+def test_queries_share_batches_but_not_failures(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     port, _, model = served
     model.batches.clear()
+    arrived, call = list[Any](), Batcher.__call__
+
+    async def counted(self: Batcher, item: Any) -> Any:
+        arrived.append(item)
+        if len(arrived) == 13:  # all wait for the first
+            model.released.set()
+        return await call(self, item)
+
+    monkeypatch.setattr(Batcher, "__call__", counted)
     first = threading.Thread(target=search, args=(port, "slow start"))
     first.start()
-    time.sleep(0.1)
+    assert model.busy.wait(HANG)
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda number: search(port, f"blue {number}", k=1), range(12)))
     first.join()
     assert all(
         status == 200 and content["results"][0]["id"] in ("blue.png", "large.jpg") for status, content in answers
     )
-    assert max(model.batches) > 4
+    assert model.batches == [1, 12]
     assert search(port, "fail now") == (500, {"error": "the search failed"})
     assert search(port, "red")[0] == 200
     seen = len(model.texts)
@@ -209,12 +219,12 @@ def test_an_index_far_away_holds_up_no_other_request(served: Any, monkeypatch: p
 
     def waits(index: Any) -> list[dict[str, str]]:
         asked.set()
-        return [{"picture": "", "id": "arrived" if arrived.wait(5) else "late"}]
+        return [{"picture": "", "id": "arrived" if arrived.wait(HANG) else "late"}]
 
     monkeypatch.setattr(server, "sample_pictures", waits)
     with ThreadPoolExecutor(1) as threads:
         about = threads.submit(ask, port, "GET", "/about")
-        assert asked.wait(5)
+        assert asked.wait(HANG)
         assert ask(port, "GET", "/page.css")[0] == 200
         arrived.set()
         assert json.loads(about.result()[2])["samples"][0]["id"] == "arrived"
@@ -257,5 +267,5 @@ def test_serve_says_where_it_is_and_stops(served: Any) -> None:
         assert search(port, "red")[0] == 200
     finally:
         process.terminate()
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=HANG)
     assert "Traceback" not in errors

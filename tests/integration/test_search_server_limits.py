@@ -24,6 +24,7 @@ from starlette.requests import Request
 from mclip_fairseq.search import limits, server
 from mclip_fairseq.search.limits import MAX_TEXT_BODY, MAX_UPLOAD, MAX_UPLOADS, read_body
 from mclip_fairseq.search.server import make_server
+from tests.runs import HANG
 from tests.search_page import BAD_NAME, SECRET, ask, picture_of, search
 
 
@@ -117,7 +118,7 @@ def test_a_huge_body_is_refused_before_it_is_read(served: Any) -> None:
     port, _, _ = served
     kinds = {"/search": "application/json", "/search/image": "image/png"}
     for path, limit in (("/search", MAX_TEXT_BODY), ("/search/image", MAX_UPLOAD)):
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=HANG) as connection:
             head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kinds[path]}\r\n"
             connection.sendall(f"{head}Content-Length: {limit + 1}\r\n\r\n".encode())
             assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
@@ -239,11 +240,11 @@ def test_the_page_warms_up_before_it_says_where_it_is(
 def test_the_number_of_uploads_at_once_is_limited(served: Any) -> None:
     port, index, _ = served
     head = "POST /search/image HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\nx"
-    stalled = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(MAX_UPLOADS)]
+    stalled = [socket.create_connection(("127.0.0.1", port), timeout=HANG) for _ in range(MAX_UPLOADS)]
     for connection in stalled:
         connection.sendall(head.encode())
     content, kind = (index.roots[0] / "red.png").read_bytes(), {"Content-Type": "image/png"}
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG
     while (refused := ask(port, "POST", "/search/image", content, kind))[0] != 503 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert (refused[0], refused[1]["retry-after"]) == (503, "5")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -344,17 +345,18 @@ def test_aligned_text_is_no_false_alarm() -> None:
 
 @pytest.mark.parametrize("locked", [True, False])
 def test_those_who_skip_at_once_share_the_budget(locked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight add an item each, slowly, to a budget of three; without the lock, the negative control, all of them may."""
+    """Eight add an item each to a budget of three; without the lock, the negative control, all of them may."""
+    everyone = threading.Barrier(8)
     if not locked:
         monkeypatch.setattr(skips, "lock", lambda stream: None)
     listed = SkipList.listed
 
-    def slowly(self: SkipList) -> list[str]:
+    def together(self: SkipList) -> list[str]:
         found = listed(self)
-        time.sleep(0.1)
+        time.sleep(0.01) if locked else everyone.wait()
         return found
 
-    monkeypatch.setattr(SkipList, "listed", slowly)
+    monkeypatch.setattr(SkipList, "listed", together)
 
     def add(number: int) -> bool:
         try:

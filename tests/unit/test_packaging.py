@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 import mclip_fairseq
 from mclip_fairseq.doctor import MODULES
 from mclip_fairseq.fairseq_wheel import FAIRSEQ
+from tests.runs import HANG
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 OPTIONAL = {  # extra -> packages that training and inference do not need
@@ -241,7 +242,7 @@ def test_make_names_in_one_sentence_what_is_missing(
     python.chmod(0o755)
     command = ["make", "test", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"]
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    result = subprocess.run(command, cwd=repository_root, env=env, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, cwd=repository_root, env=env, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr

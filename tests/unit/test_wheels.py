@@ -17,6 +17,7 @@ from mclip_fairseq import fairseq_wheel, user_dir
 from mclip_fairseq.fairseq_wheel import FAIRSEQ, LOCAL, cached_wheel, check_compiler, make_wheel, without_torchaudio
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.wheels import rewrite_wheel, wheel_metadata
+from tests.runs import HANG
 
 METADATA = """Metadata-Version: 2.4
 Name: fairseq-fixed
@@ -69,7 +70,7 @@ def test_pip_installs_a_changed_wheel(tmp_path: Path) -> None:
     wheel = rewrite_wheel(next(tmp_path.glob("*.whl")), {"METADATA": without_torchaudio(METADATA).encode()}, LOCAL)
     offline = ["--no-deps", "--no-index", "--disable-pip-version-check"]
     command = ["pip", "install", *offline, "--target", str(tmp_path / "t")]
-    result = subprocess.run([sys.executable, "-m", *command, str(wheel)], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-m", *command, str(wheel)], capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 0, result.stderr
     assert f"fairseq-fixed-{LOCAL}" in result.stdout.replace("fairseq_fixed", "fairseq-fixed")
 
@@ -139,7 +140,7 @@ def test_the_signpost_loads_the_package_it_names(tmp_path: Path) -> None:
     (spot / "__init__.py").write_text(user_dir.signpost(str(package)), encoding="utf-8")
     code = "import some_package, some_package.part as p; print(some_package.PLACE, p.VALUE, some_package.__path__)"
     env = {"PYTHONPATH": str(tmp_path / "site")}
-    result = subprocess.run([sys.executable, "-S", "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-S", "-c", code], env=env, capture_output=True, text=True, timeout=HANG)
     assert result.stdout == f"{package / '__init__.py'} 7 {[str(package)]}\n", result.stderr
     assert user_dir.leads_to(str(spot), str(package))
     assert user_dir.leads_to(str(package.parent), str(package))
