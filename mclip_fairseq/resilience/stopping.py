@@ -12,7 +12,8 @@ from mclip_fairseq.resilience import signals
 from mclip_fairseq.resilience.saving import ITERATOR, save_last
 from mclip_fairseq.resilience.workers import close_workers_at_exit
 
-logger = logging.getLogger(__name__)
+# The one logger whose lines fairseq also writes to --log-file, where recipes look for how a run ended.
+logger = logging.getLogger("fairseq_cli.train")
 Function = Callable[..., Any]
 # Attribute of a trainer: the update after which it has saved in the middle of a validation.
 SAVED = "mclip_saved_in_validation"

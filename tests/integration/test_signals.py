@@ -98,11 +98,12 @@ def test_a_signalled_run_saves_ends_and_resumes_exactly(
     handler = signal.getsignal(case.number)
     with monkeypatch.context() as patch:
         case.send(patch, case.number, case.updates)
-        log = train_with_events(tmp_path, "--no-last-checkpoints")
+        log = train_with_events(tmp_path, "--no-last-checkpoints", "--log-file", tmp_path / "train.log")
     saved = load_checkpoint(tmp_path / "checkpoint_last.pt")
     assert saved["optimizer_history"][-1]["num_updates"] == case.updates
     said = re.findall(rf"{case.number.name}: saving after {case.updates} updates,? (.*)", log)
     assert tuple(said) == case.saved
+    assert f"after {case.updates} updates and ending" in (tmp_path / "train.log").read_text(encoding="utf-8")
     assert signal.getsignal(case.number) == handler, "the program's own handler is back"
     log += train_with_events(tmp_path)
     folder, whole_log = uninterrupted
