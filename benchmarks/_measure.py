@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,16 +19,6 @@ class Seconds(NamedTuple):
 
     cpu: float
     wall: float
-
-
-def seconds_of(work: Callable[[], object], repeat: int = 3) -> float:
-    """The least wall-clock time of several runs, in seconds: the run with the least interference."""
-    times = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def timed(work: Callable[[], object]) -> Seconds:
@@ -63,6 +54,18 @@ def medians_of_rounds(
         name: Seconds(statistics.median(one.cpu for one in some), statistics.median(one.wall for one in some))
         for name, some in times.items()
     }
+
+
+def medians_and_growth(
+    ways: Mapping[str, Callable[[], object]], rounds: int = 3, uncounted: int = 1
+) -> tuple[dict[str, Seconds], dict[str, float]]:
+    """`medians_of_rounds`, and how many MiB memory grew at its peak in the last round of each way (`growth_during`)."""
+    growth: dict[str, float] = {}
+
+    def watched(name: str) -> None:
+        growth[name] = growth_during(ways[name])
+
+    return medians_of_rounds({name: partial(watched, name) for name in ways}, rounds, uncounted), growth
 
 
 def growth_in_child(work: Callable[..., object], *arguments: Any) -> float:
@@ -111,6 +114,12 @@ def print_ratios(measured: Mapping[str, Seconds], base: str) -> None:
         for name, s in measured.items()
     ]
     print_table(["", "CPU s", "ratio", "wall s", "ratio"], rows)
+
+
+def print_growth(growth: Mapping[str, float], base: str) -> None:
+    """Print the MiB of each way, and how many times those of `base` they are."""
+    rows = [[name, f"{mib:.0f}", f"{mib / growth[base]:.2f}"] for name, mib in growth.items()]
+    print_table(["", "MiB at the peak", "ratio"], rows)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._measure import growth_during, medians_of_rounds, print_ratios, print_table
+from benchmarks._measure import medians_and_growth, print_growth, print_ratios
 from benchmarks.gpu.models import dictionary, mte, training_step, translation_batch
 from mclip_fairseq.criterions.mte import MTECriterion
 from mclip_fairseq.tasks.mte import MTETask, MTETaskConfig
@@ -59,21 +59,13 @@ def main() -> None:
         "stock": Stock(task, *weights),
     }
     steps = {name: training_step(task, model, criterion, batch) for name, criterion in criterions.items()}
-    growth: dict[str, float] = {}
-
-    def measured_step(name: str) -> None:
-        growth[name] = growth_during(steps[name])
-
-    ways = {name: (lambda name=name: measured_step(name)) for name in steps}
-    measured = medians_of_rounds(ways, options.rounds)
+    measured, growth = medians_and_growth(steps, options.rounds)
     print(
         f"{batch['ntokens']} target tokens, {torch.get_num_threads()} threads; target tokens per CPU second:", end=" "
     )
     print(", ".join(f"{name} {batch['ntokens'] / seconds.cpu:.1f}" for name, seconds in measured.items()))
     print_ratios(measured, OURS)
-    print_table(
-        ["", "MiB", "ratio"], [[name, f"{mib:.0f}", f"{mib / growth[OURS]:.2f}"] for name, mib in growth.items()]
-    )
+    print_growth(growth, OURS)
 
 
 if __name__ == "__main__":

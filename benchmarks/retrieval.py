@@ -1,6 +1,6 @@
 """Recall of 25,000 captions in each of three languages against 5,000 images, compared with one plain matrix product.
 
-python -m benchmarks.retrieval [--images 5000] [--captions-per-image 5] [--dim 512]
+python -m benchmarks.retrieval [--images 5000] [--captions-per-image 5] [--dim 512] [--rounds 1]
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._measure import peak_mib, print_table, seconds_of
+from benchmarks._measure import medians_and_growth, print_growth, print_ratios
 from mclip_fairseq.evaluation import retrieval_metrics
 
-LANGUAGES = 3
+LANGUAGES, PLAIN = 3, "float64 products alone, all scores in memory"
 
 
 def evaluate(texts: list[Tensor], image: Tensor, own: Tensor, protocol: str) -> None:
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000, help="size of the gallery")
     parser.add_argument("--captions-per-image", type=int, default=5, help="captions per image and language")
     parser.add_argument("--dim", type=int, default=512, help="columns of the features")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds, of which the median is taken")
     options = parser.parse_args()
     torch.manual_seed(0)
     image = F.normalize(torch.randn(options.images, options.dim), dim=1)
@@ -44,15 +45,11 @@ def main() -> None:
     work: dict[str, Callable[[], object]] = {
         protocol: partial(evaluate, texts, image, own, protocol) for protocol in ("strict", "released")
     }
-    work["float64 products alone, all scores in memory"] = partial(products, texts, image)
-    measured = []
-    for name, run in work.items():  # the largest comes last, because a peak never falls
-        before = peak_mib()
-        measured.append((name, seconds_of(run, repeat=1), peak_mib() - before))
-    plain = measured[-1][1]
-    rows = [[name, f"{seconds:.2f}", f"{seconds / plain:.1f}", f"{mib:.0f}"] for name, seconds, mib in measured]
+    work[PLAIN] = partial(products, texts, image)
     print(f"{options.images} images, {len(own)} captions, {LANGUAGES} languages, {torch.get_num_threads()} threads")
-    print_table(["protocol", "seconds", "times the products", "more MiB at the peak"], rows)
+    measured, growth = medians_and_growth(work, options.rounds, uncounted=0)
+    print_ratios(measured, PLAIN)
+    print_growth(growth, PLAIN)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "preprocess")]
 
 from fairseq_cli import train  # noqa: E402
 

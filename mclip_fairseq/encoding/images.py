@@ -19,6 +19,8 @@ from mclip_fairseq.encoding.bulk import InputBatch
 from mclip_fairseq.storage.files import file_sha256, size_and_time
 from mclip_fairseq.storage.images import ImageError, load_image
 
+CPU_BATCH = 32  # more images at once are slower on a CPU, whose caches their states exceed
+
 
 @dataclass(frozen=True)
 class Slice:
@@ -122,6 +124,7 @@ class ImageSource:
         self.encode_image = encode_image
         self.images = Decoded(images, transform, max_pixels, near)
         self.workers = workers
+        self.with_gpu = torch.cuda.is_available()
 
     @cached_property
     def content(self) -> str:
@@ -130,7 +133,7 @@ class ImageSource:
 
     def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
         """Decode the images with these numbers, batch by batch, in order."""
-        if not torch.cuda.is_available():
+        if not self.with_gpu:
             yield from self._between_batches(numbers)
             return
         workers = min(self.workers, len(numbers))
@@ -147,7 +150,9 @@ class ImageSource:
 
     def encode(self, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
         """`pixel_values` (n, channels, height, width) -> (n, dim)."""
-        return self.encode_image(inputs["pixel_values"].to(device, non_blocking=True))
+        pixels = inputs["pixel_values"]
+        parts = [pixels] if self.with_gpu else pixels.split(CPU_BATCH)
+        return torch.cat([self.encode_image(part.to(device, non_blocking=True)) for part in parts])
 
 
 def images_content(paths: Sequence[Path], hashed: bool) -> str:
