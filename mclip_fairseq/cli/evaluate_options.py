@@ -10,6 +10,7 @@ from mclip_fairseq.cli.main import Parser
 from mclip_fairseq.evaluation.benchmarks.settings import CAPTIONS, GALLERIES
 from mclip_fairseq.evaluation.metrics.protocols import PROTOCOLS
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import check_folder
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels
 
 PROGRAM = "mclip-evaluate"
@@ -46,6 +47,11 @@ def check_options(options: argparse.Namespace) -> None:
         if applies:
             raise UserError(sentence)
     check_max_pixels(options.max_pixels)
+    check_folder("--output", options.output)
+    check_folder("--cache", options.cache)
+    for font in options.font:
+        if not font.is_file():
+            raise UserError(f"--font {font}: not found; give a font file")
 
 
 def translation_rules(options: argparse.Namespace) -> Rules:

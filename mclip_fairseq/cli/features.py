@@ -14,6 +14,7 @@ from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.cli.options import add_workers, count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_files import DTYPES
+from mclip_fairseq.storage.files import check_folder
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels, find_images
 from mclip_fairseq.storage.projection import SPACES
 
@@ -240,6 +241,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.machine >= options.machines:
         raise UserError(f"--machine must be 0 to {options.machines - 1} with --machines {options.machines}")
     check_max_pixels(options.max_pixels)
+    check_folder("--output", options.output)
     if is_of_parts(options):
         check_options_of_parts(options)
     elif options.column or options.id_column:

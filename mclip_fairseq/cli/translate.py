@@ -10,6 +10,7 @@ from pathlib import Path
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.cli.options import count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import check_folder
 
 PROGRAM = "mclip-translate"
 EPILOG = """\
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> str:
         raise UserError(f"--to is {options.to!r}; name languages other than {options.source}, separated by commas")
     if options.machine >= options.machines:
         raise UserError(f"--machine must be 0 to {options.machines - 1} with --machines {options.machines}")
+    check_folder("--output", options.output)
     from mclip_fairseq.encoding.bulk import read_caption_list
     from mclip_fairseq.translation import TranslationSettings, TranslationWriter, Translator, translate_captions
 

@@ -182,14 +182,30 @@ class TemperatureSampledDataset(FairseqDataset):
                 short.append(f"{self.names[number]} {len(of_part[-1])} after {len(of_part[-2])}")
                 of_part = self.without_short_tail(of_part, own, limits.get("max_tokens"))
             batches.extend(of_part)
-        if short and self.tail == "warn" and not self.warned:
+        if self.shuffle and not self.warned:
+            self.warn_of_poor_contrast(batches, short)
+        return batches
+
+    def warn_of_poor_contrast(self, batches: Sequence[npt.NDArray[np.int64]], short: Sequence[str]) -> None:
+        """Warn of batches without negatives, or with few; a second call says nothing.
+
+        Args:
+            batches: of all parts.
+            short: what is said of the parts with a short tail.
+        """
+        if batches and max(map(len, batches)) == 1:
+            self.warned = True
+            logger.warning(
+                "every batch has one sample, so on one rank a contrastive loss is 0 whatever the model does; raise "
+                "--batch-size or --max-tokens"
+            )
+        elif short and self.tail == "warn":
             self.warned = True
             logger.warning(
                 "the last batch is less than half as large as the one before it: %s samples; a contrast over few "
                 "samples says little: --tail-batches fill takes more samples, --tail-batches drop leaves it out",
                 ", ".join(short),
             )
-        return batches
 
     def without_short_tail(
         self, batches: list[npt.NDArray[np.int64]], own: npt.NDArray[np.int64], max_tokens: int | None

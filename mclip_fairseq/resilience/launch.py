@@ -87,7 +87,7 @@ def run_alone(main: Callable[..., None], cfg: Any, **kwargs: Any) -> None:
         **kwargs: for `main`.
     """
     report_in_one_line()  # ranks that fairseq has started begin here
-    make_log_folder(cfg.common.log_file)
+    make_log_folders(cfg.common)
     folder, rank = cfg.checkpoint.save_dir, cfg.distributed_training.distributed_rank or 0
     if cfg.checkpoint.no_save or PathManager.path_requires_pathmanager(folder):
         main(cfg, **kwargs)
@@ -96,21 +96,27 @@ def run_alone(main: Callable[..., None], cfg: Any, **kwargs: Any) -> None:
         main(cfg, **kwargs)
 
 
-def make_log_folder(log_file: str | None) -> None:
-    """Make the directory of --log-file.
+def make_log_folders(common: Any) -> None:
+    """Make the directories of --log-file and --tensorboard-logdir.
+
+    Args:
+        common: fairseq's options.
 
     Raises:
-        UserError: it cannot be made, or the file is a directory.
+        UserError: one cannot be made, or the log file is a directory.
     """
-    if log_file is None:
-        return
-    path = Path(log_file)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--log-file {path}: its directory cannot be made: {error.strerror}; give another") from error
-    if path.is_dir():
-        raise UserError(f"--log-file {path}: is a directory; give the name of a file")
+    log_file, tensorboard = common.log_file, common.tensorboard_logdir
+    folders = {"--log-file": log_file and Path(log_file).parent, "--tensorboard-logdir": tensorboard}
+    for option, folder in folders.items():
+        try:
+            if folder:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{option}: the directory {folder} cannot be made: {error.strerror}; give another"
+            ) from error
+    if log_file and Path(log_file).is_dir():
+        raise UserError(f"--log-file {log_file}: is a directory; give the name of a file")
 
 
 def parse_options(original: Callable[..., Any], parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:

@@ -170,6 +170,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def check_folder(option: str, folder: Path | None) -> None:
+    """Check, before long work, that a directory exists or can be made; nothing is made.
+
+    Args:
+        option: that names it, for the message.
+        folder: None if the option is not given.
+
+    Raises:
+        UserError: a file is in its place, or the directory above is not writable.
+    """
+    if folder is None:
+        return
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+    if not place.is_dir():
+        raise UserError(f"{option} {folder}: {place} is a file; give a directory")
+    if place != folder.absolute() and not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {folder}: {place} cannot be written to; give another directory")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is complete or absent."""
     temporary = own_name(path)

@@ -34,7 +34,8 @@ HASH_DIGITS = 64
 SEAL = re.compile(rb"mclip_fairseq 1 updates=(\d{12}) sha256=([0-9a-f]{64})\Z")
 SEAL_LENGTH = len(b"mclip_fairseq 1 updates=000000000012 sha256=") + HASH_DIGITS
 ZIP_END = 22  # bytes of a zip archive's last record, whose last two are the length of the comment
-HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+HOPELESS = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 ATTEMPTS = 3
 # Files that this process has read completely and found sound.
 _sound: set[FileIdentity] = set()

@@ -53,6 +53,20 @@ def check_tokenizer(cfg: Any, published: bool = False) -> None:
         raise UserError(f"--text-tokenizer {given}: not found; give the directory of the tokenizer that made the data")
 
 
+def check_teacher(cfg: Any) -> None:
+    """Refuse a --teacher that does not exist: beside features of its own, training does not read it.
+
+    Args:
+        cfg: options of the model.
+
+    Raises:
+        UserError: naming it.
+    """
+    given = getattr(cfg, "teacher", None) or ""
+    if given and not os.path.exists(given) and not can_be_hub_name(given):
+        raise UserError(f"--teacher {given}: not found; give a directory, or the name of a model on the Hub")
+
+
 def check_one_dictionary(directories: Sequence[str], dictionaries: Sequence[Dictionary]) -> None:
     """Refuse data directories of one text encoder that were made with different dictionaries.
 

@@ -37,6 +37,7 @@ from mclip_fairseq.tasks.caption_files import (
     check_columns,
     check_one_dictionary,
     check_same_teacher,
+    check_teacher,
     check_tokenizer,
     no_captions,
     open_features,
@@ -160,6 +161,7 @@ class CaptionTask(SampledTask):
             raise UserError(f"--arch {getattr(cfg, '_name', None)}: is not a model of images and texts")
         if not from_checkpoint:
             check_tokenizer(cfg, published=not kind.one_dictionary)
+            check_teacher(cfg)
         if kind.one_dictionary:
             check_one_dictionary(utils.split_paths(self.cfg.data), self.dictionaries)
         if self.images or self.texts:

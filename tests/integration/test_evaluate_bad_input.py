@@ -67,6 +67,30 @@ def test_values_that_are_not_numbers_are_named_before_a_model_is_read(
     assert not grey_models["first"].calls
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--output",), "is a file; give a directory"),
+        (("--cache",), "is a file; give a directory"),
+        (("--output", "out", "--font"), "not found; give a font file"),
+    ],
+)
+def test_where_results_go_is_looked_at_before_a_model_is_asked(
+    options: tuple[str, ...],
+    sentence: str,
+    grey_models: dict[str, GreyModel],
+    benchmark_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    place = str(tmp_path / "file/below")
+    error = refused(capsys, "xtd", *options, place)
+    assert f"{options[-1]} {place}: " in error
+    assert error.endswith(sentence)
+    assert not grey_models["first"].calls
+
+
 def test_features_of_texts_are_not_images(
     grey_models: dict[str, GreyModel], benchmark_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

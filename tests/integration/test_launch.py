@@ -56,7 +56,11 @@ Train = Callable[..., str]
         (("--max-tokens", "-1"), r"^--max-tokens -1: is too small; give 1 or more$"),
         (
             ("--log-file", "{}/file/log.txt"),
-            r"^--log-file .*/file/log\.txt: its directory cannot be made: ",
+            r"^--log-file: the directory .*/file cannot be made: ",
+        ),
+        (
+            ("--tensorboard-logdir", "{}/file/below"),
+            r"^--tensorboard-logdir: the directory .*/file/below cannot be made: ",
         ),
         (("--log-file", "{}"), r"^--log-file .*: is a directory; give the name of a file$"),
         (("--save-dir", "{}/file"), r"^--save-dir .*/file: is not a directory; give another one$"),

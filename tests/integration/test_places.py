@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ from mclip_fairseq.storage.places import (
     relative_places,
     stored_places,
 )
-from mclip_fairseq.tasks.caption_files import check_tokenizer
+from mclip_fairseq.tasks.caption_files import check_teacher, check_tokenizer
 from tests.runs import caption_options
 
 Train = Callable[..., str]
@@ -217,6 +218,16 @@ def test_a_tokenizer_must_exist(given: str | None, published: bool, refused: boo
             check_tokenizer(cfg, published)
     else:
         check_tokenizer(cfg, published)
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"), [("no/clip/here", True), ("./clip", True), ("user/clip", False), ("", False), (None, False)]
+)
+def test_a_teacher_must_exist(given: str | None, refused: bool) -> None:
+    """Beside features of its own, training does not read it: only inference would miss it."""
+    said = pytest.raises(UserError, match=f"^--teacher {given}: not found; give a directory, or the name of a model")
+    with said if refused else contextlib.nullcontext():
+        check_teacher(Namespace(teacher=given))
 
 
 @pytest.mark.parametrize("task", ["trikd", "contrastive_tension"])

@@ -33,6 +33,18 @@ def test_the_default_keeps_every_batch_and_names_the_short_ones_once(caplog: pyt
     ]
 
 
+def test_batches_of_one_sample_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    for data in (dataset("warn"), dataset("fill", a=[4])):
+        assert set(sizes(data, max_sentences=1)) == {1}
+        assert set(sizes(data, max_sentences=1)) == {1}
+        (record,) = caplog.records
+        assert record.getMessage().startswith("every batch has one sample, so on one rank a contrastive loss is 0")
+        caplog.clear()
+    assert set(sizes(dataset("warn", shuffle=False), max_sentences=1)) == {1}  # validation has a warning of its own
+    assert 2 in sizes(dataset("warn"), max_sentences=2)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(("tail", "expected"), [("fill", [8, 8, 8, 8, 5]), ("drop", [8, 8, 8, 5])])
 def test_filled_or_left_out(tail: str, expected: list[int], caplog: pytest.LogCaptureFixture) -> None:
     """Only what is less than half; a filled batch has no sample twice, and every sample is still in some batch."""
