@@ -13,7 +13,7 @@ VENV ?= .venv
 WORKERS ?= 2
 TORCH_INDEX ?=
 ARGS ?=
-EXTRAS := dev,demo,docs,evaluate,export,fonts,heic,milvus,mteb,prepare,scale,search
+EXTRAS := dev,demo,docs,evaluate,export,fonts,heic,milvus,mteb,prepare,qdrant,scale,search
 
 ifneq ($(strip $(VENV)),)
   PREFIX := $(abspath $(VENV))

@@ -10,8 +10,10 @@ from mclip_fairseq.search.settings import KINDS
 from mclip_fairseq.storage.errors import UserError
 
 if TYPE_CHECKING:
-    from mclip_fairseq.search.engine import Index
-    from mclip_fairseq.search.milvus import MilvusStore
+    from collections.abc import Callable
+
+    from mclip_fairseq.search.addresses import Addresses
+    from mclip_fairseq.search.engine import Index, Store
 
 
 def is_database(options: argparse.Namespace) -> bool:
@@ -24,11 +26,9 @@ def is_database(options: argparse.Namespace) -> bool:
     where: str = getattr(options, "where", "")
     kind: str = getattr(options, "kind", "exact")
     if not database and options.uri:
-        raise UserError("--uri is the address of a database; give --engine milvus, too")
+        raise UserError("--uri is the address of a database; give its --engine, too")
     if not database and where:
-        raise UserError(
-            "--where filters in a database, which an index directory is not; give --engine milvus and --uri"
-        )
+        raise UserError("--where filters in a database, which an index directory is not; give --engine and --uri")
     if database and getattr(options, "hash_images", False):
         raise UserError("--hash-images is for an index directory: a database holds no hashes; leave it out")
     if not database and kind not in KINDS:
@@ -36,12 +36,17 @@ def is_database(options: argparse.Namespace) -> bool:
     return database
 
 
-def open_store(options: argparse.Namespace, collection: object, create: bool = False) -> MilvusStore:
+def open_store(options: argparse.Namespace, collection: object, create: bool = False) -> Store:
     """The collection that the command line names; the token comes from the environment."""
-    from mclip_fairseq.search.milvus import TOKEN_VARIABLE, MilvusStore
+    from mclip_fairseq.search import milvus, qdrant
 
-    uri = options.uri or os.environ.get("MILVUS_URI", "")
-    return MilvusStore(uri, str(collection), os.environ.get(TOKEN_VARIABLE, ""), create)
+    stores: dict[str, tuple[Callable[..., Store], Addresses]] = {
+        "milvus": (milvus.MilvusStore, milvus.ADDRESSES),
+        "qdrant": (qdrant.QdrantStore, qdrant.ADDRESSES),
+    }
+    store, addresses = stores[options.engine]
+    uri = options.uri or os.environ.get(addresses.uri_variable, "")
+    return store(uri, str(collection), os.environ.get(addresses.token_variable, ""), create)
 
 
 def open_index(options: argparse.Namespace) -> Index:

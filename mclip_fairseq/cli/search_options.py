@@ -55,12 +55,11 @@ def _size_options(parser: argparse.ArgumentParser) -> None:
 
 def _engine_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    engines = (
-        "what holds the vectors: faiss, in a directory (default), or milvus, a database (INDEX names a collection)"
-    )
+    engines = "what holds the vectors: faiss, in a directory (default), or a database, in the collection INDEX"
     add("--engine", choices=ENGINES, default="faiss", help=engines)
-    address = "address of the database: http://HOST:19530, or a file that ends in .db (default: MILVUS_URI)"
-    add("--uri", metavar="URI", help=f"{address}; the environment variable MILVUS_TOKEN holds its credentials")
+    address = "address of the database, or a path that ends in .db (milvus) or .qdrant, which needs no server"
+    variables = "MILVUS_URI or QDRANT_URI; MILVUS_TOKEN or QDRANT_TOKEN holds the credentials"
+    add("--uri", metavar="URI", help=f"{address} (default: the environment's {variables})")
 
 
 def _model_options(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -136,7 +135,7 @@ def _remove_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _index_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("index", type=Path, metavar="INDEX", help="index directory, or collection with --engine milvus")
+    parser.add_argument("index", type=Path, metavar="INDEX", help="index directory, or a collection of --engine")
 
 
 def _index_options(parser: argparse.ArgumentParser) -> None:

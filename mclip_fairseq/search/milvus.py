@@ -9,20 +9,19 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mclip_fairseq.search.addresses import AGAIN, Addresses, check_collection_name
 from mclip_fairseq.search.engine import Unavailable, Vectors
 from mclip_fairseq.search.records import NUMBERS, TEXT_BYTES
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.files import parse_json
 
-TOKEN_VARIABLE = "MILVUS_TOKEN"
-COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
-ADDRESS = re.compile(r"(https?|tcp|unix)://?[^\s@]+")
+SERVER = re.compile(r"(https?|tcp|unix)://?[^\s@]+")
+ADDRESSES = Addresses("milvus", SERVER, "http://HOST:19530", ".db", "USER:PASSWORD")
 # Kind -> (index of Milvus, the parameter of a search that says how much it compares).
 INDEXES = {
     "exact": ("FLAT", ""),
@@ -62,9 +61,8 @@ class MilvusStore:
     most = MOST
 
     def __init__(self, uri: str, collection: str, token: str = "", create: bool = False) -> None:
-        check_address(uri, create)
-        if not COLLECTION.fullmatch(collection):
-            raise UserError(f"{collection!r} cannot name a collection; use letters, digits and _, up to 255 of them")
+        ADDRESSES.check(uri, create)
+        check_collection_name(collection)
         self.place = f"{uri}, collection {collection}"
         self.collection, self.kind, self.loaded = collection, "", False
         for name, value in GRPC.items():
@@ -92,7 +90,7 @@ class MilvusStore:
             if where and error.code in ARGUMENT_CODES:  # such a reason repeats the filter, which may hold any word
                 raise UserError(refused) from error
             if CREDENTIALS.search(reason):
-                message = f"{self.place}: refuses the credentials ({reason}); set {TOKEN_VARIABLE} to USER:PASSWORD"
+                message = f"{self.place}: refuses the credentials ({reason}); {ADDRESSES.remedy}"
                 raise UserError(message) from error
             if "local milvus" in reason:
                 message = f"{self.place}: cannot be opened ({reason}); wait until no other program has it open"
@@ -104,7 +102,7 @@ class MilvusStore:
                 raise Unavailable(message) from error
             if where:
                 raise UserError(refused) from error
-            message = f"{self.place}: the database reports: {reason}; when that is solved, run the same command again"
+            message = f"{self.place}: the database reports: {reason}; {AGAIN}"
             raise UserError(message) from error
 
     def facts(self) -> dict[str, Any] | None:
@@ -246,26 +244,3 @@ def reason_of(error: Any) -> str:
 def one_of(ids: Sequence[str]) -> str:
     """The filter that takes these ids; JSON escapes quotes and backslashes as Milvus reads them."""
     return f"id in {json.dumps(list(ids), ensure_ascii=False)}"
-
-
-def check_address(uri: str, create: bool) -> None:
-    """Check the address of a database, without asking it.
-
-    Raises:
-        UserError: it is malformed, holds credentials, or names a file that does not exist.
-    """
-    if not uri:
-        raise UserError("--engine milvus needs --uri or MILVUS_URI: http://HOST:19530, or a file that ends in .db")
-    if "://" in uri:
-        if "@" in uri:
-            raise UserError(f"--uri holds credentials, which others can read; set {TOKEN_VARIABLE} to USER:PASSWORD")
-        if not ADDRESS.fullmatch(uri):
-            raise UserError(f"--uri {uri}: is not an address; give http://HOST:19530, or a file that ends in .db")
-        return
-    if not uri.endswith(".db"):
-        raise UserError(f"--uri {uri}: is neither an address nor a file that ends in .db; give one of them")
-    file = Path(uri)
-    if create and not file.absolute().parent.is_dir():
-        raise UserError(f"--uri {uri}: the folder {file.absolute().parent} does not exist; create it first")
-    if not create and not file.exists():
-        raise UserError(f"--uri {uri}: no such database; create it with mclip-search build")

@@ -19,7 +19,7 @@ KINDS = {
 }
 # The same, of databases only.
 DATABASE_KINDS = {"diskann": "a graph on the disks of a milvus cluster, for more than its memory holds"}
-ENGINES = ("faiss", "milvus")
+ENGINES = ("faiss", "milvus", "qdrant")
 IVF_KINDS = ("ivf", "sq8", "pq")
 DEFAULT_RECALL = 0.95
 MAX_LISTS = 65536  # that are picked

@@ -30,6 +30,7 @@ OPTIONAL = {  # extra -> packages that training and inference do not need
     "milvus": {"milvus-lite", "pymilvus"},
     "mteb": {"mteb"},
     "prepare": {"ftfy", "pyarrow", "regex"},
+    "qdrant": {"qdrant-client"},
     "scale": {"fsspec", "pyarrow", "ray"},
     "search": {"faiss-cpu", "matplotlib", "starlette", "uvicorn"},
 }
@@ -40,6 +41,7 @@ IMPORTERS = {  # extra -> folders of mclip_fairseq/ that may import its packages
     "milvus": {"search"},
     "mteb": {"export"},
     "prepare": set(),  # preprocess/ only
+    "qdrant": {"search"},
     "scale": {"encoding", "storage"},
     "search": {"search"},
 }
