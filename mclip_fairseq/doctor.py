@@ -38,6 +38,7 @@ MODULES = {
     "protobuf": "google.protobuf",
 }  # packages that are imported by another name
 WITHOUT = {  # what fails without a package that training does not need
+    "babel": "mclip-search calibrate has no words",
     "faiss-cpu": "mclip-search cannot search",
     "ftfy": "captions cannot be cleaned",
     "matplotlib": "mclip-evaluate cannot draw",

@@ -179,7 +179,10 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("index", type=Path, metavar="INDEX", help="index directory")
     form = "lines of `language, tab, query`, and a tab and an image id where the query describes an image of the index"
-    add("--bank", type=Path, required=True, metavar="FILE", help=f"queries: {form}")
+    bank = parser.add_mutually_exclusive_group(required=True)
+    bank.add_argument("--bank", type=Path, metavar="FILE", help=f"queries: {form}")
+    words = "instead of --bank: names of countries in these languages, such as en de ja; hardly any image shows one"
+    bank.add_argument("--words", nargs="+", default=[], metavar="LANG", help=words)
     add("--test", type=Path, metavar="FILE", help="other queries in the same form, to measure how often it is wrong")
     add("--fit", type=share, metavar="F", help="with --test: least fit of a hit that fits well (default 0.5)")
     _model_options(parser, required=False)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,10 @@ from mclip_fairseq.search.bank import (
     encode_labelled,
     nearest_others,
     read_bank,
-    read_labelled,
     search_bank,
     write_bank,
 )
-from mclip_fairseq.search.engine import Hit, Index, Vectors
+from mclip_fairseq.search.engine import Hit, Index, Row, Vectors
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
@@ -87,22 +85,27 @@ class Calibration:
         """Hits, best first, in QB-Norm's order."""
         if not hits or hits[0].id not in self.found:
             return list(hits)
-        vectors = index.vectors([hit.row for hit in hits])
-        if vectors is None:
-            raise UserError(f"{index.path}: keeps no exact vectors to correct hubs with; leave out --hubs")
-        order = np.argsort(-self.corrected(np.array([hit.score for hit in hits]), vectors), kind="stable")
-        return [hits[place] for place in order]
+        if new := [hit.row for hit in hits if hit.row not in self.crowds]:
+            vectors = index.vectors(new)
+            if vectors is None:
+                raise UserError(f"{index.path}: keeps no exact vectors to correct hubs with; leave out --hubs")
+            self.crowds.update(zip(new, self.crowd(vectors), strict=True))
+        return sorted(hits, key=lambda hit: self.crowds[hit.row] - hit.score)
 
-    def corrected(self, scores: Vectors, vectors: Vectors) -> Vectors:
-        """The logarithm of QB-Norm's score, divided by its scale.
+    @cached_property
+    def crowds(self) -> dict[Row, float]:
+        """The `crowd` of images that were hits before."""
+        return {}
+
+    def crowd(self, vectors: Vectors) -> list[float]:
+        """What QB-Norm takes from the cosines of images: the logarithm of its sum, divided by its scale.
 
         Args:
-            scores: (n,) cosines of images with a query.
             vectors: (n, dim) of the images.
         """
         exponents = SCALE * (vectors.astype(np.float64) @ self.bank.vectors.T.astype(np.float64))
-        corrected: Vectors = scores - np.logaddexp.reduce(exponents, axis=1) / SCALE
-        return corrected
+        crowd: list[float] = (np.logaddexp.reduce(exponents, axis=1) / SCALE).tolist()
+        return crowd
 
 
 def read_calibration(index: Index, least: float | None, hubs: bool) -> Calibration | None:
@@ -182,36 +185,40 @@ def format_measures(table: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def calibrate(
-    index: SearchIndex, load: Callable[[], Any], queries: Path, test: Path | None = None, least: float | None = None
+    index: SearchIndex,
+    load: Callable[[], Any],
+    queries: Sequence[Labelled],
+    test: Sequence[Labelled] = (),
+    least: float | None = None,
 ) -> str:
     """Give an index a bank of queries.
 
     Args:
         index: its directory gets the bank.
         load: loads its model.
-        queries: file of the bank; see `read_labelled`.
-        test: file of other queries to measure with.
+        queries: of the bank.
+        test: other queries to measure with.
         least: see `Calibration`; None is the default.
 
     Returns:
         what was written and measured, for a terminal.
 
     Raises:
-        UserError: a file has another form, or a query is in both.
+        UserError: a query is in both.
     """
-    labelled = read_labelled(queries, index)
-    tested = [] if test is None else read_labelled(test, index)
-    both = {query.text for query in labelled} & {query.text for query in tested}
+    both = {query.text for query in queries} & {query.text for query in test}
     if both:
-        raise UserError(f"{test}: {len(both)} of its queries are in {queries}, too; measure with other queries")
+        raise UserError(
+            f"{len(both)} queries of --test are in the bank, too, such as {min(both)!r}; measure with other queries"
+        )
     model = load()
-    languages, images = [query.language for query in labelled], [query.image for query in labelled]
-    bank = search_bank(index, encode_labelled(model, labelled), languages, images)
+    languages, images = [query.language for query in queries], [query.image for query in queries]
+    bank = search_bank(index, encode_labelled(model, queries), languages, images)
     write_bank(index, bank)
     counts = ", ".join(f"{shown(language)} {languages.count(language)}" for language in dict.fromkeys(languages))
-    report = f"{index.path / FILE}: {len(labelled)} queries ({counts})"
-    if not tested:
+    report = f"{index.path / FILE}: {len(queries)} queries ({counts})"
+    if not test:
         return report
     calibration = Calibration(bank, DEFAULT_FIT if least is None else least)
-    table = format_measures(measure(index, calibration, tested, encode_labelled(model, tested)))
+    table = format_measures(measure(index, calibration, test, encode_labelled(model, test)))
     return f"{report}\nfalse alarms and misses at a fit of {calibration.least}, in percent:\n{table}"

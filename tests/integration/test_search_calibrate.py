@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,21 @@ def test_a_colour_fits_and_a_mixture_does_not(calibrated: Run) -> None:
     assert table[1].split() == ["rank", "score", "fit", "id"]
     assert table[2].split()[2:] == ["1.00", "red.png"]
     assert table[5] == "(nothing in the index fits this query well)"
+
+
+def test_names_of_countries_are_a_bank(mclip_search: Run) -> None:
+    pytest.importorskip("babel", reason="needs the extra search")
+    mclip_search(*BUILD)
+    printed = mclip_search("calibrate", "index", "--words", "de", "ja", "de")
+    bank = read_bank(SearchIndex.open("index"))
+    assert bank is not None
+    counts = Counter[str](bank.languages.tolist())
+    assert printed == f"index/bank.json: {counts.total()} queries (de {counts['de']}, ja {counts['ja']})\n"
+    assert min(counts["de"], counts["ja"]) > 200
+    write("test.tsv", [f"de\t{colour}\t{colour}.png" for colour in COLOURS for _ in range(3)] + ["de\tJapan"])
+    calibrate = ("calibrate", "index", "--test", "test.tsv", "--words")
+    assert "1 queries of --test are in the bank, too, such as 'Japan'" in mclip_search(*calibrate, "de", status=2)
+    assert "| de | 25 |" in mclip_search(*calibrate, "ja")
 
 
 def test_images_are_not_judged(calibrated: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """The page's start screen, large view, similar images, captions and folding, in a real headless browser.
 
-`MCLIP_SCREENSHOTS=FOLDER MCLIP_SCREENSHOT_INDEX=INDEX` also takes the screenshots of the docs: the start screen and a
-search, at desktop and phone width, light and dark.
+`MCLIP_SCREENSHOTS=FOLDER MCLIP_SCREENSHOT_RUN=runs/quickstart` also takes the screenshots of the docs: the start
+screen and a search, at desktop and phone width, light and dark.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mclip_fairseq.cli import search as cli
-from mclip_fairseq.search.index import SearchIndex
+from mclip_fairseq.cli.search_engines import open_index
 from mclip_fairseq.search.presenting import read_extras
 from tests.colours import ColourModel, draw_colours
 from tests.search_page import make_index, running
@@ -137,10 +137,13 @@ def test_no_tile_is_white_in_the_dark(page: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "size"), [("desktop", DESKTOP), ("phone", PHONE)])
 def test_the_screenshots_of_the_docs(browser: Any, width: str, size: dict[str, int], scheme: str) -> None:
-    index = SearchIndex.open(os.environ["MCLIP_SCREENSHOT_INDEX"])
-    options = cli.build_parser().parse_args(["serve", str(index.path)])
-    queries, captions = (index.path.parent / name for name in ("queries.tsv", "captions.tsv"))
-    with running(index, cli.load_model_of(index, options), read_extras(queries, captions)) as port:
+    run = Path(os.environ["MCLIP_SCREENSHOT_RUN"])
+    model = ("--model", run / "search" / "checkpoint_last.pt", "--teacher", run / "search" / "teacher")
+    places = ("--text-encoder", run / "tokenizer", "--images-root", run / "corpus" / "images")
+    options = cli.build_parser().parse_args([str(word) for word in ("serve", run / "index", *model, *places)])
+    index = open_index(options)
+    extras = read_extras(run / "queries.tsv", run / "captions.tsv")
+    with running(index, cli.load_model_of(index, options), extras) as port:
         context = browser.new_context(viewport=size, color_scheme=scheme)
         opened = context.new_page()
         opened.goto(f"http://127.0.0.1:{port}/")

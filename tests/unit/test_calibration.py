@@ -83,7 +83,7 @@ def test_hubs_are_lowered_as_the_formula_says() -> None:
         math.exp(SCALE * cosine[0]) / (20 * math.exp(SCALE * cosine[2])),
         math.exp(SCALE * cosine[1]) / (20 * math.exp(SCALE * cosine[3])),
     ]
-    fast = calibration.corrected(np.array([hit.score for hit in hits]), images.all)
+    fast = np.array([hit.score for hit in hits]) - calibration.crowd(images.all)
     np.testing.assert_allclose(np.exp(SCALE * fast), slow, rtol=1e-5)
 
 

@@ -32,7 +32,7 @@ OPTIONAL = {  # extra -> packages that training and inference do not need
     "prepare": {"ftfy", "pyarrow", "regex"},
     "qdrant": {"qdrant-client"},
     "scale": {"fsspec", "pyarrow", "ray"},
-    "search": {"faiss-cpu", "matplotlib", "starlette", "uvicorn"},
+    "search": {"babel", "faiss-cpu", "matplotlib", "starlette", "uvicorn"},
 }
 IMPORTERS = {  # extra -> folders of mclip_fairseq/ that may import its packages
     # scipy also resizes the position tables of ccrk, and scores sentence similarity in validation
