@@ -245,6 +245,13 @@ BENCHMARK_FILES = {
         "0\ta\nzero\tc\n",
         f"en.tsv, line 2: 'zero' {WHOLE}999999999;",
     ),
+    "a picture of another folder": (
+        "xtd/images.tsv",
+        "a\t../pictures/a.png\n",
+        "'../pictures/a.png', which is not below",
+    ),
+    "a picture of the system": ("xtd/images.tsv", "a\ta.png\nb\t/etc/passwd\n", "line 2: names the picture '/etc/pas"),
+    "a picture of a path alone": ("xtd/images.tsv", "/etc/passwd\n", "line 1: names the picture '/etc/passwd'"),
     "a score that is not a number": (
         "sts/stsb.test.de.tsv",
         "1\ta\tb\nnan\ta\tc\n",

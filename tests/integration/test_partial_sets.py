@@ -28,6 +28,7 @@ def captions(images: int, number: int) -> dict[str, int]:
     ("benchmark", "counts", "missing"),
     [
         ("XTD10", {"de": captions(1000, 1000)}, {}),
+        ("WIT (IGLUE)", {"el": captions(2, 2), "id": captions(800, 900)}, {"el": "2 of 569 captions"}),
         ("XTD10", {"de": captions(950, 1000), "fr": captions(1000, 1000)}, {"de": "950 of 1000 images"}),
         (
             "MSCOCO (Karpathy split)",

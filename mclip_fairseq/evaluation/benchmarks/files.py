@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import read_lines
+from mclip_fairseq.storage.self_contained import leads_out
 
 AGAIN = "make the benchmark again with its script of preprocess/"
 QUOTED = 40  # characters of a value that is not a number, for messages
@@ -59,6 +60,20 @@ def file_below(folder: Path, name: str) -> Path:
     if relative.is_absolute() or ".." in relative.parts or not name.isprintable():
         raise UserError(f"{folder}: names the file {name!r}, which is not below it; {AGAIN}")
     return folder / relative
+
+
+def check_pictures(path: Path) -> None:
+    """Check that a benchmark's list of pictures leads nowhere out of the folder that the user names.
+
+    Raises:
+        UserError: naming the first line that does.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        name, tab, file = line.partition("\t")
+        if leads_out(file if tab else name):
+            raise UserError(
+                f"{path}, line {number}: names the picture {file or name!r}, which is not below --images-root; {AGAIN}"
+            )
 
 
 def whole_numbers(path: Path, texts: Sequence[str], below: int) -> list[int]:

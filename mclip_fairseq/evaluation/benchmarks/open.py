@@ -12,7 +12,14 @@ from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.encoding.galleries import FeatureGallery, Gallery, ImageGallery
 from mclip_fairseq.evaluation.benchmarks.base import Benchmark
 from mclip_fairseq.evaluation.benchmarks.classification import LABELS, ClassificationBenchmark
-from mclip_fairseq.evaluation.benchmarks.files import AGAIN, choose_languages, file_below, read_table, whole_numbers
+from mclip_fairseq.evaluation.benchmarks.files import (
+    AGAIN,
+    check_pictures,
+    choose_languages,
+    file_below,
+    read_table,
+    whole_numbers,
+)
 from mclip_fairseq.evaluation.benchmarks.retrieval import RetrievalBenchmark
 from mclip_fairseq.evaluation.benchmarks.text import BitextBenchmark, SimilarityBenchmark
 from mclip_fairseq.storage.errors import UserError
@@ -182,5 +189,6 @@ def _galleries(folder: Path, places: Places, needed: set[str]) -> list[Gallery]:
     stores = [(FeatureStore.open(path), path) for path in places.features]
     galleries: list[Gallery] = [FeatureGallery(store, path) for store, path in stores if needed <= set(store.ids)]
     if places.images_root is not None:
+        check_pictures(folder / IMAGES)
         galleries.append(ImageGallery(folder / IMAGES, places.images_root, hashed=places.hash_images))
     return galleries
