@@ -23,6 +23,7 @@ LESS_WORK = {
     "encode_text": "--rounds 1",
     "features": "--images 32",
     "frozen_states": "--rounds 3",
+    "mte_step": "--tokens 512",
     "reranking": "--pairs 32",
     "search_index": "--vectors 100000",
     "search_server": "--images 20000 --seconds 10",
