@@ -19,6 +19,12 @@ from mclip_fairseq.storage.features import write_features
 from tests.grey_benchmarks import ALL, GREYS, GreyModel, again, report, write
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are empty files: drawing takes most of the time of a run, and other tests look at them."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, stream, **options: None)
+
+
 def test_all_kinds_of_benchmarks_and_two_models(
     grey_models: dict[str, GreyModel], benchmark_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +63,7 @@ def test_all_kinds_of_benchmarks_and_two_models(
     assert re.search(rf"^{mark} Another protocol: .*dot products", tables, re.MULTILINE), tables
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_is_done_twice(
     grey_models: dict[str, GreyModel], benchmark_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +82,7 @@ def test_nothing_is_done_twice(
     assert report("Babel", "first")["results"]["de"]["top1"] < 100
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_hashes_notice_what_size_and_time_hide(
     grey_models: dict[str, GreyModel], benchmark_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +119,7 @@ def test_features_are_kept_by_content(grey_models: dict[str, GreyModel], benchma
     assert grey_models["first"].calls == 6  # other pixels, other captions
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_caption_per_image(grey_models: dict[str, GreyModel], benchmark_folder: Path) -> None:
     assert cli.main([*ALL, "--captions-per-image", "first", "--languages", "de"]) == 2  # not a language of Tatoeba
     command = ["xtd", "--model", "second", "--images-root", "pictures", "--output", "out"]
@@ -120,6 +129,7 @@ def test_one_caption_per_image(grey_models: dict[str, GreyModel], benchmark_fold
     assert len(np.unique(list(first["results"]["de"].values()))) > 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_numbers_depend_on_is_part_of_the_key(grey_models: dict[str, GreyModel], benchmark_folder: Path) -> None:
     first, folds = again("babel"), again("xtd")["folds"]
     (benchmark_folder / "babel/prompts.de").write_text("grau {}\n")
@@ -135,6 +145,7 @@ def test_what_numbers_depend_on_is_part_of_the_key(grey_models: dict[str, GreyMo
     assert "folds" not in again("xtd")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_images_without_a_fold_are_not_distractors_within_folds(
     grey_models: dict[str, GreyModel], benchmark_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +162,7 @@ def test_images_without_a_fold_are_not_distractors_within_folds(
     assert "XTD10: image 'c' of en is in no fold; make the benchmark again" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tables_of_one_split(
     grey_models: dict[str, GreyModel], benchmark_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +185,7 @@ def test_features_of_the_images_of_one_split(grey_models: dict[str, GreyModel], 
     assert [gallery.index.names for gallery in benchmark.galleries] == [list(GREYS)]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pictures_of_each_benchmark(grey_models: dict[str, GreyModel], benchmark_folder: Path) -> None:
     (benchmark_folder / "pictures").rename(benchmark_folder / "elsewhere")
     shutil.copytree(benchmark_folder / "elsewhere", benchmark_folder / "here")
