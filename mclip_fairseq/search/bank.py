@@ -168,7 +168,8 @@ def read_bank(index: SearchIndex) -> Bank | None:
     except ValueError:
         data = b""
     sound = (content["format"], content["version"]) == (FORMAT, 1) and LEAST <= count <= MOST and columns
-    if not sound or dim < 1 or len(data) != 4 * count * dim:
+    sound = sound and all(abs(cosine) < 2 for cosine in content["best"])  # also false of NaN
+    if not sound or dim < 1 or len(data) != 4 * count * dim or not np.isfinite(np.frombuffer(data, dtype="<f4")).all():
         raise UserError(f"{path}: is damaged, or of another version; {AGAIN}")
     if content["fingerprint"] != index.model["fingerprint"] or dim != index.manifest["dim"]:
         raise UserError(f"{path}: was made with another model than the index; {AGAIN}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mclip_fairseq.search.bank import FILE, read_bank
@@ -139,6 +141,8 @@ def test_bad_banks_are_refused(mclip_search: Run, lines: list[str]) -> None:
         {"version": 2},
         {"best": [0.5]},
         {"best": ["high"] * 28},
+        *({"best": [value] * 28} for value in (float("nan"), float("inf"), 10**400)),
+        {"vectors": base64.b64encode(np.full((28, 5), np.nan, np.float32).tobytes()).decode()},
         {"vectors": "AAAA"},
         {"vectors": "not base64"},
         {"dim": 10**9},
