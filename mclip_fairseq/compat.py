@@ -57,6 +57,7 @@ def hide_fairseq_warnings() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"hydra\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"fairseq\.")
     warnings.filterwarnings("ignore", r"\s*'config' is validated against ConfigStore schema", UserWarning)
+    warnings.filterwarnings("ignore", "'pin_memory' argument is set as true but no accelerator", UserWarning)
 
 
 @contextlib.contextmanager
