@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ def forked(function: Callable[..., object], *arguments: object) -> Any:
     """A process, not started yet, that calls a function; it is forked from a server that has imported fairseq."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    with contextlib.chdir(ROOT):  # Python 3.11 hands the server no path on which it finds tests/
+        forkserver.ensure_running()
     return context.Process(target=function, args=arguments)
 
 
