@@ -53,6 +53,30 @@ run_to() {
   ((status == 0)) || { tail -n 30 "$log" >&2; fail "the command above failed; its whole output is in $log"; }
 }
 
+# aside FILE COMMAND...: run a command beside the script; FILE gets its output. It ends with the script.
+aside() {
+  ASIDE_OUTPUT=$1
+  shift
+  set -m # a process group of its own, which a signal reaches as a whole
+  "$@" > "$ASIDE_OUTPUT" 2>&1 &
+  set +m
+  ASIDE=$!
+  trap 'kill -- "-$ASIDE" 2> /dev/null || true' EXIT
+}
+
+# rejoin: wait for the command of `aside`, and print its output.
+rejoin() {
+  local beat status=0
+  heartbeat "$ASIDE_OUTPUT" &
+  beat=$!
+  wait "$ASIDE" || status=$?
+  trap - EXIT
+  kill "$beat" 2> /dev/null || true
+  wait "$beat" 2> /dev/null || true
+  cat "$ASIDE_OUTPUT"
+  ((status == 0)) || fail "the command above failed"
+}
+
 # made RESULT COMMAND...: run the command that makes RESULT, unless it has been made by this command from the same inputs
 # (`inputs`), whose hash is in RESULT.inputs. A directory made from other inputs is kept under another name, because
 # programs that export refuse to write into it. RESULT appears whole, so a record that is written before it is enough.

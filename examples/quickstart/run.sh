@@ -32,11 +32,8 @@ keywords=(--keywords "$KEYWORDS")
 }
 part "1 corpus" "$PYTHON" "$HERE/build_corpus.py" "${keywords[@]}" --output "$C" --seed "$SEED"
 
-# 2. An English teacher: both towers learn from names, then the text tower alone from names and keywords. With real data
-# this is CLIP, and there is nothing to train.
+# 2. An English teacher, which learns from names. With real data this is CLIP, and there is nothing to train.
 part "2 teacher" "$PYTHON" "$HERE/train_teacher.py" --corpus "$C" --output "$OUT/teacher-names" --seed "$SEED"
-part "2 tune teacher" "$PYTHON" "$HERE/tune_teacher.py" --teacher "$OUT/teacher-names" --corpus "$C" \
-  --captions train keywords --output "$OUT/teacher" --seed "$SEED"
 
 # 3. Text into fairseq's format, in three folders: English texts with the drawings of training; with all drawings; and
 # texts in every language with the English text that they translate, where names count twice. Every line has its ids: of
@@ -81,14 +78,19 @@ for kind in translations pairs all; do
   cp "$text/$kind"/*.ids "$OUT/bin/$kind/"
 done
 
-# 4. The teacher's features of every drawing and every English text, computed once.
+# 4. From here on, two models are trained side by side, each on half of the cores: one that is evaluated, and one for the
+# search, which sees all drawings, also those that are held out from the first, as one would do with real data.
+# A teacher's text tower learns keywords over the drawings that its model sees; then its features of every drawing and
+# every English text are computed once.
+tune_teacher() { # tune_teacher STEP DIRECTORY OPTION...
+  part "$1 tune teacher" "$PYTHON" "$HERE/tune_teacher.py" --teacher "$OUT/teacher-names" --corpus "$C" --seed "$SEED" \
+    --output "$2" "${@:3}"
+}
 features() { # features STEP TEACHER DIRECTORY
   part "$1 image features" mclip-features --model "$2" --images "$C/images" --output "$3/image"
   part "$1 text features" mclip-features --model "$2" --captions "$text/english.tsv" --output "$3/text"
 }
-features 4 "$OUT/teacher" "$OUT/features"
-
-# 5. One stage, the best recipe of docs/results.md: a multilingual encoder of one layer learns the teacher's own space. A
+# One stage, the best recipe of docs/results.md: a multilingual encoder of one layer learns the teacher's own space. A
 # text in any language learns the teacher's feature of its English translation, with a squared distance; English texts
 # also learn to find their drawing in the batch, with a contrastive loss. No drawing is ever paired with another language.
 trikd() { # trikd STEP UPDATES TEACHER FEATURES DATA OPTION...
@@ -102,8 +104,25 @@ trikd() { # trikd STEP UPDATES TEACHER FEATURES DATA OPTION...
     --batch-size 512 --max-update "$2" --total-num-update "$2" --no-epoch-checkpoints --num-workers 0 \
     --log-format simple --log-interval 50 --cpu "${@:6}"
 }
-trikd "5 trikd" 3600 "$OUT/teacher" "$OUT/features" "$OUT/bin/pairs" --save-dir "$OUT/trikd" --valid-langs en \
-  --validate-interval-updates 1200 --save-interval-updates 1200
+S=$OUT/search
+search_model() {
+  TIMES=$S/seconds.tsv
+  tune_teacher 8 "$S/teacher" --captions all
+  features 8 "$S/teacher" "$S/features"
+  trikd "8 trikd" 4500 "$S/teacher" "$S/features" "$OUT/bin/all" --save-dir "$S" --disable-validation
+}
+mkdir -p "$S"
+THREADS=$("$PYTHON" -c 'import os; print(os.cpu_count() // 2 or 1)')
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$THREADS}
+aside "$OUT/8-search.log" search_model # printed in its place, under 8
+
+# Names that the teacher has learned keep their features.
+tune_teacher 4 "$OUT/teacher" --captions train keywords --keep train
+features 4 "$OUT/teacher" "$OUT/features"
+
+# 5. The multilingual model that is evaluated.
+trikd "5 trikd" 4000 "$OUT/teacher" "$OUT/features" "$OUT/bin/pairs" --save-dir "$OUT/trikd" --valid-langs en \
+  --validate-interval-updates 2000 --save-interval-updates 2000
 part "5 extract" mclip-extract-mte "$OUT/trikd/checkpoint_last.pt" --tokenizer "$T" --output "$OUT/encoder"
 
 # 6. Retrieval in every language, with mCLIP and with the teacher's own text encoder.
@@ -122,13 +141,8 @@ done
 part "7 report" "$PYTHON" "$HERE/report.py" --corpus "$C" --evaluations "$OUT/evaluation" \
   --model "$OUT/trikd/checkpoint_last.pt" --seconds "$OUT/seconds.tsv" --seed "$SEED" --output "$OUT"
 
-# 8. Search: the models that serve see all drawings, also those that were held out above, as one would do with real data.
-# The results above are not theirs. Then an index of all drawings, for the command line and a web page.
-S=$OUT/search
-part "8 tune teacher" "$PYTHON" "$HERE/tune_teacher.py" --teacher "$OUT/teacher-names" --corpus "$C" \
-  --captions all --output "$S/teacher" --seed "$SEED"
-features 8 "$S/teacher" "$S/features"
-trikd "8 trikd" 3000 "$S/teacher" "$S/features" "$OUT/bin/all" --save-dir "$S" --disable-validation
+# 8. Search: an index of all drawings, for the command line and a web page. The results above are not of its model.
+step "8 search model" '' rejoin
 rm -rf "$OUT/index"
 part "8 index" mclip-search build "$S/features/image" --images-root "$C/images" \
   --model "$S/checkpoint_last.pt" --teacher "$S/teacher" --output "$OUT/index"

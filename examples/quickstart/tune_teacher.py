@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Teach the quickstart's teacher more English words: its text tower learns from drawings, its image tower stays.
 
-Locked-image tuning (LiT, Zhai et al. 2022). Names that the teacher has learned keep their features. Each step compares
-some of the other texts with all drawings; a text has to find one of those that it describes, whichever (MIL-NCE, Miech
-et al. 2020), because `rain` describes umbrellas and a rainbow, too. Trains on the files CORPUS/captions/NAME.en, their
-.ids files and the drawings they name, and writes a teacher like that of train_teacher.py.
+Locked-image tuning (LiT, Zhai et al. 2022). Each step compares some texts with all drawings; a text has to find one of
+those that it describes, whichever (MIL-NCE, Miech et al. 2020), because `rain` describes umbrellas and a rainbow, too.
+With --keep, texts that the teacher has learned keep their features. Trains on the files CORPUS/captions/NAME.en,
+their .ids files and the drawings they name, and writes a teacher like that of train_teacher.py.
 """
 
 import argparse
@@ -22,10 +22,9 @@ from train_teacher import load_pixels, load_split
 
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.compat import shield_torchaudio
-from mclip_fairseq.storage.files import read_lines
 
 SCALE = 50.0  # of the cosines
-KEEP = 10.0  # weight of the squared distance to the features that names had
+KEEP = 10.0  # weight of the squared distance to the features that texts had
 CHUNK = 512  # drawings encoded at a time
 
 
@@ -108,7 +107,8 @@ def tune(
     model.train()
     with tqdm(range(options.steps), desc="text tower", unit="step", mininterval=5) as progress:
         for _ in progress:
-            old, new = (draw(mask, options.batch_size // 2) for mask in (known, ~known))
+            old = draw(known, options.batch_size // 2)
+            new = draw(~known, options.batch_size - len(old))
             text = encode_texts(model, tokenizer, [data.texts[row] for row in [*old, *new]])
             moved = (text[: len(old)] - before[old]).square().sum(1)
             missed = find_any(SCALE * text[len(old) :] @ images.T, data.positives[new])
@@ -132,8 +132,8 @@ def tune_teacher(options: argparse.Namespace) -> None:
         kind.from_pretrained(options.teacher) for kind in (AutoModel, AutoTokenizer, AutoImageProcessor)
     )
     data = describe(options.corpus, options.captions)
-    names = set(read_lines(options.corpus / "captions" / "train.en"))
-    known = torch.tensor([text in names for text in data.texts])
+    kept = set(load_split(options.corpus, options.keep).names) if options.keep else set()
+    known = torch.tensor([text in kept for text in data.texts])
     images = encode_drawings(model, processor, options.corpus, data.images)
     tune(model, tokenizer, images, data, known, options)
     for part in (model, tokenizer, processor):
@@ -148,9 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, required=True, help="output of build_corpus.py")
     parser.add_argument("--captions", nargs="+", required=True, metavar="NAME", help="files CORPUS/captions/NAME.en")
     parser.add_argument("--output", type=Path, required=True, help="directory for the tuned teacher")
-    parser.add_argument("--steps", type=int, default=300, help="updates (default: 300)")
+    parser.add_argument("--keep", metavar="NAME", help="the texts of CORPUS/captions/NAME.en keep their features")
+    parser.add_argument("--steps", type=int, default=700, help="updates (default: 700)")
     parser.add_argument(
-        "--batch-size", type=int, default=256, help="texts per step, half of them known names (default: 256)"
+        "--batch-size", type=int, default=256, help="texts per step, half of them of --keep (default: 256)"
     )
     parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
     parser.add_argument("--seed", type=int, default=1, help="seed (default: 1)")
