@@ -310,7 +310,7 @@ def write_keywords(
     names = {language: {concept.names[language] for concept in concepts} for language in LANGUAGES}
     for language, translated in pairs.items():
         # Names are in parallel/train, with their own translations.
-        lines = sorted((to, word) for word, to in translated.items() if word not in names[language])
+        lines = sorted((to, word) for word, each in translated.items() if word not in names[language] for to in each)
         side = "rare" if language == "en" else language
         files[f"keywords/train.en-{side}.en"] = [to for to, _ in lines]
         files[f"keywords/train.en-{side}.{side}"] = [word for _, word in lines]

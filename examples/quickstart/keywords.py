@@ -1,7 +1,7 @@
 """Keywords of emoji in many languages, and a dictionary of them that is found by counting.
 
 The Unicode CLDR lists keywords for every emoji in every language, but does not say which of them translate each other.
-A word and its translation describe the same emoji, so each word is paired with the English word whose set of emoji is
+A word and its translation describe the same emoji, so a word is paired with the English words whose sets of emoji are
 most like its own.
 """
 
@@ -16,12 +16,15 @@ from mclip_fairseq.storage.files import read_json
 
 # A word -> the keys of the concepts that it describes.
 Uses = Mapping[str, frozenset[str]]
+# A word -> the English words that it learns from, some of them more than once.
+Pairs = dict[str, list[str]]
 
 REMEDY = "examples/quickstart/fetch_keywords.sh fetches it"
 # Pairs of less overlap (Dice coefficient) are seldom translations.
 LEAST_OVERLAP = 0.5
 # An English keyword is kept if this many languages have a word for it, so that fads (143, bestest) are left out.
 LEAST_LANGUAGES = 3
+MOST_LINES = 4  # of a word in a language
 # Words for half of everything (face, animal) describe no drawing.
 MOST_CONCEPTS = 40
 
@@ -61,8 +64,10 @@ def uses(words: Mapping[str, Iterable[str]]) -> dict[str, frozenset[str]]:
     return {word: frozenset(keys) for word, keys in found.items()}
 
 
-def closest(words: Uses, english: Uses, preferred: Collection[str]) -> dict[str, str]:
-    """Each word's nearest English word, if they overlap enough.
+def closest(words: Uses, english: Uses, preferred: Collection[str]) -> Pairs:
+    """Each word's English words: for every concept it describes, the nearest word that describes this, too.
+
+    A word of two meanings so has two translations, and one that describes many concepts counts more often.
 
     Args:
         words: in one language.
@@ -76,17 +81,20 @@ def closest(words: Uses, english: Uses, preferred: Collection[str]) -> dict[str,
     pairs = {}
     for word, keys in words.items():
         shared = Counter(candidate for key in keys for candidate in describing.get(key, []))
-        scored = [
-            (overlap(keys, english[candidate], count), candidate in preferred, candidate)
-            for candidate, count in shared.items()
-        ]
-        best = max(scored, default=(0.0, False, ""))
-        if best[0] >= LEAST_OVERLAP:
-            pairs[word] = best[2]
+        scores = {candidate: overlap(keys, english[candidate], count) for candidate, count in shared.items()}
+        near = {candidate for candidate, score in scores.items() if score >= LEAST_OVERLAP}
+        found = sorted(
+            max(candidates, key=lambda candidate: (scores[candidate], candidate in preferred, candidate))
+            for key in keys
+            if (candidates := near.intersection(describing.get(key, [])))
+        )
+        count = min(len(found), MOST_LINES)
+        if found:
+            pairs[word] = [found[len(found) * place // count] for place in range(count)]
     return pairs
 
 
-def dictionary(by_language: Mapping[str, Uses], names: Collection[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+def dictionary(by_language: Mapping[str, Uses], names: Collection[str]) -> tuple[list[str], dict[str, Pairs]]:
     """Pair the words of all languages with English ones.
 
     Args:
@@ -94,12 +102,14 @@ def dictionary(by_language: Mapping[str, Uses], names: Collection[str]) -> tuple
         names: English names, which are candidates whatever other languages say, and win among equals.
 
     Returns:
-        the English names and words that describe few enough concepts, and language -> word -> English word. English
+        the English names and words that describe few enough concepts, and language -> word -> English words. English
         itself has the words that are left out there, such as coffee, with the nearest of the others, hot beverage.
     """
     english = by_language["en"]
     others = {language: words for language, words in by_language.items() if language != "en"}
-    spoken = Counter(word for words in others.values() for word in set(closest(words, english, names).values()))
+    spoken = Counter(
+        word for words in others.values() for word in set().union(*closest(words, english, names).values())
+    )
     kept = {word: keys for word, keys in english.items() if word in names or spoken[word] >= LEAST_LANGUAGES}
     rest = {word: keys for word, keys in english.items() if word not in kept}
     pairs = {language: closest(words, kept, names) for language, words in {"en": rest, **others}.items()}

@@ -21,7 +21,7 @@ mkdir -p "$OUT"
 # part NAME COMMAND...: run one step of the tour; its output goes to a log.
 part() { step "$1" '' run_to "$OUT/${1// /-}.log" "${@:2}"; }
 
-C=$OUT/corpus T=$OUT/tokenizer
+C=$OUT/corpus T=$OUT/tokenizer B=$OUT/bin
 KEYWORDS=${KEYWORDS:-$(dirname "$OUT")/emoji-keywords} # fetched once, for all runs
 
 # 1. A corpus: drawings with English names and keywords, and both in 14 languages as parallel text.
@@ -35,47 +35,45 @@ part "1 corpus" "$PYTHON" "$HERE/build_corpus.py" "${keywords[@]}" --output "$C"
 # 2. An English teacher, which learns from names. With real data this is CLIP, and there is nothing to train.
 part "2 teacher" "$PYTHON" "$HERE/train_teacher.py" --corpus "$C" --output "$OUT/teacher-names" --seed "$SEED"
 
-# 3. Text into fairseq's format, in three folders: English texts with the drawings of training; with all drawings; and
-# texts in every language with the English text that they translate, where names count twice. Every line has its ids: of
-# the drawing, if any, and of the English text. With XLM-R, use its tokenizer instead of training one. With 32,000 pieces,
-# most words have one or two, which a small encoder learns far faster than spelling. People write a name at the start of a
-# sentence or, in German, always with a capital letter: --ignore-case folds them.
+# 3. Text into fairseq's format, in five folders: English texts with the drawings of training, and with all drawings; and
+# English texts, names and keywords in every language, each with the English text that it translates. Every line has its
+# ids: of the drawing, if any, and of the English text. With XLM-R, use its tokenizer instead of training one. With 32,000
+# pieces, most words have one or two, which a small encoder learns far faster than spelling. People write a name at the
+# start of a sentence or, in German, always with a capital letter: --ignore-case folds them.
 text=$OUT/text
-mkdir -p "$text"/{pairs,all,translations}
+mkdir -p "$text"/{pairs,all,english,names,keywords}
 ids_of() { tr ' ' '_' < "$1"; } # of English texts
 with_ids() { # with_ids FOLDER SPLIT NAME...: captions of the corpus and their drawings, under new ids
   local folder=$text/$1 split=$2 names=("${@:3}")
   cat "${names[@]/%/.en}" > "$folder/$split.en"
   paste <(cat "${names[@]/%/.en.ids}" | cut -f 1) <(ids_of "$folder/$split.en") > "$folder/$split.en.ids"
 }
+translations() { # translations FILE TEXTS ENGLISH: texts that have no drawing, and the English ones that they translate
+  cp "$2" "$text/$1"
+  ids_of "$3" | sed 's/^/-\t/' > "$text/$1.ids"
+}
 with_ids pairs train "$C"/captions/{train,train,keywords}
 with_ids pairs valid "$C/captions/valid"
 with_ids all train "$C/captions/all"
 for lang in "${OTHERS[@]}"; do
-  for side in en "$lang"; do
-    cat "$C"/{parallel,parallel,keywords}/train.en-"$lang.$side" > "$text/translations/train.en-$lang.$side"
-  done
-  mv "$text/translations/train.en-$lang.$lang" "$text/translations/train.$lang"
+  translations "names/train.$lang" "$C/parallel/train.en-$lang".{"$lang",en}
+  translations "keywords/train.$lang" "$C/keywords/train.en-$lang".{"$lang",en}
 done
 # An English text is its own translation, and a rare word that of the nearest common one.
-sort -u "$text"/{pairs,all}/*.en "$text"/translations/train.en-*.en > "$text/english"
-paste <(ids_of "$text/english") "$text/english" > "$text/english.tsv"
-cat "$text/english" "$C/keywords/train.en-rare.rare" > "$text/translations/train.en"
-cat "$text/english" "$C/keywords/train.en-rare.en" > "$text/translations/train.en-en.en"
-for lang in en "${OTHERS[@]}"; do
-  ids_of "$text/translations/train.en-$lang.en" | sed 's/^/-\t/' > "$text/translations/train.$lang.ids"
-done
-rm "$text"/translations/train.en-*.en
+sort -u "$text"/{pairs,all}/*.en "$C"/{parallel,keywords}/train.en-*.en > "$text/english.txt"
+paste <(ids_of "$text/english.txt") "$text/english.txt" > "$text/english.tsv"
+translations english/train.en <(cat "$text/english.txt" "$C/keywords/train.en-rare.rare") \
+  <(cat "$text/english.txt" "$C/keywords/train.en-rare.en")
 part "3 tokenizer" "$PYTHON" "$PREPROCESS/train_tokenizer.py" --ignore-case --vocabulary 32000 --output "$T" \
   "$C"/words/*.txt
-for kind in translations pairs all; do
+for kind in pairs all english names keywords; do
   languages=(en)
-  [[ $kind != translations ]] || languages+=("${OTHERS[@]}")
+  [[ $kind != names && $kind != keywords ]] || languages=("${OTHERS[@]}")
   part "3 encode $kind" "$PYTHON" "$PREPROCESS/encode.py" --model "$T/sentencepiece.bpe.model" \
     --output "$OUT/pieces/$kind" "$text/$kind"/*.??
   part "3 binarise $kind" "$PYTHON" "$PREPROCESS/binarise.py" --pieces "$OUT/pieces/$kind" --dictionary "$T/dict.txt" \
-    --captions "${languages[@]}" --output "$OUT/bin/$kind"
-  cp "$text/$kind"/*.ids "$OUT/bin/$kind/"
+    --captions "${languages[@]}" --output "$B/$kind"
+  cp "$text/$kind"/*.ids "$B/$kind/"
 done
 
 # 4. From here on, two models are trained side by side, each on half of the cores: one that is evaluated, and one for the
@@ -94,7 +92,7 @@ features() { # features STEP TEACHER DIRECTORY
 # text in any language learns the teacher's feature of its English translation, with a squared distance; English texts
 # also learn to find their drawing in the batch, with a contrastive loss. No drawing is ever paired with another language.
 trikd() { # trikd STEP UPDATES TEACHER FEATURES DATA OPTION...
-  part "$1" fairseq-train "$5:$OUT/bin/translations" --user-dir "$PLUGIN" --task trikd --seed "$SEED" --langs "$LANGS" \
+  part "$1" fairseq-train "$5" --user-dir "$PLUGIN" --task trikd --seed "$SEED" --langs "$LANGS" \
     --teacher "$3" --image-features "$4/image" --text-features "$4/text" \
     --arch mclip_tiny --text-tokenizer "$T" --freeze-text none --encoder-layers 1 --encoder-embed-dim 128 \
     --encoder-ffn-embed-dim 256 --encoder-attention-heads 4 --pooling mean --dropout 0 \
@@ -104,12 +102,17 @@ trikd() { # trikd STEP UPDATES TEACHER FEATURES DATA OPTION...
     --batch-size 512 --max-update "$2" --total-num-update "$2" --no-epoch-checkpoints --num-workers 0 \
     --log-format simple --log-interval 50 --cpu "${@:6}"
 }
+mix() { # mix FOLDER...: several folders as one data set; one that is named twice counts twice
+  local IFS=:
+  echo "${*/#/$B/}"
+}
 S=$OUT/search
 search_model() {
   TIMES=$S/seconds.tsv
   tune_teacher 8 "$S/teacher" --captions all
   features 8 "$S/teacher" "$S/features"
-  trikd "8 trikd" 4500 "$S/teacher" "$S/features" "$OUT/bin/all" --save-dir "$S" --disable-validation
+  trikd "8 trikd" 5200 "$S/teacher" "$S/features" "$(mix all english english english names names keywords)" \
+    --save-dir "$S" --disable-validation
 }
 mkdir -p "$S"
 THREADS=$("$PYTHON" -c 'import os; print(os.cpu_count() // 2 or 1)')
@@ -121,8 +124,8 @@ tune_teacher 4 "$OUT/teacher" --captions train keywords --keep train
 features 4 "$OUT/teacher" "$OUT/features"
 
 # 5. The multilingual model that is evaluated.
-trikd "5 trikd" 4000 "$OUT/teacher" "$OUT/features" "$OUT/bin/pairs" --save-dir "$OUT/trikd" --valid-langs en \
-  --validate-interval-updates 2000 --save-interval-updates 2000
+trikd "5 trikd" 4600 "$OUT/teacher" "$OUT/features" "$(mix pairs pairs english english names names names keywords)" \
+  --save-dir "$OUT/trikd" --valid-langs en --validate-interval-updates 2300 --save-interval-updates 2300
 part "5 extract" mclip-extract-mte "$OUT/trikd/checkpoint_last.pt" --tokenizer "$T" --output "$OUT/encoder"
 
 # 6. Retrieval in every language, with mCLIP and with the teacher's own text encoder.

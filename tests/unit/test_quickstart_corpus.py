@@ -149,10 +149,19 @@ def test_words_are_paired_by_what_they_describe() -> None:
     german = keywords.uses({"1": ["hund", "tier"], "2": ["hund", "tier"], "3": ["tier", "katze"]})
     languages = {"en": english, "de": german, "es": german, "fr": german}
     kept, pairs = keywords.dictionary(languages, {"cat"})
-    assert pairs["de"] == {"hund": "dog", "tier": "animal", "katze": "cat"}
-    assert pairs["en"] == {"bestest": "dog"}, "the nearest English word that has a translation"
+    assert pairs["de"] == {"hund": ["dog", "dog"], "tier": ["animal"] * 3, "katze": ["cat"]}
+    assert pairs["en"] == {"bestest": ["dog"]}, "the nearest English word that has a translation"
     assert kept == ["animal", "cat", "dog"], "bestest has no translation"
     assert keywords.closest({"x": frozenset("1")}, {"animal": frozenset("123456")}, set()) == {}, "too little in common"
+
+
+def test_a_word_of_two_meanings_has_two_translations() -> None:
+    """Korean sagwa is an apple, red or green, and an apology, of a man, a woman or anybody."""
+    keywords = load("keywords")
+    english = {"apple": frozenset("12"), "red apple": frozenset("1"), "regret": frozenset("345"), "sun": frozenset("6")}
+    words = {"sagwa": frozenset("12345"), "hae": frozenset("6"), "mul": frozenset("7")}
+    pairs = keywords.closest(words, english, set())
+    assert pairs == {"sagwa": ["apple", "apple", "regret", "regret"], "hae": ["sun"]}, "four lines, where five would be"
 
 
 @pytest.mark.parametrize(
