@@ -37,9 +37,10 @@ part "2 teacher" "$PYTHON" "$HERE/train_teacher.py" --corpus "$C" --output "$OUT
 
 # 3. Text into fairseq's format, in five folders: English texts with the drawings of training, and with all drawings; and
 # English texts, names and keywords in every language, each with the English text that it translates. Every line has its
-# ids: of the drawing, if any, and of the English text. With XLM-R, use its tokenizer instead of training one. With 32,000
-# pieces, most words have one or two, which a small encoder learns far faster than spelling. People write a name at the
-# start of a sentence or, in German, always with a capital letter: --ignore-case folds them.
+# ids: of the drawing, if any, and of the English text. With XLM-R, use its tokenizer instead of training one. It has as many
+# pieces as SentencePiece finds, 36,000: most words have one or two, which a small encoder learns far faster than spelling.
+# Only what occurs twice can be a piece, hence all words twice. People write a name at the start of a sentence or, in
+# German, always with a capital letter: --ignore-case folds them.
 text=$OUT/text
 mkdir -p "$text"/{pairs,all,english,names,keywords}
 ids_of() { tr ' ' '_' < "$1"; } # of English texts
@@ -64,8 +65,8 @@ sort -u "$text"/{pairs,all}/*.en "$C"/{parallel,keywords}/train.en-*.en > "$text
 paste <(ids_of "$text/english.txt") "$text/english.txt" > "$text/english.tsv"
 translations english/train.en <(cat "$text/english.txt" "$C/keywords/train.en-rare.rare") \
   <(cat "$text/english.txt" "$C/keywords/train.en-rare.en")
-part "3 tokenizer" "$PYTHON" "$PREPROCESS/train_tokenizer.py" --ignore-case --vocabulary 32000 --output "$T" \
-  "$C"/words/*.txt
+part "3 tokenizer" "$PYTHON" "$PREPROCESS/train_tokenizer.py" --ignore-case --vocabulary 40000 --output "$T" \
+  "$C"/words/*.txt "$C"/words/*.txt
 for kind in pairs all english names keywords; do
   languages=(en)
   [[ $kind != names && $kind != keywords ]] || languages=("${OTHERS[@]}")
@@ -111,7 +112,7 @@ search_model() {
   TIMES=$S/seconds.tsv
   tune_teacher 8 "$S/teacher" --captions all
   features 8 "$S/teacher" "$S/features"
-  trikd "8 trikd" 5200 "$S/teacher" "$S/features" "$(mix all english english english names names keywords)" \
+  trikd "8 trikd" 5200 "$S/teacher" "$S/features" "$(mix all english names names keywords)" \
     --save-dir "$S" --disable-validation
 }
 mkdir -p "$S"
