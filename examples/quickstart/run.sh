@@ -35,12 +35,12 @@ part "1 corpus" "$PYTHON" "$HERE/build_corpus.py" "${keywords[@]}" --output "$C"
 # 2. An English teacher, which learns from names. With real data this is CLIP, and there is nothing to train.
 part "2 teacher" "$PYTHON" "$HERE/train_teacher.py" --corpus "$C" --output "$OUT/teacher-names" --seed "$SEED"
 
-# 3. Text into fairseq's format, in five folders: English texts with the drawings of training, and with all drawings; and
+# 3. Text into fairseq's format, in five folders: English texts with the drawings of training, and with all drawings;
 # English texts, names and keywords in every language, each with the English text that it translates. Every line has its
-# ids: of the drawing, if any, and of the English text. With XLM-R, use its tokenizer instead of training one. It has as many
-# pieces as SentencePiece finds, 36,000: most words have one or two, which a small encoder learns far faster than spelling.
-# Only what occurs twice can be a piece, hence all words twice. People write a name at the start of a sentence or, in
-# German, always with a capital letter: --ignore-case folds them.
+# ids: of the drawing, if any, and of the English text. With XLM-R, use its tokenizer instead of training one. This one
+# has as many pieces as SentencePiece finds, 36,000: most words have one or two, which a small encoder learns far faster
+# than spelling. Only what occurs twice can be a piece, hence all words twice. People write a name at the start of a
+# sentence or, in German, always with a capital letter: --ignore-case folds them.
 text=$OUT/text
 mkdir -p "$text"/{pairs,all,english,names,keywords}
 ids_of() { tr ' ' '_' < "$1"; } # of English texts
@@ -77,8 +77,8 @@ for kind in pairs all english names keywords; do
   cp "$text/$kind"/*.ids "$B/$kind/"
 done
 
-# 4. From here on, two models are trained side by side, each on half of the cores: one that is evaluated, and one for the
-# search, which sees all drawings, also those that are held out from the first, as one would do with real data.
+# 4. From here on, two models are trained side by side, each on half of the cores: one that is evaluated, and one for
+# the search, which sees all drawings, also those that are held out from the first, as one would do with real data.
 # A teacher's text tower learns keywords over the drawings that its model sees; then its features of every drawing and
 # every English text are computed once.
 tune_teacher() { # tune_teacher STEP DIRECTORY OPTION...
@@ -91,7 +91,7 @@ features() { # features STEP TEACHER DIRECTORY
 }
 # One stage, the best recipe of docs/results.md: a multilingual encoder of one layer learns the teacher's own space. A
 # text in any language learns the teacher's feature of its English translation, with a squared distance; English texts
-# also learn to find their drawing in the batch, with a contrastive loss. No drawing is ever paired with another language.
+# also learn to find their drawing in the batch, with a contrastive loss. No drawing is paired with another language.
 trikd() { # trikd STEP UPDATES TEACHER FEATURES DATA OPTION...
   part "$1" fairseq-train "$5" --user-dir "$PLUGIN" --task trikd --seed "$SEED" --langs "$LANGS" \
     --teacher "$3" --image-features "$4/image" --text-features "$4/text" \
