@@ -8,7 +8,7 @@ photos. Its image side is the teacher's features; the image tower that the forma
 Reads the output of prepare.py, and writes
 
 - `clip/`: the model, as `transformers` saves it;
-- `vocab.txt`: the word pieces of the other languages;
+- `vocab.txt`: the word pieces of the other languages; `words/`: a model whose word vectors, random ones, they start from;
 - `features/image`: the photos' features as those of this CLIP.
 """
 
@@ -126,7 +126,7 @@ def train(clip: Any, tokenizer: Any, data: Path, updates: int) -> None:
 def make(data: Path, output: Path, updates: int, seed: int) -> str:
     """Train and write everything; returns a summary for the user."""
     shield_torchaudio()
-    from transformers import BertTokenizer, CLIPImageProcessorPil
+    from transformers import BertConfig, BertModel, BertTokenizer, CLIPImageProcessorPil
 
     from mclip_fairseq.models.teacher import DualEncoderTeacher
 
@@ -141,6 +141,10 @@ def make(data: Path, output: Path, updates: int, seed: int) -> str:
     processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=edge)
     for part in (clip, tokenizer, processor):
         part.save_pretrained(output / "clip")
+    words = BertConfig(
+        vocab_size=PIECES, hidden_size=DIM, intermediate_size=DIM, num_hidden_layers=1, num_attention_heads=4
+    )
+    BertModel(words).save_pretrained(output / "words")
     photos = FeatureStore.open(data / "features" / "image")
     write_features(
         output / "features" / "image",

@@ -24,7 +24,7 @@ small_clip() {
   run "$PYTHON" "$ROOT/examples/multi30k8k/small_clip.py" "$TEXT" "$CLIP" --updates "$(updates 2400)"
   paste <(cut -f 2 "$TEXT/text/parallel/train.en.ids") "$TEXT/text/parallel/train.en" > "$CLIP/english.tsv"
   paste <(cut -f 2 "$TEXT/text/pairs/train.en.ids") "$TEXT/text/pairs/train.en" >> "$CLIP/english.tsv"
-  run mclip-features --model "$CLIP/clip" --captions "$CLIP/english.tsv" --output "$CLIP/features/text" --normalize
+  run mclip-features --model "$CLIP/clip" --captions "$CLIP/english.tsv" --output "$CLIP/features/text"
   for rows in parallel photos; do
     run "$PYTHON" "$PREPROCESS/binarise.py" --tokenizer "$CLIP/vocab.txt" --pieces "$TEXT/text/$rows" --splits train \
       --captions de fr cs --output "$CLIP/bin/$rows"
@@ -32,11 +32,11 @@ small_clip() {
   done
   touch "$CLIP/ready"
 }
-MLA=(--arch mla_base --teacher "$CLIP/clip" --acquirers "de,fr,cs" --acquirer-dim 128 --embedding-dim 256)
+MLA=(--arch mla_base --teacher "$CLIP/clip" --acquirers "de,fr,cs" --acquirer-dim 128)
 MLA+=(--text-tokenizer "$CLIP/vocab.txt" --langs "de,fr,cs" --max-caption-tokens 64)
 nlt() { # native language transfer: the CLIP's features of the English captions
   train_for 2000 160 "$1" "$CLIP/bin/parallel" --task distillation --text-features "$CLIP/features/text" "${MLA[@]}" \
-    --criterion distillation --lr 1.5e-3 --batch-size 128
+    --embedding "$CLIP/words" --criterion distillation --lr 1.5e-3 --batch-size 128
 }
 le() { # language exposure, le NLT DIRECTORY: captions of the training photos in every language
   train_for 400 40 "$2" "$CLIP/bin/photos" --task image_text --image-features "$CLIP/features/image" "${MLA[@]}" \
