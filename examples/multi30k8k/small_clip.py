@@ -8,7 +8,8 @@ photos. Its image side is the teacher's features; the image tower that the forma
 Reads the output of prepare.py, and writes
 
 - `clip/`: the model, as `transformers` saves it;
-- `vocab.txt`: the word pieces of the other languages; `words/`: a model whose word vectors, random ones, they start from;
+- `vocab.txt`: the word pieces of the other languages;
+- `words/`: a model with the random word vectors that they start from;
 - `features/image`: the photos' features as those of this CLIP.
 """
 
