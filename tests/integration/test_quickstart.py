@@ -46,7 +46,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Found:
 
 def test_the_readme_and_the_run_suggest_queries_of_the_list(repository_root: Path) -> None:
     listed = {row[1] for row in read_table(repository_root / "examples" / "quickstart" / "queries.tsv")}
-    pattern = re.compile(r"query (?:runs/quickstart/index|%s) (\S+?)(?:\\n|\n| )")
+    pattern = re.compile(r"query (?:runs/quickstart/index|%s) (\S+?)(?:\\n|\n| |`)")
     pages = [*repository_root.glob("*.md"), *repository_root.glob("docs/*.md")]
     pages += [repository_root / "examples" / "quickstart" / name for name in ("run.sh", "README.md")]
     texts = [page.read_text(encoding="utf-8") for page in pages]
