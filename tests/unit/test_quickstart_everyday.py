@@ -37,7 +37,9 @@ def test_shares_are_of_words_and_the_mean_is_of_languages(everyday: ModuleType) 
     assert everyday.format_shares(right).split("\n")[-1] == "others  62.5, lowest 50.0"
 
 
-def test_misses_are_named(everyday: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_misses_are_named(
+    everyday: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(everyday, "read_words", lambda path: [("en", "dog", {"1f436"}), ("de", "Hund", {"1f436"})])
     monkeypatch.setattr(everyday, "search", lambda index, words: [{"1f436", "1f408"}, {"1f408", "1f40e"}])
     everyday.measure(Path("index"), Path("words"), True)
