@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from mclip_fairseq.cli.export import main as export
 from mclip_fairseq.export.open_clip import open_clip_triple
 from mclip_fairseq.formats.towers import TrainedTower
 from mclip_fairseq.storage.files import file_sha256
+from mclip_fairseq.storage.staging import beside
 from tests.tiny_data import pixel_options, sentences
 
 TEXTS = [*sentences("de")[:3], "a", ""]
@@ -229,7 +229,7 @@ def test_push(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     assert export([str(checkpoint), "--output", str(tmp_path / "m")]) == 0
-    (tmp_path / "m" / f".onnx.{os.getpid()}.part").mkdir()  # of an export that was killed, with this number
+    beside(tmp_path / "m" / "onnx", "part").mkdir()  # of an export that was killed, with the number of this process
     assert export([str(checkpoint), "--output", str(tmp_path / "m"), "--push", "someone/mclip"]) == 0
     assert calls[0] == ("create", ("someone/mclip", True))
     files, repository = calls[1][1]
