@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks._measure import Seconds, print_table, timed
 
-# All together take less than 15 minutes on 2 cores.
+# Chosen for less than 15 minutes in all on 2 cores.
 LESS_WORK = {
     "clean_parallel": "--pairs 100000 400000",
     "contrast": "--rounds 1",

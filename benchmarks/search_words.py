@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How well `mclip-search calibrate --words` tells which queries an index answers, on the run of `make demo`.
+"""How well a bank of `mclip-search calibrate --words` separates queries with an answer from others, after `make demo`.
 
 The index holds the drawings of training, and the model has seen no other. The queries with an answer are the names of
 these drawings, those without one the names of drawings that were held out. Printed per fit, for English and as the mean

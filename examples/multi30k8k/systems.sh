@@ -43,7 +43,7 @@ le() { # language exposure, le NLT DIRECTORY: captions of the training photos in
     --base "$1" --criterion image_text --positives image --lr 2e-4 --batch-size 128
 }
 
-# CCRK: photos with their captions in all four languages; pictures of the teacher's features in the place of photos.
+# CCRK: photos with their captions in all four languages; pictures of the teacher's features stand in for the photos.
 PICTURES=$OUT/pictures
 pictures() {
   local lang

@@ -28,7 +28,7 @@ def read_words(path: Path) -> list[tuple[str, str, set[str]]]:
     """Language, word and right drawings of every query.
 
     Raises:
-        UserError: a line has not as many columns as the first.
+        UserError: a line does not have as many columns as the first.
     """
     header, *rows = (line.split("\t") for line in read_lines(path))
     queries = []

@@ -24,7 +24,8 @@ REMEDY = "examples/quickstart/fetch_keywords.sh fetches it"
 LEAST_OVERLAP = 0.5
 # An English keyword is kept if this many languages have a word for it, so that fads (143, bestest) are left out.
 LEAST_LANGUAGES = 3
-MOST_LINES = 4  # of a word in a language
+# A word that describes many concepts counts as often as this, at most.
+MOST_LINES = 4
 # Words for half of everything (face, animal) describe no drawing.
 MOST_CONCEPTS = 40
 
@@ -67,7 +68,7 @@ def uses(words: Mapping[str, Iterable[str]]) -> dict[str, frozenset[str]]:
 def closest(words: Uses, english: Uses, preferred: Collection[str]) -> Pairs:
     """Each word's English words: for every concept it describes, the nearest word that describes this, too.
 
-    A word of two meanings so has two translations, and one that describes many concepts counts more often.
+    So a word with two meanings has two translations, and one that describes many concepts counts more.
 
     Args:
         words: in one language.

@@ -116,7 +116,7 @@ search_model() {
     --save-dir "$S" --disable-validation
 }
 mkdir -p "$S"
-THREADS=$("$PYTHON" -c 'import os; print(os.cpu_count() // 2 or 1)')
+THREADS=$("$PYTHON" -c 'from mclip_fairseq.storage.machine import cores; print(cores() // 2 or 1)')
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$THREADS}
 aside "$OUT/8-search.log" search_model # printed in its place, under 8
 

@@ -154,8 +154,9 @@ class StateWriter:
         """
         try:
             out = np.lib.format.open_memmap(path, mode="w+", dtype=self.dtype, shape=(length, self.encoder.dim))
-            with path.open("r+b") as stream:
-                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                with path.open("r+b") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
         except OSError as error:
             path.unlink(missing_ok=True)
             raise UserError(
