@@ -295,12 +295,11 @@ def run_calibrate(options: argparse.Namespace, command: Sequence[str]) -> str:
     """Give an index a bank of queries, and measure how often it is wrong."""
     from mclip_fairseq.search.bank import read_labelled
     from mclip_fairseq.search.calibration import calibrate
-    from mclip_fairseq.search.index import SearchIndex
     from mclip_fairseq.search.words import words_in
 
     if options.fit is not None and options.test is None:
         raise UserError("--fit is for what --test measures; give both, and --fit again to query and serve")
-    index = SearchIndex.open(options.index)
+    index = open_index(options)
     bank = words_in(options.words) if options.words else read_labelled(options.bank, index)
     test = [] if options.test is None else read_labelled(options.test, index)
     return calibrate(index, lambda: load_model_of(index, options), bank, test, options.fit)

@@ -50,11 +50,12 @@ def open_store(options: argparse.Namespace, collection: object, create: bool = F
 
 
 def open_index(options: argparse.Namespace) -> Index:
-    """The index that `query` and `serve` search."""
+    """The index that `query`, `serve` and `calibrate` search."""
+    moved = getattr(options, "images_root", [])
     if is_database(options):
         from mclip_fairseq.search.collection import Collection
 
-        return Collection(open_store(options, options.index), options.images_root, getattr(options, "where", ""))
+        return Collection(open_store(options, options.index), moved, getattr(options, "where", ""))
     from mclip_fairseq.search.index import SearchIndex
 
-    return SearchIndex.open(options.index, options.images_root)
+    return SearchIndex.open(options.index, moved)

@@ -176,8 +176,8 @@ def _query_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
+    _index_argument(parser)
     add = parser.add_argument
-    add("index", type=Path, metavar="INDEX", help="index directory")
     form = "lines of `language, tab, query`, and a tab and an image id where the query describes an image of the index"
     bank = parser.add_mutually_exclusive_group(required=True)
     bank.add_argument("--bank", type=Path, metavar="FILE", help=f"queries: {form}")
@@ -186,6 +186,7 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add("--test", type=Path, metavar="FILE", help="other queries in the same form, to measure how often it is wrong")
     add("--fit", type=share, metavar="F", help="with --test: least fit of a hit that fits well (default 0.5)")
     _model_options(parser, required=False)
+    _engine_options(parser)
 
 
 def _judging_options(parser: argparse.ArgumentParser) -> None:

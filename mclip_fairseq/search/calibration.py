@@ -18,19 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from mclip_fairseq.search.bank import (
-    FILE,
-    LEAST,
-    Bank,
-    Labelled,
-    encode_labelled,
-    nearest_others,
-    read_bank,
-    search_bank,
-    write_bank,
-)
+from mclip_fairseq.search.bank import LEAST, Bank, Labelled, encode_labelled, nearest_others, read_bank, search_bank
 from mclip_fairseq.search.engine import Hit, Index, Row, Vectors
-from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
 
@@ -119,19 +108,17 @@ def read_calibration(index: Index, least: float | None, hubs: bool) -> Calibrati
     Raises:
         UserError: an option needs a bank, and the index has none; or the bank is damaged.
     """
-    bank = read_bank(index) if isinstance(index, SearchIndex) else None
+    bank = read_bank(index)
     if bank is None:
         if hubs or least is not None:
             option = "--hubs" if hubs else "--fit"
-            if not isinstance(index, SearchIndex):
-                raise UserError(f"{option} needs a bank of queries, which only an index directory has; leave it out")
             raise UserError(f"{index.path}: has no bank of queries, which {option} needs; run mclip-search calibrate")
         return None
     return Calibration(bank, DEFAULT_FIT if least is None else least, hubs)
 
 
 def measure(
-    index: SearchIndex, calibration: Calibration, queries: Sequence[Labelled], vectors: Vectors
+    index: Index, calibration: Calibration, queries: Sequence[Labelled], vectors: Vectors
 ) -> dict[str, dict[str, float]]:
     """How often the judgement is wrong, per language.
 
@@ -185,7 +172,7 @@ def format_measures(table: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def calibrate(
-    index: SearchIndex,
+    index: Index,
     load: Callable[[], Any],
     queries: Sequence[Labelled],
     test: Sequence[Labelled] = (),
@@ -194,7 +181,7 @@ def calibrate(
     """Give an index a bank of queries.
 
     Args:
-        index: its directory gets the bank.
+        index: what gets the bank.
         load: loads its model.
         queries: of the bank.
         test: other queries to measure with.
@@ -204,8 +191,10 @@ def calibrate(
         what was written and measured, for a terminal.
 
     Raises:
-        UserError: a query is in both.
+        UserError: a query is in both, or there are too few images to search.
     """
+    if len(index) < 2:
+        raise UserError(f"{index.path}: has {len(index)} images, too few to compare queries with; add some")
     both = {query.text for query in queries} & {query.text for query in test}
     if both:
         raise UserError(
@@ -214,9 +203,9 @@ def calibrate(
     model = load()
     languages, images = [query.language for query in queries], [query.image for query in queries]
     bank = search_bank(index, encode_labelled(model, queries), languages, images)
-    write_bank(index, bank)
+    place = index.write_bank(bank)
     counts = ", ".join(f"{shown(language)} {languages.count(language)}" for language in dict.fromkeys(languages))
-    report = f"{index.path / FILE}: {len(queries)} queries ({counts})"
+    report = f"{place}: {len(queries)} queries ({counts})"
     if not test:
         return report
     calibration = Calibration(bank, DEFAULT_FIT if least is None else least)

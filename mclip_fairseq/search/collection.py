@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mclip_fairseq.search.bank import Bank
+from mclip_fairseq.search.bank_files import ENDING, read_bank_records, write_bank_records
 from mclip_fairseq.search.engine import Hit, Row, Store, Vectors, check_same_model
 from mclip_fairseq.search.places import KnownPlaces, recall
 from mclip_fairseq.storage.errors import UserError
@@ -102,6 +104,17 @@ class Collection:
         return model
 
     @property
+    def dim(self) -> int:
+        """Width of its vectors."""
+        dim: int = self.facts["dim"]
+        return dim
+
+    @property
+    def content(self) -> str:
+        """Which images can be found: those of the collection as it is, as far as they fit the filter."""
+        return f"{self.facts['id']} {self.state} {self.where}"
+
+    @property
     def stamp(self) -> str:
         """Changes with every change of the collection."""
         return str(self.state)
@@ -131,7 +144,7 @@ class Collection:
             UserError: it is a different model, or of another width.
         """
         check_same_model(self.path, self.model, model)
-        check_width(self.path, self.facts["dim"], model.dim)
+        check_width(self.path, self.dim, model.dim)
 
     def hits(self, queries: Vectors, k: int) -> list[list[Hit]]:
         """The k nearest images of each (n, dim) normalised query, best first; fewer where fewer fit the filter."""
@@ -154,6 +167,10 @@ class Collection:
     def find(self, name: str) -> str | None:
         """The id itself; None if it is not in the collection."""
         return name if self.store.get([name], []) else None
+
+    def known(self, names: Sequence[str]) -> set[str]:
+        """Which of these ids are in the collection."""
+        return set(self.store.get(list(names), []))
 
     def id_of(self, row: Row) -> str:
         """The row itself."""
@@ -196,6 +213,20 @@ class Collection:
         """Whether the collection knows the image file of an id, and it no longer exists."""
         file = self.picture(row)
         return file is not None and not file.is_file()
+
+    def read_bank(self) -> Bank | None:
+        """The bank of queries in the collection beside this one; None if there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return read_bank_records(self.store.beside(ENDING))
+
+    def write_bank(self, bank: Bank) -> str:
+        """Write a bank into the collection beside this one; returns what messages call it."""
+        beside = self.store.beside(ENDING)
+        write_bank_records(beside, bank)
+        return beside.place
 
     def _keep(self, fields: Mapping[str, Any]) -> None:
         """Keep where a picture is; the oldest entries go first."""

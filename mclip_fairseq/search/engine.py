@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ import numpy.typing as npt
 from mclip_fairseq.search.places import KnownPlaces
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fingerprints import HALF, same_vectors, text_side
+
+if TYPE_CHECKING:
+    from mclip_fairseq.search.bank import Bank
 
 Vectors = npt.NDArray[np.float32]
 Row = int | str  # number in a faiss index, id in a collection
@@ -59,12 +62,20 @@ class Index(Protocol):
         """Name, fingerprint and identity of the model that made the vectors."""
 
     @property
+    def dim(self) -> int:
+        """Width of its vectors."""
+
+    @property
     def places(self) -> KnownPlaces | None:
         """Where its images and its model are; None where this machine does not know."""
 
     @property
     def stamp(self) -> str:
         """Changes as soon as a row may be a different image."""
+
+    @property
+    def content(self) -> str:
+        """Changes as soon as other images may be found, here and on every machine."""
 
     @property
     def state(self) -> Any:
@@ -95,6 +106,9 @@ class Index(Protocol):
     def find(self, name: str) -> Row | None:
         """Row of an id; None if the image is not in the index."""
 
+    def known(self, names: Sequence[str]) -> set[str]:
+        """Which of these ids are in the index."""
+
     def id_of(self, row: Row) -> str:
         """Id of a row."""
 
@@ -113,6 +127,12 @@ class Index(Protocol):
     def is_missing(self, row: Row) -> bool:
         """Whether the index knows the image file of a row, and it no longer exists."""
 
+    def read_bank(self) -> Bank | None:
+        """The bank of queries that is kept with the index; None if there is none. A `UserError` if it is damaged."""
+
+    def write_bank(self, bank: Bank) -> Path | str:
+        """Keep a bank with the index, instead of an earlier one; returns its place."""
+
 
 class Store(Protocol):
     """One collection of a vector database; what a new database has to offer.
@@ -124,8 +144,11 @@ class Store(Protocol):
     place: str
     most: int  # hits that a search may ask for
 
+    def beside(self, ending: str) -> Store:
+        """The collection of the same database whose name has this ending more."""
+
     def facts(self) -> dict[str, Any] | None:
-        """What was written with `write_facts`; None if there is no such collection."""
+        """What was written with `write_facts`, and `dim`; None if there is no such collection."""
 
     def create(self, dim: int, kind: str, parameters: Mapping[str, int], facts: Mapping[str, Any]) -> None:
         """Create the collection: `kind` of index for vectors of `dim` columns, with these `parameters`."""

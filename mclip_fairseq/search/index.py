@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mclip_fairseq.search.bank import Bank
+from mclip_fairseq.search.bank_files import FILE, read_bank_file, write_bank_file
 from mclip_fairseq.search.engine import Hit, Row, Vectors, check_same_model
 from mclip_fairseq.search.files import MANIFEST, Rows, Time, check_index_file, read_index_manifest, read_times, state_of
 from mclip_fairseq.search.kinds import Searcher, read_index
@@ -101,6 +104,12 @@ class SearchIndex:
         hashes = [entry["sha256"] for entry in self.manifest["files"].values()]
         return hashlib.sha256("\n".join([*hashes, *map(os.path.abspath, self.roots)]).encode()).hexdigest()[:12]
 
+    @property
+    def content(self) -> str:
+        """A hash of the images that can be found."""
+        files = [self.manifest["files"][name]["sha256"] for name in ("vectors", "rows")]
+        return hashlib.sha256(json.dumps([*files, sorted(self.removed)]).encode()).hexdigest()
+
     def __len__(self) -> int:
         return self.searcher.alive
 
@@ -114,6 +123,12 @@ class SearchIndex:
         """Name, fingerprint, identity and origin of the model that made the vectors."""
         model: dict[str, Any] = self.manifest["model"]
         return model
+
+    @property
+    def dim(self) -> int:
+        """Width of its vectors."""
+        dim: int = self.manifest["dim"]
+        return dim
 
     @cached_property
     def removed(self) -> frozenset[int]:
@@ -168,6 +183,10 @@ class SearchIndex:
         """Row of an id; None if it is not in the index."""
         return self.row_of.get(name)
 
+    def known(self, names: Sequence[str]) -> set[str]:
+        """Which of these ids are in the index."""
+        return {name for name in names if name in self.row_of}
+
     def id_of(self, row: Row) -> str:
         """Id of a row."""
         return self.rows.id(int(row))
@@ -215,3 +234,16 @@ class SearchIndex:
         """Whether the index knows the image file of a row, and it no longer exists."""
         file = self.picture(row)
         return file is not None and not file.is_file()
+
+    def read_bank(self) -> Bank | None:
+        """The bank of queries in the directory; None if there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return read_bank_file(self.path / FILE)
+
+    def write_bank(self, bank: Bank) -> Path:
+        """Write a bank into the directory; returns its file."""
+        write_bank_file(self.path / FILE, bank)
+        return self.path / FILE

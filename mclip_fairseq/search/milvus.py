@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from mclip_fairseq.search.addresses import AGAIN, Addresses, check_collection_name
+from mclip_fairseq.search.addresses import AGAIN, Addresses
+from mclip_fairseq.search.base_store import FACTS, BaseStore
 from mclip_fairseq.search.engine import Unavailable, Vectors
 from mclip_fairseq.search.records import NUMBERS, TEXT_BYTES
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
-from mclip_fairseq.storage.files import parse_json
 
 SERVER = re.compile(r"(https?|tcp|unix)://?[^\s@]+")
 ADDRESSES = Addresses("milvus", SERVER, "http://HOST:19530", ".db", "USER:PASSWORD")
@@ -31,7 +31,6 @@ INDEXES = {
     "pq": ("IVF_PQ", "nprobe"),
     "diskann": ("DISKANN", "search_list"),
 }
-FACTS = "mclip_fairseq"  # the property of a collection that holds them
 MOST = 16384  # hits, queries and ids of one request
 REQUEST_BYTES = 8 << 20  # of vectors; servers refuse requests of 64 MB
 ANSWER_HITS = 65536
@@ -44,7 +43,7 @@ CREDENTIALS = re.compile(r"\bauth\b|authentic|authori[sz]|permission|privilege",
 GONE = re.compile(r"unavailable|deadline|timed? ?out|retry|connect", re.I)
 
 
-class MilvusStore:
+class MilvusStore(BaseStore):
     """One collection; see `Store` for the calls.
 
     Args:
@@ -61,10 +60,7 @@ class MilvusStore:
     most = MOST
 
     def __init__(self, uri: str, collection: str, token: str = "", create: bool = False) -> None:
-        ADDRESSES.check(uri, create)
-        check_collection_name(collection)
-        self.place = f"{uri}, collection {collection}"
-        self.collection, self.kind, self.loaded = collection, "", False
+        super().__init__(ADDRESSES, uri, collection, create)
         for name, value in GRPC.items():
             os.environ.setdefault(name, value)
         self.library: Any = import_extra("pymilvus", "milvus")
@@ -115,17 +111,13 @@ class MilvusStore:
             if not self.client.has_collection(self.collection, timeout=ANSWER_SECONDS):
                 return None
             described = self.client.describe_collection(self.collection, timeout=ANSWER_SECONDS)
-        text = (described.get("properties") or {}).get(FACTS)
-        if text is None:
-            raise UserError(f"{self.place}: was not made by mclip-search build; choose another collection")
-        facts: dict[str, Any] = parse_json(text)
         width = next(field["params"]["dim"] for field in described["fields"] if field["name"] == "vector")
-        self.kind = str(facts.get("kind"))
+        facts = self.facts_in(described.get("properties"), width)
         if not self.loaded:
             with self.asking():
                 self.client.load_collection(self.collection, timeout=LOAD_SECONDS)
             self.loaded = True
-        return facts | {"dim": int(width)}
+        return facts
 
     def create(self, dim: int, kind: str, parameters: Mapping[str, int], facts: Mapping[str, Any]) -> None:
         """See `Store`."""

@@ -11,21 +11,20 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mclip_fairseq.search.addresses import AGAIN, Addresses, check_collection_name
+from mclip_fairseq.search.addresses import AGAIN, Addresses
+from mclip_fairseq.search.base_store import FACTS, BaseStore
 from mclip_fairseq.search.engine import Unavailable, Vectors
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
-from mclip_fairseq.storage.files import parse_json
 
 ADDRESSES = Addresses("qdrant", re.compile(r"https?://[^\s@]+"), "http://HOST:6333", ".qdrant", "an API key")
-FACTS = "mclip_fairseq"  # the key of a collection's metadata that holds them
 KINDS = ("exact", "hnsw", "sq8")  # sq8 is a graph over one byte per dimension
 MOST = 10_000  # hits and ids of one request
 REQUEST_NUMBERS = 400_000  # of vectors in a request, which the server reads as JSON of up to 32 MB
 ANSWER_SECONDS, WAIT_SECONDS = 60, 2.0
 
 
-class QdrantStore:
+class QdrantStore(BaseStore):
     """One collection; see `Store` for the calls.
 
     Args:
@@ -42,10 +41,7 @@ class QdrantStore:
     most = MOST
 
     def __init__(self, uri: str, collection: str, token: str = "", create: bool = False) -> None:
-        ADDRESSES.check(uri, create)
-        check_collection_name(collection)
-        self.place = f"{uri}, collection {collection}"
-        self.collection, self.kind = collection, ""
+        super().__init__(ADDRESSES, uri, collection, create)
         self.library: Any = import_extra("qdrant_client", "qdrant")
         self.models: Any = self.library.models
         at = {"url": uri, "api_key": token or None, "timeout": ANSWER_SECONDS} if "://" in uri else {"path": uri}
@@ -92,12 +88,7 @@ class QdrantStore:
             if not self.client.collection_exists(self.collection):
                 return None
             config = self.client.get_collection(self.collection).config
-        text = (config.metadata or {}).get(FACTS)
-        if text is None:
-            raise UserError(f"{self.place}: was not made by mclip-search build; choose another collection")
-        facts: dict[str, Any] = parse_json(text)
-        self.kind = str(facts.get("kind"))
-        return facts | {"dim": int(config.params.vectors.size)}
+        return self.facts_in(config.metadata, config.params.vectors.size)
 
     def create(self, dim: int, kind: str, parameters: Mapping[str, int], facts: Mapping[str, Any]) -> None:
         """See `Store`.

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mclip_fairseq.search.bank import FILE, read_bank
+from mclip_fairseq.search.bank import read_bank
+from mclip_fairseq.search.bank_files import FILE
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.presenting import Extras
 from tests.colours import COLOURS, ColourModel

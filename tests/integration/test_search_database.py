@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mclip_fairseq.search.bank import read_bank
+from mclip_fairseq.search.collection import Collection
 from tests.colours import COLOURS, ColourModel, draw_colours
 from tests.search_cli import Run
 
@@ -50,6 +53,14 @@ def database(request: pytest.FixtureRequest) -> Database:
     for package in PACKAGES[request.param]:
         pytest.importorskip(package, reason=f"needs the extra {request.param}")
     return DATABASES[request.param]
+
+
+def stores() -> dict[str, Any]:
+    """The store of each engine."""
+    from mclip_fairseq.search.milvus import MilvusStore
+    from mclip_fairseq.search.qdrant import QdrantStore
+
+    return {"milvus": MilvusStore, "qdrant": QdrantStore}
 
 
 def answers(run: Run, database: Database, *arguments: object) -> list[list[tuple[str, float]]]:
@@ -131,10 +142,7 @@ def test_an_id_never_silently_changes_its_image(mclip_search: Run, database: Dat
 def test_an_interrupted_build_continues(
     mclip_search: Run, database: Database, colour_model: ColourModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mclip_fairseq.search.milvus import MilvusStore
-    from mclip_fairseq.search.qdrant import QdrantStore
-
-    store: Any = {"milvus": MilvusStore, "qdrant": QdrantStore}[database.engine]
+    store = stores()[database.engine]
     monkeypatch.setattr("mclip_fairseq.search.database.CHUNK", 3)
     upsert, written = store.upsert, list[int]()
 
@@ -314,6 +322,37 @@ def test_features_go_into_a_collection(mclip_search: Run, database: Database, co
     assert hit["file"] == str(Path("photos/red.png").absolute())
 
 
+def test_a_collection_is_calibrated(mclip_search: Run, database: Database) -> None:
+    mclip_search("build", "photos", "--model", "colours", "--output", "index", "--workers", "0")
+    mclip_search(*database.build)
+    pairs = [" ".join(pair) for pair in itertools.combinations(COLOURS, 2)]  # between two images, on none of them
+    Path("bank.tsv").write_text("".join(f"en\t{pair}\n" for pair in pairs))
+    Path("test.tsv").write_text("".join(f"en\t{colour}\t{colour}.png\n" for colour in COLOURS for _ in range(3)))
+    for bank in (["bank.tsv", "--test", "test.tsv"], ["bank.tsv"]):  # the second one replaces the first
+        printed = mclip_search("calibrate", "colours", *database.options, "--bank", *bank)
+        assert printed.startswith(f"{database.place}_mclip_bank: 28 queries (en 28)\n")
+        assert printed.partition("\n")[2] == mclip_search("calibrate", "index", "--bank", *bank).partition("\n")[2]
+    queries = ["red", "black red", "-k", "3", "--hubs", "--json"]
+    found, right = (
+        json.loads(mclip_search("query", *place, *queries))["answers"]
+        for place in (("colours", *database.options), ("index",))
+    )
+    assert [answer["fits"] for answer in found] == [answer["fits"] for answer in right] == [True, False]
+    assert [[hit["id"] for hit in answer["results"]] for answer in found] == [
+        [hit["id"] for hit in answer["results"]] for answer in right
+    ]
+    wheres = {"milvus": "size < 0", "qdrant": '{"must": [{"key": "size", "range": {"lt": 0}}]}'}
+    none = json.loads(
+        mclip_search("query", "colours", "red", *database.options, "--where", wheres[database.engine], "--json")
+    )
+    assert none["answers"] == [{"query": "red", "fits": False, "results": []}]
+    mclip_search("remove", "colours", "red.png", *database.options)
+    kept = read_bank(Collection(stores()[database.engine](database.uri, "colours")))
+    assert kept is not None
+    assert len(kept.nearest) == 28
+    assert "red.png" not in kept.nearest
+
+
 @MILVUS
 def test_options_that_do_not_fit_are_refused(mclip_search: Run, database: Database) -> None:
     build = database.build[: -len(database.options)]
@@ -336,7 +375,7 @@ def test_options_that_do_not_fit_are_refused(mclip_search: Run, database: Databa
     assert "no such collection; create it with mclip-search build" in mclip_search(
         "query", "other", "red", *database.options, status=2
     )
-    assert "--hubs needs a bank of queries, which only an index directory has" in mclip_search(
+    assert "has no bank of queries, which --hubs needs; run mclip-search calibrate" in mclip_search(
         "query", "colours", "red", *database.options, "--hubs", status=2
     )
     assert "cannot name a collection" in mclip_search("query", "a-b", "red", *database.options, status=2)

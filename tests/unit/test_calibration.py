@@ -142,7 +142,7 @@ def test_the_benchmark_measures_a_folder(tmp_path: Path) -> None:
     lines = report(tmp_path, size=30, distractors=20, seed=0).splitlines()
     assert len(lines) == 2 + len(FITS)
     cells = lines[-1].split(" | ")
-    assert (cells[0], cells[1]) == ("| fit 0.9, 32 images", "12")
+    assert (cells[0], cells[1]) == ("| en, fit 0.9, 32 images", "12")
     assert float(cells[3]) == 0  # no misses: a caption is at its image
     assert float(cells[4]) == 100
     assert 0 <= float(cells[2]) < 50
