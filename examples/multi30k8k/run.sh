@@ -30,7 +30,9 @@
 #   ccrk            CCRK on the photos with their captions in four languages, re-ranking the 16 nearest
 #   contrastive-tension  Contrastive Tension from the encoder of m-clip with the same seed; texts alone are evaluated
 # README.md says what the last four have instead of pretrained parts.
-# SCALE multiplies all numbers of updates (1: the published table; 0.01: a smoke test).
+# SCALE multiplies all numbers of updates (1: the published table; 0.01: a smoke test). TRIAL names a trial of other
+# options of teacher-space, which OPTIONS adds:
+#   TRIAL=structure OPTIONS="--structure-weight 50" examples/multi30k8k/run.sh DATA
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../recipe.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
@@ -46,7 +48,9 @@ PIECES=10000 TEXT=$OUT/data
 case $VARIANT in
   teacher-space | m-clip | altclip | mla | ccrk | contrastive-tension) PIECES=14000 TEXT=$OUT/data-14000 ;;
 esac
-RUN=$OUT/$VARIANT-$SEED
+[[ -z ${OPTIONS:-} || $VARIANT == teacher-space && -n ${TRIAL:-} ]] ||
+  fail "OPTIONS are options of a TRIAL of VARIANT=teacher-space; name the trial, or leave them out"
+RUN=$OUT/$VARIANT${TRIAL:+-$TRIAL}-$SEED
 TIMES=$RUN/seconds.tsv # where step writes
 
 updates() { awk -v n="$1" -v s="${SCALE:-1}" 'BEGIN { u = int(n * s); print (u < 2 ? 2 : u) }'; }
@@ -115,10 +119,12 @@ guide() {
 MIXED=$TEXT/bin/pairs:$TEXT/bin/pairs5:$TEXT/bin/parallel:$TEXT/bin/parallel:$TEXT/bin/czech
 SMALL=("${SIZES[@]}" --encoder-layers 1)
 teacher_space() {
+  local options
+  read -ra options <<< "${OPTIONS:-}"
   train_for 2400 200 "$1" "$MIXED" --task trikd --langs "$LANGS" "${FEATURES[@]}" \
     --arch mclip_tiny --text-tokenizer "$TEXT/tokenizer" --freeze-text none "${SMALL[@]}" --pooling mean --dropout 0 \
     --projector-layers 0 --projector-start identity --fixed-target --criterion trikd --positives image \
-    --image-text-weight 1 --text-text-loss mse --text-text-weight 10 --lr 1.5e-3 --batch-size 128
+    --image-text-weight 1 --text-text-loss mse --text-text-weight 10 --lr 1.5e-3 --batch-size 128 "${options[@]}"
 }
 
 trikd() { # trikd ENCODER DIRECTORY [OPTION...]: English image-caption pairs only, the encoder frozen

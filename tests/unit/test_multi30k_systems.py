@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +63,13 @@ def test_the_table_has_a_row_for_each_variant_and_stage(tmp_path: Path) -> None:
     last = table.table(rows).splitlines()[-1].split(" | ")
     assert last[:3] == ["| altclip, stage 1", "2", "71.0 ± 1.0"]
     assert last[-1] == f"{table.ABSENT} |"
+
+
+def test_options_belong_to_a_named_trial(repository_root: Path, tmp_path: Path) -> None:
+    """So that no run of a variant has other options than the others."""
+    for variables in ({}, {"TRIAL": "structure", "VARIANT": "m-clip"}):
+        environment = {**os.environ, "OPTIONS": "--structure-weight 50", **variables}
+        command = ["bash", str(repository_root / "examples/multi30k8k/run.sh"), "data", str(tmp_path / "runs")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+        assert "name the trial, or leave them out" in done.stderr
