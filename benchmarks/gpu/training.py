@@ -7,7 +7,7 @@ import torch
 from benchmarks.gpu.measuring import PRECISIONS, Report, Sizes, products
 from benchmarks.gpu.models import caption_batch, dictionary, mclip, mte, to_device, training_step, translation_batch
 from mclip_fairseq.criterions.mte import MTECriterion
-from mclip_fairseq.criterions.trikd import TriKDCriterion
+from mclip_fairseq.criterions.trikd import TriKDCriterion, TriKDCriterionConfig
 from mclip_fairseq.losses import smoothing
 from mclip_fairseq.models.mclip import MCLIPModel
 from mclip_fairseq.optim.mclip_lamb import Lamb
@@ -34,7 +34,7 @@ def trikd(report: Report, size: Sizes) -> None:
             for precision in PRECISIONS:
                 cfg = TriKDTaskConfig(data="none", save_dir="none", seed=1, autocast=autocast_of(precision))
                 task = TriKDTask(cfg, [pieces])
-                criterion = TriKDCriterion(task, 1.0, 0.1, 1 / 0.07, "pair", "sound")
+                criterion = TriKDCriterion(task, TriKDCriterionConfig())
                 step = training_step(task, model, criterion, batch)
                 with products(precision):
                     what = f"{arch}, {kind}, {size.batch} captions, {precision}"

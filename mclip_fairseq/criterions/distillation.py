@@ -68,42 +68,17 @@ class DistillationCriterion(TermsCriterion):
     (batch, width).
     """
 
-    def __init__(
-        self,
-        task: Any,
-        mse_weight: float,
-        cosine_weight: float,
-        contrastive_weight: float,
-        contrast_direction: str,
-        masked_word_weight: float = 0.0,
-        soft_label_weight: float = 0.0,
-        soft_label_temperature: float = 0.05,
-        soft_label_images: int = 2048,
-        structure_weight: float = 0.0,
-        pair_weight: float = 0.0,
-        pair_scale: float = 20.0,
-        layer_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, task: Any, cfg: DistillationCriterionConfig) -> None:
         super().__init__(task)
-        self.relations = Relations(
-            task,
-            RelationsConfig(
-                soft_label_weight=soft_label_weight,
-                soft_label_temperature=soft_label_temperature,
-                soft_label_images=soft_label_images,
-                structure_weight=structure_weight,
-                pair_weight=pair_weight,
-                pair_scale=pair_scale,
-            ),
-        )
-        weights = {"mse": mse_weight, "cosine": cosine_weight, "contrastive": contrastive_weight}
+        self.relations = Relations(task, cfg)
+        weights = {"mse": cfg.mse_weight, "cosine": cfg.cosine_weight, "contrastive": cfg.contrastive_weight}
         if min(weights.values()) < 0 or not (any(weights.values()) or self.relations.active):
             raise UserError(
                 "--mse-weight, --cosine-weight and --contrastive-weight must not be negative, and one must be above 0"
             )
         self.weights = {kind: weight for kind, weight in weights.items() if weight > 0}
-        self.direction = str(contrast_direction)
-        self.masked_word_weight, self.layer_weight = masked_word_weight, layer_weight
+        self.direction = str(cfg.contrast_direction)
+        self.masked_word_weight, self.layer_weight = cfg.masked_word_weight, cfg.layer_weight
 
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x captions of all ranks)."""

@@ -86,49 +86,23 @@ class TriKDCriterion(TermsCriterion):
     space.
     """
 
-    def __init__(
-        self,
-        task: Any,
-        image_text_weight: float,
-        text_text_weight: float,
-        text_text_scale: float,
-        positives: str,
-        trikd_arithmetic: str,
-        text_text_loss: str = "infonce",
-        soft_label_weight: float = 0.0,
-        soft_label_temperature: float = 0.05,
-        soft_label_images: int = 2048,
-        structure_weight: float = 0.0,
-        pair_weight: float = 0.0,
-        pair_scale: float = 20.0,
-        matryoshka: str = "",
-    ) -> None:
+    def __init__(self, task: Any, cfg: TriKDCriterionConfig) -> None:
         super().__init__(task)
-        self.relations = Relations(
-            task,
-            RelationsConfig(
-                soft_label_weight=soft_label_weight,
-                soft_label_temperature=soft_label_temperature,
-                soft_label_images=soft_label_images,
-                structure_weight=structure_weight,
-                pair_weight=pair_weight,
-                pair_scale=pair_scale,
-            ),
-        )
-        if image_text_weight <= 0 and text_text_weight <= 0 and not self.relations.active:
+        self.relations = Relations(task, cfg)
+        if cfg.image_text_weight <= 0 and cfg.text_text_weight <= 0 and not self.relations.active:
             raise UserError("--image-text-weight and --text-text-weight are both 0: there is nothing to train")
-        self.image_text_weight = image_text_weight
-        self.text_text_weight = text_text_weight
-        self.released = trikd_arithmetic == "released"
-        self.text_text_loss = str(text_text_loss)
+        self.image_text_weight = cfg.image_text_weight
+        self.text_text_weight = cfg.text_text_weight
+        self.released = cfg.trikd_arithmetic == "released"
+        self.text_text_loss = str(cfg.text_text_loss)
         if self.released and (self.text_text_loss != "infonce" or self.relations.active):
             raise UserError(
                 "--trikd-arithmetic released has the two published terms alone; leave out --text-text-loss, "
                 "--soft-label-weight, --structure-weight and --pair-weight, or say --trikd-arithmetic sound"
             )
-        self.text_text_scale = math.log(text_text_scale) if self.released else text_text_scale
-        self.by_image = positives == "image"
-        self.prefixes = read_prefixes(matryoshka, getattr(getattr(task, "model", None), "dim", None))
+        self.text_text_scale = math.log(cfg.text_text_scale) if self.released else cfg.text_text_scale
+        self.by_image = cfg.positives == "image"
+        self.prefixes = read_prefixes(cfg.matryoshka, getattr(getattr(task, "model", None), "dim", None))
         if self.released and self.prefixes:
             raise UserError("--trikd-arithmetic released has no prefixes; leave out --matryoshka")
 

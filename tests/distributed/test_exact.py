@@ -83,13 +83,14 @@ def union(batches: list[dict[str, Any]]) -> dict[str, Any]:
 def criterion_of(task: str, image_text: float = 1.0, text_text: float = 0.5) -> Any:
     """A criterion of ours, without fairseq's configuration."""
     from mclip_fairseq.criterions.mte import MTECriterion
-    from mclip_fairseq.criterions.trikd import TriKDCriterion
+    from mclip_fairseq.criterions.trikd import TriKDCriterion, TriKDCriterionConfig
 
     vocabulary = SimpleNamespace(bos=lambda: 0, pad=lambda: 1)
     owner = SimpleNamespace(target_dictionary=vocabulary)
     if task == "mte":
         return MTECriterion(owner, 0.1, 1.0, 2.0, 0.1, "sound")
-    return TriKDCriterion(owner, image_text, text_text, 9.0, "image", "sound")
+    weights: dict[str, Any] = {"image_text_weight": image_text, "text_text_weight": text_text}
+    return TriKDCriterion(owner, TriKDCriterionConfig(**weights, text_text_scale=9.0, positives="image"))
 
 
 def expected_loss(task: str, model: nn.Module, batches: list[dict[str, Any]]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu.measuring import TINY, Report
 from benchmarks.gpu.models import caption_batch, dictionary, mclip, mte, to_device, training_step
 from mclip_fairseq.criterions.mte import MTECriterion
-from mclip_fairseq.criterions.trikd import TriKDCriterion
+from mclip_fairseq.criterions.trikd import TriKDCriterion, TriKDCriterionConfig
 from mclip_fairseq.data.parallel import ParallelDataset
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.resilience.signals import asked_to_stop
@@ -25,7 +25,7 @@ def trikd_step(device: torch.device, cached: bool) -> Callable[[], object]:
     pieces = dictionary(TINY.entries)
     model = mclip("base", pieces, True, device)
     task = TriKDTask(TriKDTaskConfig(data="none", save_dir="none", seed=1, autocast="none"), [pieces])
-    criterion = TriKDCriterion(task, 1.0, 0.1, 1 / 0.07, "pair", "sound")
+    criterion = TriKDCriterion(task, TriKDCriterionConfig())
     batch = caption_batch(TINY, pieces, model.feature_dim, model.dim if cached else 0)
     return training_step(task, model, criterion, to_device(batch, device))
 

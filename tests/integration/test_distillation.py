@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fairseq.logging import metrics
 from torch import nn
 
-from mclip_fairseq.criterions.distillation import DistillationCriterion
+from mclip_fairseq.criterions.distillation import DistillationCriterion, DistillationCriterionConfig
 from mclip_fairseq.criterions.image_text import ImageTextCriterion
 from mclip_fairseq.data.alternation import AlternatingDataset
 from mclip_fairseq.storage.checkpoints import load_checkpoint
@@ -31,6 +31,10 @@ class Answer(nn.Module):
         return self.out
 
 
+def distillation(**options: Any) -> DistillationCriterion:
+    return DistillationCriterion(None, DistillationCriterionConfig(**options))
+
+
 def sample(rows: int, **more: Any) -> dict[str, Any]:
     """A batch of that many rows."""
     return {"net_input": {}, "nsentences": rows, "ntokens": 3 * rows, **more}
@@ -46,7 +50,7 @@ def test_the_loss_is_the_weighted_sum_of_the_fixture(shared_dir: Path, direction
         student=student, teacher_text=teacher, distillation_scale=torch.tensor(float(data["cl_theta"][0])).exp()
     )
     weights: dict[str, Any] = {"mse_weight": 0.7, "cosine_weight": 0.2, "contrastive_weight": 3.0}
-    criterion = DistillationCriterion(None, **weights, contrast_direction=direction)
+    criterion = distillation(**weights, contrast_direction=direction)
     loss, size, _ = criterion(answer, sample(rows))
     contrast = data["loss_cl"] if direction == "released" else data["own_symmetric_loss_cl"]
     expected = 0.7 * data["loss_mse"] + 0.2 * data["loss_cosine"] + 3.0 * contrast[0]
@@ -63,7 +67,7 @@ def test_a_dummy_batch_counts_nothing_and_keeps_its_graph() -> None:
     student = torch.randn(3, 4, requires_grad=True)
     scale = torch.tensor(4.0, requires_grad=True)
     answer = Answer(student=student, teacher_text=torch.randn(3, 4), distillation_scale=scale)
-    criterion = DistillationCriterion(None, 1.0, 1.0, 1.0, "both")
+    criterion = distillation(cosine_weight=1.0, contrastive_weight=1.0)
     loss, size, logged = criterion(answer, sample(3, is_dummy=True))
     loss.backward()
     assert (float(loss.detach()), size, float(logged["loss"])) == (0.0, 0, 0.0)
@@ -78,7 +82,7 @@ def test_small_errors_are_logged_apart() -> None:
     for error in (0.01, 0.0101):
         student = torch.full((4, 3), error)
         answer = Answer(student=student, teacher_text=torch.zeros(4, 3))
-        criterion = DistillationCriterion(None, 1.0, 0.0, 0.0, "both")
+        criterion = distillation()
         with metrics.aggregate(new_root=True) as logged:
             criterion.reduce_metrics([criterion(answer, sample(4))[2]])
         values.append(logged.get_smoothed_values())
@@ -89,13 +93,13 @@ def test_small_errors_are_logged_apart() -> None:
 def test_a_contrast_without_a_learned_scale_is_refused() -> None:
     answer = Answer(student=torch.ones(2, 3), teacher_text=torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"pass --distillation-scale-init 4\.48"):
-        DistillationCriterion(None, 0.0, 0.0, 1.0, "both")(answer, sample(2))
+        distillation(mse_weight=0.0, contrastive_weight=1.0)(answer, sample(2))
 
 
-@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (1.0, -1.0, 0.0)])
-def test_weights_that_train_nothing_are_refused(weights: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize("weights", [{"mse_weight": 0.0}, {"cosine_weight": -1.0}])
+def test_weights_that_train_nothing_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must not be negative, and one must be above 0"):
-        DistillationCriterion(None, *weights, "both")
+        distillation(**weights)
 
 
 @pytest.mark.parametrize(("direction", "key"), [("released", "stage2_loss"), ("both", "stage2_symmetric_loss")])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 
-from mclip_fairseq.criterions.trikd import TriKDCriterion
+from mclip_fairseq.criterions.trikd import TriKDCriterion, TriKDCriterionConfig
 from mclip_fairseq.data.tokens import load_dictionary
 from mclip_fairseq.models.freezing import IDENTITY, decode_identity
 from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
@@ -105,13 +105,16 @@ RELEASED = {"sim": (1.0, 0.1), "noit": (0.0, 1.0), "nott": (1.0, 0.0)}
 @pytest.mark.parametrize("variant", list(RELEASED))
 @pytest.mark.parametrize("lang", ["en", "cs"])
 def test_released_losses_match(model: MCLIPModel, recorded: dict[str, Any], lang: str, variant: str) -> None:
-    criterion = TriKDCriterion(None, *RELEASED[variant], 1 / 0.07, "pair", "released")
+    weights: dict[str, Any] = dict(zip(("image_text_weight", "text_text_weight"), RELEASED[variant], strict=True))
+    criterion = TriKDCriterion(None, TriKDCriterionConfig(**weights, trikd_arithmetic="released"))
     expected = recorded["fixture"]["outputs"]["losses"][f"{lang}_{variant}"]["loss_per_token"]
     assert loss_of(model, recorded, lang, criterion) == pytest.approx(expected, rel=1e-5)
 
 
 def test_released_fine_tuning_loss_matches(model: MCLIPModel, recorded: dict[str, Any]) -> None:
-    criterion = TriKDCriterion(None, 1.0, 0.1, 100.0, "image", "released")
+    criterion = TriKDCriterion(
+        None, TriKDCriterionConfig(text_text_scale=100.0, positives="image", trikd_arithmetic="released")
+    )
     group = recorded["fixture"]["inputs"]["coco_image_ids"].view(-1)
     expected = recorded["fixture"]["outputs"]["losses"]["en_coco"]["loss_per_token"]
     assert loss_of(model, recorded, "en", criterion, group) == pytest.approx(expected, rel=1e-5)
@@ -237,5 +240,5 @@ def test_half_precision_logs_a_finite_scale(model: MCLIPModel, recorded: dict[st
     }
     model.half().logit_scale.data.fill_(4.0)
     assert torch.isinf(model.logit_scale.detach().exp() * rows)
-    _, _, logged = TriKDCriterion(None, 1.0, 0.1, 1 / 0.07, "pair", "sound")(model.train(), sample)
+    _, _, logged = TriKDCriterion(None, TriKDCriterionConfig())(model.train(), sample)
     assert float(logged["scale"]) == pytest.approx(float(model.scale.detach()) * rows)

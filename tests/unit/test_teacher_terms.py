@@ -1,5 +1,6 @@
 """The terms of the criterions `trikd` and `distillation` that look at the teacher's text features."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mclip_fairseq.criterions.distillation import DistillationCriterion
+from mclip_fairseq.criterions.distillation import DistillationCriterion, DistillationCriterionConfig
 from mclip_fairseq.criterions.teacher_terms import read_prefixes
-from mclip_fairseq.criterions.trikd import TriKDCriterion
+from mclip_fairseq.criterions.trikd import TriKDCriterion, TriKDCriterionConfig
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.losses import soft_label_loss, structure_loss, symmetric_info_nce
 from mclip_fairseq.models.projectors import XProjector, c_projector
@@ -67,8 +68,11 @@ def mean_loss(criterion: Any, model: Answer, **more: Any) -> float:
     return float(loss.detach()) / ROWS
 
 
-def trikd(weight: float = 0.0, kind: str = "mse", arithmetic: str = "sound", **relations: Any) -> TriKDCriterion:
-    return TriKDCriterion(Owner, 0.0, weight, 8.0, "pair", arithmetic, kind, **relations)
+def trikd(
+    weight: float = 0.0, kind: str = "mse", arithmetic: str = "sound", owner: Any = Owner, **relations: Any
+) -> TriKDCriterion:
+    cfg = TriKDCriterionConfig(image_text_weight=0.0, text_text_weight=weight, text_text_scale=8.0, **relations)
+    return TriKDCriterion(owner, replace(cfg, text_text_loss=kind, trikd_arithmetic=arithmetic))
 
 
 def test_distances_are_those_of_unit_vectors() -> None:
@@ -94,14 +98,14 @@ def test_relations_are_added_with_their_weights() -> None:
     }
     assert mean_loss(trikd(**options), model) == pytest.approx(2 * soft + 5 * structure, rel=1e-5)
     # The student of `distillation` is not a unit vector; its relations are those of directions.
-    of_student = DistillationCriterion(Owner, 0.0, 0.0, 0.0, "both", **options)
+    of_student = DistillationCriterion(Owner, DistillationCriterionConfig(mse_weight=0.0, **options))
     assert mean_loss(of_student, model) == pytest.approx(2 * soft + 5 * structure, rel=1e-5)
 
 
 def test_pairs_of_translations_are_contrasted() -> None:
     """As `symmetric_info_nce`, and nothing for captions without a translation."""
     owner = SimpleNamespace(images=None, cfg=SimpleNamespace(pair_language="en"))
-    criterion = TriKDCriterion(owner, 0.0, 0.0, 8.0, "pair", "sound", pair_weight=3.0, pair_scale=5.0)
+    criterion = trikd(owner=owner, pair_weight=3.0, pair_scale=5.0)
     model = Answer()
     assert mean_loss(criterion, model) == 0
     model.translation = units(ROWS, 4)
@@ -109,9 +113,9 @@ def test_pairs_of_translations_are_contrasted() -> None:
     assert mean_loss(criterion, model) == pytest.approx(3 * expected, rel=1e-5)
     for wrong in (Owner, SimpleNamespace(images=None, cfg=SimpleNamespace(pair_language=""))):
         with pytest.raises(ValueError, match="need each other"):
-            TriKDCriterion(wrong, 0.0, 1.0, 8.0, "pair", "sound", pair_weight=1.0)
+            trikd(1.0, owner=wrong, pair_weight=1.0)
     with pytest.raises(ValueError, match="need each other"):
-        TriKDCriterion(owner, 0.0, 1.0, 8.0, "pair", "sound")
+        trikd(1.0, owner=owner)
 
 
 def test_a_caption_meets_its_translation_by_the_teacher_text(tiny_corpus: Path, tmp_path: Path) -> None:
@@ -190,7 +194,7 @@ def test_contradictory_options_are_refused(relations: dict[str, Any], message: s
 
 def test_soft_labels_need_images() -> None:
     with pytest.raises(ValueError, match="give --image-features"):
-        TriKDCriterion(SimpleNamespace(images=None), 1.0, 0.0, 8.0, "pair", "sound", soft_label_weight=1.0)
+        trikd(owner=SimpleNamespace(images=None), soft_label_weight=1.0)
 
 
 def test_the_bank_holds_images_of_training_captions_alone(tiny_corpus: Path, tmp_path: Path) -> None:
