@@ -13,6 +13,7 @@ from mclip_fairseq.cli.features_units import is_of_parts, make_by_units
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.cli.options import add_workers, count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.feature_files import DTYPES
 from mclip_fairseq.storage.files import check_folder
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels, find_images
@@ -159,7 +160,12 @@ def finished(options: argparse.Namespace, writer: FeatureWriter, command: Sequen
     from mclip_fairseq.storage.feature_files import read_manifest
 
     manifest = read_manifest(writer.path)
-    return f"{options.output}: {manifest['count']} rows of {manifest['dim']} columns, {len(writer.skipped())} skipped"
+    summary = f"{manifest['count']} rows of {manifest['dim']} columns, {len(writer.skipped())} skipped"
+    if options.parquet is None:
+        return f"{options.output}: {summary}"
+    from mclip_fairseq.storage.feature_parquet import write_parquet
+
+    return f"{options.output}: {summary}; {write_parquet(writer.path, options.parquet)} files in {options.parquet}"
 
 
 def listed_images(options: argparse.Namespace) -> tuple[list[tuple[str, Path]], int | None]:
@@ -242,6 +248,9 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--machine must be 0 to {options.machines - 1} with --machines {options.machines}")
     check_max_pixels(options.max_pixels)
     check_folder("--output", options.output)
+    check_folder("--parquet", options.parquet)
+    if options.parquet is not None:
+        import_extra("pyarrow", "scale")
     if is_of_parts(options):
         check_options_of_parts(options)
     elif options.column or options.id_column:
@@ -299,6 +308,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--engine", choices=("local", "ray"), default="local", help=engine)
     add("--root", type=Path, metavar="DIR", help="folder of a list's relative paths (default: the list's folder)")
     add("--output", type=Path, required=True, metavar="DIR", help="feature directory to create or continue")
+    add("--parquet", type=Path, metavar="DIR", help="also write the rows to DIR as Parquet files, one per shard")
     add("--batch-size", type=positive, default=256, metavar="N", help="inputs per batch (default 256)")
     add_workers(parser)
     add("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")

@@ -56,7 +56,7 @@ def connected() -> Iterator[Any]:
     """Ray: the cluster of RAY_ADDRESS, a cluster that this process has joined already, or a new one on this machine.
 
     Raises:
-        UserError: the cluster cannot be reached.
+        UserError: the cluster cannot be reached, or does not start.
     """
     ray = import_extra("ray", "scale")
     import_extra("ray.data", "scale")
@@ -72,12 +72,17 @@ def connected() -> Iterator[Any]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises many kinds, and a plain one where a machine is too busy
         reason = " ".join(str(error).split())[:200]
-        place = f"{ADDRESS_VARIABLE}={address}" if address else "Ray on this machine"
-        raise UserError(
-            f"{place}: does not start ({reason}); check that the cluster runs this version of Ray"
-        ) from error
+        if address:
+            message = (
+                f"{ADDRESS_VARIABLE}={address}: cannot be joined ({reason}); check that it runs this version of Ray"
+            )
+        else:
+            message = (
+                f"Ray does not start on this machine ({reason}); run the same command again, or without --engine ray"
+            )
+        raise UserError(message) from error
     try:
         yield ray
     finally:

@@ -133,6 +133,20 @@ def test_captions_of_tars_and_parquet(clip: Path, tars: list[Path], tmp_path: Pa
         np.testing.assert_allclose(close[name], row, atol=2e-3)
 
 
+def test_rows_go_into_parquet_files(clip: Path, plain: Path, photos: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra scale")
+    command = (clip, plain, "--images", photos, "--shard-rows", 3, "--parquet", tmp_path / "tables")
+    run(*command)
+    (tmp_path / "tables" / "features-00001.parquet").write_bytes(b"cut off")
+    kept = (tmp_path / "tables" / "features-00000.parquet").stat().st_mtime_ns
+    run(*command)
+    assert (tmp_path / "tables" / "features-00000.parquet").stat().st_mtime_ns == kept
+    tables = [parquet.read_table(file) for file in sorted((tmp_path / "tables").iterdir())]
+    assert [len(table) for table in tables] == [3, 3, 1]
+    read = {row["id"].removesuffix(".png"): row["vector"] for table in tables for row in table.to_pylist()}
+    assert read == rows(plain)
+
+
 def test_keys_that_two_tars_have_name_their_tar(clip: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_tar(tmp_path / f"{name}.tar", {"0.png": png(), "1.png": png() if name == "a" else b"no image"})

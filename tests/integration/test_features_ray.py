@@ -209,6 +209,21 @@ def test_a_cluster_that_cannot_be_reached(
     assert "Traceback" not in message
 
 
+def test_ray_that_does_not_start(
+    clip: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra scale")
+    pytest.importorskip("ray.data", reason="needs the extra scale")
+
+    def busy(**settings: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # as it does on a busy machine
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", busy)
+    run(clip, tmp_path / "out", "--images", photos, "--engine", "ray", status=2)
+    assert "Ray does not start on this machine (The current node timed out during" in capsys.readouterr().err
+
+
 def test_machines_are_not_for_ray(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(clip, tmp_path / "out", "--images", tmp_path, "--engine", "ray", "--machines", 2, status=2)
     assert "leave it out with --engine ray" in capsys.readouterr().err
