@@ -1,4 +1,4 @@
-"""Token states of the frozen text encoder, computed once: TriKD's epochs then skip the encoder."""
+"""Token states of the frozen text encoder, or their pooled states, computed once: epochs then skip the encoder."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mclip_fairseq.batching import batch_cost, batches_by_tokens
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.losses.gather import every_nth, objects_of_all_ranks
+from mclip_fairseq.models.pooling import POOLING
 from mclip_fairseq.models.settings import structure_settings
 from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.storage.errors import UserError
@@ -67,9 +68,9 @@ def places_of(offsets: Numbers, sizes: Numbers) -> Numbers:
     return np.repeat(offsets - starts_of(sizes), sizes) + np.arange(int(sizes.sum()))
 
 
-def cache_name(tokens: FlatTokens, encoder: TextEncoder) -> str:
-    """File name that depends on the encoder's weights and structure and on every token, and on nothing else."""
-    facts = [encoder.identity()["sha256"], structure_settings(encoder)]
+def cache_name(tokens: FlatTokens, encoder: TextEncoder, pooling: str) -> str:
+    """File name that depends on the encoder's weights and structure, the pooling and every token alone."""
+    facts = [encoder.identity()["sha256"], structure_settings(encoder), *([pooling] if pooling else [])]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for array in (tokens.lengths, tokens.offsets, np.asarray(tokens.values)):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -86,15 +87,24 @@ class StateWriter:
         device: where to encode.
         dtype: `float32` or `float16` on disk.
         lowered: compute in bfloat16 where torch.autocast does.
+        pooling: one of `POOLING`, to keep one state per sentence; empty: those of all tokens.
     """
 
     def __init__(
-        self, path: Path, tokens: FlatTokens, encoder: TextEncoder, device: torch.device, dtype: str, lowered: bool
+        self,
+        path: Path,
+        tokens: FlatTokens,
+        encoder: TextEncoder,
+        device: torch.device,
+        dtype: str,
+        lowered: bool,
+        pooling: str = "",
     ) -> None:
         self.path, self.tokens, self.device, self.dtype, self.lowered = path, tokens, device, dtype, lowered
         self.encoder = encoder.to(device).eval()
-        self.sizes = tokens.sizes
-        self.batches = list(batches_by_tokens(self.sizes, batch_cost(device)))
+        self.pooling = pooling
+        self.sizes = kept_states(tokens, pooling)
+        self.batches = list(batches_by_tokens(tokens.sizes, batch_cost(device)))
 
     def alone(self) -> None:
         """Encode everything, and move the file into place when it is complete."""
@@ -137,12 +147,15 @@ class StateWriter:
 
     @torch.inference_mode()
     def encoded(self, batches: Sequence[Numbers]) -> Iterator[npt.NDArray[np.floating]]:
-        """(tokens, dim) states of each batch back to back, longest sentences last."""
+        """(states, dim) of each batch back to back, longest sentences last."""
         with tqdm(total=sum(map(len, batches)), desc="token states", unit="caption") as progress:
             for rows in batches:
                 tokens = self.tokens.batch(rows).to(self.device)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.lowered):
-                    states = self.encoder(tokens).to(getattr(torch, self.dtype)).cpu().numpy()
+                    encoded = self.encoder(tokens)
+                if self.pooling:
+                    encoded = POOLING[self.pooling](encoded, tokens.eq(self.encoder.padding_idx))[:, None]
+                states = encoded.to(getattr(torch, self.dtype)).cpu().numpy()
                 yield states[np.arange(states.shape[1])[None, :] < self.sizes[rows][:, None]]
                 progress.update(len(rows))
 
@@ -172,6 +185,11 @@ class StateWriter:
         out.flush()
 
 
+def kept_states(tokens: FlatTokens, pooling: str) -> Numbers:
+    """(sentences,) how many states of each are kept."""
+    return np.ones_like(tokens.sizes) if pooling else tokens.sizes
+
+
 def common_mark(directory: Path) -> str:
     """How temporary names end that all ranks share; empty if they see different directories, or for one rank alone."""
     mark = objects_of_all_ranks(f"{uuid.uuid4().hex}.{owner()}.{TEMPORARY}")[0]
@@ -194,6 +212,7 @@ def cached_states(
     device: torch.device,
     dtype: str,
     lowered: bool = False,
+    pooling: str = "",
 ) -> TokenStates:
     """Open the cache of these sentences under this encoder, computing it where it is missing.
 
@@ -206,16 +225,18 @@ def cached_states(
         device: where to encode.
         dtype: `float32` or `float16` on disk.
         lowered: compute in bfloat16 where torch.autocast does.
+        pooling: one of `POOLING`, to keep one state per sentence; empty: those of all tokens.
 
     Raises:
         UserError: the cache holds something else, is damaged, or cannot be written.
     """
     precision = "bfloat16-" if lowered else ""
-    path = Path(directory) / f"{precision}{dtype}-{cache_name(tokens, encoder)}"
+    path = Path(directory) / f"{precision}{dtype}-{cache_name(tokens, encoder, pooling)}"
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
     if not all(objects_of_all_ranks(path.exists())):
-        writer, mark = StateWriter(path, tokens, encoder, device, dtype, lowered), common_mark(path.parent)
+        mark = common_mark(path.parent)
+        writer = StateWriter(path, tokens, encoder, device, dtype, lowered, pooling)
         if mark:
             writer.together(mark)
         elif not path.exists():
@@ -225,6 +246,7 @@ def cached_states(
         states = np.lib.format.open_memmap(path, mode="r")
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); remove it") from error
-    if states.shape != (int(tokens.sizes.sum()), encoder.dim) or states.dtype != dtype:
+    sizes = kept_states(tokens, pooling)
+    if states.shape != (int(sizes.sum()), encoder.dim) or states.dtype != dtype:
         raise UserError(f"{path}: holds {states.dtype} of shape {states.shape}, not these captions; remove it")
-    return TokenStates(states, tokens.sizes)
+    return TokenStates(states, sizes)

@@ -187,6 +187,11 @@ class AltCLIPModel(TeacherLearningModel):
         pooled: Tensor = self.inverse(self.projection(states.to(self.text_projection.weight.dtype)), padding)
         return pooled
 
+    @property
+    def state_pooling(self) -> str:
+        """As M-CLIP's; the layers of the variant `invert` read the states of all tokens."""
+        return super().state_pooling if self.inverse is None else ""
+
     def max_positions(self) -> int:
         """Longest caption in tokens."""
         longest = super().max_positions()

@@ -143,6 +143,11 @@ class DualEncoder(BaseFairseqModel):
         """The text encoder whose token states can be computed once, or None where it is trained."""
         return None
 
+    @property
+    def state_pooling(self) -> str:
+        """How these states are pooled before they are kept; empty: those of all tokens are kept."""
+        return ""
+
     @classmethod
     def fit_to_features(cls, cfg: Any, dim: int) -> None:
         """Take the width of the data's features into the options, before the model is built.

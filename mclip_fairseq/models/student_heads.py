@@ -1,8 +1,8 @@
-"""From a student's pooled state to the teacher's space: the heads of M-CLIP and AltCLIP."""
+"""From a student's pooled state to the teacher's space: the heads of M-CLIP, AltCLIP and METAL."""
 
 from torch import Tensor, nn
 
-HEADS = ("linear", "norm_linear", "tanh")
+HEADS = ("linear", "linear_2", "linear_3", "linear_4", "norm_linear", "tanh")
 
 
 class NormLinear(nn.Module):
@@ -43,8 +43,30 @@ class TanhHead(nn.Module):
         return predicted
 
 
+class LinearLayers(nn.Module):
+    """Linear layers in a row, with nothing between them (METAL, arXiv 2601.10096).
+
+    Args:
+        layers: how many.
+        dim: width of the student, and of all layers but the last.
+        target_dim: width of what it predicts.
+    """
+
+    def __init__(self, layers: int, dim: int, target_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(*(nn.Linear(dim, dim) for _ in range(layers - 1)))
+        self.linear = nn.Linear(dim, target_dim)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(batch, dim) -> (batch, target dim)."""
+        predicted: Tensor = self.linear(self.hidden(pooled))
+        return predicted
+
+
 def student_head(kind: str, dim: int, target_dim: int) -> nn.Module:
     """The head of a kind of `HEADS`."""
     classes = {"linear": nn.Linear, "norm_linear": NormLinear, "tanh": TanhHead}
+    if kind not in classes:
+        return LinearLayers(int(kind.removeprefix("linear_")), dim, target_dim)
     head: nn.Module = classes[kind](dim, target_dim)
     return head

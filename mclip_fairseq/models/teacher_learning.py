@@ -44,7 +44,10 @@ class TeacherLearningModelConfig(StudentConfig):
     )
     student_head: ChoiceEnum(HEADS) = field(  # type: ignore[valid-type]
         default="linear",
-        metadata={"help": "linear (M-CLIP), norm_linear: LayerNorm first (AltCLIP), tanh: two layers and a tanh"},
+        metadata={
+            "help": "linear (M-CLIP), linear_2 to linear_4: as many linear layers in a row (METAL), norm_linear: "
+            "LayerNorm first (AltCLIP), tanh: two layers and a tanh"
+        },
     )
 
     adapter_dim: int = field(
@@ -125,6 +128,11 @@ class TeacherLearningModel(StudentModel):
         if not isinstance(encoder, XLMREncoder):
             raise UserError(f"the text encoder is {encoder.description}, but the layout is for XLM-R as fairseq has it")
         return encoder
+
+    @property
+    def state_pooling(self) -> str:
+        """The head reads the pooled state alone."""
+        return str(self.cfg.pooling)
 
     @property
     def dim(self) -> int:

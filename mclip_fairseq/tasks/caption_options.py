@@ -66,7 +66,10 @@ class CaptionTaskConfig(SampledTaskConfig):
     )
     text_state_cache: str = field(
         default="",
-        metadata={"help": "directory for token states of the frozen text encoder, computed once; empty: no cache"},
+        metadata={
+            "help": "directory for states of the frozen text encoder, computed once: of each token, or pooled ones "
+            "where the model reads no others; empty: no cache"
+        },
     )
     text_state_dtype: ChoiceEnum(["float32", "float16"]) = field(  # type: ignore[valid-type]
         default="float32", metadata={"help": "type in which --text-state-cache stores them"}

@@ -312,9 +312,14 @@ class CaptionTask(SampledTask):
             return TokenColumn(tokens)
         device = torch.device("cuda" if torch.cuda.is_available() and not self.cfg.cpu else "cpu")
         encoder = self.model.frozen_text_encoder
-        lowered = self.cfg.autocast != "none"
         states = cached_states(
-            self.cfg.text_state_cache, tokens, encoder, device, str(self.cfg.text_state_dtype), lowered
+            self.cfg.text_state_cache,
+            tokens,
+            encoder,
+            device,
+            str(self.cfg.text_state_dtype),
+            lowered=self.cfg.autocast != "none",
+            pooling=self.model.state_pooling,
         )
         return StateColumn(states)
 

@@ -184,6 +184,10 @@ def test_heads_compute_what_they_say() -> None:
     standard = (pooled - pooled.mean(1, keepdim=True)) / (pooled.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(norm(pooled), standard @ norm.linear.weight.T + norm.linear.bias)
     assert isinstance(student_head("linear", 8, 5), nn.Linear)
+    two: Any = student_head("linear_2", 8, 5)
+    torch.testing.assert_close(two(pooled), pooled @ (two.linear.weight @ two.hidden[0].weight).T + two(torch.zeros(8)))
+    four: Any = student_head("linear_4", 8, 5)
+    assert [tuple(layer.weight.shape) for layer in (*four.hidden, four.linear)] == [(8, 8)] * 3 + [(5, 8)]
 
 
 def test_pooling_ignores_padding_on_either_side() -> None:

@@ -17,7 +17,7 @@ from mclip_fairseq.data import states
 from mclip_fairseq.data.states import TokenStates, cached_states, places_of
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
-from mclip_fairseq.models.pooling import pad_rows, pool_mean
+from mclip_fairseq.models.pooling import POOLING, pad_rows, pool_mean
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.owners import is_leftover, machine
@@ -72,6 +72,22 @@ def test_cached_states_equal_computed_ones(dtype: str, tmp_path: Path) -> None:
     computed, cached = model.encode_text(captions.batch(rows)), model.encode_text(states=flat, padding=padding)
     torch.testing.assert_close(cached, computed, rtol=0, atol=1e-6 if dtype == "float32" else 2e-3)
     assert [path.name for path in tmp_path.iterdir()] == [next(tmp_path.glob(f"{dtype}-states-*.npy")).name]
+
+
+@pytest.mark.parametrize("pooling", list(POOLING))
+def test_pooled_states_are_one_a_caption(pooling: str, tmp_path: Path) -> None:
+    """Pooled again by the model, they are what its head would have read."""
+    model, captions = model_and_captions()
+    rows = np.arange(len(captions))
+    every, one = (
+        cached_states(tmp_path, captions, model.text_encoder, torch.device("cpu"), "float32", pooling=kept)
+        for kept in ("", pooling)
+    )
+    assert one.values.shape == (len(captions), 16)
+    (flat, padding), (pooled, no_padding) = every.batch(rows), one.batch(rows)
+    expected = POOLING[pooling](pad_rows(flat, padding), padding)
+    torch.testing.assert_close(POOLING[pooling](pad_rows(pooled, no_padding), no_padding), expected)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("change", [{"encoder_attention_heads": 4}, {"activation_fn": "relu"}])
