@@ -11,6 +11,7 @@
 #   teacher-space   the default and the best: a text encoder of one layer learns the teacher's own space, by the distance
 #                   to the teacher's text features in every language and the contrast of English captions with photos;
 #                   no MTE, 14,000 pieces, batches of 128
+#   trikd-after     TriKD on English pairs after teacher-space with the same seed, whose encoder stays as it is
 #   m-clip          M-CLIP's method with the encoder, pieces, batches and updates of teacher-space
 #   mclip           the method as published, with a stage between: MTE; then the encoder learns the teacher's features on
 #                   the parallel captions and English pairs; then TriKD on English pairs
@@ -31,7 +32,7 @@
 #   contrastive-tension  Contrastive Tension from the encoder of m-clip with the same seed; texts alone are evaluated
 # README.md says what the last four have instead of pretrained parts.
 # SCALE multiplies all numbers of updates (1: the published table; 0.01: a smoke test). TRIAL names a trial of other
-# options of teacher-space, which OPTIONS adds:
+# options of teacher-space or trikd-after, which OPTIONS adds:
 #   TRIAL=structure OPTIONS="--structure-weight 50" examples/multi30k8k/run.sh DATA
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../recipe.sh
@@ -46,10 +47,11 @@ LANGS=en,de,fr,cs
 # Pieces of the tokenizer; each number has its data directory.
 PIECES=10000 TEXT=$OUT/data
 case $VARIANT in
-  teacher-space | m-clip | altclip | mla | ccrk | contrastive-tension) PIECES=14000 TEXT=$OUT/data-14000 ;;
+  teacher-space | trikd-after | m-clip | altclip | mla | ccrk | contrastive-tension) PIECES=14000 TEXT=$OUT/data-14000 ;;
 esac
-[[ -z ${OPTIONS:-} || $VARIANT == teacher-space && -n ${TRIAL:-} ]] ||
-  fail "OPTIONS are options of a TRIAL of VARIANT=teacher-space; name the trial, or leave them out"
+[[ -z ${OPTIONS:-} || -n ${TRIAL:-} && $VARIANT =~ ^(teacher-space|trikd-after)$ ]] ||
+  fail "OPTIONS are options of a TRIAL of teacher-space or trikd-after; name the trial, or leave them out"
+read -ra OPTIONS <<< "${OPTIONS:-}"
 RUN=$OUT/$VARIANT${TRIAL:+-$TRIAL}-$SEED
 TIMES=$RUN/seconds.tsv # where step writes
 
@@ -119,12 +121,10 @@ guide() {
 MIXED=$TEXT/bin/pairs:$TEXT/bin/pairs5:$TEXT/bin/parallel:$TEXT/bin/parallel:$TEXT/bin/czech
 SMALL=("${SIZES[@]}" --encoder-layers 1)
 teacher_space() {
-  local options
-  read -ra options <<< "${OPTIONS:-}"
   train_for 2400 200 "$1" "$MIXED" --task trikd --langs "$LANGS" "${FEATURES[@]}" \
     --arch mclip_tiny --text-tokenizer "$TEXT/tokenizer" --freeze-text none "${SMALL[@]}" --pooling mean --dropout 0 \
     --projector-layers 0 --projector-start identity --fixed-target --criterion trikd --positives image \
-    --image-text-weight 1 --text-text-loss mse --text-text-weight 10 --lr 1.5e-3 --batch-size 128 "${options[@]}"
+    --image-text-weight 1 --text-text-loss mse --text-text-weight 10 --lr 1.5e-3 --batch-size 128 "${OPTIONS[@]}"
 }
 
 trikd() { # trikd ENCODER DIRECTORY [OPTION...]: English image-caption pairs only, the encoder frozen
@@ -275,6 +275,12 @@ case $VARIANT in
     ;;
   teacher-space)
     step trikd "$RUN/trikd/finished" teacher_space "$RUN/trikd"
+    ;;
+  trikd-after)
+    start=$OUT/teacher-space-$SEED/trikd/checkpoint_last.pt
+    [[ -e $start ]] || fail "$start: not found; run VARIANT=teacher-space SEED=$SEED first"
+    step extract "$RUN/encoder" extract "$start" "$RUN/encoder"
+    step trikd "$RUN/trikd/finished" trikd "$RUN/encoder" "$RUN/trikd" "${OPTIONS[@]}"
     ;;
   m-clip)
     step trikd "$RUN/trikd/finished" m_clip "$RUN/trikd"
