@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import shown
 
 BAD_INPUT, INTERRUPTED = 2, 130
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,7 +50,8 @@ def run_main(program: str, run: Callable[[], int | None], when_interrupted: str 
         return BAD_INPUT
     except OSError as error:
         place = f"{error.filename}: " if error.filename is not None else ""
-        print(f"{program}: error: {shown(place + (error.strerror or str(error)))}", file=sys.stderr)
+        remedy = "; make space and run the same command again" if error.errno in FULL else ""
+        print(f"{program}: error: {shown(place + (error.strerror or str(error)))}{remedy}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted{when_interrupted and '; ' + when_interrupted}", file=sys.stderr)

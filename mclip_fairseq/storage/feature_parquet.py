@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.feature_files import open_shard, read_ids, read_manifest
-from mclip_fairseq.storage.files import write_bytes
+from mclip_fairseq.storage.files import complete_file
 
 SHARD_KEY = b"mclip_fairseq.sha256"  # in a file's metadata: the hash of the shard that it holds
 
@@ -36,9 +35,8 @@ def write_parquet(features: Path, output: Path) -> int:
         values = arrow.array(open_shard(features, manifest, entry).astype("float32").reshape(-1))
         vectors = arrow.FixedSizeListArray.from_arrays(values, manifest["dim"])
         table = arrow.table({"id": arrow.array(names, arrow.string()), "vector": vectors})
-        stream = io.BytesIO()
-        parquet.write_table(table.replace_schema_metadata({SHARD_KEY: entry["sha256"]}), stream)
-        write_bytes(file, stream.getvalue())
+        with complete_file(file) as stream:
+            parquet.write_table(table.replace_schema_metadata({SHARD_KEY: entry["sha256"]}), stream)
     return len(manifest["shards"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -26,8 +25,8 @@ from mclip_fairseq.storage.feature_files import (
     shard_name,
 )
 from mclip_fairseq.storage.fields import check_fields
-from mclip_fairseq.storage.files import file_sha256, read_json, read_lines, write_bytes, write_json
-from mclip_fairseq.storage.owners import TEMPORARY, own_name, remove_leftovers
+from mclip_fairseq.storage.files import complete_file, file_sha256, read_json, read_lines, write_bytes, write_json
+from mclip_fairseq.storage.owners import TEMPORARY, remove_leftovers
 from mclip_fairseq.storage.projection import PROJECTION, Projection
 
 LABELS = {
@@ -298,13 +297,10 @@ def write_shard(
         raise UserError(f"{path}: shard {shard} needs values of shape {(len(kept), plan['dim'])}, got {array.shape}")
     check_values(path, kept, array, plan["normalized"])
     file = path / shard_name(shard)
-    temporary = own_name(file)
-    with temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    record = {"file": file.name, "rows": len(kept), "sha256": file_sha256(temporary), "skipped": list(skipped)}
-    os.replace(temporary, file)
+    with complete_file(file) as stream:
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+        stream.write(array.data)  # np.save hides why a disk takes no more
+    record = {"file": file.name, "rows": len(kept), "sha256": file_sha256(file), "skipped": list(skipped)}
     write_json(path / "partial" / f"{shard:05d}.json", record | ({"ids": kept} if with_ids else {}))
 
 

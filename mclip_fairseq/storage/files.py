@@ -1,13 +1,14 @@
 """Plain files: reading and hashing files from any source, and writing files of our own."""
 
+import contextlib
 import hashlib
 import json
 import os
 import unicodedata
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.owners import own_name
@@ -189,18 +190,29 @@ def check_folder(option: str, folder: Path | None) -> None:
         raise UserError(f"{option} {folder}: {place} cannot be written to; give another directory")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is complete or absent."""
+@contextlib.contextmanager
+def complete_file(path: Path) -> Iterator[BinaryIO]:
+    """A stream to a file that is complete or absent: it is on the disk when the context ends.
+
+    Raises:
+        OSError: it cannot be written; names the file, which the error of a full disk does not.
+    """
     temporary = own_name(path)
     try:
         with temporary.open("wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error  # the error of a full disk names no file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is complete or absent."""
+    with complete_file(path) as stream:
+        stream.write(content)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

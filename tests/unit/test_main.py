@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,11 @@ def failing(error: BaseException) -> Callable[[], int]:
     [
         (UserError("x\x1b[31m.txt: is empty; write it"), 2, "prog: error: x\\x1b[31m.txt: is empty; write it\n"),
         (FileNotFoundError(2, "No such file", "a\nb"), 2, "prog: error: a\\nb: No such file\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.npy"),
+            2,
+            "prog: error: x.npy: No space left on device; make space and run the same command again\n",
+        ),
         (KeyboardInterrupt(), 130, "\nprog: interrupted; run it again\n"),
     ],
 )
