@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sqlite3
 import time
 import uuid
 import warnings
@@ -74,6 +75,10 @@ class QdrantStore(BaseStore):
             else:
                 message = f"{self.place}: the database reports: {reason}; {AGAIN}"
             raise UserError(message) from error
+        except (sqlite3.Error, OSError) as error:  # of a folder, such as a full disk
+            raise UserError(f"{self.place}: the database reports: {error}; {AGAIN}") from error
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.place}: is damaged ({error}); remove the folder and build it again") from error
         except RuntimeError as error:  # of the client, about a folder
             message = f"{self.place}: cannot be opened; wait until no other program has it open"
             raise Unavailable(message) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -91,6 +92,21 @@ def test_a_folder_that_another_program_has_open(tmp_path: Path) -> None:
         QdrantStore(uri, "c")
     first.client.close()
     assert QdrantStore(uri, "c").facts() is None
+
+
+def test_a_folder_that_takes_no_more_or_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **more: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    uri = str(tmp_path / "x.qdrant")
+    store = QdrantStore(uri, "c", create=True)
+    monkeypatch.setattr(store.client, "upsert", full)
+    with pytest.raises(UserError, match="reports: database or disk is full; when that is solved, run the same command"):
+        store.upsert([{"id": "a"}], np.ones((1, 2), np.float32))
+    store.client.close()
+    Path(uri, "meta.json").write_text("")
+    with pytest.raises(UserError, match=r"is damaged \(.*\); remove the folder and build it again"):
+        QdrantStore(uri, "c")
 
 
 def test_collections_and_kinds_that_cannot_be_used(tmp_path: Path) -> None:
