@@ -23,6 +23,7 @@ class BaseStore:
         create: whether the file or folder may be created.
 
     Attributes:
+        uri, collection: the arguments.
         place: what messages call it.
         kind: of its index, once the collection was created or its facts were read.
         loaded: whether the database has it in memory.
@@ -34,7 +35,7 @@ class BaseStore:
     def __init__(self, addresses: Addresses, uri: str, collection: str, create: bool) -> None:
         addresses.check(uri, create)
         check_collection_name(collection)
-        self.place, self.collection = f"{uri}, collection {collection}", collection
+        self.uri, self.place, self.collection = uri, f"{uri}, collection {collection}", collection
         self.kind, self.loaded = "", False
 
     def beside(self, ending: str) -> Self:

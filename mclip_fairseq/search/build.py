@@ -230,10 +230,12 @@ def discard_if_changed(partial: Path, contents: str) -> None:
         contents: stamp of the images; it differs when an image was added, removed or changed.
     """
     file, record = partial / "contents.json", {"contents": contents}
-    if file.is_file() and read_json(file) == record:
+    earlier = read_json(file) if file.is_file() else None
+    if earlier == record:
         return
     if partial.exists():
         shutil.rmtree(partial)
+    if earlier is not None:
         print(f"{partial.parent}: the images changed after the interruption; starting from scratch", file=sys.stderr)
     partial.mkdir(parents=True)
     write_json(file, record)

@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,7 @@ class MilvusStore(BaseStore):
         )
         for name in ("folder", "date"):
             indexes.add_index(name, index_type="INVERTED")
+        remove_leftover(self.uri, self.collection)
         with self.asking():
             self.client.create_collection(
                 self.collection,
@@ -224,6 +227,13 @@ class MilvusStore(BaseStore):
                 self.collection, filter="", limit=count, output_fields=["id"], timeout=ANSWER_SECONDS
             )
         return [record["id"] for record in records]
+
+
+def remove_leftover(uri: str, collection: str) -> None:
+    """Remove what a full disk has left of a collection that milvus-lite could not create, if it holds no data."""
+    folder = Path(uri, "collections", collection)
+    if uri.endswith(".db") and not (folder / "partitions").exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def reason_of(error: Any) -> str:

@@ -125,6 +125,15 @@ def test_a_full_disk(mclip_search: Run) -> None:
     assert printed.endswith("8 images of 5 dimensions, exact\n")
 
 
+def test_a_collection_that_a_full_disk_kept_from_being_created(mclip_search: Run) -> None:
+    mclip_search(*BUILD, "--uri", "images.db")
+    leftover = Path("images.db/collections/other/schema.json.tmp")  # as milvus-lite leaves it
+    leftover.parent.mkdir()
+    leftover.touch()
+    printed = mclip_search(*BUILD, "--output", "other", "--uri", "images.db")
+    assert printed == "images.db, collection other: 8 images of 5 dimensions, exact\n"
+
+
 def test_processes_that_decode_are_forked_quietly(mclip_search: Run) -> None:
     command = [sys.executable, "-c", COMMAND, *BUILD, "--workers", "2", "--uri", "images.db"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=250)
