@@ -86,6 +86,12 @@ def read_bank_file(path: Path) -> Bank | None:
     return checked_bank(path, content, data)
 
 
+def facts_of(store: Store) -> dict[str, Any] | None:
+    """What the collection of a bank says about itself; None if there is no such collection."""
+    facts = store.facts()
+    return facts and check_fields(store.place, facts, FIELDS | {"id": str, "count": int}, f"drop it, and {AGAIN}")
+
+
 def names_in(facts: Mapping[str, Any]) -> list[str]:
     """The ids of the queries of a collection."""
     return [f"{facts['id']}-{number}" for number in range(facts["count"])]
@@ -99,7 +105,7 @@ def write_bank_records(store: Store, bank: Bank) -> None:
     """
     count, dim = bank.vectors.shape
     facts = fields_of(bank) | {"id": uuid.uuid4().hex, "kind": "exact", "count": count}
-    earlier = store.facts()
+    earlier = facts_of(store)
     if earlier is None:
         store.create(dim, "exact", {}, facts | {"count": 0})
     elif earlier["dim"] != dim:
@@ -122,11 +128,8 @@ def read_bank_records(store: Store) -> Bank | None:
     Raises:
         UserError: it is damaged.
     """
-    facts = store.facts()
-    if facts is None:
-        return None
-    check_fields(store.place, facts, FIELDS | {"id": str, "count": int}, AGAIN)
-    if not 0 < facts["count"] <= MOST:  # 0: an interrupted command has not written all queries
+    facts = facts_of(store)
+    if facts is None or not 0 < facts["count"] <= MOST:  # 0: an interrupted command has not written all queries
         return None
     found = store.get(names_in(facts), [*COLUMNS, "vector"])
     records = [found[name] for name in names_in(facts) if name in found]

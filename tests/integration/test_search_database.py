@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from mclip_fairseq.search.bank import read_bank
+from mclip_fairseq.search.bank_files import ENDING, names_in
 from mclip_fairseq.search.collection import Collection
 from tests.colours import COLOURS, ColourModel, draw_colours
 from tests.search_cli import Run
@@ -347,10 +348,20 @@ def test_a_collection_is_calibrated(mclip_search: Run, database: Database) -> No
     )
     assert none["answers"] == [{"query": "red", "fits": False, "results": []}]
     mclip_search("remove", "colours", "red.png", *database.options)
-    kept = read_bank(Collection(stores()[database.engine](database.uri, "colours")))
-    assert kept is not None
-    assert len(kept.nearest) == 28
-    assert "red.png" not in kept.nearest
+    damage_bank(stores()[database.engine](database.uri, "colours"))
+    assert f"{database.place}_mclip_bank: is damaged, or of another version; run mclip-search calibrate again" in (
+        mclip_search("query", "colours", "red", *database.options, status=2)
+    )
+
+
+def damage_bank(store: Any) -> None:
+    """Lose a query of the bank of a collection without red.png."""
+    bank = read_bank(Collection(store))
+    assert bank is not None
+    assert len(bank.nearest) == 28
+    assert "red.png" not in bank.nearest
+    beside = store.beside(ENDING)
+    beside.delete(names_in(beside.facts())[:1])
 
 
 @MILVUS
