@@ -258,3 +258,23 @@ def test_upper_and_lower_case_are_folded_on_request(fold: bool, tmp_path: Path) 
     processor = load_sentencepiece(tmp_path / "out" / "sentencepiece.bpe.model")
     for upper, lower in (("Hund", "hund"), ("ЗИМА", "зима")):
         assert (processor.encode(upper) == processor.encode(lower)) is fold
+
+
+def test_every_word_is_a_piece_on_request(tmp_path: Path) -> None:
+    from mclip_fairseq.storage.pieces import load_sentencepiece
+
+    words = ["mushroom", "toadstool", "Fliegenpilz", "поганка", "кит", "wheelbarrow"]
+    source = write(
+        tmp_path / "words.txt", "\n".join([*words, "a dog runs", "a cat sleeps"] + 9 * [*"abcdefghij"]) + "\n"
+    )
+    whole = {}
+    for option in ([], ["--whole-words"]):
+        output = tmp_path / f"out{len(option)}"
+        works("train_tokenizer", "--vocabulary", 200, "--output", output, *option, source)
+        processor = load_sentencepiece(output / "sentencepiece.bpe.model")
+        whole[len(option)] = [word for word in words if len(processor.encode(word)) == 1]
+        assert len(processor.encode("mushrooms")) > 1
+        assert sorted(path.name for path in output.iterdir()) == ["dict.txt", "sentencepiece.bpe.model"]
+    assert whole == {0: [], 1: words}
+    said = refuses("train_tokenizer", "--whole-words", "--model-type", "bpe", "--output", tmp_path / "bpe", source)
+    assert "--whole-words is for --model-type unigram" in said
