@@ -35,14 +35,13 @@ part "1 corpus" "$PYTHON" "$HERE/build_corpus.py" "${keywords[@]}" --output "$C"
 # 2. An English teacher, which learns from names. With real data this is CLIP, and there is nothing to train.
 part "2 teacher" "$PYTHON" "$HERE/train_teacher.py" --corpus "$C" --output "$OUT/teacher-names" --seed "$SEED"
 
-# 3. Text into fairseq's format, in five folders: English texts with the drawings of training, and with all drawings;
-# English texts, names and keywords in every language, each with the English text that it translates. Every line has its
-# ids: of the drawing, if any, and of the English text. With XLM-R, use its tokenizer instead of training one. This one
-# has as many pieces as SentencePiece finds, 36,000: most words have one or two, which a small encoder learns far faster
-# than spelling. Only what occurs twice can be a piece, hence all words twice. People write a name at the start of a
-# sentence or, in German, always with a capital letter: --ignore-case folds them.
+# 3. Text into fairseq's format, in six folders: English texts with the drawings of training, and with all drawings;
+# English texts, names and keywords in every language, each with the English text that it translates; and short names
+# again. Every line has its ids: of the drawing, if any, and of the English text. With XLM-R, use its tokenizer instead
+# of training one. Here every word is a piece, which a small encoder learns far faster than spelling. People write a
+# name at the start of a sentence or, in German, always with a capital letter: --ignore-case folds them.
 text=$OUT/text
-mkdir -p "$text"/{pairs,all,english,names,keywords}
+mkdir -p "$text"/{pairs,all,english,names,keywords,short}
 ids_of() { tr ' ' '_' < "$1"; } # of English texts
 with_ids() { # with_ids FOLDER SPLIT NAME...: captions of the corpus and their drawings, under new ids
   local folder=$text/$1 split=$2 names=("${@:3}")
@@ -65,11 +64,24 @@ sort -u "$text"/{pairs,all}/*.en "$C"/{parallel,keywords}/train.en-*.en > "$text
 paste <(ids_of "$text/english.txt") "$text/english.txt" > "$text/english.tsv"
 translations english/train.en <(cat "$text/english.txt" "$C/keywords/train.en-rare.rare") \
   <(cat "$text/english.txt" "$C/keywords/train.en-rare.en")
-part "3 tokenizer" "$PYTHON" "$PREPROCESS/train_tokenizer.py" --ignore-case --vocabulary 40000 --output "$T" \
-  "$C"/words/*.txt "$C"/words/*.txt
-for kind in pairs all english names keywords; do
-  languages=(en)
-  [[ $kind != names && $kind != keywords ]] || languages=("${OTHERS[@]}")
+# A word or two is what people type: one word counts five times, two words twice. Without more weight, pez (fish) drowns
+# in pez tropical, pez globo and others.
+for lang in en "${OTHERS[@]}"; do
+  kind=names
+  [[ $lang != en ]] || kind=english
+  paste "$text/$kind/train.$lang"{,.ids} |
+    awk -F '\t' '{ times = 8 - 3 * split($1, words, " "); while (times-- > 0) print }' > "$text/short.tsv"
+  cut -f 1 "$text/short.tsv" > "$text/short/train.$lang"
+  cut -f 2- "$text/short.tsv" > "$text/short/train.$lang.ids"
+done
+part "3 tokenizer" "$PYTHON" "$PREPROCESS/train_tokenizer.py" --ignore-case --whole-words --vocabulary 80000 \
+  --output "$T" "$C"/words/*.txt
+for kind in pairs all english names keywords short; do
+  case $kind in
+    names | keywords) languages=("${OTHERS[@]}") ;;
+    short) languages=(en "${OTHERS[@]}") ;;
+    *) languages=(en) ;;
+  esac
   part "3 encode $kind" "$PYTHON" "$PREPROCESS/encode.py" --model "$T/sentencepiece.bpe.model" \
     --output "$OUT/pieces/$kind" "$text/$kind"/*.??
   part "3 binarise $kind" "$PYTHON" "$PREPROCESS/binarise.py" --pieces "$OUT/pieces/$kind" --dictionary "$T/dict.txt" \
@@ -112,7 +124,7 @@ search_model() {
   TIMES=$S/seconds.tsv
   tune_teacher 8 "$S/teacher" --captions all
   features 8 "$S/teacher" "$S/features"
-  trikd "8 trikd" 5200 "$S/teacher" "$S/features" "$(mix all english names names keywords)" \
+  trikd "8 trikd" 5200 "$S/teacher" "$S/features" "$(mix all english names short keywords)" \
     --save-dir "$S" --disable-validation
 }
 mkdir -p "$S"
@@ -125,7 +137,7 @@ tune_teacher 4 "$OUT/teacher" --captions train keywords --keep train
 features 4 "$OUT/teacher" "$OUT/features"
 
 # 5. The multilingual model that is evaluated.
-trikd "5 trikd" 4600 "$OUT/teacher" "$OUT/features" "$(mix pairs pairs english english names names names keywords)" \
+trikd "5 trikd" 4600 "$OUT/teacher" "$OUT/features" "$(mix pairs pairs english names names short keywords)" \
   --save-dir "$OUT/trikd" --valid-langs en --validate-interval-updates 2300 --save-interval-updates 2300
 part "5 extract" mclip-extract-mte "$OUT/trikd/checkpoint_last.pt" --tokenizer "$T" --output "$OUT/encoder"
 

@@ -3,6 +3,7 @@
 
 Locked-image tuning (LiT, Zhai et al. 2022). Each step compares some texts with all drawings; a text has to find one of
 those that it describes, whichever (MIL-NCE, Miech et al. 2020), because `rain` describes umbrellas and a rainbow, too.
+A drawing whose name has the words of the text counts more: `money` is rather a money bag than a treasure chest.
 With --keep, texts that the teacher has learned keep their features. Trains on the files CORPUS/captions/NAME.en,
 their .ids files and the drawings they name, and writes a teacher like that of train_teacher.py.
 """
@@ -25,6 +26,7 @@ from mclip_fairseq.compat import shield_torchaudio
 
 SCALE = 50.0  # of the cosines
 KEEP = 10.0  # weight of the squared distance to the features that texts had
+NAMED = 4.0  # weight of a drawing whose name has the words of a text, beside that of others that it describes
 CHUNK = 512  # drawings encoded at a time
 
 
@@ -35,29 +37,32 @@ class Described:
     Attributes:
         texts: each once.
         images: ids of the drawings, each once.
-        positives: (texts, images) bool.
+        weights: (texts, images) float32, how well a text describes a drawing: 0, or up to 1.
     """
 
     texts: list[str]
     images: list[str]
-    positives: Tensor
+    weights: Tensor
 
 
 def describe(corpus: Path, names: Sequence[str]) -> Described:
-    """Read the captions of some files.
+    """Read the captions of some files; the first caption of a drawing is its name.
 
     Raises:
         UserError: a file is missing or not as build_corpus.py writes it.
     """
     splits = [load_split(corpus, name) for name in names]
-    pairs = {pair for split in splits for pair in zip(split.names, split.images, strict=True)}
+    pairs = [pair for split in splits for pair in zip(split.names, split.images, strict=True)]
     texts = sorted({text for text, _ in pairs})
     images = sorted({image for _, image in pairs})
     row = {text: number for number, text in enumerate(texts)}
     column = {image: number for number, image in enumerate(images)}
-    positives = torch.zeros(len(texts), len(images), dtype=torch.bool)
-    positives[[row[text] for text, _ in pairs], [column[image] for _, image in pairs]] = True
-    return Described(texts, images, positives)
+    words: dict[str, set[str]] = {}  # of a drawing's name
+    weights = torch.zeros(len(texts), len(images))
+    for text, image in pairs:
+        named = set(text.split()) <= words.setdefault(image, set(text.split()))
+        weights[row[text], column[image]] = NAMED if named else 1.0
+    return Described(texts, images, weights / weights.amax(1, keepdim=True))
 
 
 @torch.no_grad()
@@ -73,9 +78,9 @@ def encode_texts(model: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     return F.normalize(model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output, dim=1)
 
 
-def find_any(logits: Tensor, positives: Tensor) -> Tensor:
-    """(rows,): -log of the softmax over columns, summed over the positives of the row."""
-    return -logits.log_softmax(1).masked_fill(~positives, -torch.inf).logsumexp(1)
+def find_any(logits: Tensor, weights: Tensor) -> Tensor:
+    """(rows,): -log of the softmax over columns, summed with the weights of the row."""
+    return -(logits.log_softmax(1) + weights.log()).logsumexp(1)
 
 
 def draw(mask: Tensor, count: int) -> Tensor:
@@ -111,7 +116,7 @@ def tune(
             new = draw(~known, options.batch_size - len(old))
             text = encode_texts(model, tokenizer, [data.texts[row] for row in [*old, *new]])
             moved = (text[: len(old)] - before[old]).square().sum(1)
-            missed = find_any(SCALE * text[len(old) :] @ images.T, data.positives[new])
+            missed = find_any(SCALE * text[len(old) :] @ images.T, data.weights[new])
             loss = (KEEP * moved.sum() + missed.sum()) / len(text)
             optimizer.zero_grad()
             loss.backward()
