@@ -32,8 +32,7 @@ def staged(output: Path) -> Iterator[Path]:
         UserError: `output` cannot be made or replaced. What was written is kept, and named, if that shows at the end.
     """
     output = Path(os.path.realpath(output))
-    if os.path.ismount(output):
-        raise UserError(f"{output}: is a mount point, which cannot be replaced in one step; give a directory in it")
+    check_no_mounts(output)
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; give a directory")
     staging = beside(output, "part")
@@ -49,6 +48,30 @@ def staged(output: Path) -> Iterator[Path]:
         put_in_place(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_no_mounts(output: Path) -> None:
+    """Refuse a directory in which something is mounted: it would move along with the older one, and be emptied with it.
+
+    Raises:
+        UserError: naming the mount point.
+    """
+    if os.path.ismount(output):
+        raise UserError(f"{output}: is a mount point, which cannot be replaced in one step; give a directory in it")
+    inner = next((place for place in mount_points() if place.is_relative_to(output)), None)
+    if inner is not None:
+        raise UserError(f"{output}: cannot be replaced, because {inner} is a mount point; unmount it, or give another")
+
+
+def mount_points() -> list[Path]:
+    """Where file systems and directories are mounted, as far as the system lists that."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    # Spaces, tabs, line feeds and backslashes of a path are written as \040 and the like.
+    places = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines)
+    return [Path(place) for place in places]
 
 
 def put_in_place(staging: Path, output: Path) -> None:

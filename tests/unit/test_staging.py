@@ -243,6 +243,40 @@ def test_a_mount_point_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         pytest.fail("written first")
 
 
+def test_a_directory_that_holds_a_mount_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mount would move along with the older directory, which is removed with all that is in it."""
+    make_older(tmp_path / "out")
+    place = tmp_path / "out/sub/my photos"
+    place.mkdir()
+    line = f"36 35 98:0 /mnt1 {str(place).replace(' ', chr(92) + '040')} rw,noatime master:1 - ext3 /dev/root rw"
+    listing, read = Path("/proc/self/mountinfo"), Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: line if path == listing else read(path, **how))
+    with (
+        pytest.raises(UserError, match=r"out: cannot be replaced, because .*/out/sub/my photos is a mount point; "),
+        staged(tmp_path / "out"),
+    ):
+        pytest.fail("written first")
+    monkeypatch.undo()
+    assert content(tmp_path / "out") == OLDER
+
+
+def test_a_real_mount_keeps_its_files(tmp_path: Path) -> None:
+    """A directory mounted once more, where the system lets us: it has the device number of its surroundings."""
+    source, place = tmp_path / "photos", tmp_path / "out/sub/photos"
+    make_older(tmp_path / "out")
+    for folder in (source, place):
+        folder.mkdir()
+    (source / "photo").write_text("precious")
+    if subprocess.run(["mount", "--bind", str(source), str(place)], capture_output=True).returncode:
+        pytest.skip("only root can mount a directory; the list of mounts above replaces it")
+    try:
+        with pytest.raises(UserError, match="/out/sub/photos is a mount point"):
+            write_both(tmp_path / "out")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    assert content(source) == {"photo": "precious"}
+
+
 def test_an_output_below_a_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
     with (
