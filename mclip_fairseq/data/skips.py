@@ -1,11 +1,13 @@
 """What training skips because it cannot be read: listed in a file, counted against a budget, never replaced."""
 
+import fcntl
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from mclip_fairseq.storage import locks
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import printable, read_lines, shown
 
@@ -43,8 +45,8 @@ class SkipList:
         if not self.budget:
             raise UserError(f"{self._first(new)}; fix it, remove it, or skip it with --skip-budget N")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+", encoding="utf-8") as stream:
-            lock(stream)
+        with self._open() as stream:
+            locks.take(fcntl.flock, stream.fileno(), fcntl.LOCK_EX)
             self._end_last_line(stream)
             self._known = set(self.listed())
             new = {name: reason for name, reason in new.items() if name not in self._known}
@@ -78,27 +80,22 @@ class SkipList:
         """
         return [line.partition("\t")[0] for line in read_lines(self.path)] if self.path.exists() else []
 
+    def _open(self) -> IO[str]:
+        try:
+            return open(locks.open_own(self.path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); remove it") from error
+
     @staticmethod
     def _end_last_line(stream: IO[str]) -> None:
         """The last line may be cut off if its writer was killed."""
         end = stream.seek(0, os.SEEK_END)
-        with open(stream.name, "rb") as bytes_of_it:
-            bytes_of_it.seek(max(end - 1, 0))
-            if bytes_of_it.read(1) not in (b"", b"\n"):
-                stream.write("\n")
-                stream.flush()
+        if os.pread(stream.fileno(), 1, max(end - 1, 0)) not in (b"", b"\n"):
+            stream.write("\n")
+            stream.flush()
 
     @staticmethod
     def _first(items: dict[str, str]) -> str:
         name, reason = next(iter(items.items()))
         others = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
         return f"{name}: {reason}{others}"
-
-
-def lock(stream: IO[str]) -> None:
-    """Lock out other processes until the file is closed; does nothing where the system has no such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(stream, fcntl.LOCK_EX)

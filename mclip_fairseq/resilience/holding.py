@@ -14,10 +14,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 import torch.distributed as dist
 
+from mclip_fairseq.storage import locks
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import printable
 from mclip_fairseq.storage.owners import host_name
@@ -25,8 +26,8 @@ from mclip_fairseq.storage.owners import host_name
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 LOCK = ".mclip_lock"
-HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
+# Directories that this process holds -> the handle of the lock file, for `check_still_held`.
+_handles: dict[Path, int] = {}
 
 
 @contextlib.contextmanager
@@ -37,47 +38,77 @@ def held(folder: str | Path) -> Iterator[None]:
         UserError: another run holds it, or it cannot be written to.
     """
     folder = Path(folder)
-    with _open(folder) as stream:
-        locked = _lock(stream, folder)
-        if locked:
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {host_name()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-            stream.flush()
-        try:
-            yield
-        finally:
-            if locked:
-                with contextlib.suppress(OSError):  # the disk may be gone, and the run has its own error for that
-                    stream.truncate(0)
+    _take(folder)
+    try:
+        yield
+    finally:
+        handle = _handles.pop(folder, None)
+        if handle is not None:
+            with contextlib.suppress(OSError):  # the disk may be gone, and the run has its own error for that
+                os.ftruncate(handle, 0)
+            os.close(handle)
 
 
-def _open(folder: Path) -> TextIO:
+def check_still_held(folder: str | Path) -> None:
+    """Hold a directory again if it was removed while this process held it: another run may have begun in its place.
+
+    Args:
+        folder: where this process is about to write; nothing is done for one that it does not hold or that is missing.
+
+    Raises:
+        UserError: another run holds it now.
+    """
+    folder = Path(folder)
+    if folder not in _handles or not folder.is_dir() or _is_the_same_file(_handles[folder], folder / LOCK):
+        return
+    logger.warning("%s: was removed or replaced while this run held it; the run continues in the new one", folder)
+    os.close(_handles.pop(folder))
+    _take(folder)
+
+
+def _is_the_same_file(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except OSError:
+        return False
+
+
+def _take(folder: Path) -> None:
+    """Lock a directory, and write into the lock file who holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return (folder / LOCK).open("a+", encoding="utf-8")
+        handle = locks.open_own(folder / LOCK)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"--save-dir {folder}: is not a directory; give another one") from error
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"--save-dir {folder}: its {LOCK} is a link to another file; remove the link") from error
         raise UserError(f"--save-dir {folder}: cannot be written ({error.strerror}); give another one") from error
-
-
-def _lock(stream: TextIO, folder: Path) -> bool:
-    """Take the lock; False where there are none."""
     try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _lock(handle, folder):
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {host_name()}, since {time.strftime('%F %T')}\n".encode())
     except OSError as error:
-        if error.errno in HELD_ELSEWHERE:
-            stream.seek(0)
-            holder = printable(stream.read(200)) or "another process"
-            raise UserError(
-                f"--save-dir {folder}: another run holds it ({holder}); wait for it to end, stop it, or give another "
-                "--save-dir"
-            ) from error
-        if error.errno not in NO_LOCKS:
-            raise UserError(f"--save-dir {folder}: cannot be locked ({error.strerror}); give another one") from error
+        os.close(handle)
+        raise UserError(f"--save-dir {folder}: cannot be locked ({error.strerror}); give another one") from error
+    except UserError:
+        os.close(handle)
+        raise
+    _handles[folder] = handle
+
+
+def _lock(handle: int, folder: Path) -> bool:
+    """Take the lock; False where there are none."""
+    taken = locks.take(fcntl.lockf, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if taken is None:
         logger.warning("%s: its file system has no locks, so nothing keeps a second run out", folder)
-        return False
-    return True
+    elif not taken:
+        holder = printable(os.pread(handle, 200, 0).decode(errors="replace")) or "another process"
+        raise UserError(
+            f"--save-dir {folder}: another run holds it ({holder}); wait for it to end, stop it, or give another "
+            "--save-dir"
+        )
+    return bool(taken)
 
 
 @contextlib.contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
 from omegaconf import open_dict
 
+from mclip_fairseq.resilience.holding import check_still_held
 from mclip_fairseq.resilience.unsaved import KEY, unsaved
 from mclip_fairseq.storage.places import hide_places
 from mclip_fairseq.storage.sealed import copy_sealed, save_sealed
@@ -30,6 +32,7 @@ def save_complete_and_sealed(original: Callable[..., None], obj: Any, filename: 
     if async_write or PathManager.path_requires_pathmanager(filename):
         original(obj, filename, async_write)
         return
+    check_still_held(Path(filename).parent)
     history = (obj.get("optimizer_history") if isinstance(obj, dict) else None) or [{}]
     save_sealed(obj, filename, int(history[-1].get("num_updates", 0)))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mclip_fairseq.search.settings import KINDS
+from mclip_fairseq.storage import locks
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields, has_type
-from mclip_fairseq.storage.files import file_sha256, read_json, read_lines, write_bytes
+from mclip_fairseq.storage.files import file_sha256, json_bytes, read_json, read_lines, write_bytes
 from mclip_fairseq.storage.owners import remove_leftovers
 
+logger = logging.getLogger(__name__)
 FORMAT = "mclip_fairseq search index"
 VERSION = 1
 MANIFEST, PARTIAL, LOCK = "index.json", "partial", ".lock"
@@ -112,8 +114,8 @@ def _values(manifest: Mapping[str, Any]) -> dict[str, bool]:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Put a manifest into use, in one step, and remove the files of the one before."""
-    content = json.dumps({"format": FORMAT, "version": VERSION} | dict(manifest), indent=1, ensure_ascii=False)
-    write_bytes(folder / MANIFEST, content.encode() + b"\n")
+    content = json_bytes({"format": FORMAT, "version": VERSION} | dict(manifest), indent=1)
+    write_bytes(folder / MANIFEST, content + b"\n")
     used = {entry["file"] for entry in manifest["files"].values()}
     patterns = ("vectors-*.faiss*", "rows-*.tsv*", "times-*.tsv*", "removed-*.tsv*")
     for old in [path for pattern in patterns for path in folder.glob(pattern)]:
@@ -252,18 +254,20 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = locks.open_own(folder / LOCK)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{folder}: is a file, or below one; give a directory") from error
     except OSError as error:
         reason = f"cannot be written to: {error.strerror}; ask its owner for write access, or use another directory"
         raise UserError(f"{folder}: {reason}") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = locks.take(fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if taken is None:
+            logger.warning("%s: its file system has no locks, so do not change this index twice at a time", folder)
+        elif not taken:
+            raise UserError(f"{folder}: another mclip-search is changing this index; wait until it has finished")
         for place in (folder, folder / PARTIAL):
             remove_leftovers(place)
         yield
-    except BlockingIOError as error:
-        raise UserError(f"{folder}: another mclip-search is changing this index; wait until it has finished") from error
     finally:
         os.close(handle)

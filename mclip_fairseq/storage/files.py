@@ -217,4 +217,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write an object so that its file is complete or absent."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, json_bytes(value, indent=2) + b"\n")
+
+
+def json_bytes(value: Any, indent: int) -> bytes:
+    """JSON in UTF-8; bytes of a file name that are not UTF-8 come back as they were."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace")

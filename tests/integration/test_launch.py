@@ -227,17 +227,6 @@ def test_every_rank_of_the_second_run_says_so(tiny_corpus: Path, tmp_path: Path)
     assert all(text.endswith("exit status 0\n") for text in outputs), outputs
 
 
-def test_a_directory_without_locks_is_used_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refused(stream: object, how: int) -> None:
-        raise OSError(holding.errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(holding.fcntl, "lockf", refused)
-    with holding.held(tmp_path):
-        assert "has no locks, so nothing keeps a second run out" in caplog.text
-
-
 def test_an_interrupt_is_one_line(tiny_corpus: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = caption_options(tiny_corpus, tmp_path / "run", "--num-workers", "0", "--max-update", "100000")

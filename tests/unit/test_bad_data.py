@@ -30,7 +30,7 @@ from mclip_fairseq.encoding.inputs import to_pil
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.features import FeatureStore, write_features
-from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, load_image, resolve_images
+from mclip_fairseq.storage.images import MAX_RATIO, PIXEL_CEILING, ImageError, find_images, load_image
 from mclip_fairseq.tasks.caption_files import check_same_teacher
 from tests import hostile, hostile_images
 from tests.tiny_models import tiny_clip_directory
@@ -201,7 +201,7 @@ def test_ids_of_captions(name: str, tmp_path: Path) -> None:
 def test_lists_of_images(name: str, tmp_path: Path) -> None:
     content, message = hostile.IMAGE_LISTS[name]
     (tmp_path / "list").write_bytes(content)
-    refused(message, lambda: resolve_images(None, tmp_path / "list"))
+    refused(message, lambda: find_images(None, tmp_path / "list"))
 
 
 def test_ids_that_are_unknown(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_those_who_skip_at_once_share_the_budget(locked: bool, tmp_path: Path, m
     """Eight add an item each to a budget of three; without the lock, the negative control, all of them may."""
     everyone = threading.Barrier(8)
     if not locked:
-        monkeypatch.setattr(skips, "lock", lambda stream: None)
+        monkeypatch.setattr(skips.locks, "take", lambda *arguments: None)
     listed = SkipList.listed
 
     def together(self: SkipList) -> list[str]:
