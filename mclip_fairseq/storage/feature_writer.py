@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence, Set
@@ -26,7 +27,7 @@ from mclip_fairseq.storage.feature_files import (
 )
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import complete_file, file_sha256, read_json, read_lines, write_bytes, write_json
-from mclip_fairseq.storage.owners import TEMPORARY, remove_leftovers
+from mclip_fairseq.storage.owners import TEMPORARY, owner_is_alive, remove_leftovers
 from mclip_fairseq.storage.projection import PROJECTION, Projection
 
 LABELS = {
@@ -152,7 +153,7 @@ class FeatureWriter:
     @property
     def complete(self) -> bool:
         """Whether the manifest exists."""
-        return (self.path / "manifest.json").exists()
+        return is_complete(self.path)
 
     @property
     def shards(self) -> int:
@@ -218,9 +219,10 @@ class FeatureWriter:
         return True
 
     def _tidy_up(self) -> None:
-        """Remove what a complete directory does not need, of whichever machine."""
+        """Remove what a complete directory does not need, of whichever machine, but no file of a live process."""
         for leftover in self.path.glob(f"features-*.{TEMPORARY}"):
-            leftover.unlink(missing_ok=True)
+            if not owner_is_alive(leftover):
+                leftover.unlink(missing_ok=True)
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _kept_ids(self, records: Sequence[dict[str, Any]], skipped: Set[str]) -> list[str]:
@@ -277,6 +279,8 @@ def write_shard(
 ) -> None:
     """Write one shard of a directory that a `FeatureWriter` has started; it is on the disk when this returns.
 
+    If another process with the same command has completed the directory meanwhile, its shard stays.
+
     Args:
         path: the directory.
         plan: of its writer.
@@ -297,11 +301,22 @@ def write_shard(
         raise UserError(f"{path}: shard {shard} needs values of shape {(len(kept), plan['dim'])}, got {array.shape}")
     check_values(path, kept, array, plan["normalized"])
     file = path / shard_name(shard)
-    with complete_file(file) as stream:
-        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
-        stream.write(array.data)  # np.save hides why a disk takes no more
-    record = {"file": file.name, "rows": len(kept), "sha256": file_sha256(file), "skipped": list(skipped)}
-    write_json(path / "partial" / f"{shard:05d}.json", record | ({"ids": kept} if with_ids else {}))
+    try:
+        with complete_file(file) as stream:
+            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+            stream.write(array.data)  # np.save hides why a disk takes no more
+            if is_complete(path):
+                raise FileExistsError(errno.EEXIST, "is complete already", str(path))
+        record = {"file": file.name, "rows": len(kept), "sha256": file_sha256(file), "skipped": list(skipped)}
+        write_json(path / "partial" / f"{shard:05d}.json", record | ({"ids": kept} if with_ids else {}))
+    except (FileExistsError, FileNotFoundError):
+        if not is_complete(path):
+            raise
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a directory has a manifest, which is written last."""
+    return (path / "manifest.json").exists()
 
 
 def is_skipped(value: Any) -> bool:
