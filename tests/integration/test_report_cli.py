@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +59,24 @@ def test_curves_and_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert curves.seconds[0] >= 0
     assert curves.options["task"]["_name"] == "mte"
     assert "http" not in page
+
+
+def test_a_full_disk_leaves_the_older_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page that cannot be finished is not begun in the older one's place."""
+    line = '2026-11-27 12:00:00 | INFO | train_inner | {"epoch": 1, "loss": "2.5", "num_updates": "1"}\n'
+    (tmp_path / "train.log").write_text(line, encoding="utf-8")
+    (tmp_path / "report.html").write_text("older", encoding="utf-8")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"mclip-report: error: {tmp_path}/report.html: No space left on device\n"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "older"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_resumed_run_replaces_what_it_logs_again(tmp_path: Path) -> None:
