@@ -69,10 +69,15 @@ def running(index: Index, model: Any, extras: Extras | None = None, access: Acce
 
 
 def ask(
-    port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    port: int,
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: dict[str, str] | None = None,
+    client: str = "127.0.0.1",
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body; the path goes out as it is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG)
+    """Status, headers and body; the path goes out as it is, from an address of the client."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG, source_address=(client, 0))
     try:
         connection.request(method, path, body=body, headers=headers or {})
         answer = connection.getresponse()

@@ -11,6 +11,7 @@ import contextlib
 import importlib.resources
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -36,6 +37,7 @@ from mclip_fairseq.search.limits import (
     MAX_TEXT_BODY,
     MAX_UPLOAD,
     MAX_UPLOADS,
+    UPLOADS_PER_CLIENT,
     Cache,
     SafeHeaders,
     load_upload,
@@ -88,7 +90,7 @@ class Search:
         # One thread computes, because the model is not thread-safe; uploads must not delay the index's own images.
         self.computing, self.decoding, self.uploaded = (ThreadPoolExecutor(threads) for threads in (1, 2, 1))
         self.texts, self.images = (Batcher(self.find, self.computing) for _ in range(2))
-        self.uploads = 0
+        self.uploads = Counter[str]()  # by address
         self.earlier: dict[str, Index] = {}
         self.reopening, self.unusable_state = asyncio.Lock(), index.state
         self.forget()
@@ -206,9 +208,10 @@ class Search:
             raise HTTPException(415, "send an image")
         question = read_parameters(request.query_params)
         language = self.check_language(question.text, question.language) if question.text else ""
-        if self.uploads >= MAX_UPLOADS:
+        client = request.client.host if request.client else ""
+        if self.uploads.total() >= MAX_UPLOADS or self.uploads[client] >= UPLOADS_PER_CLIENT:
             raise HTTPException(503, "too many uploads at once; try again in a moment", {"Retry-After": "5"})
-        self.uploads += 1
+        self.uploads[client] += 1
         try:
             body = await read_body(request, MAX_UPLOAD)
             if not body:
@@ -217,7 +220,7 @@ class Search:
             await self.refresh()
             answer = await self.images(Asked(question.text, language, image=image, unique=question.unique))
         finally:
-            self.uploads -= 1
+            self.uploads -= Counter([client])
         return answer_of(answer, question.k)
 
     def place(self, stamp: str, address: str) -> tuple[Index, Row]:
