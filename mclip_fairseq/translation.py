@@ -23,6 +23,8 @@ from mclip_fairseq.storage.checkpoints import load_checkpoint
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import file_sha256, read_json, read_lines, write_bytes, write_json
+from mclip_fairseq.storage.pieces import DICTIONARY, SENTENCEPIECE
+from mclip_fairseq.storage.texts import is_blank
 
 MANIFEST, PARTIAL = "manifest.json", "partial"
 EMPTY = "the caption is empty"
@@ -134,12 +136,15 @@ class TranslationWriter:
         captions: (id, caption) to translate.
         settings: how they are translated.
         checkpoint: of the translator, for its hash.
+        tokenizer: directory of the translator's, for the hashes of its files.
 
     Raises:
-        UserError: the directory was started with other captions, languages, settings or weights.
+        UserError: the directory was started with other captions, languages, settings, weights or tokenizer.
     """
 
-    def __init__(self, path: Path, captions: Captions, settings: TranslationSettings, checkpoint: Path) -> None:
+    def __init__(
+        self, path: Path, captions: Captions, settings: TranslationSettings, checkpoint: Path, tokenizer: Path
+    ) -> None:
         self.path = path
         self.captions = captions
         self.settings = settings
@@ -151,13 +156,15 @@ class TranslationWriter:
             "beam": settings.beam,
             "shard_rows": settings.shard_rows,
             "checkpoint": file_sha256(checkpoint),
+            "tokenizer": [file_sha256(tokenizer / name) for name in (SENTENCEPIECE, DICTIONARY)],
         }
         started = path / MANIFEST if self.complete else path / PARTIAL / "plan.json"
         if not started.is_file():
             started.parent.mkdir(parents=True, exist_ok=True)
             write_json(started, self.plan)
         old = check_fields(started, read_json(started), {}, f"remove {path} and start again")
-        differing = [name for name, value in self.plan.items() if old.get(name) != value]
+        # Earlier versions did not record the tokenizer.
+        differing = [name for name, value in self.plan.items() if old.get(name, value) != value]
         if differing:
             raise UserError(
                 f"{path}: was started with a different {' and '.join(differing)}; remove it, use another directory, or "
@@ -186,7 +193,7 @@ class TranslationWriter:
     def rows(self, number: int) -> Captions:
         """The captions of a shard that are not empty."""
         size = self.settings.shard_rows
-        return [row for row in self.captions[number * size : (number + 1) * size] if row[1].strip()]
+        return [row for row in self.captions[number * size : (number + 1) * size] if not is_blank(row[1])]
 
     def write(self, language: str, number: int, translations: Mapping[str, str]) -> None:
         """Write a shard: id -> translation."""
@@ -210,7 +217,7 @@ class TranslationWriter:
             present = {line.split("\t", 1)[0] for line in lines}
             for name, caption in self.captions:
                 if name not in present:
-                    missing.append((name, language, "its translation is empty" if caption.strip() else EMPTY))
+                    missing.append((name, language, "its translation is empty" if not is_blank(caption) else EMPTY))
             write_bytes(self.path / f"{language}.tsv", "".join(f"{line}\n" for line in lines).encode())
         check_budget(missing, self.settings.skip_budget, str(self.path))
         if missing:
@@ -257,7 +264,7 @@ def translate_captions(
     unknown = [name for name in (settings.source, *settings.targets) if name not in translator.languages]
     if unknown:
         raise UserError(f"the model has no language {unknown[0]}; choose from {', '.join(translator.languages)}")
-    empty = [(name, language, EMPTY) for name, text in captions if not text.strip() for language in settings.targets]
+    empty = [(name, language, EMPTY) for name, text in captions if is_blank(text) for language in settings.targets]
     check_budget(empty, settings.skip_budget, str(writer.path))
     pending = writer.pending(settings.machine, settings.machines)
     total = sum(len(writer.rows(number)) for _, number in pending)

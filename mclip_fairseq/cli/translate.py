@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> str:
         options.machine,
         options.machines,
     )
-    writer = TranslationWriter(options.output, captions, settings, options.checkpoint)
+    writer = TranslationWriter(options.output, captions, settings, options.checkpoint, options.tokenizer)
     if not writer.complete:
         translator = Translator(options.checkpoint, options.tokenizer, device, options.beam)
         if not translate_captions(captions, translator, writer, settings):

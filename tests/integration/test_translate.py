@@ -1,5 +1,6 @@
 """`mclip-translate`: ids kept, equal to fairseq-generate, resumable, several machines, empty lines."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_a_stopped_run_continues_and_machines_share_the_work(
 def test_empty_captions_are_refused_or_within_the_budget(
     checkpoint: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "en.tsv", ["a\tthe red dog", "b\t ", "c\tthe small cat"])
+    write(tmp_path / "en.tsv", ["a\tthe red dog", "b\t \u200b", "c\tthe small cat"])
     arguments = command(checkpoint, tiny_corpus, tmp_path, "--output", tmp_path / "out")
     assert translate(arguments) == 2
     assert "2 captions have no translation" in capsys.readouterr().err
@@ -160,3 +161,8 @@ def test_other_captions_or_settings_are_not_mixed(
     assert translate([*arguments, "--beam", "1"]) == 0
     assert translate([*arguments, "--beam", "2"]) == 2
     assert "was started with a different beam" in capsys.readouterr().err
+    other = shutil.copytree(tiny_corpus / "tokenizer", tmp_path / "other")
+    with (other / "sentencepiece.bpe.model").open("ab") as file:
+        file.write(b"\0")
+    assert translate([*arguments, "--beam", "1", "--tokenizer", str(other)]) == 2
+    assert "was started with a different tokenizer" in capsys.readouterr().err
