@@ -13,6 +13,7 @@ from mclip_fairseq.storage.provenance import shareable
 from mclip_fairseq.storage.texts import is_blank
 
 TSV_SUFFIXES = (".tsv", ".tsv.gz")
+OTHER_TABLES = (".csv", ".json", ".jsonl", ".ndjson")
 # As in the token files of Flickr30k: 1000092795.jpg#0.
 NUMBERED_ID = re.compile(r"\.[A-Za-z]{3,4}#\d+$")
 QUOTED = "is quoted as csv writers do, and the quotes would become part of the caption; write the table without quoting"
@@ -86,6 +87,11 @@ def read_language_captions(language: str, path: Path, ids_path: Path | None = No
             f"{path}: has {len(lines)} captions, but {ids_path} has {len(ids)} image ids; line n of one must belong to "
             "line n of the other"
         )
+    if len(ids) > 1 and all(map(str.startswith, lines, ids)):
+        raise UserError(
+            f"{path}, line 1: begins with the id of its image, as every line does, which would become a part of the "
+            "caption; keep the caption only"
+        )
     return Captions(language, path, ids_path, lines, ids)
 
 
@@ -113,8 +119,13 @@ def check_lines(path: Path, lines: Sequence[str]) -> None:
     """Check that the lines of a file are lines of text.
 
     Raises:
-        UserError: naming the first line with a carriage return or a NUL in it.
+        UserError: the file is a table in another form, or naming the first line with a carriage return or a NUL in it.
     """
+    if path.name.lower().removesuffix(".gz").endswith(OTHER_TABLES):
+        raise UserError(
+            f"{path}: is a table, and all of each line would become the caption; give a .tsv file of "
+            "'id, tab, caption' lines; preprocess/own.py reads CSV and JSON"
+        )
     for number, line in enumerate(lines, start=1):
         if "\r" in line:
             raise UserError(

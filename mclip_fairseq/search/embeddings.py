@@ -27,7 +27,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fields import check_fields
 from mclip_fairseq.storage.files import parse_json
 from mclip_fairseq.storage.images import ImageError
-from mclip_fairseq.storage.texts import LONE_SURROGATE
+from mclip_fairseq.storage.texts import LONE_SURROGATE, is_blank
 
 KEY_VARIABLE = "MCLIP_API_KEY"
 FIELDS = {
@@ -250,7 +250,7 @@ def read_input(number: int, item: Any) -> str | bytes:
         item = value if kind == "text" else None
     if not isinstance(item, str):
         raise HTTPException(400, f'input {number} is not a text; send a string, or {{"image": "BASE64"}}')
-    if not item.strip() or len(item) > MAX_TEXT:
+    if is_blank(item) or len(item) > MAX_TEXT:
         raise HTTPException(400, f"input {number} has {len(item)} characters; send 1 to {MAX_TEXT}, not only spaces")
     if "\0" in item or LONE_SURROGATE.search(item):
         raise HTTPException(400, f"input {number} is not valid Unicode text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import unicodedata
 from pathlib import Path
 
@@ -43,6 +44,25 @@ def test_what_is_no_table_of_captions_is_refused_by_line(tmp_path: Path, content
     with pytest.raises(UserError) as caught:
         read_language_captions("xx", file)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["xx.csv", "xx.CSV.gz", "xx.jsonl", "xx.json"])
+def test_a_table_in_another_form_is_not_one_caption_per_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(GOOD.encode()) if name.endswith(".gz") else b"1.jpg,a dog\n")
+    (tmp_path / "ids").write_text("1.jpg\n", encoding="utf-8")
+    for read in (read_caption_list, lambda file: read_language_captions("xx", file, tmp_path / "ids")):
+        with pytest.raises(UserError, match=r"is a table, and all of each line would become the caption; give a \.tsv"):
+            read(tmp_path / name)
+
+
+def test_captions_behind_their_ids_are_refused(tmp_path: Path) -> None:
+    """As in results_20130124.token, with other separators than tabs."""
+    (tmp_path / "ids").write_text("1.jpg\n1.jpg\n2.jpg\n", encoding="utf-8")
+    (tmp_path / "xx").write_text("1.jpg| 0| a dog\n1.jpg| 1| it\n2.jpg| 0| a cat\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"xx, line 1: begins with the id of its image, as every line does, which "):
+        read_language_captions("xx", tmp_path / "xx", tmp_path / "ids")
+    (tmp_path / "xx").write_text("1.jpg is a good name\na dog\na cat\n", encoding="utf-8")
+    assert len(read_language_captions("xx", tmp_path / "xx", tmp_path / "ids").texts) == 3
 
 
 @pytest.mark.parametrize(
