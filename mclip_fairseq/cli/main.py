@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -37,6 +38,8 @@ def run_main(program: str, run: Callable[[], int | None], when_interrupted: str 
     """
     if not sys.stderr.isatty():  # transformers reads this when it is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold what a terminal's encoding has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return run() or 0
     except UserError as error:

@@ -54,9 +54,9 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
 def shareable(text: str | Path) -> str:
     """A path, or an argument with paths in it, as others may read it.
 
-    Absolute paths lose their folders, and addresses their credentials.
+    Absolute paths lose their folders, and addresses their credentials; bytes that are not UTF-8 are escaped.
     """
-    text = CREDENTIALS.sub("", str(text))
+    text = CREDENTIALS.sub("", str(text).encode("utf-8", "backslashreplace").decode())
     return ABSOLUTE.sub(lambda match: f"{match[1]}.../{os.path.basename(match[2].rstrip('/'))}", text)
 
 

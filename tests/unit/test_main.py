@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import errno
+import io
+import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.features import FeatureStore
+from mclip_fairseq.storage.files import read_json, write_json
+from mclip_fairseq.storage.provenance import shareable
 
 
 def failing(error: BaseException) -> Callable[[], int]:
@@ -40,6 +44,22 @@ def test_a_person_reads_one_sentence(
 ) -> None:
     assert run_main("prog", failing(error), when_interrupted="run it again") == status
     assert capsys.readouterr().err == printed
+
+
+@pytest.mark.parametrize(("encoding", "printed"), [("utf-8", "ü\\udcff\n"), ("ascii", "\\xfc\\udcff\n")])
+def test_a_name_that_the_terminal_cannot_show_is_escaped(
+    encoding: str, printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in JSON, where it comes back as it was."""
+    name = os.fsdecode("ü".encode() + b"\xff")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    assert run_main("prog", lambda: print(name)) == 0
+    stream.flush()
+    assert stream.buffer.getvalue().decode() == printed  # type: ignore[attr-defined]
+    write_json(tmp_path / "x.json", {"name": name})
+    assert read_json(tmp_path / "x.json") == {"name": name}
+    assert shareable(f"/home/{name}") == ".../ü\\udcff"
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
