@@ -82,7 +82,7 @@ ID_LISTS = {
     "a column that ends": (b"a\t1\nb\nc\t3\n", "line 2: no teacher text id, while other lines have one"),
     "invalid UTF-8": (b"a\nb\n\xff\n", "line 3: is not UTF-8 text"),
 }
-# name -> (content, what `resolve_images` says of it)
+# name -> (content, what `find_images` says of it)
 IMAGE_LISTS = {
     "a duplicate": (b"a.jpg\nb.jpg\na.jpg\n", "line 3: the id 'a.jpg' is already on line 1"),
     "two paths of an id": (b"x\ta.jpg\nx\tb.jpg\n", "line 2: the id 'x' is already on line 1"),

@@ -188,39 +188,19 @@ def resolve_image(root: str | Path, image_id: str) -> Path:
     return Path(root) / relative
 
 
-def resolve_images(root: str | Path | None, list_file: str | Path | None = None) -> list[tuple[str, Path]]:
-    """The images of a folder or of a list file, with their ids.
+def find_images(root: str | Path | None, list_file: str | Path | None = None, hidden: bool = False) -> Listing:
+    """The images of a folder or of a list file, with their ids, and what was left out.
+
+    `Listing.check_names` checks the names of a folder. Missing files are noticed when they are decoded.
 
     Args:
         root: without `list_file`, the folder to search recursively; ids are paths relative to it, sorted. With
             `list_file`, the folder that its relative paths start from; None is the list's own folder.
         list_file: see `read_image_list`. The order is kept.
-
-    Returns:
-        (id, file) pairs. Missing files are noticed when they are decoded.
-
-    Raises:
-        UserError: no images, an empty line, or an id that appears twice, naming both lines.
-    """
-    if list_file is not None:
-        return read_image_list(Path(list_file), root).images
-    if root is None or not Path(root).is_dir():
-        raise UserError(f"{root}: is neither a folder of images nor a list file")
-    listing = find_images(root)
-    listing.check_names(Path(root), None)
-    return listing.images
-
-
-def find_images(root: str | Path | None, list_file: str | Path | None = None, hidden: bool = False) -> Listing:
-    """Like `resolve_images`, but also says what was left out; `Listing.check_names` checks the names.
-
-    Args:
-        root: see `resolve_images`.
-        list_file: see `resolve_images`.
         hidden: of a folder, also take hidden images.
 
     Raises:
-        UserError: see `resolve_images`.
+        UserError: no images, an empty line, or an id that appears twice, naming both lines.
     """
     if list_file is not None:
         listed = read_image_list(Path(list_file), root)

@@ -18,7 +18,7 @@ from mclip_fairseq.encoding.captions import read_language_captions
 from mclip_fairseq.storage.feature_files import open_shard, read_manifest
 from mclip_fairseq.storage.feature_files import read_ids as read_feature_ids
 from mclip_fairseq.storage.files import parse_json, read_lines
-from mclip_fairseq.storage.images import resolve_images
+from mclip_fairseq.storage.images import find_images
 from mclip_fairseq.storage.indexed import read_indexed
 from tests import hostile
 
@@ -71,7 +71,7 @@ def ids(folder: Path, data: bytes) -> None:
 
 def images(folder: Path, data: bytes) -> None:
     (folder / "l").write_bytes(data)
-    found = [name for name, _ in resolve_images(None, folder / "l")]
+    found = [name for name, _ in find_images(None, folder / "l").images]
     assert len(set(found)) == len(found) > 0
 
 

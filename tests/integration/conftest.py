@@ -16,6 +16,14 @@ from tests.grey_benchmarks import GreyModel, write_benchmarks
 from tests.search_cli import Run
 
 
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP in a directory of `transformers`."""
+    from tests.tiny_models import tiny_clip_directory
+
+    return tiny_clip_directory(tmp_path_factory.mktemp("model") / "clip")
+
+
 @pytest.fixture
 def colour_model(monkeypatch: pytest.MonkeyPatch) -> ColourModel:
     """The model that `mclip-search` loads."""

@@ -79,12 +79,12 @@ def test_the_project_reads_what_is_written(tmp_path: Path, split_file: Path) -> 
     from mclip_fairseq.data.captions import read_caption_ids
     from mclip_fairseq.encoding.bulk import read_caption_list
     from mclip_fairseq.encoding.captions import read_caption_files
-    from mclip_fairseq.storage.images import resolve_images
+    from mclip_fairseq.storage.images import find_images
 
     root = touch(tmp_path / "images", [TRAIN, *[f"COCO_val2014_{number:012d}.jpg" for number in range(42, 48)]])
     out = tmp_path / "out"
     works("coco", "--karpathy", split_file, "--images", root, "--output", out, *FREE)
-    images = resolve_images(root, out / "images.tsv")
+    images = find_images(root, out / "images.tsv").images
     assert all(path.is_file() for _, path in images)
     texts = dict(read_caption_list(out / "texts.en.tsv"))
     image_ids, text_ids = read_caption_ids(out / "train.en.ids", 3)

@@ -29,11 +29,6 @@ CAPTIONS = ["a red house", "the cat", "a photo of a dog", "a very small bird"]
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_clip_directory(tmp_path_factory.mktemp("model") / "clip")
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("photos"), NUMBER)
 

@@ -13,15 +13,9 @@ from mclip_fairseq.cli.features import main
 from mclip_fairseq.storage.features import FeatureStore
 from tests.noise_photos import write_photos
 from tests.tars import split_tars, write_tar
-from tests.tiny_models import tiny_clip_directory
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra scale")
 NUMBER = 7
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_clip_directory(tmp_path_factory.mktemp("model") / "clip")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from mclip_fairseq.encoding.units import Budget, Job, Unit
 from mclip_fairseq.storage.errors import UserError
 from tests.noise_photos import write_photos
 from tests.tars import split_tars
-from tests.tiny_models import tiny_clip_directory
 
 NUMBER = 60
 
@@ -31,11 +30,6 @@ def ray() -> Iterator[Any]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_clip_directory(tmp_path_factory.mktemp("model") / "clip")
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,6 @@ from PIL import Image
 
 from mclip_fairseq.cli import features
 from mclip_fairseq.encoding import images
-from tests.tiny_models import tiny_clip_directory
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_clip_directory(tmp_path_factory.mktemp("model") / "clip")
 
 
 @pytest.fixture

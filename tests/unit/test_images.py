@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mclip_fairseq.storage.images import ImageError, load_image, resolve_image, resolve_images, to_rgb
+from mclip_fairseq.storage.images import ImageError, find_images, load_image, resolve_image, to_rgb
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -140,12 +140,12 @@ def test_a_folder_is_searched_below_in_sorted_order(tmp_path: Path) -> None:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
     (tmp_path / "in" / "back").symlink_to(tmp_path / "in")
-    found = resolve_images(tmp_path / "in")
+    found = find_images(tmp_path / "in").images
     assert [name for name, _ in found] == ["a.jpeg", "b/1.png", "b/2.JPG", "b/c/3.gif", "ä ö.webp"]
     assert all(path == tmp_path / "in" / name for name, path in found)
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "photos").symlink_to(tmp_path / "in" / "b")
-    assert [name for name, _ in resolve_images(tmp_path / "linked")] == [
+    assert [name for name, _ in find_images(tmp_path / "linked").images] == [
         "photos/1.png",
         "photos/2.JPG",
         "photos/c/3.gif",
@@ -156,8 +156,8 @@ def test_a_list_keeps_its_order(tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("b.jpg\none\tsub/a.jpg\n/abs/c.jpg\r\n", encoding="utf-8")
     expected = [("b.jpg", "b.jpg"), ("one", "sub/a.jpg"), ("/abs/c.jpg", "/abs/c.jpg")]
-    assert resolve_images(None, listed) == [(name, tmp_path / path) for name, path in expected]
-    assert resolve_images("/photos", listed)[1] == ("one", Path("/photos/sub/a.jpg"))
+    assert find_images(None, listed).images == [(name, tmp_path / path) for name, path in expected]
+    assert find_images("/photos", listed).images[1] == ("one", Path("/photos/sub/a.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -173,16 +173,16 @@ def test_a_list_keeps_its_order(tmp_path: Path) -> None:
 def test_a_list_with_mistakes_is_refused(tmp_path: Path, content: str, reason: str) -> None:
     (tmp_path / "list").write_text(content)
     with pytest.raises(ValueError, match=reason):
-        resolve_images(None, tmp_path / "list")
+        find_images(None, tmp_path / "list")
 
 
 def test_nothing_to_find_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no images"):
-        resolve_images(tmp_path)
+        find_images(tmp_path)
     with pytest.raises(ValueError, match="is neither a folder of images nor a list"):
-        resolve_images(tmp_path / "none")
+        find_images(tmp_path / "none")
     with pytest.raises(ValueError, match="cannot be read"):
-        resolve_images(None, tmp_path / "none")
+        find_images(None, tmp_path / "none")
 
 
 def test_an_open_file_is_read_and_named_as_the_image() -> None:
