@@ -153,7 +153,7 @@ def fairseq_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
         env: Mapping[str, str | None] | None = None,
         check: bool = True,
         input: str = "",
-        timeout: float = 300.0,
+        timeout: float = 600.0,
     ) -> subprocess.CompletedProcess[str]:
         inherited = os.environ.get("PYTHONPATH")
         path = os.pathsep.join([str(ROOT), inherited] if inherited else [str(ROOT)])
@@ -190,7 +190,7 @@ def installed_dir(repository_root: Path, tmp_path_factory: pytest.TempPathFactor
     target = tmp_path_factory.mktemp("installed")
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "install", *offline, "--target", str(target), str(source)]
-    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=240)
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     return target
 

@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("mclip_fairseq", "preprocess", "examples", "tests", "docs", "pyproject.toml", "README.md", "setup.py")
-# Seconds after which a mutant counts as caught: it has made a test hang.
-HANG = 900
+# Seconds after which a mutant counts as caught: it has made a test hang. On a busy machine, look at the lines `hung`.
+HANG = 1800
+OUTCOMES = {0: "SURVIVED", 1: "caught", -1: "hung"}
 
 
 class Mutant(NamedTuple):
@@ -127,32 +128,45 @@ def copy_checkout(folder: Path) -> None:
             shutil.copy(source, folder)
 
 
-def is_caught(row: Mutant, folder: Path) -> bool:
-    """Run the tests of a row on the copy with its fault; False if they all pass."""
+def outcome(row: Mutant, folder: Path) -> str:
+    """Run the tests of a row on the copy with its fault: `caught`, `hung`, or `SURVIVED` if they all pass."""
     file = folder / "mclip_fairseq" / row.file
     sound = file.read_text(encoding="utf-8")
     if sound.count(row.old) != 1:
         raise SystemExit(f"{row.file}: {row.old!r} stands there {sound.count(row.old)} times; fix its row")
     file.write_text(sound.replace(row.old, row.new), encoding="utf-8")
     try:
-        return run_tests(row.tests, folder) == 1
+        return OUTCOMES[run_tests(row.tests, folder)]
     finally:
         file.write_text(sound, encoding="utf-8")
 
 
 def run_tests(tests: str, folder: Path) -> int:
-    """Exit status of pytest in a folder: 1 if a test fails or hangs, 0 if none does.
+    """Exit status of pytest in a folder: 1 if a test fails, 0 if none does; -1 after `HANG`.
 
     Raises:
         SystemExit: the tests could not be run at all.
     """
     shared = os.environ.get("MCLIP_SHARED") or str(ROOT.parent / "shared")
     environment = {**os.environ, "PYTHONPATH": str(folder), "MCLIP_SHARED": shared, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *shlex.split(tests)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "timeout=0",
+        *shlex.split(tests),
+    ]
     try:
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG)
     except subprocess.TimeoutExpired:
-        return 1
+        return -1
     if result.returncode not in (0, 1):
         raise SystemExit(f"{tests}: pytest ended with status {result.returncode}\n{result.stdout[-3000:]}")
     return result.returncode
@@ -165,9 +179,9 @@ def main(words: list[str]) -> int:
         folder = Path(name)
         copy_checkout(folder)
         for row in rows:
-            caught = is_caught(row, folder)
-            print(f"{'caught' if caught else 'SURVIVED':8}  {row.file}: {row.old}  ->  {row.new}", flush=True)
-            if not caught:
+            found = outcome(row, folder)
+            print(f"{found:8}  {row.file}: {row.old}  ->  {row.new}", flush=True)
+            if found == OUTCOMES[0]:
                 survived.append(row)
     print(f"{len(rows) - len(survived)} of {len(rows)} mutants caught")
     return 1 if survived else 0

@@ -27,7 +27,7 @@ print(CLIPModel.__name__, "mclip_fairseq" in sys.modules)
 
 def run(command: Sequence[object], folder: Path) -> subprocess.CompletedProcess[str]:
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return subprocess.run(list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True, timeout=280)
+    return subprocess.run(list(map(str, command)), cwd=folder, env=env, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.colours import ColourModel
+from tests.runs import HANG
 from tests.search_cli import Run
 from tests.search_page import ask, running, search
 
@@ -136,7 +137,7 @@ def test_a_collection_that_a_full_disk_kept_from_being_created(mclip_search: Run
 
 def test_processes_that_decode_are_forked_quietly(mclip_search: Run) -> None:
     command = [sys.executable, "-c", COMMAND, *BUILD, "--workers", "2", "--uri", "images.db"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=250)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=HANG)
     assert done.stdout == "images.db, collection colours: 8 images of 5 dimensions, exact\n"
     assert done.stderr == ""
 

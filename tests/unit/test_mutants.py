@@ -46,5 +46,6 @@ def test_a_fault_survives_where_no_test_notices_it(second: int, caught: bool, tm
     (tmp_path / "mclip_fairseq" / "__init__.py").touch()
     (tmp_path / "mclip_fairseq" / "code.py").write_text("def add(a, b):\n    return a + b\n")
     (tmp_path / "test_it.py").write_text(TEST.format(second=second, total=1 + second))
-    assert mutants.is_caught(Mutant("code.py", "a + b", "a - b", "test_it.py"), tmp_path) == caught
+    row = Mutant("code.py", "a + b", "a - b", "test_it.py")
+    assert mutants.outcome(row, tmp_path) == ("caught" if caught else "SURVIVED")
     assert "a + b" in (tmp_path / "mclip_fairseq" / "code.py").read_text()

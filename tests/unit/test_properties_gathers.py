@@ -23,6 +23,7 @@ from mclip_fairseq.losses import (
     symmetric_info_nce,
 )
 from tests.random_batches import batch, few, same, seeds
+from tests.runs import HANG
 
 
 class Threads:
@@ -51,9 +52,9 @@ class Threads:
 
     def exchange(self, tensor: Tensor) -> list[Tensor]:
         self.slots[self.local.rank] = tensor.clone()
-        self.barrier.wait(30)
+        self.barrier.wait(HANG)
         found = list(self.slots)
-        self.barrier.wait(30)
+        self.barrier.wait(HANG)
         return found
 
     def all_gather(self, parts: list[Tensor], tensor: Tensor, group: object = None) -> None:
