@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mclip_fairseq.cli.main import Parser, run_main
-from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.staging import staged
+from mclip_fairseq.storage.staging import make_new, staged
 
 PROGRAM = "mclip-convert"
 EPILOG = """\
@@ -33,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Convert into a new directory, and say where it is."""
-    if options.output.exists() and any(options.output.iterdir()):
-        raise UserError(f"{options.output}: is not empty; give a new directory")
-    options.convert(options)
-    print(f"Written: {options.output}")
+    written = make_new(
+        options.output, lambda output: options.convert(argparse.Namespace(**{**vars(options), "output": output}))
+    )
+    print(f"Written: {options.output}" if written else f"{options.output}: holds this already")
 
 
 def released(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from mclip_fairseq.evaluation.benchmarks.settings import Settings
 
 # How notes begin that are also warnings: of the scripts of preprocess/ on test data that were seen in training, and of
 # captions that name one image.
-WARNED = ("Leak", "One image")
+WARNED = ("Leak", "One image", "The same captions")
 
 if TYPE_CHECKING:
     from mclip_fairseq.encoding.captions import Captions

@@ -45,8 +45,8 @@ def run(options: argparse.Namespace) -> None:
 
     tower = load_exportable(options.model, options.text_encoder, options.teacher, options.language)
     if options.format != "directory":
-        write_published(tower, options.format, options.output)
-        print(f"Written: {options.output}")
+        written = write_published(tower, options.format, options.output)
+        print(f"Written: {options.output}" if written else f"{options.output}: holds this model already")
         return
     reports = [read_report(file) for file in options.report]
     facts = CardFacts(options.output.name, options.license, options.data, reports)

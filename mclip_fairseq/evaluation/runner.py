@@ -200,7 +200,7 @@ def choices_of(settings: Settings) -> dict[str, Any]:
 
 
 def read_earlier_report(folder: Path, key: str) -> Report | None:
-    """The report of an earlier call, if it is of the same model, data and settings.
+    """The report of an earlier call, if it is of the same model, data and settings, and no file of it is missing.
 
     Raises:
         UserError: it is damaged.
@@ -210,6 +210,9 @@ def read_earlier_report(folder: Path, key: str) -> Report | None:
         return None
     report = read_json(file)
     if not isinstance(report, dict) or report.get("key") != key:
+        return None
+    drawn = report.get("files")  # earlier versions did not name them
+    if isinstance(drawn, list) and not all((folder / str(name)).is_file() for name in ["report.md", *drawn]):
         return None
     return check_comparable(file, report, "remove it to evaluate again")
 
@@ -243,7 +246,7 @@ def write_files(report: Report, encoded: Encoded | None, folder: Path, pictures:
     """Write the pictures, then the report: where it exists, everything is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [] if encoded is None else draw_pictures(report, encoded, folder, pictures)
-    return [*write_report(report, folder), *drawn]
+    return [*write_report({**report, "files": [file.name for file in drawn]}, folder), *drawn]
 
 
 def draw_pictures(report: Report, encoded: Encoded, folder: Path, pictures: Pictures) -> list[Path]:

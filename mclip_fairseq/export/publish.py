@@ -17,7 +17,7 @@ from mclip_fairseq.formats.towers import Tower, TrainedTower
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
-from mclip_fairseq.storage.staging import staged, tidy_up
+from mclip_fairseq.storage.staging import make_new, staged, tidy_up
 
 # Folder of the ONNX files in an exported directory.
 ONNX = "onnx"
@@ -96,8 +96,8 @@ def write_onnx(tower: Tower, output: Path, data: RecallData | None) -> dict[str,
     return report
 
 
-def write_published(tower: Tower, layout: str, output: Path) -> None:
-    """Write the directory in the layout of a published model.
+def write_published(tower: Tower, layout: str, output: Path) -> bool:
+    """Write the directory in the layout of a published model; returns False where the same one is there already.
 
     Args:
         tower: the model.
@@ -107,16 +107,18 @@ def write_published(tower: Tower, layout: str, output: Path) -> None:
     Raises:
         UserError: the directory is not empty, or the model is not of this layout.
     """
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output}: is not empty; give a new directory")
     if not isinstance(tower, TrainedTower):
         raise UserError(f"{tower.name}: cannot be written as {layout}; use --format directory")
     writers = {
         **{"m-clip": write_m_clip, "altclip": write_altclip, "sentence-transformers": write_sentence_encoder},
         "immich": write_immich,
     }
-    with staged(output) as staging:
-        writers[layout](tower, staging)
+
+    def write(folder: Path) -> None:
+        with staged(folder) as staging:
+            writers[layout](tower, staging)
+
+    return make_new(output, write)
 
 
 def upload(folder: Path, repository: str) -> str:

@@ -113,7 +113,8 @@ def find_checkpoint(cfg: Any, trainer: Any) -> tuple[str | None, list[str]]:
     """
     if cfg.restore_file == LAST and not PathManager.path_requires_pathmanager(cfg.save_dir):
         suffix = cfg.checkpoint_suffix or ""
-        for name in remove_leftovers(cfg.save_dir, suffix):
+        # With --no-save, this run does not hold the folder: they may be of one that does, on another machine.
+        for name in [] if cfg.no_save else remove_leftovers(cfg.save_dir, suffix):
             logger.warning("%s/%s: removed, left over from an interrupted save", cfg.save_dir, name)
         path, skipped = choose_checkpoint(cfg.save_dir, suffix)
         for reason in skipped:

@@ -7,10 +7,11 @@ import ctypes
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import file_sha256
 from mclip_fairseq.storage.owners import is_leftover, own_name
 
 # Of Linux's `renameat2`: paths are seen from the working directory, and two names are exchanged.
@@ -48,6 +49,39 @@ def staged(output: Path) -> Iterator[Path]:
         put_in_place(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def make_new(output: Path, make: Callable[[Path], object]) -> bool:
+    """Make a directory that holds nothing else.
+
+    Args:
+        output: the directory.
+        make: makes it whole, such as by `staged`.
+
+    Returns:
+        False where the same one exists already; it is made once more to find out.
+
+    Raises:
+        UserError: the directory holds something else.
+    """
+    if not (output.exists() and any(output.iterdir())):
+        make(output)
+        return True
+    aside = beside(output, "part")
+    tidy_up(output)
+    try:
+        again = aside / output.name
+        make(again)
+        if contents(again) != contents(output):
+            raise UserError(f"{output}: is not empty; give a new directory")
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return False
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Path -> SHA-256 of all files below a directory."""
+    return {str(path.relative_to(folder)): file_sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def check_no_mounts(output: Path) -> None:

@@ -80,6 +80,10 @@ def test_nothing_is_done_twice(
     assert cli.main(ALL) == 0
     assert report("XTD10", "first")["results"]["de"]["t2i_R@1"] < 100
     assert report("Babel", "first")["results"]["de"]["top1"] < 100
+    picture = benchmark_folder / "out/XTD10/first/recall.png"
+    picture.unlink()
+    assert cli.main(ALL) == 0  # what is missing is written again
+    assert picture.exists()
 
 
 @pytest.mark.usefixtures("undrawn")

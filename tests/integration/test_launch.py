@@ -201,12 +201,16 @@ def test_one_run_holds_its_directory(tiny_corpus: Path, run_train: Train, tmp_pa
         with pytest.raises(UserError, match=rf"another run holds it \(process {holder.pid} on {host_name()}, since 20"):
             run_train(*command)
         assert list(folder.glob("*.pt")) == []
-        run_train(*command, "--no-save")  # writes nothing there
+        unfinished = folder / "checkpoint_last.pt.elsewhere.1.tmp"
+        unfinished.touch()
+        run_train(*command, "--no-save")  # writes nothing there, and removes nothing
+        assert unfinished.exists()
     finally:
         holder.kill()
         holder.wait()
     assert "process" in (folder / holding.LOCK).read_text()
     run_train(*command)
+    assert not unfinished.exists()
     assert (folder / "checkpoint_last.pt").exists()
     assert (folder / holding.LOCK).read_text() == "", "no host name stays in what is copied from there"
 

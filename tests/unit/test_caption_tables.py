@@ -133,4 +133,8 @@ def test_captions_of_one_image_are_not_scored_without_a_word(tmp_path: Path) -> 
     (note,) = RetrievalBenchmark("x", [read_language_captions("xx", tmp_path / "xx.tsv")], [gallery]).notes
     assert note.startswith("One image: the captions of xx name only '1.jpg' of the 2")
     (tmp_path / "xx.tsv").write_text(GOOD + "2.jpg\ta cat\n")
-    assert not RetrievalBenchmark("x", [read_language_captions("xx", tmp_path / "xx.tsv")], [gallery]).notes
+    captions = read_language_captions("xx", tmp_path / "xx.tsv")
+    assert not RetrievalBenchmark("x", [captions], [gallery]).notes
+    both = [captions, read_language_captions("yy", tmp_path / "xx.tsv")]
+    notes = ["The same captions in xx and yy: an average over languages counts them twice."]
+    assert RetrievalBenchmark("x", both, [gallery]).notes == notes

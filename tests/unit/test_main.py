@@ -6,6 +6,8 @@ import ast
 import errno
 import io
 import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +62,25 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(
     write_json(tmp_path / "x.json", {"name": name})
     assert read_json(tmp_path / "x.json") == {"name": name}
     assert shareable(f"/home/{name}") == ".../ü\\udcff"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """`mclip-doctor options | head -1`, where the writer notices in the middle, and where it notices at its end."""
+    for text in ("'x' * 100000", "'x'"):
+        code = (
+            f"import sys; from mclip_fairseq.cli.main import run_main; sys.exit(run_main('p', lambda: print({text})))"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
+            assert process.wait() == 141
+
+
+def test_a_pipe_of_its_own_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("prog", failing(BrokenPipeError(32, "Broken pipe"))) == 2
+    assert capsys.readouterr().err == "prog: error: Broken pipe\n"
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from mclip_fairseq.storage import staging as staging_module
 from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import file_identity
 from mclip_fairseq.storage.owners import machine, owner
 from mclip_fairseq.storage.staging import staged
 from tests.kills import kill_everywhere
@@ -275,6 +276,20 @@ def test_a_real_mount_keeps_its_files(tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", str(place)], check=True)
     assert content(source) == {"photo": "precious"}
+
+
+def test_a_new_directory_is_made_once(tmp_path: Path) -> None:
+    """The same command again has nothing to do; another one is refused."""
+    output = tmp_path / "out"
+    assert staging_module.make_new(output, write_both)
+    (tmp_path / f".out.{owner()}.part").mkdir()
+    before = file_identity(output / "a")
+    assert not staging_module.make_new(output, write_both)
+    assert file_identity(output / "a") == before
+    (output / "own").write_text("mine")
+    with pytest.raises(UserError, match=r"out: is not empty; give a new directory$"):
+        staging_module.make_new(output, write_both)
+    assert content(tmp_path) == {"out/a": "new", "out/sub/b": "new", "out/own": "mine"}
 
 
 def test_an_output_below_a_file_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mclip_fairseq.evaluation.metrics.hubs import without_hubs
 from mclip_fairseq.evaluation.metrics.languages import evaluate_languages
 from mclip_fairseq.storage.errors import UserError
 
-ONE_IMAGE = "One image"  # how the note on such captions begins
+ONE_IMAGE, SAME_CAPTIONS = "One image", "The same captions"  # how notes on such captions begin
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class RetrievalBenchmark(Benchmark):
         self.captions = captions
         self.galleries = galleries
         self.folds = dict(folds or {})
-        self.notes: Sequence[str] = [*notes, *(note for each in captions for note in one_image_note(each, galleries))]
+        own = [note for each in captions for note in one_image_note(each, galleries)]
+        self.notes: Sequence[str] = [*notes, *own, *same_captions_notes(captions)]
         for gallery in galleries:  # find unknown images now, before a model is loaded
             for language in captions:
                 gallery.index.rows(language)
@@ -213,6 +214,17 @@ def one_image_note(captions: Captions, galleries: Sequence[Gallery]) -> list[str
     return [
         f"{ONE_IMAGE}: the captions of {captions.language} name only {captions.ids[0]!r}{beside}; searched in the "
         "images that captions name, every recall is 100 and says nothing."
+    ]
+
+
+def same_captions_notes(captions: Sequence[Captions]) -> list[str]:
+    """A note for each language whose captions are those of an earlier one: one file was given for two."""
+    first: dict[tuple[str, ...], str] = {}
+    earlier = {each.language: first.setdefault((*each.texts, *each.ids), each.language) for each in captions}
+    return [
+        f"{SAME_CAPTIONS} in {other} and {language}: an average over languages counts them twice."
+        for language, other in earlier.items()
+        if language != other
     ]
 
 
