@@ -330,10 +330,14 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         UserError: no queries, or a line that cannot be a query, by its number.
     """
+    from mclip_fairseq.encoding.captions import check_lines
     from mclip_fairseq.search.query import check_query
 
-    texts = []
-    for number, line in enumerate(read_lines(path), 1):
+    texts, lines = [], read_lines(path)
+    check_lines(path, lines)
+    for number, line in enumerate(lines, 1):
+        if "\t" in line:
+            raise UserError(f"{path}, line {number}: has a tab; write one query per line, and nothing else")
         try:
             texts.append(check_query(line))
         except UserError as error:

@@ -204,6 +204,8 @@ def files_by_language(values: Sequence[str], option: str) -> dict[str, Path]:
         language, equals, path = value.partition("=")
         if not (language and equals and path):
             raise UserError(f"{option} {value}: is not LANGUAGE=FILE; write for example de=valid.de")
+        if not language.isprintable():
+            raise UserError(f"{option} {value}: names a language that cannot be shown; write for example de=valid.de")
         if language in files:
             raise UserError(f"{option} {value}: {language} already has {files[language]}; give each language once")
         files[language] = Path(path).expanduser()

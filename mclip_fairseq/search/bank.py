@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mclip_fairseq.encoding.captions import check_lines
 from mclip_fairseq.search.engine import Hit, Index, Vectors
 from mclip_fairseq.search.languages import encode_texts
 from mclip_fairseq.search.query import check_query
@@ -46,8 +47,9 @@ def read_labelled(path: Path, index: Index) -> list[Labelled]:
     Raises:
         UserError: a line has another form, is not a query, or names an image that is not in the index; too few lines.
     """
-    queries = []
-    for number, line in enumerate(read_lines(path), 1):
+    queries, lines = [], read_lines(path)
+    check_lines(path, lines)
+    for number, line in enumerate(lines, 1):
         language, *others = (part.strip() for part in line.split("\t"))
         if not language or len(others) not in (1, 2):
             raise UserError(

@@ -65,6 +65,7 @@ def read_index_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, unreadable, of a different version, or damaged.
     """
+    check_name(folder)
     path = folder / MANIFEST
     try:
         exists = path.is_file()
@@ -110,6 +111,18 @@ def _values(manifest: Mapping[str, Any]) -> dict[str, bool]:
         # File names lead nowhere out of the directory.
         "files": all(Path(entry["file"]).name == entry["file"] for entry in manifest["files"].values()),
     }
+
+
+def check_name(folder: Path) -> None:
+    """Check that faiss can open files in a directory.
+
+    Raises:
+        UserError: its path is not UTF-8.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{folder}: its path is not UTF-8, which faiss needs; rename it, or give another") from error
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -252,6 +265,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is changing it, or it cannot be written to.
     """
+    check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = locks.open_own(folder / LOCK)

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from mclip_fairseq.encoding.captions import check_lines
 from mclip_fairseq.search.engine import Hit, Index
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import read_lines
@@ -63,8 +64,9 @@ def read_pairs(path: Path, columns: str) -> list[tuple[str, str]]:
     Raises:
         UserError: naming the line that has another form.
     """
-    pairs = []
-    for number, line in enumerate(read_lines(path), 1):
+    pairs, lines = [], read_lines(path)
+    check_lines(path, lines)
+    for number, line in enumerate(lines, 1):
         first, tab, second = line.partition("\t")
         if not (tab and first.strip() and second.strip()):
             raise UserError(f"{path}, line {number}: is not `{columns}`; write both with a tab between them")

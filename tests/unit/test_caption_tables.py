@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mclip_fairseq.encoding.bulk import read_caption_list
-from mclip_fairseq.encoding.captions import read_language_captions
+from mclip_fairseq.encoding.captions import files_by_language, read_language_captions
 from mclip_fairseq.encoding.galleries import IdIndex, ImageGallery
 from mclip_fairseq.evaluation.benchmarks.retrieval import RetrievalBenchmark
 from mclip_fairseq.storage.errors import UserError
@@ -53,6 +53,11 @@ def test_a_table_in_another_form_is_not_one_caption_per_line(tmp_path: Path, nam
     for read in (read_caption_list, lambda file: read_language_captions("xx", file, tmp_path / "ids")):
         with pytest.raises(UserError, match=r"is a table, and all of each line would become the caption; give a \.tsv"):
             read(tmp_path / name)
+
+
+def test_a_language_has_a_name_that_can_be_seen() -> None:
+    with pytest.raises(UserError, match="names a language that cannot be shown"):
+        files_by_language(["\u200b=valid.de"], "--captions")
 
 
 def test_captions_behind_their_ids_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mclip_fairseq.cli.search import read_texts
+from mclip_fairseq.search.bank import read_labelled
 from mclip_fairseq.search.build import build_index
+from mclip_fairseq.search.files import locked, read_index_manifest
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import faiss
+from mclip_fairseq.search.presenting import read_pairs
 from mclip_fairseq.search.settings import ImageSettings, IndexSettings, ModelPaths
+from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import file_sha256
 from tests.colours import ColourModel, draw_colours
 
@@ -169,3 +175,27 @@ def test_a_damaged_row_is_a_sentence(index: Path, line: str) -> None:
     put(index, "rows", "".join(f"{text}\n" for text in [line, *lines[1:]]).encode())
     with pytest.raises(ValueError, match=r"is damaged|is in folder 5"):
         SearchIndex.open(index).picture(0)
+
+
+@pytest.mark.parametrize(
+    "read", [read_texts, lambda path: read_pairs(path, "x"), lambda path: read_labelled(path, None)]
+)
+def test_lines_that_only_old_macs_end_are_not_one_line(read: Callable[[Path], Any], tmp_path: Path) -> None:
+    (tmp_path / "lines").write_bytes(b"de\tHund\rde\tKatze\r")
+    with pytest.raises(UserError, match=r"lines, line 1: has a carriage return inside"):
+        read(tmp_path / "lines")
+
+
+def test_a_query_has_no_language_before_it(tmp_path: Path) -> None:
+    (tmp_path / "bank.tsv").write_text("de\tHund\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"bank\.tsv, line 1: has a tab; write one query per line, and nothing else$"):
+        read_texts(tmp_path / "bank.tsv")
+
+
+def test_faiss_opens_only_names_in_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(UserError, match="its path is not UTF-8, which faiss needs"), locked(folder):
+        pytest.fail("made")
+    assert not folder.exists()
+    with pytest.raises(UserError, match="its path is not UTF-8, which faiss needs"):
+        read_index_manifest(folder)
