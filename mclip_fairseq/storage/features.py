@@ -19,6 +19,7 @@ from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.feature_checks import check_alike, check_finite, check_hashes
 from mclip_fairseq.storage.feature_files import expected_hashes, first_duplicate, open_shard, read_ids, read_manifest
 from mclip_fairseq.storage.feature_writer import FeatureWriter
+from mclip_fairseq.storage.files import similar_name
 from mclip_fairseq.storage.projection import Projection, read_projection
 from mclip_fairseq.storage.verified import Verification
 
@@ -176,7 +177,9 @@ class FeatureStore:
         rows = np.fromiter((self._index.get(name, -1) for name in wanted), dtype=np.int64, count=len(wanted))
         missing = np.flatnonzero(rows < 0)
         if len(missing):
-            first = ", ".join(repr(wanted[place]) for place in missing[:3])
+            unknown = list(dict.fromkeys(wanted[place] for place in missing))
+            similar = similar_name(unknown[0], self.ids)
+            first = ", ".join(map(repr, unknown[:3])) + (similar and f" (but {similar})")
             raise UserError(
                 f"{', '.join(map(str, self.paths))}: has no features for {len(missing)} of {len(wanted)} ids, the "
                 f"first are {first}; make features for them or remove them"

@@ -78,6 +78,8 @@ def test_float16_stays_and_anything_else_becomes_float32(tmp_path: Path) -> None
 def test_unknown_ids_are_named_and_counted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no features for 2 of 3 ids, the first are 'x', 'y'"):
         make(tmp_path).rows(["x", IDS[0], "y"])
+    with pytest.raises(ValueError, match=r"first are 'photos/BÄUM 1.jpg' \(but 'photos/b\\xe4um 1.jpg' exists, "):
+        FeatureStore.open(tmp_path).rows(["photos/BÄUM 1.jpg", "photos/BÄUM 1.jpg"])
 
 
 def test_shards_are_mapped_not_read(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(
     monkeypatch.setattr("sys.stdout", stream)
     assert run_main("prog", lambda: print(name)) == 0
     stream.flush()
-    assert stream.buffer.getvalue().decode() == printed  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue().decode() == printed
     write_json(tmp_path / "x.json", {"name": name})
     assert read_json(tmp_path / "x.json") == {"name": name}
     assert shareable(f"/home/{name}") == ".../ü\\udcff"
