@@ -178,7 +178,12 @@ def test_a_damaged_row_is_a_sentence(index: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "read", [read_texts, lambda path: read_pairs(path, "x"), lambda path: read_labelled(path, None)]
+    "read",
+    [
+        read_texts,
+        lambda path: read_pairs(path, "x"),
+        lambda path: read_labelled(path, None),  # type: ignore[arg-type]
+    ],
 )
 def test_lines_that_only_old_macs_end_are_not_one_line(read: Callable[[Path], Any], tmp_path: Path) -> None:
     (tmp_path / "lines").write_bytes(b"de\tHund\rde\tKatze\r")
