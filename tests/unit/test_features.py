@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import time
@@ -17,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mclip_fairseq.storage import feature_checks, files, owners, verified
+from mclip_fairseq.storage import feature_checks, files, verified
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.features import FeatureStore, FeatureWriter, write_features
 
@@ -396,24 +395,3 @@ def test_impossible_settings_are_refused(tmp_path: Path) -> None:
     for options in ({"dtype": "int8"}, {"modality": "sound"}, {"shard_rows": 0}, {"dim": 0}):
         with pytest.raises(ValueError, match="features need a dtype"):
             writer(tmp_path / "out", **options)
-
-
-def test_the_same_command_twice_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first process completes the directory while the second, which is alive, writes a shard."""
-    first, second = writer(tmp_path), writer(tmp_path)
-    alive = f"{owners.machine()}.{os.getppid()}.tmp"
-
-    def first_completes_it(handle: int) -> None:
-        monkeypatch.undo()
-        for shard in range(3):
-            first.write(shard, ARRAY[4 * shard : 4 * shard + 4])
-        assert first.finalize()
-        assert len(list(tmp_path.glob("*.tmp"))) == 1
-
-    monkeypatch.setattr(files, "own_name", lambda file: file.with_name(f"{file.name}.{alive}"))
-    monkeypatch.setattr(os, "fsync", first_completes_it)
-    second.write(1, ARRAY[4:8])
-    second.write(2, -ARRAY[8:])  # as from another kind of GPU: the manifest has the hash of the first
-    assert second.finalize()
-    np.testing.assert_array_equal(FeatureStore.open(tmp_path).take(range(ROWS)), ARRAY)
-    assert not list(tmp_path.glob("*.tmp"))

@@ -15,8 +15,9 @@ import pytest
 
 from mclip_fairseq.encoding.cache import CachedEncoder
 from mclip_fairseq.search.files import PARTIAL, locked
-from mclip_fairseq.storage import owners
+from mclip_fairseq.storage import files, owners
 from mclip_fairseq.storage.feature_writer import FeatureWriter
+from mclip_fairseq.storage.features import FeatureStore
 from mclip_fairseq.storage.files import write_bytes
 from mclip_fairseq.storage.owners import (
     ABANDONED_SECONDS,
@@ -125,3 +126,25 @@ def test_two_machines_never_share_a_name(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("socket.gethostname", lambda: "another.machine")
     assert own_name(tmp_path / "file") != one
     assert own_name(tmp_path / "file").name.startswith("file.another-machine")
+
+
+def test_the_same_features_written_twice_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process completes the directory while the second, which is alive, writes a shard."""
+    plan: dict[str, Any] = {"teacher": {"name": "x"}, "dim": 1, "modality": "image", "normalized": False}
+    first, second = (FeatureWriter(tmp_path, ["a", "b"], dtype="float32", shard_rows=1, **plan) for _ in range(2))
+    alive = f"{machine()}.{os.getppid()}.tmp"
+
+    def first_completes_it(handle: int) -> None:
+        monkeypatch.undo()
+        for shard in range(2):
+            first.write(shard, [[float(shard)]])
+        assert first.finalize()
+        assert len(list(tmp_path.glob("*.tmp"))) == 1
+
+    monkeypatch.setattr(files, "own_name", lambda file: file.with_name(f"{file.name}.{alive}"))
+    monkeypatch.setattr(os, "fsync", first_completes_it)
+    second.write(0, [[0.0]])
+    second.write(1, [[9.0]])  # as from another kind of GPU: the manifest has the hash of the first
+    assert second.finalize()
+    assert FeatureStore.open(tmp_path).take([0, 1]).tolist() == [[0], [1]]
+    assert not list(tmp_path.glob("*.tmp"))
