@@ -13,8 +13,8 @@ from mclip_fairseq.cli.features_units import is_of_parts, make_by_units
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.cli.options import add_workers, count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.storage.extras import import_extra
 from mclip_fairseq.storage.feature_files import DTYPES
+from mclip_fairseq.storage.feature_parquet import import_arrow, write_parquet
 from mclip_fairseq.storage.files import check_folder
 from mclip_fairseq.storage.images import MAX_PIXELS, check_max_pixels, find_images
 from mclip_fairseq.storage.projection import SPACES
@@ -163,8 +163,6 @@ def finished(options: argparse.Namespace, writer: FeatureWriter, command: Sequen
     summary = f"{manifest['count']} rows of {manifest['dim']} columns, {len(writer.skipped())} skipped"
     if options.parquet is None:
         return f"{options.output}: {summary}"
-    from mclip_fairseq.storage.feature_parquet import write_parquet
-
     return f"{options.output}: {summary}; {write_parquet(writer.path, options.parquet)} files in {options.parquet}"
 
 
@@ -250,7 +248,7 @@ def check_options(options: argparse.Namespace) -> None:
     check_folder("--output", options.output)
     check_folder("--parquet", options.parquet)
     if options.parquet is not None:
-        import_extra("pyarrow", "scale")
+        import_arrow()  # before anything is encoded
     if is_of_parts(options):
         check_options_of_parts(options)
     elif options.column or options.id_column:

@@ -12,6 +12,15 @@ from mclip_fairseq.storage.files import complete_file
 SHARD_KEY = b"mclip_fairseq.sha256"  # in a file's metadata: the hash of the shard that it holds
 
 
+def import_arrow() -> tuple[Any, Any]:
+    """The packages pyarrow and pyarrow.parquet.
+
+    Raises:
+        UserError: they are not installed.
+    """
+    return import_extra("pyarrow", "scale"), import_extra("pyarrow.parquet", "scale")
+
+
 def write_parquet(features: Path, output: Path) -> int:
     """Write each shard of a feature directory as a file with the columns `id` and `vector`, a list of float32.
 
@@ -22,7 +31,7 @@ def write_parquet(features: Path, output: Path) -> int:
     Returns:
         the number of files.
     """
-    arrow, parquet = import_extra("pyarrow", "scale"), import_extra("pyarrow.parquet", "scale")
+    arrow, parquet = import_arrow()
     manifest = read_manifest(features)
     ids, first = read_ids(features, manifest), 0
     output.mkdir(parents=True, exist_ok=True)
@@ -42,7 +51,7 @@ def write_parquet(features: Path, output: Path) -> int:
 
 def shard_of(file: Path) -> Any:
     """The hash of the shard in a Parquet file; None if the file is missing or is something else."""
-    arrow, parquet = import_extra("pyarrow", "scale"), import_extra("pyarrow.parquet", "scale")
+    arrow, parquet = import_arrow()
     try:
         return (parquet.read_schema(file).metadata or {}).get(SHARD_KEY)
     except (arrow.ArrowException, OSError):
