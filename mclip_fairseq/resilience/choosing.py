@@ -45,11 +45,10 @@ def choose_checkpoint(folder: str | Path, suffix: str = "") -> Choice:
     skipped: list[str] = []
     updates: dict[Path, int] = {}
     files = [path for path in folder.glob(f"checkpoint*{suffix}.pt") if _is_of_a_run(path.name, suffix)]
-    # A dangling link counts as a checkpoint that is damaged, so a run never restarts because its target moved.
-    files = [path for path in files if path.is_file() or path.is_symlink()]
     for path in files:
-        if not path.exists():
-            skipped.append(f"{path.name} (is a link to a missing file)")
+        # Counts as a checkpoint that is damaged, so that a run never restarts because the target of a link moved.
+        if not path.is_file():
+            skipped.append(f"{path.name} (is {'not a file' if path.exists() else 'a link to a missing file'})")
             continue
         sealed = sealed_updates(path)  # reads the end of the file only
         try:

@@ -31,6 +31,8 @@ def check_launch(cfg: Any) -> None:
     check_batches(cfg.dataset)
     check_numbers(cfg)
     check_hardware(cfg)
+    if not cfg.checkpoint.save_dir:
+        raise UserError("--save-dir: is empty; give a directory")
     check_restored_files(cfg.checkpoint)
     check_metric(cfg)
 

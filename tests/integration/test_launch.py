@@ -63,6 +63,7 @@ Train = Callable[..., str]
             r"^--tensorboard-logdir: the directory .*/file/below cannot be made: ",
         ),
         (("--log-file", "{}"), r"^--log-file .*: is a directory; give the name of a file$"),
+        (("--save-dir", ""), r"^--save-dir: is empty; give a directory$"),
         (("--save-dir", "{}/file"), r"^--save-dir .*/file: is not a directory; give another one$"),
         (("--save-dir", "{}/file/below"), r"^--save-dir .*/file/below: is not a directory; give another one$"),
     ],

@@ -40,7 +40,7 @@ def released(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The released checkpoint as a directory."""
     output = tmp_path_factory.mktemp("released") / "mclip"
     arguments = [str(fixtures / "mclip_tiny.pt"), "--xlmr", str(fixtures / "xlmr_tiny"), "--output", str(output)]
-    assert convert(["released", *arguments]) == 0
+    assert convert(["released", *arguments]) == convert(["released", *arguments]) == 0
     return output
 
 
@@ -277,7 +277,8 @@ def both_ways(fixtures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """fairseq's archive as a `transformers` directory, and that as an archive again."""
     folder = tmp_path_factory.mktemp("xlmr")
     there, back = folder / "transformers", folder / "fairseq"
-    assert convert(["xlmr-to-transformers", str(fixtures / "xlmr_tiny"), "--output", str(there)]) == 0
+    command = ["xlmr-to-transformers", str(fixtures / "xlmr_tiny"), "--output", str(there)]
+    assert convert(command) == convert(command) == 0
     assert convert(["xlmr-to-fairseq", str(there), "--output", str(back)]) == 0
     return there, back
 

@@ -135,6 +135,10 @@ def test_a_broken_link_is_not_a_fresh_start(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_last.pt").symlink_to(tmp_path / "gone.pt")
     with pytest.raises(ValueError, match=r"checkpoint_last.pt \(is a link to a missing file\)"):
         choose_checkpoint(tmp_path)
+    (tmp_path / "checkpoint_last.pt").unlink()
+    (tmp_path / "checkpoint_last.pt").mkdir()
+    with pytest.raises(ValueError, match=r"checkpoint_last.pt \(is not a file\)"):
+        choose_checkpoint(tmp_path)
     save_sealed(state(3), tmp_path / "checkpoint_1_3.pt", 3)
     assert choose_checkpoint(tmp_path).path == tmp_path / "checkpoint_1_3.pt"
 
