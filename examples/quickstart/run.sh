@@ -64,8 +64,8 @@ sort -u "$text"/{pairs,all}/*.en "$C"/{parallel,keywords}/train.en-*.en > "$text
 paste <(ids_of "$text/english.txt") "$text/english.txt" > "$text/english.tsv"
 translations english/train.en <(cat "$text/english.txt" "$C/keywords/train.en-rare.rare") \
   <(cat "$text/english.txt" "$C/keywords/train.en-rare.en")
-# A word or two is what people type: one word counts five times, two words twice. Without more weight, pez (fish) drowns
-# in pez tropical, pez globo and others.
+# For the search, short names count more, because people type a word or two: one word five times, two words twice.
+# Otherwise pez (fish) drowns in pez tropical, pez globo and others.
 for lang in en "${OTHERS[@]}"; do
   kind=names
   [[ $lang != en ]] || kind=english
@@ -124,7 +124,7 @@ search_model() {
   TIMES=$S/seconds.tsv
   tune_teacher 8 "$S/teacher" --captions all
   features 8 "$S/teacher" "$S/features"
-  trikd "8 trikd" 5200 "$S/teacher" "$S/features" "$(mix all english names short keywords)" \
+  trikd "8 trikd" 5600 "$S/teacher" "$S/features" "$(mix all english names short keywords)" \
     --save-dir "$S" --disable-validation
 }
 mkdir -p "$S"
@@ -137,8 +137,8 @@ tune_teacher 4 "$OUT/teacher" --captions train keywords --keep train
 features 4 "$OUT/teacher" "$OUT/features"
 
 # 5. The multilingual model that is evaluated.
-trikd "5 trikd" 4600 "$OUT/teacher" "$OUT/features" "$(mix pairs pairs english names names short keywords)" \
-  --save-dir "$OUT/trikd" --valid-langs en --validate-interval-updates 2300 --save-interval-updates 2300
+trikd "5 trikd" 5000 "$OUT/teacher" "$OUT/features" "$(mix pairs pairs english english names names names keywords)" \
+  --save-dir "$OUT/trikd" --valid-langs en --validate-interval-updates 2500 --save-interval-updates 2500
 part "5 extract" mclip-extract-mte "$OUT/trikd/checkpoint_last.pt" --tokenizer "$T" --output "$OUT/encoder"
 
 # 6. Retrieval in every language, with mCLIP and with the teacher's own text encoder.
