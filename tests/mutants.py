@@ -49,6 +49,7 @@ RESUME = "tests/integration/test_resume.py"
 VALIDATION = "tests/integration/test_resume_validation.py -k 'plateau or replay or bad_epochs'"
 BEST = "tests/integration/test_best_checkpoints.py"
 LAUNCH = "tests/integration/test_launch.py -k 'holds or one_sentence or locks'"
+HOLDING = "tests/unit/test_holding.py"
 METRICS = "tests/unit/test_retrieval_metrics.py"
 SEARCH = "tests/integration/test_search_changes.py"
 FREEZING = "tests/unit/test_freezing.py tests/unit/test_mclip_model.py tests/integration/test_trikd.py"
@@ -91,6 +92,8 @@ MUTANTS = (
     Mutant("storage/sealed.py", "os.replace(temporary, path)", "shutil.copy(temporary, path)", SEALS),
     Mutant("storage/owners.py", 'named["machine"] != machine() or', "", SEALS),
     Mutant("storage/sealed.py", "if error.errno in HOPELESS or attempt", "if attempt", SEALS),
+    Mutant("storage/locks.py", " | os.O_NOFOLLOW", "", HOLDING),
+    Mutant("storage/staging.py", "if place.is_relative_to(output)", "if False", "tests/unit/test_staging.py -k mount"),
     Mutant("resilience/choosing.py", "and not owner_is_alive(path)", "", SEALS),
     Mutant("resilience/choosing.py", "if updates[path] > updates[last] and", "if", SEALS),
     Mutant("resilience/resuming.py", 'position.get("iterations_in_epoch") == 0:', "False:", VALIDATION),
