@@ -1,28 +1,41 @@
-"""A whole step of MTE's stage 2 with the translation loss made in three ways: tokens per second and memory.
+"""A whole step of MTE's stage 2 beside version 0.2 and fairseq's stock criterion: tokens per second and memory.
 
-    python -m benchmarks.mte_step [--tokens 1024] [--length 32] [--rounds 1] [--tiny]
+    python -m benchmarks.mte_step [--tokens 1024] [--length 32] [--rounds 1] [--ways NAME ...] [--tiny]
 
-XLM-R base and the published decoder with random weights, embeddings frozen, translation and contrast, AdamW. `fused` is
-the default, `recomputed` is `--translation-gradient recomputed`, as version 0.2 computed, and `stock` holds all logits
-and their log softmax, as fairseq's label-smoothed criterion does; all else is the same. Medians of rounds in which the
-ways take turns, after one that does not count; memory is what a step needs at its peak on top of the model and the
-optimizer's state, and needs Linux.
+XLM-R base and the published decoder with random weights, embeddings frozen, translation and contrast, AdamW.
+
+- `ours`: the defaults.
+- `checkpointed`: with `--checkpoint-activations`.
+- `version 0.2`: fairseq's layers, and `--translation-gradient recomputed`.
+- `stock`: fairseq's layers, all logits and their log softmax, as fairseq's label-smoothed criterion holds them.
+- `stock, our layers`: that criterion with the layers of `ours`.
+
+The first step of each way gives its memory: what is in use at the peak (freed memory goes back to the system at once),
+on top of the model and the optimizer's state. Seconds are medians of later rounds in which the ways take turns. It
+needs Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from fairseq.data import Dictionary
 from torch import Tensor
 
-from benchmarks._measure import medians_and_growth, print_growth, print_ratios
-from benchmarks.gpu.models import dictionary, mte, training_step, translation_batch
+from benchmarks._measure import growth_during, medians_of_rounds, print_growth, print_ratios, return_freed_memory
+from benchmarks.gpu.models import dictionary, mte, optimizer_of, training_step, translation_batch
 from mclip_fairseq.criterions.mte import MTECriterion
+from mclip_fairseq.models.mte import MTEModel
+from mclip_fairseq.models.recomputing import recompute
 from mclip_fairseq.tasks.mte import MTETask, MTETaskConfig
 
-OURS = "fused"
+OURS, CHECKPOINTED, EARLIER, STOCK, STOCK_LOSS = "ours", "checkpointed", "version 0.2", "stock", "stock, our layers"
+WAYS = (OURS, CHECKPOINTED, EARLIER, STOCK, STOCK_LOSS)
+WARM_UP_TOKENS = 64  # of the step that makes the optimizer's state
 
 
 class Stock(MTECriterion):
@@ -39,33 +52,53 @@ class Stock(MTECriterion):
         return loss, nll
 
 
+def model_of(way: str, pieces: Dictionary, tiny: bool) -> MTEModel:
+    """The model with the layers of a way."""
+    with ExitStack() as patches:
+        if way in (EARLIER, STOCK):
+            for module in ("mte", "xlmr_encoder"):
+                patches.enter_context(patch(f"mclip_fairseq.models.{module}.keep_less"))
+        model = mte(pieces, tiny, torch.device("cpu"))
+    if way == CHECKPOINTED:
+        recompute([*model.encoder.xlmr.layers, *model.decoder.layers])
+    return model
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=1024, help="target tokens of the batch")
     parser.add_argument("--length", type=int, default=32, help="tokens of a sentence")
-    parser.add_argument("--rounds", type=int, default=1, help="rounds, of which the median is taken")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds, of which the median is taken; 0: memory alone")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which, the first of them the base")
     parser.add_argument("--tiny", action="store_true", help="one narrow layer and 300 pieces")
     options = parser.parse_args()
     torch.manual_seed(0)
     pieces = dictionary(300 if options.tiny else 250_002)
-    model = mte(pieces, options.tiny, torch.device("cpu"))
-    batch = translation_batch(pieces, options.tokens, options.length)
-    task = MTETask(MTETaskConfig(data="none", save_dir="none", seed=1, langs="en,de,fr"), pieces)
-    weights = (0.1, 1.0, 2.0, 0.1, "sound")
-    criterions = {
-        OURS: MTECriterion(task, *weights),
-        "recomputed": MTECriterion(task, *weights, translation_gradient="recomputed"),
-        "stock": Stock(task, *weights),
-    }
-    steps = {name: training_step(task, model, criterion, batch) for name, criterion in criterions.items()}
-    measured, growth = medians_and_growth(steps, options.rounds)
-    print(
-        f"{batch['ntokens']} target tokens, {torch.get_num_threads()} threads; target tokens per CPU second:", end=" "
+    batch, small = (
+        translation_batch(pieces, tokens, options.length)
+        for tokens in (options.tokens, max(WARM_UP_TOKENS, options.length))
     )
-    print(", ".join(f"{name} {batch['ntokens'] / seconds.cpu:.1f}" for name, seconds in measured.items()))
-    print_ratios(measured, OURS)
-    print_growth(growth, OURS)
+    task = MTETask(MTETaskConfig(data="none", save_dir="none", seed=1, langs="en,de,fr"), pieces)
+    steps, growth = {}, {}
+    for way in options.ways:
+        model = model_of(way, pieces, options.tiny)
+        criterion = (Stock if way in (STOCK, STOCK_LOSS) else MTECriterion)(
+            task, 0.1, 1.0, 2.0, 0.1, "sound", translation_gradient="recomputed" if way == EARLIER else "fused"
+        )
+        optimizer = optimizer_of(model)
+        training_step(task, model, criterion, small, optimizer)()
+        steps[way] = training_step(task, model, criterion, batch, optimizer)
+        with return_freed_memory():
+            growth[way] = growth_during(steps[way])
+    base = options.ways[0]
+    print(f"{batch['ntokens']} target tokens, {torch.get_num_threads()} threads")
+    print_growth(growth, base)
+    if options.rounds:
+        measured = medians_of_rounds(steps, options.rounds, uncounted=0)
+        print("target tokens per CPU second:", end=" ")
+        print(", ".join(f"{name} {batch['ntokens'] / seconds.cpu:.1f}" for name, seconds in measured.items()))
+        print_ratios(measured, base)
 
 
 if __name__ == "__main__":

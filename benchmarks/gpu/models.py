@@ -118,8 +118,17 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
+def optimizer_of(model: torch.nn.Module) -> FusedAdamW:
+    """AdamW of what a model trains."""
+    return FusedAdamW(FusedAdamWConfig(lr=[1e-5]), [one for one in model.parameters() if one.requires_grad])
+
+
 def training_step(
-    task: SampledTask, model: torch.nn.Module, criterion: torch.nn.Module, sample: dict[str, Any]
+    task: SampledTask,
+    model: torch.nn.Module,
+    criterion: torch.nn.Module,
+    sample: dict[str, Any],
+    optimizer: FusedAdamW | None = None,
 ) -> Callable[[], object]:
     """A step as fairseq's trainer takes it, less its log: forward, checks, backward, norm of the gradient, AdamW.
 
@@ -128,9 +137,9 @@ def training_step(
         model: to train.
         criterion: the loss.
         sample: a batch on the device.
+        optimizer: None makes one.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = FusedAdamW(FusedAdamWConfig(lr=[1e-5]), trained)
+    optimizer = optimizer or optimizer_of(model)
     criterion.train()
 
     def step() -> None:

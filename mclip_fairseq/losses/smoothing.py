@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -140,9 +141,12 @@ class _FusedLinear(torch.autograd.Function):
         loss, nll = rows.new_zeros((), dtype=wide), rows.new_zeros((), dtype=wide)
         of_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        # Chunks of equal size, so that the last is not a small one; their logits share one piece of memory.
+        chunk_rows = even_size(len(rows), chunk_rows)
+        products = features.new_empty(chunk_rows, len(table))
         for start in range(0, len(rows), chunk_rows):
             chunk = slice(start, start + chunk_rows)
-            logits = F.linear(features[chunk], table).to(wide)
+            logits = torch.mm(features[chunk], table.T, out=products[: len(rows[chunk])]).to(wide)
             chunk_loss, chunk_nll = _sums_and_gradient(logits, target[chunk], smoothing)
             loss, nll = loss + chunk_loss, nll + chunk_nll
             gradient = logits.to(compute)
@@ -152,7 +156,6 @@ class _FusedLinear(torch.autograd.Function):
                 of_weight.addmm_(gradient.T, features[chunk])
             elif of_weight is not None:
                 of_weight += (gradient.T @ features[chunk]).to(weight.dtype)
-            del logits, gradient  # before the next chunk is made
         ctx.gradients = of_rows, of_weight
         ctx.mark_non_differentiable(nll)
         return loss, nll
@@ -162,6 +165,11 @@ class _FusedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor, grad_nll: Tensor) -> tuple[Tensor | None, ...]:
         of_rows, of_weight = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.gradients)
         return of_rows, of_weight, None, None, None, None
+
+
+def even_size(rows: int, most: int) -> int:
+    """The size of as few chunks as need be, all but the last equally large."""
+    return max(1, math.ceil(rows / max(1, math.ceil(rows / most))))
 
 
 def _sums_and_gradient(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

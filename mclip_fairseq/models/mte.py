@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.architectures import XLMR_LARGE, XLMR_TINY, set_defaults
 from mclip_fairseq.models.pooling import pool_mean
+from mclip_fairseq.models.recomputing import keep_less, recompute
 from mclip_fairseq.models.sizes import check_chosen_sizes
 from mclip_fairseq.models.text_options import TextEncoderConfig, frozen_part
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder
@@ -26,6 +27,13 @@ class MTEModelConfig(TextEncoderConfig):
     decoder_ffn_embed_dim: int = field(default=3072, metadata={"help": "feed-forward width of the decoder"})
     decoder_attention_heads: int = field(default=12, metadata={"help": "attention heads of the decoder"})
     decoder_max_positions: int = field(default=1024, metadata={"help": "longest output, in tokens"})
+    checkpoint_activations: bool = field(
+        default=False,
+        metadata={
+            "help": "keep only the inputs of the layers and compute the rest again in the backward pass: much less "
+            "memory, a fifth more time"
+        },
+    )
     langs: str = field(
         default="",
         metadata={"help": "languages in the order of the projections; taken from the task and kept for later runs"},
@@ -102,7 +110,8 @@ class MTEEncoder(FairseqEncoder):
         projected = states if tgt_lang_id is None else self.lang_proj(states, tgt_lang_id.view(-1), tgt_lang)
         padding = src_tokens.eq(self.padding_idx)
         return {
-            "encoder_out": [projected.transpose(0, 1)],
+            # Contiguous, so that the decoder's layers need not copy it twice each.
+            "encoder_out": [projected.transpose(0, 1).contiguous()],
             "encoder_padding_mask": [padding],
             "encoder_embedding": [],
             "encoder_states": [states],
@@ -150,6 +159,9 @@ class MTEModel(FairseqEncoderDecoderModel):
         encoder = MTEEncoder(xlmr, len(task.langs))
         # The decoder shares XLM-R's table; a language model head of its own would be a second 250,002-row matrix.
         decoder = TransformerDecoderBase(decoder_config(cfg, xlmr.dim), dictionary, xlmr.embed_tokens)
+        keep_less(decoder.layers)
+        if cfg.checkpoint_activations:
+            recompute([*xlmr.layers, *decoder.layers])
         xlmr.freeze(frozen_part(cfg))
         return cls(encoder, decoder)
 

@@ -11,6 +11,7 @@ from fairseq.data import Dictionary
 from fairseq.models.roberta.model import RobertaEncoder
 from torch import Tensor, nn
 
+from mclip_fairseq.models.recomputing import keep_less
 from mclip_fairseq.models.sizes import ENCODER, check_chosen_sizes, check_heads, check_sizes
 from mclip_fairseq.models.text_encoder import TextEncoder
 from mclip_fairseq.models.weights import check_state_dict, check_weights
@@ -99,6 +100,7 @@ class XLMREncoder(TextEncoder):
             self.encoder = RobertaEncoder(copy.deepcopy(args), dictionary)
         except Exception as error:  # fairseq asserts, divides and looks up as odd options lead it to
             raise UserError(f"{source}: fairseq cannot build an XLM-R of these options: {first_line(error)}") from error
+        keep_less(self.layers)
         # Checkpoints keep the masked-language-model head so that fairseq can load them; it is never trained here.
         for name, parameter in self.encoder.lm_head.named_parameters():
             if name != "weight":
@@ -246,7 +248,8 @@ def run_layers(stack: Any, tokens: Tensor) -> Tensor:
     # Attention without a mask is a little faster, and asking a CPU costs nothing.
     mask = padding if tokens.is_cuda or padding.any() else None
     states, _ = stack.forward_embedding(tokens)
-    states = (states * (1 - padding.unsqueeze(-1).type_as(states))).transpose(0, 1)
+    # Contiguous, so that the layers need not copy it for each of their products.
+    states = (states * (1 - padding.unsqueeze(-1).type_as(states))).transpose(0, 1).contiguous()
     for layer in stack.layers:
         states = layer(states, encoder_padding_mask=mask)
     if stack.layer_norm is not None:
