@@ -84,8 +84,8 @@ class Source(Protocol):
     def content(self) -> str:
         """A hash of what the inputs contain; it differs when one of them was changed."""
 
-    def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
-        """Prepare the inputs with these numbers, batch by batch, in order."""
+    def batches(self, numbers: list[list[int]], device: torch.device) -> Iterator[InputBatch]:
+        """Prepare the inputs with these numbers, batch by batch, in order, for a model on the device."""
 
     def encode(self, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
         """Inputs of a batch -> (n, dim) on the device."""
@@ -128,8 +128,8 @@ class CaptionSource:
         """A hash of the captions."""
         return texts_content([caption for _, caption in self.captions])
 
-    def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
-        """Tokenize the captions with these numbers, batch by batch, in order."""
+    def batches(self, numbers: list[list[int]], device: torch.device) -> Iterator[InputBatch]:
+        """Tokenize the captions with these numbers, batch by batch, in order; the device changes nothing."""
         for batch in numbers:
             rows = [(number + self.first, *self.captions[number]) for number in batch]
             texts = [caption for _, _, caption in rows if not is_blank(caption)]
@@ -202,7 +202,7 @@ def compute(source: Source, writer: FeatureWriter, settings: BulkSettings, devic
     pending = writer.pending(settings.machine, settings.machines)
     plan = [(shard, split_into_batches(writer.inputs(shard), settings.batch_size)) for shard in pending]
     # One stream over all shards, so that workers decode the next shard while this one is written.
-    batches = source.batches([batch for _, shard_batches in plan for batch in shard_batches])
+    batches = source.batches([batch for _, shard_batches in plan for batch in shard_batches], device)
     total = sum(len(writer.inputs(shard)) for shard in pending)
     unreadable: list[tuple[str, str]] = []
     with tqdm(total=total, unit=source.modality, disable=None) as progress:

@@ -124,16 +124,15 @@ class ImageSource:
         self.encode_image = encode_image
         self.images = Decoded(images, transform, max_pixels, near)
         self.workers = workers
-        self.with_gpu = torch.cuda.is_available()
 
     @cached_property
     def content(self) -> str:
         """A hash of what the files contain; images in other places count by their ids."""
         return images_content([place for _, place in self.images.images if isinstance(place, Path)], self.hashed)
 
-    def batches(self, numbers: list[list[int]]) -> Iterator[InputBatch]:
-        """Decode the images with these numbers, batch by batch, in order."""
-        if not self.with_gpu:
+    def batches(self, numbers: list[list[int]], device: torch.device) -> Iterator[InputBatch]:
+        """Decode the images with these numbers, batch by batch, in order, for a model on the device."""
+        if device.type == "cpu":
             yield from self._between_batches(numbers)
             return
         workers = min(self.workers, len(numbers))
@@ -151,7 +150,7 @@ class ImageSource:
     def encode(self, inputs: dict[str, Tensor], device: torch.device) -> Tensor:
         """`pixel_values` (n, channels, height, width) -> (n, dim)."""
         pixels = inputs["pixel_values"]
-        parts = [pixels] if self.with_gpu else pixels.split(CPU_BATCH)
+        parts = pixels.split(CPU_BATCH) if device.type == "cpu" else [pixels]
         return torch.cat([self.encode_image(part.to(device, non_blocking=True)) for part in parts])
 
 

@@ -109,7 +109,7 @@ def encode_unit(
     with opened(unit) as source:
         features = [torch.zeros(0, job.plan["dim"], device=device)]
         unreadable: list[tuple[str, str]] = []
-        for batch in source.batches(split_into_batches(range(len(source.ids)), job.settings.batch_size)):
+        for batch in source.batches(split_into_batches(range(len(source.ids)), job.settings.batch_size), device):
             unreadable += batch.unreadable
             if batch.inputs:
                 features.append(encode_batch(source, batch.inputs, job.settings, device))

@@ -26,7 +26,7 @@ class Sizes:
 def sizes(images: Sequence[tuple[str, Path]], near: int | None) -> tuple[str, list[list[int]]]:
     """What the source says of its preprocessing, and the sizes of the decoded images."""
     source = ImageSource(images, Sizes(), torch.Tensor.float, 0, MAX_PIXELS, near=near)
-    (batch,) = source.batches([list(range(len(images)))])
+    (batch,) = source.batches([list(range(len(images)))], torch.device("cpu"))
     return source.preprocessing, batch.inputs["pixel_values"].tolist()
 
 
@@ -36,6 +36,28 @@ def test_jpegs_alone_are_decoded_smaller(tmp_path: Path) -> None:
         Image.new("RGB", (1600, 800) if "large" in name else (300, 300), (200, 10, 10)).save(file)
     assert sizes(images, None) == ("sizes", [[1600, 800], [1600, 800], [300, 300]])
     assert sizes(images, 200) == ("sizes, JPEGs decoded near 200 pixels", [[400, 200], [1600, 800], [300, 300]])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_device_of_the_model_chooses_how_to_decode(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaders: list[dict[str, object]] = []
+
+    def load(images: object, **options: object) -> list[str]:
+        loaders.append(options)
+        return ["by processes"]
+
+    monkeypatch.setattr("mclip_fairseq.encoding.images.DataLoader", load)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: device == "cpu")  # a GPU that another program uses
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    source = ImageSource([("a", tmp_path / "a.png")], Sizes(), torch.Tensor.float, 2, MAX_PIXELS)
+    (batch,) = source.batches([[0]], torch.device(device))
+    if device == "cpu":
+        assert not loaders
+        assert batch.inputs["pixel_values"].tolist() == [[30, 30]]
+    else:
+        assert (loaders[0]["pin_memory"], loaders[0]["num_workers"], batch) == (True, 1, "by processes")
 
 
 def test_texts_have_no_draft() -> None:
