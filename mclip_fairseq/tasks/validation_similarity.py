@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.evaluation.benchmarks.files import read_table, real_numbers
 from mclip_fairseq.evaluation.metrics.similarity import similarity_correlations
+from mclip_fairseq.losses.gather import every_nth, objects_of_all_ranks
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.extras import import_extra
 
@@ -39,6 +41,8 @@ class SimilarityFile:
     @torch.no_grad()
     def choose(self, model: Any, between_batches: Callable[[], None]) -> dict[str, float]:
         """Measure both encoders and let the model use the better one; the second where they are equal.
+
+        Each rank encodes its share of the sentences; every rank must call this.
 
         Args:
             model: a `ContrastiveTensionModel`; it is put into eval mode, and back.
@@ -68,11 +72,14 @@ class SimilarityFile:
 
     def _spearman(self, model: Any, name: str, tokenizer: Tokenizer, between_batches: Callable[[], None]) -> float:
         device = next(model.parameters()).device
-        vectors: list[Tensor] = []
-        for side in self.sides:
-            parts = []
-            for start in range(0, len(side), BATCH):
-                between_batches()
-                parts.append(model.pooled(name, tokenizer(side[start : start + BATCH]).to(device)).float().cpu())
-            vectors.append(torch.cat(parts))
-        return similarity_correlations(vectors[0], vectors[1], self.scores)[0]["spearman"]
+        plan = [side[start : start + BATCH] for side in self.sides for start in range(0, len(side), BATCH)]
+        numbers = range(len(plan))
+        mine, ranks = numbers[every_nth()], len(objects_of_all_ranks(None))
+        parts: dict[int, Tensor] = {}
+        for turn in range(math.ceil(len(plan) / ranks)):
+            between_batches()  # as often on every rank
+            for number in mine[turn : turn + 1]:
+                parts[number] = model.pooled(name, tokenizer(plan[number]).to(device)).float().cpu()
+        of_all = {number: part for share in objects_of_all_ranks(parts) for number, part in share.items()}
+        first, second = torch.cat([of_all[number] for number in numbers]).chunk(2)
+        return similarity_correlations(first, second, self.scores)[0]["spearman"]
