@@ -2,7 +2,7 @@
 
 The shards are sparse files, so the directory needs almost no disk space. Prints a table; the exit status is 1 if
 opening takes a second or more (including verification of files that were verified before), or if memory grows with the
-number of rows read.
+number of rows read. Before that, random rows are compared with those of numpy's own memory map of the same shards.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import pickle
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks._measure import medians_of_rounds, print_ratios
 from mclip_fairseq.storage import files
 from mclip_fairseq.storage.feature_files import FORMAT, VERSION, shard_name
 from mclip_fairseq.storage.features import FeatureStore
@@ -43,6 +45,24 @@ def make_directory(folder: Path, rows: int, dim: int) -> None:
         "ids_sha256": file_sha256(folder / "ids.txt"),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def compare(folder: Path, rows: int, batches: int, batch: int) -> None:
+    """Print what batches of random rows take beside numpy, shard by shard."""
+    store = FeatureStore.open(folder, verify=False)
+    shards = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))]
+
+    def plain(numbers: np.ndarray) -> np.ndarray:
+        return np.stack([shards[number // SHARD_ROWS][number % SHARD_ROWS] for number in numbers])
+
+    def sample(take: Callable[[np.ndarray], np.ndarray]) -> None:
+        draw = np.random.default_rng(0)
+        for _ in range(batches):
+            take(draw.integers(0, rows, batch))
+
+    print(f"{batches} batches of {batch} random rows")
+    ways = {"numpy": lambda: sample(plain), "FeatureStore": lambda: sample(store.take)}
+    print_ratios(medians_of_rounds(ways), "numpy")
 
 
 def own_memory() -> float:
@@ -91,6 +111,7 @@ def main() -> int:
         os.environ["MCLIP_CACHE"] = cache
         make_directory(Path(folder), options.rows, options.dim)
         time.sleep(files.SETTLED_NS / 1e9)  # what was written just now is not remembered
+        compare(Path(folder), options.rows, options.batches, options.batch_size)
         return 0 if measure(Path(folder), options.batches, options.batch_size) else 1
 
 

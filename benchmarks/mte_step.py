@@ -1,14 +1,14 @@
 """A whole step of MTE's stage 2 beside version 0.2 and fairseq's stock criterion: tokens per second and memory.
 
-    python -m benchmarks.mte_step [--tokens 1024] [--length 32] [--rounds 1] [--ways NAME ...] [--tiny]
+    python -m benchmarks.mte_step [--tokens 1024] [--rounds 1] [--ways NAME ...] [--layers 12] [--pieces 250002]
 
 XLM-R base and the published decoder with random weights, embeddings frozen, translation and contrast, AdamW.
 
 - `ours`: the defaults.
 - `checkpointed`: with `--checkpoint-activations`.
-- `version 0.2`: fairseq's layers, and `--translation-gradient recomputed`.
+- `version-0.2`: fairseq's layers, and `--translation-gradient recomputed`.
 - `stock`: fairseq's layers, all logits and their log softmax, as fairseq's label-smoothed criterion holds them.
-- `stock, our layers`: that criterion with the layers of `ours`.
+- `stock-loss`: that criterion with the layers of `ours`.
 
 The first step of each way gives its memory: what is in use at the peak (freed memory goes back to the system at once),
 on top of the model and the optimizer's state. Seconds are medians of later rounds in which the ways take turns. It
@@ -33,7 +33,7 @@ from mclip_fairseq.models.mte import MTEModel
 from mclip_fairseq.models.recomputing import recompute
 from mclip_fairseq.tasks.mte import MTETask, MTETaskConfig
 
-OURS, CHECKPOINTED, EARLIER, STOCK, STOCK_LOSS = "ours", "checkpointed", "version 0.2", "stock", "stock, our layers"
+OURS, CHECKPOINTED, EARLIER, STOCK, STOCK_LOSS = "ours", "checkpointed", "version-0.2", "stock", "stock-loss"
 WAYS = (OURS, CHECKPOINTED, EARLIER, STOCK, STOCK_LOSS)
 WARM_UP_TOKENS = 64  # of the step that makes the optimizer's state
 
@@ -52,13 +52,13 @@ class Stock(MTECriterion):
         return loss, nll
 
 
-def model_of(way: str, pieces: Dictionary, tiny: bool) -> MTEModel:
+def model_of(way: str, pieces: Dictionary, tiny: bool, layers: int) -> MTEModel:
     """The model with the layers of a way."""
     with ExitStack() as patches:
         if way in (EARLIER, STOCK):
             for module in ("mte", "xlmr_encoder"):
                 patches.enter_context(patch(f"mclip_fairseq.models.{module}.keep_less"))
-        model = mte(pieces, tiny, torch.device("cpu"))
+        model = mte(pieces, tiny, torch.device("cpu"), layers)
     if way == CHECKPOINTED:
         recompute([*model.encoder.xlmr.layers, *model.decoder.layers])
     return model
@@ -71,10 +71,12 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=32, help="tokens of a sentence")
     parser.add_argument("--rounds", type=int, default=1, help="rounds, of which the median is taken; 0: memory alone")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which, the first of them the base")
-    parser.add_argument("--tiny", action="store_true", help="one narrow layer and 300 pieces")
+    parser.add_argument("--layers", type=int, default=12, help="of the encoder, and of the decoder")
+    parser.add_argument("--pieces", type=int, default=250_002, help="rows of the token table")
+    parser.add_argument("--tiny", action="store_true", help="narrow layers")
     options = parser.parse_args()
     torch.manual_seed(0)
-    pieces = dictionary(300 if options.tiny else 250_002)
+    pieces = dictionary(options.pieces)
     batch, small = (
         translation_batch(pieces, tokens, options.length)
         for tokens in (options.tokens, max(WARM_UP_TOKENS, options.length))
@@ -82,7 +84,7 @@ def main() -> None:
     task = MTETask(MTETaskConfig(data="none", save_dir="none", seed=1, langs="en,de,fr"), pieces)
     steps, growth = {}, {}
     for way in options.ways:
-        model = model_of(way, pieces, options.tiny)
+        model = model_of(way, pieces, options.tiny, options.layers)
         criterion = (Stock if way in (STOCK, STOCK_LOSS) else MTECriterion)(
             task, 0.1, 1.0, 2.0, 0.1, "sound", translation_gradient="recomputed" if way == EARLIER else "fused"
         )

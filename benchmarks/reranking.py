@@ -2,9 +2,10 @@
 
 python -m benchmarks.reranking [--images 1000] [--captions 5000] [--k 128] [--pairs 64] [--arch base] [--whole]
 
-Some pairs are scored and timed. The whole takes (captions + images) x k of them: its time is extrapolated from these,
-in proportion to their number. With --whole, which --arch tiny makes bearable, all of them are scored and timed, as
-`mclip-evaluate` does it. The states of all captions and images are held in either case.
+Some pairs are scored and timed, beside the model alone in rounds in which both take turns. The whole takes (captions +
+images) x k of them: its time is extrapolated from these, in proportion to their number. With --whole, which --arch tiny
+makes bearable, all of them are scored and timed, as `mclip-evaluate` does it. The states of all captions and images are
+held in either case.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from __future__ import annotations
 import argparse
 import time
 from argparse import Namespace
+from functools import partial
 from typing import Any
 
 import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
-from benchmarks._measure import medians_of_rounds, peak_mib, print_table
-from mclip_fairseq.encoding.matching import PairScorer
+from benchmarks._measure import medians_of_rounds, peak_mib, print_ratios, print_table
+from mclip_fairseq.encoding.matching import STATE_BATCH, PairScorer
 from mclip_fairseq.evaluation.benchmarks.reranking import reranked_languages
 from mclip_fairseq.models.ccrk import CCRKModel, ccrk_base, ccrk_tiny
 from mclip_fairseq.models.ccrk_options import CCRKModelConfig
@@ -91,7 +93,10 @@ def main() -> None:
         print(f"measured: all {pairs} pairs, with the ranks of both directions")
     else:
         texts, columns = (torch.randint(0, limit, (options.pairs,)) for limit in (options.captions, options.images))
-        spent = medians_of_rounds({"scores": lambda: scorer(texts, columns)}, rounds=1)["scores"]
+        plain = partial(in_batches, model, texts, columns, images)
+        measured = medians_of_rounds({"scores": lambda: scorer(texts, columns), "model alone": plain}, rounds=1)
+        print_ratios(measured, "model alone")
+        spent = measured["scores"]
         figures = [spent.cpu * pairs / options.pairs, spent.wall * pairs / options.pairs]
         print(f"measured: {options.pairs} pairs; the hours of all {pairs} pairs are extrapolated from them")
     print_table(
@@ -109,6 +114,13 @@ def main() -> None:
             ]
         ],
     )
+
+
+def in_batches(model: Stored, texts: Tensor, columns: Tensor, images: Tensor) -> None:
+    """Score pairs whose states are at hand, `STATE_BATCH` at a time."""
+    text, padding = model.text_states(texts)
+    for rows in torch.arange(len(texts)).split(STATE_BATCH):
+        model.match_states(text[rows], padding[rows], images[columns[rows]])
 
 
 def both_ways(options: argparse.Namespace) -> int:

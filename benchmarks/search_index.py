@@ -2,7 +2,8 @@
 """Build and search an index of a million vectors of 512 dimensions, compared with calling faiss directly.
 
 Each step runs in its own process, so that peak memory is measured per step. `--vectors 100000` takes seconds instead of
-minutes; `--kinds exact ivf hnsw sq8 pq` measures all kinds.
+minutes; `--kinds exact ivf hnsw sq8 pq` measures all kinds. After that, one process asks both, in medians of rounds in
+which they take turns.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._measure import medians_of_rounds, print_ratios
 from benchmarks._search import build_made_up, made_up, make_features
 from mclip_fairseq.search.index import SearchIndex
 from mclip_fairseq.search.kinds import Searcher, factory_string, faiss, new_index, training_rows
@@ -97,6 +100,28 @@ def ask(search: Callable[[np.ndarray, int], Any]) -> dict[str, float]:
     return {"single": 1000 * float(np.median(seconds)), "batched": 1000 * batched}
 
 
+def compare(folder: Path, kind: str) -> None:
+    """Print what the same queries take of both programs in rounds in which they take turns."""
+    ours = SearchIndex.open(folder / f"ours-{kind}")
+    plain = Searcher(faiss().read_index(str(folder / f"faiss-{kind}")), kind, ours.manifest["effort"])
+    queries = made_up(BATCH, DIM, seed=10**6)
+    faiss().normalize_L2(queries)
+
+    def one_by_one(search: Callable[[np.ndarray, int], Any]) -> None:
+        for number in range(SINGLE):
+            search(queries[number : number + 1], K)
+
+    programs = {"faiss": plain, "mclip-search": ours.searcher}
+    ways: dict[str, Callable[[], object]] = {
+        f"{name}, one by one": partial(one_by_one, search) for name, search in programs.items()
+    }
+    ways |= {f"{name}, in a batch": partial(search, queries, K) for name, search in programs.items()}
+    print(f"{kind}: {SINGLE} queries one by one, {BATCH} in a batch")
+    measured = medians_of_rounds(ways)
+    for base in ("faiss, one by one", "faiss, in a batch"):
+        print_ratios({name: one for name, one in measured.items() if name.endswith(base.split(",")[1])}, base)
+
+
 STEPS = {"build_ours": build_ours, "build_faiss": build_faiss, "query_ours": query_ours, "query_faiss": query_faiss}
 
 
@@ -160,6 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind in options.kinds:
             for row in measure(Path(folder), kind):
                 print(f"| {' | '.join(row)} |", flush=True)
+        for kind in options.kinds:
+            compare(Path(folder), kind)
     return 0
 
 

@@ -51,9 +51,9 @@ def mclip(arch: str, pieces: Dictionary, tiny: bool, device: torch.device) -> MC
     return MCLIPModel(cfg, XLMREncoder.build("", cfg, pieces), None, {}).to(device)
 
 
-def mte(pieces: Dictionary, tiny: bool, device: torch.device) -> MTEModel:
-    """The model `mte_base` of stage 2, whose embeddings are frozen, on the device."""
-    narrow: dict[str, int] = {}
+def mte(pieces: Dictionary, tiny: bool, device: torch.device, layers: int = 12) -> MTEModel:
+    """The model `mte_base` of stage 2, whose embeddings are frozen, on the device, or one of fewer layers."""
+    narrow = {"encoder_layers": layers, "decoder_layers": layers}
     if tiny:
         narrow = NARROW | {"decoder_layers": 1, "decoder_ffn_embed_dim": 64, "decoder_attention_heads": 4}
     cfg = MTEModelConfig(freeze_text="embeddings", **narrow)  # type: ignore[arg-type]
