@@ -86,7 +86,7 @@ def recompute(layers: Iterable[nn.Module]) -> None:
         layers: changed in place; parameters keep their names.
     """
     for layer in layers:
-        layer.forward = functools.partial(_recomputed, layer.forward)  # type: ignore[method-assign]
+        layer.forward = functools.partial(_recomputed, layer.forward)
 
 
 def _recomputed(forward: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
