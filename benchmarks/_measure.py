@@ -106,7 +106,7 @@ def growth_during(work: Callable[[], object]) -> float:
 def return_freed_memory() -> Iterator[None]:
     """Let malloc return memory of 64 KiB and more as soon as it is freed, so that a peak is what was in use at once.
 
-    Otherwise it keeps holes between what is in use, here a third of the whole. This costs time.
+    Otherwise it keeps holes between what is in use, a quarter of the whole for `mte_step`. This costs time.
     """
     libc, mmap_threshold, largest = ctypes.CDLL(None), -3, 2**25  # glibc's name of the setting, and its default limit
     libc.mallopt(mmap_threshold, 2**16)

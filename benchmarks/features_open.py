@@ -2,7 +2,7 @@
 
 The shards are sparse files, so the directory needs almost no disk space. Prints a table; the exit status is 1 if
 opening takes a second or more (including verification of files that were verified before), or if memory grows with the
-number of rows read. Before that, random rows are compared with those of numpy's own memory map of the same shards.
+number of rows read. Before that, random rows are compared with those of numpy's memory map of a single file as large.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from mclip_fairseq.storage.files import file_sha256
 SHARD_ROWS = 1 << 19
 
 
+def make_zeros(path: Path, rows: int, dim: int) -> None:
+    """A sparse `.npy` file of float16."""
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)})
+        stream.truncate(stream.tell() + rows * dim * 2)
+
+
 def make_directory(folder: Path, rows: int, dim: int) -> None:
     """A finished feature directory whose values are all zero."""
     (folder / "ids.txt").write_text("".join(f"{row:012d}.jpg\n" for row in range(rows)))
     shards = []
     for number, start in enumerate(range(0, rows, SHARD_ROWS)):
         count, path = min(SHARD_ROWS, rows - start), folder / shard_name(number)
-        with path.open("wb") as stream:
-            header = {"descr": "<f2", "fortran_order": False, "shape": (count, dim)}
-            np.lib.format.write_array_header_1_0(stream, header)
-            stream.truncate(stream.tell() + count * dim * 2)
+        make_zeros(path, count, dim)
         shards.append({"file": path.name, "rows": count, "sha256": file_sha256(path)})
     manifest = {
         **{"format": FORMAT, "version": VERSION, "teacher": {"name": "zeros"}, "modality": "image", "dim": dim},
@@ -48,12 +52,10 @@ def make_directory(folder: Path, rows: int, dim: int) -> None:
 
 
 def compare(folder: Path, rows: int, batches: int, batch: int) -> None:
-    """Print what batches of random rows take beside numpy, shard by shard."""
+    """Print what batches of random rows take beside numpy."""
     store = FeatureStore.open(folder, verify=False)
-    shards = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))]
-
-    def plain(numbers: np.ndarray) -> np.ndarray:
-        return np.stack([shards[number // SHARD_ROWS][number % SHARD_ROWS] for number in numbers])
+    make_zeros(folder / "whole.npy", rows, store.dim)
+    whole = np.load(folder / "whole.npy", mmap_mode="r")
 
     def sample(take: Callable[[np.ndarray], np.ndarray]) -> None:
         draw = np.random.default_rng(0)
@@ -61,7 +63,7 @@ def compare(folder: Path, rows: int, batches: int, batch: int) -> None:
             take(draw.integers(0, rows, batch))
 
     print(f"{batches} batches of {batch} random rows")
-    ways = {"numpy": lambda: sample(plain), "FeatureStore": lambda: sample(store.take)}
+    ways = {"numpy": lambda: sample(whole.__getitem__), "FeatureStore": lambda: sample(store.take)}
     print_ratios(medians_of_rounds(ways), "numpy")
 
 

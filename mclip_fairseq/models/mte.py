@@ -30,8 +30,8 @@ class MTEModelConfig(TextEncoderConfig):
     checkpoint_activations: bool = field(
         default=False,
         metadata={
-            "help": "keep only the inputs of the layers and compute the rest again in the backward pass: much less "
-            "memory, a fifth more time"
+            "help": "keep only the inputs of the layers and compute the rest again in the backward pass: less memory, "
+            "more time"
         },
     )
     langs: str = field(
