@@ -130,8 +130,13 @@ def compare(
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         connection = http.client.HTTPConnection("127.0.0.1", listening.getsockname()[1], timeout=120)
+
+        def over_http() -> None:
+            connection.close()  # the server has ended it if the other way took long
+            asked(connection)
+
         try:
-            ways = {ALONE: partial(alone, index, model), "over HTTP": partial(asked, connection)}
+            ways = {ALONE: partial(alone, index, model), "over HTTP": over_http}
             print_ratios(medians_of_rounds(ways), ALONE)
         finally:
             connection.close()
