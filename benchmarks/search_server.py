@@ -136,7 +136,7 @@ def compare(
             asked(connection)
 
         try:
-            ways = {ALONE: partial(alone, index, model), "over HTTP": over_http}
+            ways: dict[str, Callable[[], object]] = {ALONE: partial(alone, index, model), "over HTTP": over_http}
             print_ratios(medians_of_rounds(ways), ALONE)
         finally:
             connection.close()
