@@ -2,14 +2,14 @@
 """Latency of `POST /v1/embeddings` of `mclip-search serve` under load.
 
 The text encoder has the layers of XLM-R base (12 of 768, random weights). Each user sends a text of a few words every
-half second; others send batches of 32 texts without a pause. Server and users share this machine's cores.
+half second; others send batches of 32 texts without a pause. Server and users share this machine's cores. Before that,
+a batch is compared with the model alone, in medians of rounds in which both take turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import os
 import subprocess
 import sys
@@ -24,6 +24,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import search_server
+from mclip_fairseq.inference import MultilingualCLIP
+from mclip_fairseq.search.index import SearchIndex
 
 BATCH = 32
 
@@ -32,18 +34,27 @@ def client(port: int, number: int, until: float, texts: int, pause: float, secon
     """Send requests of `texts` texts, with a `pause` between them, until a time; adds the seconds of each."""
     rng = np.random.default_rng(number)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    words = search_server.WORDS.split()
     while time.monotonic() < until:
-        given = [" ".join([*rng.choice(words, rng.integers(2, 7)), str(rng.integers(10**6))]) for _ in range(texts)]
-        body = json.dumps({"input": given})
-        start = time.perf_counter()
-        connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        content = json.loads(answer.read())
-        if answer.status != 200 or len(content["data"]) != texts:
-            raise RuntimeError(f"status {answer.status}: {content}")
+        given, start = [search_server.question(rng) for _ in range(texts)], time.perf_counter()
+        content = search_server.ask(connection, "/v1/embeddings", {"input": given})
+        if len(content["data"]) != texts:
+            raise RuntimeError(f"{len(content['data'])} vectors of {texts} texts")
         seconds.append(time.perf_counter() - start)
         time.sleep(pause)
+
+
+def compare_batches(folder: Path) -> None:
+    """A batch of texts sent to the server beside `encode_text`."""
+    rng = np.random.default_rng(0)
+
+    def alone(index: SearchIndex, model: MultilingualCLIP) -> None:
+        model.encode_text([search_server.question(rng) for _ in range(BATCH)])
+
+    def asked(connection: http.client.HTTPConnection) -> None:
+        search_server.ask(connection, "/v1/embeddings", {"input": [search_server.question(rng) for _ in range(BATCH)]})
+
+    print(f"{BATCH} texts")
+    search_server.compare(folder, asked, alone)
 
 
 def measure(port: int, users: int, batches: int, length: float) -> dict[str, list[float]]:
@@ -82,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         search_server.prepare(Path(folder), 1000)
+        compare_batches(Path(folder) / "index")
         command = [sys.executable, search_server.__file__, "--serve", str(Path(folder) / "index")]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:

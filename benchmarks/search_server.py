@@ -3,7 +3,8 @@
 
 The text encoder has the layers of XLM-R base (12 of 768, random weights), the index is exact with 512 dimensions, and
 the images are JPEGs of 640 x 480. Each user sends a new question every half second and, after each answer, loads the
-first eight images, as a browser does. Server and users share this machine's cores.
+first eight images, as a browser does. Server and users share this machine's cores. Before that, questions one after the
+other are compared with the model and the index alone, in medians of rounds in which both take turns.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import argparse
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,17 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._measure import medians_of_rounds, print_ratios
 from benchmarks._search import build_made_up, make_features
 from mclip_fairseq.compat import shield_torchaudio
 from mclip_fairseq.formats.towers import OneTextPath
 from mclip_fairseq.inference import MultilingualCLIP
 from mclip_fairseq.search.index import SearchIndex
-from mclip_fairseq.search.server import serve
+from mclip_fairseq.search.server import make_server, serve
 from mclip_fairseq.storage.errors import UserError
 
 DIM, PICTURES, SHOWN, PAUSE, MAX_TOKENS = 512, 200, 8, 0.5, 64
+QUESTIONS, ALONE = 10, "without the server"
 WORDS = "a the dog cat beach house red small ein Hund am Strand une plage rouge 浜辺 犬 كلب شاطئ собака море"
 
 
@@ -91,17 +96,78 @@ def prepare(folder: Path, images: int) -> None:
     build_made_up(features, folder / "index", "exact", DIM, images_root=folder / "pictures.tsv")
 
 
+def question(rng: np.random.Generator) -> str:
+    """A few words and a number, so that no answer is known already."""
+    return " ".join([*rng.choice(WORDS.split(), rng.integers(2, 7)), str(rng.integers(10**6))])
+
+
+def ask(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a request."""
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    content: dict[str, Any] = json.loads(answer.read())
+    if answer.status != 200:
+        raise RuntimeError(f"status {answer.status}: {content}")
+    return content
+
+
+def compare(
+    folder: Path,
+    asked: Callable[[http.client.HTTPConnection], object],
+    alone: Callable[[SearchIndex, MultilingualCLIP], object],
+) -> None:
+    """Print what requests take beside the same work without a server, all in this process, so that its CPU time counts.
+
+    Args:
+        folder: of the index.
+        asked: sends the requests.
+        alone: does the work.
+    """
+    tower: Any = LikeXLMR()
+    index, model = SearchIndex.open(folder), MultilingualCLIP(tower, "cpu")
+    server = make_server(index, model)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        connection = http.client.HTTPConnection("127.0.0.1", listening.getsockname()[1], timeout=120)
+
+        def over_http() -> None:
+            connection.close()  # the server has ended it if the other way took long
+            asked(connection)
+
+        try:
+            ways: dict[str, Callable[[], object]] = {ALONE: partial(alone, index, model), "over HTTP": over_http}
+            print_ratios(medians_of_rounds(ways), ALONE)
+        finally:
+            connection.close()
+            server.should_exit = True
+            thread.join()
+
+
+def compare_searches(folder: Path) -> None:
+    """Questions to the page beside the text encoder and the index."""
+    rng = np.random.default_rng(0)
+
+    def alone(index: SearchIndex, model: MultilingualCLIP) -> None:
+        for _ in range(QUESTIONS):
+            index.searcher(model.encode_text([question(rng)]).numpy(), SHOWN)
+
+    def asked(connection: http.client.HTTPConnection) -> None:
+        for _ in range(QUESTIONS):
+            ask(connection, "/search", {"query": question(rng)})
+
+    print(f"{QUESTIONS} questions, one after the other")
+    compare(folder, asked, alone)
+
+
 def user(port: int, number: int, until: float, searches: list[float], pictures: list[float]) -> None:
     """Search and load images until the time is over."""
     rng = np.random.default_rng(number)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     time.sleep(PAUSE * number / 20)
     while time.monotonic() < until:
-        text = " ".join([*rng.choice(WORDS.split(), rng.integers(2, 7)), str(rng.integers(10**6))])
-        start = time.perf_counter()
-        connection.request("POST", "/search", json.dumps({"query": text}), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        results = json.loads(answer.read())["results"]
+        text, start = question(rng), time.perf_counter()
+        results = ask(connection, "/search", {"query": text})["results"]
         searches.append(time.perf_counter() - start)
         for hit in results[:SHOWN]:
             start = time.perf_counter()
@@ -138,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), options.images)
+        compare_searches(Path(folder) / "index")
         command = [sys.executable, __file__, "--serve", str(Path(folder) / "index")]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
