@@ -55,7 +55,7 @@ def compare(folder: Path, rows: int, batches: int, batch: int) -> None:
     """Print what batches of random rows take beside numpy."""
     store = FeatureStore.open(folder, verify=False)
     make_zeros(folder / "whole.npy", rows, store.dim)
-    whole = np.load(folder / "whole.npy", mmap_mode="r")
+    whole = np.load(folder / "whole.npy", mmap_mode="r", allow_pickle=False)
 
     def sample(take: Callable[[np.ndarray], np.ndarray]) -> None:
         draw = np.random.default_rng(0)
