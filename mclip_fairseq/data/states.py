@@ -134,7 +134,7 @@ class StateWriter:
             self.write(partial, self.joined(shares))
             os.replace(partial, self.path)
         objects_of_all_ranks(None)  # the file is complete
-        shares[own.start].unlink()
+        shares[own.start].unlink(missing_ok=True)  # a faster rank, which makes its next cache, may have removed it
 
     def joined(self, shares: Sequence[Path]) -> Iterator[tuple[Numbers, npt.NDArray[np.floating]]]:
         """The batches of all ranks and their states, from the shares."""

@@ -87,12 +87,17 @@ def read_language_captions(language: str, path: Path, ids_path: Path | None = No
             f"{path}: has {len(lines)} captions, but {ids_path} has {len(ids)} image ids; line n of one must belong to "
             "line n of the other"
         )
-    if len(ids) > 1 and all(map(str.startswith, lines, ids)):
+    if len(ids) > 1 and all(map(_is_behind_its_id, lines, ids)):
         raise UserError(
             f"{path}, line 1: begins with the id of its image, as every line does, which would become a part of the "
             "caption; keep the caption only"
         )
     return Captions(language, path, ids_path, lines, ids)
+
+
+def _is_behind_its_id(line: str, image_id: str) -> bool:
+    """Whether a line is an image id, `#`, `,`, `;` or `|`, and more; a caption may well begin with the word `red`."""
+    return line.startswith(image_id) and line[len(image_id) :].lstrip()[:1] in tuple("#,;|")
 
 
 def read_caption_files(captions: Sequence[str], ids: Sequence[str]) -> list[Captions]:

@@ -250,10 +250,10 @@ def read_input(number: int, item: Any) -> str | bytes:
         item = value if kind == "text" else None
     if not isinstance(item, str):
         raise HTTPException(400, f'input {number} is not a text; send a string, or {{"image": "BASE64"}}')
-    if is_blank(item) or len(item) > MAX_TEXT:
-        raise HTTPException(400, f"input {number} has {len(item)} characters; send 1 to {MAX_TEXT}, not only spaces")
     if "\0" in item or LONE_SURROGATE.search(item):
         raise HTTPException(400, f"input {number} is not valid Unicode text")
+    if is_blank(item) or len(item) > MAX_TEXT:
+        raise HTTPException(400, f"input {number} has {len(item)} characters; send 1 to {MAX_TEXT}, not only spaces")
     return item
 
 

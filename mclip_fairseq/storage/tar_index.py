@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from mclip_fairseq.storage.images import ImageError, resolve_image
 from mclip_fairseq.storage.verified import cache_folder
 
 THREADS = 8  # tars that are indexed at once
+PARSING = threading.Lock()  # numpy parses the head of a file with ast, which Python 3.11 cannot do in two threads
 BLOCK_BYTES = 1 << 20  # read at once while a tar of another file system is indexed
 FIELDS = np.dtype([("key", "<u8"), ("check", "<u4"), ("part", "<u4"), ("start", "<i8"), ("size", "<i8")])
 Entries = npt.NDArray[np.void]
@@ -152,7 +154,7 @@ def entries_of(part: str) -> Entries:
     """
     name = hashlib.sha256(f"{part}\n{stamp_of(part)}".encode()).hexdigest()[:32]
     record = cache_folder() / "tars" / f"{name}.npy"
-    with contextlib.suppress(OSError, ValueError):  # missing or damaged: as good as none
+    with contextlib.suppress(OSError, ValueError), PARSING:  # missing or damaged: as good as none
         known = np.load(record, allow_pickle=False)
         if known.dtype == FIELDS:
             return known

@@ -68,6 +68,9 @@ def test_captions_behind_their_ids_are_refused(tmp_path: Path) -> None:
         read_language_captions("xx", tmp_path / "xx", tmp_path / "ids")
     (tmp_path / "xx").write_text("1.jpg is a good name\na dog\na cat\n", encoding="utf-8")
     assert len(read_language_captions("xx", tmp_path / "xx", tmp_path / "ids").texts) == 3
+    (tmp_path / "ids").write_text("red\ngreen\n", encoding="utf-8")
+    (tmp_path / "xx").write_text("red\ngreen car\n", encoding="utf-8")
+    assert len(read_language_captions("xx", tmp_path / "xx", tmp_path / "ids").texts) == 2
 
 
 @pytest.mark.parametrize(
