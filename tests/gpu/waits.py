@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import fairseq
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import mclip_fairseq
+
 # Each of them brings a number to the CPU (.item(), bool(), float()), has an output whose size depends on values, or
 # copies a number to the GPU (torch.tensor). `Tensor.tolist` does not pass through the dispatcher and is counted apart.
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "lift_fresh"}
+CODE = tuple(f"{Path(str(package.__file__)).parent}/" for package in (fairseq, mclip_fairseq))
 
 
 class Waits(TorchDispatchMode):
@@ -34,7 +39,7 @@ class Waits(TorchDispatchMode):
 
     def note(self, name: str) -> None:
         """Keep the innermost place in the code of the project or of fairseq."""
-        frames = [f for f in traceback.extract_stack() if "fairseq" in f.filename and "/torch/" not in f.filename]
+        frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(CODE)]
         self.places.append(f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno} {name}" if frames else name)
 
 

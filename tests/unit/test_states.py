@@ -129,7 +129,9 @@ def test_shares_of_ranks_make_the_same_file(tmp_path: Path, monkeypatch: pytest.
         writer = states.StateWriter(path, captions, model.text_encoder, torch.device("cpu"), "float32", False)
         with monkeypatch.context() as patch:
             if rank:
-                patch.setattr(Path, "unlink", lambda path: None)  # the others' wait for the first rank ends at once
+                patch.setattr(
+                    Path, "unlink", lambda path, missing_ok: None
+                )  # the others' wait for the first rank ends at once
             writer.together("mark")
     np.testing.assert_allclose(np.load(path), one.values, atol=1e-6)
     assert {file.name for file in folder.glob("*.share*")} == {f"all.npy.share{rank}.mark" for rank in (1, 2)}
