@@ -23,7 +23,7 @@ LESS_WORK = {
     "encode_text": "--rounds 1",
     "features": "--images 32",
     "frozen_states": "--rounds 3",
-    "mte_step": "--tokens 256 --ways ours version-0.2 stock",
+    "mte_step": "--tokens 256",
     "reranking": "--pairs 32",
     "search_index": "--vectors 100000",
     "search_server": "--images 20000 --seconds 10",

@@ -19,13 +19,19 @@ from corpora.output import check_not_overwritten, make_folder
 from mclip_fairseq.cli.main import Parser, run_main
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import first_line
-from mclip_fairseq.storage.pieces import CONTROL_PIECES, SENTENCEPIECE, TOKENIZER_FILES, piece_list, write_dictionary
+from mclip_fairseq.storage.pieces import (
+    CONTROL_PIECES,
+    SENTENCEPIECE,
+    TOKENIZER_FILES,
+    WORD_START,
+    piece_list,
+    write_dictionary,
+)
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # begins a piece that begins a word
-LONGEST_PIECE = 16  # characters, SPACE included
+LONGEST_PIECE = 16  # characters, WORD_START included
 
 
 def check_text(files: Sequence[Path]) -> None:
@@ -53,7 +59,7 @@ def seed_pieces(processor: "SentencePieceProcessor", files: Sequence[Path]) -> s
     words: Counter[str] = Counter()
     for path in files:
         for _, line in numbered_lines(path):
-            words.update(SPACE + word for word in processor.normalize(line).split(SPACE) if word)
+            words.update(WORD_START + word for word in processor.normalize(line).split(WORD_START) if word)
     total = words.total()
     first = {
         piece: round(total * exp(processor.get_score(CONTROL_PIECES + n))) or 1

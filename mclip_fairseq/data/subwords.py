@@ -12,12 +12,11 @@ from torch import Tensor
 
 from mclip_fairseq.data.columns import Column, Rows
 from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.storage.pieces import WORD_START
 
 if TYPE_CHECKING:
     from fairseq.data import Dictionary
     from sentencepiece import SentencePieceProcessor
-
-WORD_START = "▁"
 
 
 class Cuts(NamedTuple):

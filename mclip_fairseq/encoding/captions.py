@@ -97,7 +97,7 @@ def read_language_captions(language: str, path: Path, ids_path: Path | None = No
 
 def _is_behind_its_id(line: str, image_id: str) -> bool:
     """Whether a line is an image id, `#`, `,`, `;` or `|`, and more; a caption may well begin with the word `red`."""
-    return line.startswith(image_id) and line[len(image_id) :].lstrip()[:1] in tuple("#,;|")
+    return line.startswith(image_id) and line.removeprefix(image_id).lstrip().startswith(("#", ",", ";", "|"))
 
 
 def read_caption_files(captions: Sequence[str], ids: Sequence[str]) -> list[Captions]:

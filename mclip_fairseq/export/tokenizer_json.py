@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
-from mclip_fairseq.data.subwords import WORD_START
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
 from mclip_fairseq.storage.files import write_json
-from mclip_fairseq.storage.pieces import CONTROL_PIECES, SENTENCEPIECE
+from mclip_fairseq.storage.pieces import CONTROL_PIECES, SENTENCEPIECE, WORD_START
 from mclip_fairseq.storage.texts import SPLITTERS
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from mclip_fairseq.models.settings import plain_value, structure_settings, token
 from mclip_fairseq.models.teacher import DualEncoderTeacher
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.hub import stated_languages
+from mclip_fairseq.storage.pieces import WORD_START
 
 if TYPE_CHECKING:  # these need fairseq, which a model of `transformers` does not
     from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
@@ -95,7 +96,6 @@ class Tower(Protocol):
         """Factor of the cosine, 0-d float32 on the CPU; None where the model has none."""
 
 
-SPACE_MARK = "\u2581"
 # Options that name files of the machine that trained, or what only training uses.
 NOT_STORED = (
     "text_encoder",
@@ -207,7 +207,7 @@ class TrainedTower(OneTextPath):
         """Per text, how many of its pieces are in the dictionary, and how many it has."""
         entries = self.tokenizer.dictionary
         # The mark of a space alone is a piece where the word behind it is unknown.
-        special = (entries.bos(), entries.pad(), entries.eos(), entries.index(SPACE_MARK))
+        special = (entries.bos(), entries.pad(), entries.eos(), entries.index(WORD_START))
         return count_known_ids(self.tokenizer(list(texts)), entries.unk(), special)
 
     def text_settings(self) -> Any:

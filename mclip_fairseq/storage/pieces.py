@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DICTIONARY, SENTENCEPIECE = "dict.txt", "sentencepiece.bpe.model"
 TOKENIZER_FILES = (DICTIONARY, SENTENCEPIECE)
+WORD_START = "\u2581"  # begins each piece that begins a word
 # A model file begins with <unk> <s> </s>; fairseq adds four special entries to a dictionary instead.
 CONTROL_PIECES = 3
 

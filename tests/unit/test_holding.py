@@ -59,7 +59,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_removed_directory_is_held_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Somebody has removed it and begun again, while the forgotten first run goes on."""
+    """The directory was removed and a second run began in it, but the first is still going."""
     folder = tmp_path / "run"
     with held(folder):
         check_still_held(folder)

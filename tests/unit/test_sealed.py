@@ -202,7 +202,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 def test_what_cannot_be_written_leaves_everything_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("a full disk is no passing fault"))
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("a full disk does not go away by waiting"))
     last = tmp_path / "checkpoint_last.pt"
     save_sealed(state(4), last, 4)
     for size in (0, 1000, 10000, 20000):  # also within the end of the archive
