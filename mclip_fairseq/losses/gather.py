@@ -71,10 +71,10 @@ def gather_sizes(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[i
     """
     if not several_ranks(group):
         return [len(rows)]
-    size = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(size) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(counts, size, group=group)
-    return torch.cat(counts).tolist()
+    size = torch.full((1,), len(rows), device=rows.device)
+    counts = size.new_empty(dist.get_world_size(group))
+    collective("all_gather")(counts, size, group=group)
+    return counts.tolist()
 
 
 def gather_offset(sizes: list[int], group: dist.ProcessGroup | None = None) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.losses.pairs import ChoosePairs, Encoded
 from mclip_fairseq.models.architectures import XLMR_TINY, set_defaults
-from mclip_fairseq.models.autocast import unit
+from mclip_fairseq.models.autocast import unit, widened
 from mclip_fairseq.models.ccrk_options import CCRKModelConfig, check_window, chosen_layers, swin_sizes
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
 from mclip_fairseq.models.fusion import FusionEncoder, MatchingHead
@@ -136,7 +136,7 @@ class CCRKModel(DualEncoder):
     @property
     def scale(self) -> Tensor:
         """1 / temperature, 0-d."""
-        return 1 / self.temp.clamp(LEAST_TEMPERATURE, LARGEST_TEMPERATURE)
+        return 1 / widened(self.temp).clamp(LEAST_TEMPERATURE, LARGEST_TEMPERATURE)
 
     @property
     def text_description(self) -> str:

@@ -1,6 +1,6 @@
 """Optimizer `mclip_lamb`: LAMB (You et al. 2020, https://arxiv.org/abs/1904.00962) without apex."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,9 @@ from omegaconf import II
 from torch import Tensor
 
 from mclip_fairseq.optim.momentum import MomentumOptimizer, check_shapes_kept, first_lr, parse_betas
+
+# Parameters of one call, unless one tensor alone has more: a step keeps two copies of them, here of 128 MiB.
+GROUP_ELEMENTS = 2**25
 
 
 @dataclass
@@ -70,9 +73,8 @@ class Lamb(torch.optim.Optimizer):
                 loss = closure()
         divisor = self._gradient_divisor()
         for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
-            if params:
-                grads = [param.grad for param in params]
+            for params in in_groups([param for param in group["params"] if param.grad is not None]):
+                grads = [param.grad for param in params if param.grad is not None]
                 self._step_group(params, grads if divisor is None else torch._foreach_div(grads, divisor), group)
         return loss
 
@@ -86,7 +88,7 @@ class Lamb(torch.optim.Optimizer):
     def _step_group(
         self, params: list[Tensor], grads: list[Tensor] | tuple[Tensor, ...], group: dict[str, Any]
     ) -> None:
-        # The `_foreach_` functions update all tensors of the group in a few kernels.
+        # The `_foreach_` functions update all of these tensors in a few kernels.
         beta1, beta2 = group["betas"]
         states = [self._state_of(param) for param in params]
         means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
@@ -115,6 +117,18 @@ class Lamb(torch.optim.Optimizer):
             state.update(step=0, exp_avg=torch.zeros_like(param), exp_avg_sq=torch.zeros_like(param))
         state["step"] += 1
         return state
+
+
+def in_groups(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters in their order, in lists of at most `GROUP_ELEMENTS` numbers, or of one larger tensor."""
+    group: list[Tensor] = []
+    for param in params:
+        if group and sum(map(Tensor.numel, [*group, param])) > GROUP_ELEMENTS:
+            yield group
+            group = []
+        group.append(param)
+    if group:
+        yield group
 
 
 @register_optimizer("mclip_lamb", dataclass=LambConfig)

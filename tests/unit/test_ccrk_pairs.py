@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mclip_fairseq.criterions.ccrk import CCRKCriterion
 from mclip_fairseq.criterions.terms import Batch
 from mclip_fairseq.losses.pairs import Encoded
+from mclip_fairseq.models.ccrk import CCRKModel
 
 CAPTIONS = 2
 DRAWS = 100
@@ -51,3 +52,11 @@ def test_an_image_that_a_pre_training_batch_holds_twice_is_no_negative_of_itself
     seen = mismatches(groups)
     assert len(seen) == others
     assert ((0, 1) in seen, (1, 0) in seen) == ((True, True) if groups == DISTINCT else (False, False))
+
+
+def test_the_scale_of_a_model_in_half_precision_is_float32() -> None:
+    """1 / 0.001 times a batch of 100 would be infinite in float16."""
+    half = Namespace(temp=torch.tensor(0.001, dtype=torch.float16))
+    scale = CCRKModel.scale.__get__(half)
+    assert scale.dtype == torch.float32
+    assert scale > 900

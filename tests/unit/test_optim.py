@@ -79,9 +79,14 @@ def test_the_trust_ratio_has_no_limit(factor: float) -> None:
         assert moved == pytest.approx(0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize("elements", [1, 30, 2**25])
 @pytest.mark.parametrize("limit", [0.0, 0.5])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_lamb_equals_the_plain_reference(decay: float, limit: float) -> None:
+def test_lamb_equals_the_plain_reference(
+    decay: float, limit: float, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many parameters one call takes."""
+    monkeypatch.setattr(mclip_lamb, "GROUP_ELEMENTS", elements)
     params = parameters()
     params[1].data.zero_()  # a norm of 0: the ratio is 1
     expected = [plain_lamb(params, steps, decay, limit) for steps in range(6)]
@@ -91,6 +96,14 @@ def test_lamb_equals_the_plain_reference(decay: float, limit: float) -> None:
         for param, wanted in zip(params, expected[step + 1], strict=True):
             torch.testing.assert_close(param.detach().double(), wanted, rtol=1e-6, atol=1e-6)
     assert max(float((a - b).abs().max()) for a, b in zip(expected[5], expected[0], strict=True)) > 1e-2
+
+
+def test_lamb_groups_keep_their_order_and_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mclip_lamb, "GROUP_ELEMENTS", 10)
+    tensors = [torch.empty(size) for size in (4, 6, 1, 25, 3, 3, 0, 5)]
+    groups = [[len(tensor) for tensor in group] for group in mclip_lamb.in_groups(tensors)]
+    assert groups == [[4, 6], [1], [25], [3, 3, 0], [5]]
+    assert list(mclip_lamb.in_groups([])) == []
 
 
 def test_lamb_step_moves_a_tensor_by_the_rate_times_its_length() -> None:
