@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mclip_fairseq.batching import batch_cost, batches_by_tokens
 from mclip_fairseq.data.hf_tokenizer import PieceTokenizer
 from mclip_fairseq.data.tokenizer import XLMRTokenizer
+from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.evaluation.benchmarks.files import read_table, real_numbers
 from mclip_fairseq.evaluation.metrics.similarity import similarity_correlations
 from mclip_fairseq.losses.gather import every_nth, objects_of_all_ranks
@@ -60,26 +63,27 @@ class SimilarityFile:
             tokenizer = PieceTokenizer.from_pretrained(place, longest)
         else:
             tokenizer = XLMRTokenizer(place, longest)
+        tokens = tokenizer.flat([*self.sides[0], *self.sides[1]])
         training = model.training
         model.eval()
         try:
-            spearman = {name: self._spearman(model, name, tokenizer, between_batches) for name in ("first", "second")}
+            spearman = {name: self._spearman(model, name, tokens, between_batches) for name in ("first", "second")}
         finally:
             model.train(training)
         better = "first" if spearman["first"] > spearman["second"] else "second"
         model.use(better)
         return {"sts_spearman": spearman[better]} | {f"sts_spearman_{name}": value for name, value in spearman.items()}
 
-    def _spearman(self, model: Any, name: str, tokenizer: Tokenizer, between_batches: Callable[[], None]) -> float:
+    def _spearman(self, model: Any, name: str, tokens: FlatTokens, between_batches: Callable[[], None]) -> float:
         device = next(model.parameters()).device
-        plan = [side[start : start + BATCH] for side in self.sides for start in range(0, len(side), BATCH)]
-        numbers = range(len(plan))
-        mine, ranks = numbers[every_nth()], len(objects_of_all_ranks(None))
-        parts: dict[int, Tensor] = {}
+        plan = list(batches_by_tokens(tokens.sizes, batch_cost(device), BATCH))
+        mine, ranks = plan[every_nth()], len(objects_of_all_ranks(None))
+        vectors: list[Tensor] = []
         for turn in range(math.ceil(len(plan) / ranks)):
             between_batches()  # as often on every rank
-            for number in mine[turn : turn + 1]:
-                parts[number] = model.pooled(name, tokenizer(plan[number]).to(device)).float().cpu()
-        of_all = {number: part for share in objects_of_all_ranks(parts) for number, part in share.items()}
-        first, second = torch.cat([of_all[number] for number in numbers]).chunk(2)
+            vectors += [model.pooled(name, tokens.batch(rows).to(device)).float() for rows in mine[turn : turn + 1]]
+        share = (np.concatenate(mine), torch.cat(vectors).cpu()) if mine else None
+        numbers, parts = zip(*filter(None, objects_of_all_ranks(share)), strict=True)
+        in_order = torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(numbers)))]
+        first, second = in_order.chunk(2)
         return similarity_correlations(first, second, self.scores)[0]["spearman"]

@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
@@ -16,16 +18,19 @@ pytest.importorskip("scipy")
 
 
 class Lengths:
-    """A model and tokenizer in one: the vector of a sentence is of its length, and it counts what it encodes."""
+    """A model and its tokens in one: the vector of a sentence is of its length, and it counts what it encodes."""
 
-    def __init__(self) -> None:
-        self.encoded = 0
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+        self.sizes = np.array([len(text) for text in texts])
+        self.encoded, self.padded = 0, 0
 
     def parameters(self) -> Any:
         return iter([torch.zeros(())])
 
-    def __call__(self, texts: list[str]) -> Tensor:
-        return torch.tensor([[len(text), len(set(text))] for text in texts])
+    def batch(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        self.padded += len(rows) * int(self.sizes[rows].max())
+        return torch.tensor([[len(self.texts[row]), len(set(self.texts[row]))] for row in rows])
 
     def pooled(self, name: str, tokens: Tensor) -> Tensor:
         self.encoded += len(tokens)
@@ -38,9 +43,11 @@ def test_ranks_share_the_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file = tmp_path / "sts.tsv"
     file.write_text("".join(f"{score}\t{first}\t{second}\n" for score, first, second in pairs), encoding="utf-8")
     monkeypatch.setattr(validation_similarity, "BATCH", 4)
-    sts, alone, calls = SimilarityFile(file), Lengths(), []
+    texts = [pair[1] for pair in pairs] + [pair[2] for pair in pairs]
+    sts, alone, calls = SimilarityFile(file), Lengths(texts), []
     wanted = sts._spearman(alone, "first", alone, lambda: calls.append(0))  # type: ignore[arg-type]
-    assert (alone.encoded, len(calls)) == (22, 6)
+    assert (alone.encoded, len(calls)) == (22, 7)
+    assert alone.padded < 1.1 * alone.sizes.sum()
 
     values: dict[int, Any] = {}
     barrier = threading.Barrier(2)
@@ -53,7 +60,7 @@ def test_ranks_share_the_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             barrier.wait()
             return found
 
-        model, turns = Lengths(), []
+        model, turns = Lengths(texts), []
         ranks.update({threading.get_ident(): (slice(rank, None, 2), all_ranks)})
         return sts._spearman(model, "first", model, lambda: turns.append(0)), model.encoded, len(turns)  # type: ignore[arg-type]
 
@@ -63,4 +70,6 @@ def test_ranks_share_the_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         validation_similarity, "objects_of_all_ranks", lambda value: ranks[threading.get_ident()][1](value)
     )
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(on_rank, range(2))) == [(wanted, 11, 3)] * 2
+        shares = list(pool.map(on_rank, range(2)))
+    assert [(spearman, turns) for spearman, _, turns in shares] == [(wanted, 4)] * 2
+    assert sum(encoded for _, encoded, _ in shares) == 22
