@@ -64,11 +64,11 @@ docs: $(STAMP)
 bench: $(STAMP)
 	@$(RUN) $(PY) -m benchmarks
 
-# 170 and 290 seconds at most; no section of the benchmark begins after 230.
+# 170 and 290 seconds at most; no section of the benchmark begins after 230. It also runs where a test has failed.
 gpu:
-	@$(RUN) $(PY) -m mclip_fairseq.doctor
-	@$(RUN) MCLIP_TEST_GPU=1 timeout 170 $(PY) -m pytest -m gpu -p no:cacheprovider tests/gpu
-	@$(RUN) timeout 290 $(PY) -m benchmarks.gpu --budget 230 --out $(or $(OUT),runs/gpu)
+	-@$(RUN) $(PY) -m mclip_fairseq.doctor
+	@$(RUN) MCLIP_TEST_GPU=1 timeout 170 $(PY) -m pytest -m gpu -p no:cacheprovider tests/gpu; tests=$$?; \
+	  timeout 290 $(PY) -m benchmarks.gpu --budget 230 --out $(or $(OUT),runs/gpu) && exit $$tests
 
 mutants: $(STAMP)
 	@$(RUN) $(PY) -m tests.mutants $(ARGS)
