@@ -102,7 +102,7 @@ class CCRKCriterion(TermsCriterion):
 
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x images of all ranks)."""
-        batch = Batch.of(sample, gather=self.training)
+        batch = self.batch(sample)
         inputs = dict(sample["net_input"])
         if self.weights["masked_words"] == 0:
             inputs = {name: value for name, value in inputs.items() if name not in MASKED}
@@ -163,7 +163,11 @@ class CCRKCriterion(TermsCriterion):
             return contrast_term(batch, "contrast", weight, image, text, scale, ids=sample["group"], hits=HITS)
         rows = 0 if batch.dummy or weight == 0 else len(image)
         texts = text.view(len(image), sample["captions"], -1)[:rows]
-        result = global_one_to_k_info_nce(image[:rows], texts, scale, self.divisor, gather=batch.gather and weight != 0)
+        result = global_one_to_k_info_nce(
+            *(image[:rows], texts, scale, self.divisor),
+            gather=batch.gather and weight != 0,
+            block_rows=batch.block_rows,
+        )
         hits = {"contrast_rows": rows, HITS[0]: result.hits_xy, HITS[1]: result.hits_yx}
         return Term("contrast", weight, result.loss, hits)
 

@@ -10,7 +10,6 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from torch import Tensor
 
 from mclip_fairseq.criterions.terms import (
-    Batch,
     Outcome,
     Term,
     TermsCriterion,
@@ -59,7 +58,7 @@ class ContrastiveTensionCriterion(TermsCriterion):
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x pairs of all ranks)."""
         out = model(**sample["net_input"])
-        batch = Batch.of(sample, gather=self.training)
+        batch = self.batch(sample)
         first, second, scale = out["first"].float(), out["second"].float(), out["scale"]
         anchor = first.sum() * 0.0 + second.sum() * 0.0 + scale * 0.0
         logged: dict[str, Any] = {"scale": scale.detach() * batch.rows}

@@ -83,7 +83,7 @@ class DistillationCriterion(TermsCriterion):
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x captions of all ranks)."""
         out = model(**sample["net_input"], **self.relations.inputs(sample["net_input"]))
-        batch = Batch.of(sample, gather=self.training)
+        batch = self.batch(sample)
         student, teacher = out["student"].float(), out["teacher_text"].float()
         scale: Tensor | None = out.get("distillation_scale")
         if scale is None and "contrastive" in self.weights:
@@ -94,7 +94,9 @@ class DistillationCriterion(TermsCriterion):
                 kind,
                 weight,
                 global_distillation_loss(
-                    student[:rows], teacher[:rows], kind, scale, self.direction, gather=batch.gather
+                    *(student[:rows], teacher[:rows], kind, scale, self.direction),
+                    gather=batch.gather,
+                    block_rows=batch.block_rows,
                 ),
             )
             for kind, weight in self.weights.items()

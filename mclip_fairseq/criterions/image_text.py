@@ -73,7 +73,7 @@ class ImageTextCriterion(TermsCriterion):
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x pairs of all ranks)."""
         out = model(**sample["net_input"])
-        batch = Batch.of(sample, gather=self.training)
+        batch = self.batch(sample)
         text, image, scale = out["text"], out["image"], out["scale"]
         term = contrast_term(
             batch,

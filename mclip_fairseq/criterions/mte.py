@@ -90,7 +90,7 @@ class MTECriterion(TermsCriterion):
 
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """The loss of one batch: summed over its target tokens, with this rank's share of the contrast."""
-        batch = Batch.of(sample, gather=self.training)
+        batch = self.batch(sample)
         net_input = dict(sample["net_input"])
         if self.translation_weight == 0:
             net_input["prev_output_tokens"] = None

@@ -9,7 +9,7 @@ from fairseq.criterions import register_criterion
 from fairseq.dataclass import FairseqDataclass
 
 from mclip_fairseq.criterions.nonfinite import count_nonfinite_rows
-from mclip_fairseq.criterions.terms import Batch, Outcome, TermsCriterion, log_ratio
+from mclip_fairseq.criterions.terms import Outcome, TermsCriterion, log_ratio
 
 
 @dataclass
@@ -33,7 +33,7 @@ class TeacherLearningCriterion(TermsCriterion):
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """The sum over captions of the mean squared error over dimensions."""
         out = model(**sample["net_input"])
-        batch = Batch.of(sample, gather=self.training)
+        batch = self.batch(sample)
         student, teacher = out["student"].float(), out["teacher_text"].float()
         loss = F.mse_loss(student, teacher, reduction="sum") / teacher.shape[1]
         cosine = F.cosine_similarity(student, teacher).sum()

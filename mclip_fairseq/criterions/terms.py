@@ -34,15 +34,17 @@ class Batch:
         tokens: their tokens; 0 in a dummy batch.
         dummy: whether the batch only keeps this rank in step with the others.
         gather: whether the terms look at all ranks: in training, but not in validation.
+        block_rows: rows of logits that exist at once, see `global_info_nce`.
     """
 
     rows: int
     tokens: int
     dummy: bool
     gather: bool
+    block_rows: int | None = None
 
     @classmethod
-    def of(cls, sample: dict[str, Any], gather: bool) -> Batch:
+    def of(cls, sample: dict[str, Any], gather: bool, block_rows: int | None = None) -> Batch:
         """The batch behind a sample."""
         dummy = bool(sample.get("is_dummy", False))
         return cls(
@@ -50,6 +52,7 @@ class Batch:
             tokens=0 if dummy else int(sample["ntokens"]),
             dummy=dummy,
             gather=gather,
+            block_rows=block_rows,
         )
 
     def total(self, *counts: float, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -93,6 +96,11 @@ class Outcome(NamedTuple):
 
 class TermsCriterion(FairseqCriterion):
     """A loss made of weighted terms."""
+
+    def batch(self, sample: dict[str, Any]) -> Batch:
+        """The batch behind a sample, with the options of the task."""
+        block_rows = getattr(getattr(self.task, "cfg", None), "contrast_block_rows", -1)
+        return Batch.of(sample, self.training, block_rows if block_rows >= 0 else None)
 
     @abstractmethod
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
@@ -155,6 +163,7 @@ def contrast_term(
         reduction=reduction,
         direction=direction,
         gather=batch.gather and weight != 0,
+        block_rows=batch.block_rows,
     )
     logged: Log = {f"{name}_rows": out.rows}
     if hits is not None:

@@ -109,7 +109,7 @@ class TriKDCriterion(TermsCriterion):
     def outcome(self, model: torch.nn.Module, sample: dict[str, Any]) -> Outcome:
         """This rank's share of (loss x pairs of all ranks)."""
         out = model(**sample["net_input"], **self.relations.inputs(sample["net_input"]))
-        batch = Batch.of(sample, gather=self.training)
+        batch = self.batch(sample)
         text, scale = out["text"], out["scale"]
         terms = self.terms(batch, sample, out)
         for dim in self.prefixes:

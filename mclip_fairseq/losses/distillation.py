@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -57,6 +59,7 @@ def global_distillation_loss(
     *,
     gather: bool = True,
     group: dist.ProcessGroup | None = None,
+    block_rows: int | None = None,
 ) -> Tensor:
     """This rank's share of `distillation_loss` over the rows of all ranks.
 
@@ -71,6 +74,7 @@ def global_distillation_loss(
         direction: as in `distillation_loss`.
         gather: False leaves the other ranks out, as without a process group.
         group: process group; None is the default one.
+        block_rows: of `contrastive`, as in `global_info_nce`.
 
     Returns:
         0-d, float32 or float64.
@@ -90,7 +94,8 @@ def global_distillation_loss(
             # Teachers are the rows: the released code softmaxes over students.
             x, y = F.normalize(teacher, dim=1), F.normalize(student, dim=1)
             way = "both" if direction == "both" else "xy"
-            return global_info_nce(x, y, scale, direction=way, gather=gather, group=group).loss
+            contrast: dict[str, Any] = {"direction": way, "gather": gather, "group": group, "block_rows": block_rows}
+            return global_info_nce(x, y, scale, **contrast).loss
         if kind == "mse":
             total = F.mse_loss(student, teacher, reduction="sum") / student.shape[1]
         else:

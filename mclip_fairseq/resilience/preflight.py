@@ -102,6 +102,9 @@ def check_numbers(cfg: Any) -> None:
         value = getattr(optimization, name)
         if not value >= 0:
             raise UserError(f"--{name.replace('_', '-')} {value}: is not a limit; give a number of 0 or more")
+    block_rows = OmegaConf.select(cfg, "task.contrast_block_rows")
+    if block_rows is not None and block_rows < -1:
+        raise UserError(f"--contrast-block-rows {block_rows}: is not a number of rows; give one, or 0 for all of them")
     if not 0 <= cfg.common.seed < 2**32:
         raise UserError(f"--seed {cfg.common.seed}: is not a seed; give a number from 0 to {2**32 - 1}")
     for name, value in dict(cfg.model or {}).items():

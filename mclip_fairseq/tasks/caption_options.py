@@ -6,7 +6,7 @@ from fairseq.dataclass import ChoiceEnum
 from omegaconf import II
 
 from mclip_fairseq.storage.images import MAX_PIXELS
-from mclip_fairseq.tasks.sampled import SampledTaskConfig
+from mclip_fairseq.tasks.sampled_options import SampledTaskConfig
 
 
 @dataclass

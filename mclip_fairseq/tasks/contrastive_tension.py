@@ -18,7 +18,8 @@ from mclip_fairseq.data.sentence_groups import PAIRINGS, SentenceGroups
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.tasks.caption_files import caption_prefix, check_one_dictionary, check_tokenizer
-from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, split_list
+from mclip_fairseq.tasks.sampled import SampledTask, split_list
+from mclip_fairseq.tasks.sampled_options import SampledTaskConfig
 from mclip_fairseq.tasks.validation_similarity import SimilarityFile
 
 logger = logging.getLogger(__name__)

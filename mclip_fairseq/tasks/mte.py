@@ -18,7 +18,8 @@ from mclip_fairseq.data.parallel import ParallelDataset, shifted_blocks, unusabl
 from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.tokens import FlatTokens, data_dictionary
 from mclip_fairseq.storage.errors import UserError
-from mclip_fairseq.tasks.sampled import SampledTask, SampledTaskConfig, check_names, split_list
+from mclip_fairseq.tasks.sampled import SampledTask, check_names, split_list
+from mclip_fairseq.tasks.sampled_options import SampledTaskConfig
 
 logger = logging.getLogger(__name__)
 

@@ -4,24 +4,22 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import utils
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY, ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.tasks import FairseqTask
-from omegaconf import II, open_dict
+from omegaconf import open_dict
 from torch import Tensor
 
 from mclip_fairseq.criterions.nonfinite import NonFiniteError, find_nonfinite, zero_gradient, zeroed
 from mclip_fairseq.criterions.terms import TermsCriterion
 from mclip_fairseq.data.batches import RowDataset
 from mclip_fairseq.data.checksums import checksum, lengths
-from mclip_fairseq.data.sampling import TAILS, TemperatureSampledDataset
+from mclip_fairseq.data.sampling import TemperatureSampledDataset
 from mclip_fairseq.data.skips import SkipList
 from mclip_fairseq.models.autocast import Autocast
 from mclip_fairseq.models.stored_options import missing_options
@@ -47,44 +45,6 @@ def split_list(value: str, option: str) -> list[str]:
     if twice:
         raise UserError(f"{option} names {', '.join(twice)} more than once")
     return items
-
-
-@dataclass
-class SampledTaskConfig(FairseqDataclass):
-    """What every task of sampled batches offers."""
-
-    skip_nonfinite: int = field(
-        default=0,
-        metadata={"help": "how many batches whose loss or features are not finite training may skip before it stops"},
-    )
-    skip_budget: int = field(
-        default=0,
-        metadata={
-            "help": "how many unusable lines and images training may skip (listed in SAVE_DIR/skipped.tsv); 0: stop at "
-            "the first. Validation never skips"
-        },
-    )
-    tail_batches: ChoiceEnum(TAILS) = field(  # type: ignore[valid-type]
-        default="warn",
-        metadata={
-            "help": "a language's last batch with less than half of the samples of the batch before it: warn keeps it "
-            "and says so, fill adds samples of the batches before it, drop leaves it out",
-            "data_position": True,
-        },
-    )
-    autocast: ChoiceEnum(["none", "bfloat16"]) = field(  # type: ignore[valid-type]
-        default="none",
-        metadata={
-            "help": "bfloat16: compute the model in bfloat16 where torch.autocast does, on GPUs and CPUs; parameters, "
-            "gradients, optimizer and losses stay in float32"
-        },
-    )
-    tf32: bool = field(
-        default=False,
-        metadata={"help": "compute products of float32 matrices in TF32, with 10 bits of mantissa (recent GPUs)"},
-    )
-    save_dir: str = II("checkpoint.save_dir")
-    seed: int = II("common.seed")
 
 
 class SampledTask(FairseqTask):

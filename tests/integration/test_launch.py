@@ -98,6 +98,7 @@ def test_one_sentence_before_the_data_are_read(
         (("--dropout", "2"), "--dropout 2.0: is not a probability; give a number from 0 to 1"),
         (("--lr", "-1"), "--lr -1.0: is not a learning rate; give a number of 0 or more"),
         (("--seed", "-1"), "--seed -1: is not a seed; give a number from 0 to"),
+        (("--contrast-block-rows", "-2"), "--contrast-block-rows -2: is not a number of rows; give one, or 0"),
         (("--update-freq", "0"), "--update-freq 0: is too small; give 1 or more"),
         (("--max-update", "-3"), "--max-update -3: is not a limit; give a number of 0 or more"),
         (("--clip-norm", "nan"), "--clip-norm nan: is not a limit; give a number of 0 or more"),
