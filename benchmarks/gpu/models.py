@@ -12,6 +12,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from benchmarks.gpu.measuring import Sizes
+from mclip_fairseq.data.columns import Column, StateColumn, TokenColumn
 from mclip_fairseq.data.parallel import ParallelDataset
 from mclip_fairseq.data.states import TokenStates
 from mclip_fairseq.data.tokens import FlatTokens
@@ -73,30 +74,35 @@ def caption_tokens(rows: int, longest: int, pieces: Dictionary) -> tuple[Tensor,
     return tokens.scatter_(1, length - 1, pieces.eos()), sizes
 
 
-def caption_batch(size: Sizes, pieces: Dictionary, teacher_dim: int, states_dim: int = 0) -> dict[str, Any]:
+def text_columns(model: MCLIPModel, size: Sizes, pieces: Dictionary) -> dict[str, Column]:
+    """A batch's captions as token ids, as cached token states, and as places of states that the model keeps."""
+    tokens, sizes = caption_tokens(size.batch, size.longest, pieces)
+    dim = model.text_encoder.dim
+    states = np.random.default_rng(0).standard_normal((int(sizes.sum()), dim), dtype=np.float32).astype(np.float16)
+    cached, kept = (TokenStates(states, sizes.astype(np.int64)) for _ in range(2))
+    kept.kept_from = model.kept_states.add("made-up", states)
+    sentences = [row[1:length] for row, length in zip(tokens, sizes, strict=True)]
+    flat = FlatTokens.from_sentences(sentences, pieces, None)
+    return {"tokens": TokenColumn(flat), "cached states": StateColumn(cached), "kept states": StateColumn(kept)}
+
+
+def caption_batch(size: Sizes, teacher_dim: int, captions: Column) -> dict[str, Any]:
     """A batch of the task `trikd`, on the CPU.
 
     Args:
-        size: captions and their longest.
-        pieces: the text encoder's dictionary.
+        size: captions.
         teacher_dim: width of the features.
-        states_dim: width of cached token states; 0 gives token ids instead.
+        captions: one of `text_columns`.
     """
-    tokens, sizes = caption_tokens(size.batch, size.longest, pieces)
-    net_input: dict[str, Tensor] = {name: torch.randn(size.batch, teacher_dim) for name in FEATURES}
-    if states_dim:
-        states = np.random.default_rng(0).standard_normal((int(sizes.sum()), states_dim), dtype=np.float32)
-        cached = TokenStates(states.astype(np.float16), sizes.astype(np.int64))
-        net_input |= dict(zip(STATES, cached.batch(np.arange(size.batch)), strict=True))
-    else:
-        net_input["text_tokens"] = tokens
+    net_input: dict[str, Any] = {name: torch.randn(size.batch, teacher_dim) for name in FEATURES}
+    net_input |= captions.batch(np.arange(size.batch))
     numbers = torch.arange(size.batch)
     return {
         "net_input": net_input,
         "id": numbers,
         "group": numbers.clone(),
         "nsentences": size.batch,
-        "ntokens": int(sizes.sum()),
+        "ntokens": size.batch,
     }
 
 
@@ -108,7 +114,7 @@ def translation_batch(pieces: Dictionary, target_tokens: int, length: int) -> di
     return ParallelDataset(source, target, 1, 2).rows(np.arange(rows))
 
 
-FEATURES, STATES = ("image_features", "teacher_text"), ("text_states", "text_padding")
+FEATURES = ("image_features", "teacher_text")
 
 
 def to_device(value: Any, device: torch.device) -> Any:

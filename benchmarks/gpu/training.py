@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.measuring import PRECISIONS, Report, Sizes, products
-from benchmarks.gpu.models import caption_batch, dictionary, mclip, mte, to_device, training_step, translation_batch
+from benchmarks.gpu.models import (
+    caption_batch,
+    dictionary,
+    mclip,
+    mte,
+    text_columns,
+    to_device,
+    training_step,
+    translation_batch,
+)
 from mclip_fairseq.criterions.mte import MTECriterion
 from mclip_fairseq.criterions.trikd import TriKDCriterion, TriKDCriterionConfig
+from mclip_fairseq.data.columns import Column
 from mclip_fairseq.losses import smoothing
 from mclip_fairseq.models.mclip import MCLIPModel
 from mclip_fairseq.optim.mclip_lamb import Lamb
@@ -25,13 +37,14 @@ def autocast_of(precision: str) -> str:
 
 
 def trikd(report: Report, size: Sizes) -> None:
-    """Stage 2 on one GPU: text encoder frozen, its states computed in the step or cached."""
+    """Stage 2 on one GPU: text encoder frozen, its states computed in the step, cached, or kept on the device."""
     pieces = dictionary(size.entries)
     for arch in ("base", "large"):
         model = mclip(arch, pieces, size.tiny, report.device)
-        for kind, width in (("tokens", 0), ("cached states", model.dim)):
-            batch = to_device(caption_batch(size, pieces, model.feature_dim, width), report.device)
-            for precision in PRECISIONS:
+        for kind, captions in text_columns(model, size, pieces).items():
+            bring(report, f"{arch}, {kind}, {size.batch} captions", captions, size.batch)
+            batch = to_device(caption_batch(size, model.feature_dim, captions), report.device)
+            for precision in PRECISIONS if kind != "kept states" else PRECISIONS[-1:]:
                 cfg = TriKDTaskConfig(data="none", save_dir="none", seed=1, autocast=autocast_of(precision))
                 task = TriKDTask(cfg, [pieces])
                 criterion = TriKDCriterion(task, TriKDCriterionConfig())
@@ -41,6 +54,18 @@ def trikd(report: Report, size: Sizes) -> None:
                     report.add_work("trikd", what, precision, step, pairs=size.batch)
         optimizers(report, arch, model)
         del model
+
+
+def bring(report: Report, what: str, captions: Column, rows: int) -> None:
+    """How long a worker puts the captions of a batch together, and how long they take to the device."""
+    numbers = np.arange(rows)
+    made = report.seconds(lambda: captions.batch(numbers))
+    batch = {
+        name: value.pin_memory() if report.on_gpu and isinstance(value, Tensor) else value
+        for name, value in captions.batch(numbers).items()
+    }
+    copied = report.seconds(lambda: to_device(batch, report.device))
+    report.add("trikd", f"{what}, to the device", worker_ms=1000 * made, copy_ms=1000 * copied)
 
 
 def optimizers(report: Report, arch: str, model: MCLIPModel) -> None:

@@ -6,6 +6,7 @@
 | `TranslationColumn` | `translation_tokens` | (batch, length) int64 | `--pair-language` |
 | `LanguageColumn` | `language` | str | `--langs`, for models with a text path per language |
 | `StateColumn` | `text_states`, `text_padding` | (tokens, dim) as stored, (batch, length) bool | `--text-state-cache` |
+| | | (tokens,) int64 places instead of the states | `--keep-text-states` |
 | `FeatureColumn` | `image_features` | (batch, teacher dim) float32 | `--image-features` |
 | `FeatureColumn` | `teacher_text` | (batch, teacher dim) float32 | `--text-features` |
 | `PixelColumn` | `pixel_values` | (readable, channels, height, width) float32 | `--image-root` |
@@ -107,7 +108,7 @@ class StateColumn(Column):
         self.states = states
 
     def batch(self, rows: Rows) -> dict[str, Tensor]:
-        """`text_states`, back to back without pads, and `text_padding`, True at pads."""
+        """`text_states`, back to back without pads, or their places, and `text_padding`, True at pads."""
         states, padding = self.states.batch(rows)
         return {"text_states": states, "text_padding": padding}
 

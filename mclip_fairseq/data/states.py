@@ -36,9 +36,16 @@ class TokenStates(MappedValues):
     Args:
         values: (total tokens, dim) states; each sentence takes its size, `<s>` and `</s>` included.
         sizes: (sentences,) tokens per sentence.
+        name: of the file.
+
+    Attributes:
+        kept_from: the place of the first state where the model keeps them all (`models.kept_states`); None where it
+            keeps none.
     """
 
-    def __init__(self, values: npt.NDArray[np.floating], sizes: Numbers) -> None:
+    def __init__(self, values: npt.NDArray[np.floating], sizes: Numbers, name: str = "") -> None:
+        self.name = name
+        self.kept_from: int | None = None
         self.values = values
         self.sizes = sizes
         self.offsets = starts_of(sizes)
@@ -50,12 +57,15 @@ class TokenStates(MappedValues):
             rows: (batch,) sentence numbers.
 
         Returns:
-            (tokens of the batch, dim) states in their stored type, and (batch, longest) bool padding, on the right;
-            `models.pooling.pad_rows` puts them together on the model's device.
+            (tokens of the batch, dim) states in their stored type, or their (tokens of the batch,) int64 places where
+            the model keeps them; and (batch, longest) bool padding, on the right. `models.pooling.pad_rows` puts them
+            together on the model's device.
         """
         sizes = self.sizes[rows]
         padding = np.arange(int(sizes.max(initial=1)))[None, :] >= sizes[:, None]
-        return torch.from_numpy(self.values[places_of(self.offsets[rows], sizes)]), torch.from_numpy(padding)
+        places = places_of(self.offsets[rows], sizes)
+        states = self.values[places] if self.kept_from is None else self.kept_from + places
+        return torch.from_numpy(states), torch.from_numpy(padding)
 
 
 def starts_of(sizes: Numbers) -> Numbers:
@@ -249,4 +259,4 @@ def cached_states(
     sizes = kept_states(tokens, pooling)
     if states.shape != (int(sizes.sum()), encoder.dim) or states.dtype != dtype:
         raise UserError(f"{path}: holds {states.dtype} of shape {states.shape}, not these captions; remove it")
-    return TokenStates(states, sizes)
+    return TokenStates(states, sizes, path.name)

@@ -162,7 +162,7 @@ class MCLIPModel(StudentModel):
 
         Args:
             text_tokens: (batch, length) caption ids; or
-            text_states: their cached token states, see `token_states`, with
+            text_states: their cached token states or the places of these, see `token_states`, with
             text_padding: (batch, length) bool.
             image_features: (batch, teacher dim); or
             pixel_values: (batch, channels, height, width); or neither.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mclip_fairseq.models.autocast import unit
 from mclip_fairseq.models.dual_encoder import Columns, DualEncoder, ImageTransform
+from mclip_fairseq.models.kept_states import KeptStates
 from mclip_fairseq.models.pooling import pad_rows
 from mclip_fairseq.models.sizes import ENCODER, PROJECTORS, SizeGroup
 from mclip_fairseq.models.teacher import DualEncoderTeacher
@@ -51,6 +52,7 @@ class StudentModel(DualEncoder):
         self.text_encoder = text_encoder
         self.teacher = teacher
         self.padding_idx = text_encoder.padding_idx
+        self.kept_states = KeptStates()
         self.identity = {
             "text_encoder": text_encoder.identity() if cfg.text_encoder else None,
             "teacher": dict(teacher_identity),
@@ -129,8 +131,8 @@ class StudentModel(DualEncoder):
 
         Args:
             tokens: (batch, length) ids, padded; or
-            states: (tokens, dim) cached states of all captions, back to back, in any floating type, or (batch, length,
-                dim), with
+            states: (tokens, dim) cached states of all captions, back to back, in any floating type, or their (tokens,)
+                int64 places in `kept_states`, or (batch, length, dim), with
             padding: (batch, length) bool, True at pads.
 
         Returns:
@@ -140,6 +142,7 @@ class StudentModel(DualEncoder):
             assert tokens is not None
             # The encoder runs without gradients where it is frozen; see `TextEncoder.forward`.
             return self.text_encoder(tokens), tokens.eq(self.padding_idx)
+        states = states if states.is_floating_point() else self.kept_states.at(states)
         states = pad_rows(states, padding) if states.dim() == 2 else states
         return states.to(next(self.text_encoder.parameters()).dtype), padding
 

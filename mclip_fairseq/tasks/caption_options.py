@@ -74,6 +74,13 @@ class CaptionTaskConfig(SampledTaskConfig):
     text_state_dtype: ChoiceEnum(["float32", "float16"]) = field(  # type: ignore[valid-type]
         default="float32", metadata={"help": "type in which --text-state-cache stores them"}
     )
+    keep_text_states: bool = field(
+        default=False,
+        metadata={
+            "help": "keep all states of --text-state-cache in the memory of the device that trains, on every rank: "
+            "batches need not be put together and copied to a GPU"
+        },
+    )
     valid_retrieval: bool = field(
         default=False,
         metadata={

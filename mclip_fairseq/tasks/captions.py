@@ -177,6 +177,8 @@ class CaptionTask(SampledTask):
             raise UserError("--image-root needs --teacher, the dual encoder that encodes the pixels")
         if self.cfg.text_state_cache and model.frozen_text_encoder is None:
             raise UserError("--text-state-cache needs a frozen text encoder; pass --freeze-text all")
+        if self.cfg.keep_text_states and not self.cfg.text_state_cache:
+            raise UserError("--keep-text-states keeps the states of --text-state-cache; give both, or leave it out")
         for split, dataset in self.datasets.items():
             self.check_columns(split, dict(zip(dataset.names, dataset.parts, strict=True)))
         return model
@@ -321,6 +323,8 @@ class CaptionTask(SampledTask):
             lowered=self.cfg.autocast != "none",
             pooling=self.model.state_pooling,
         )
+        if self.cfg.keep_text_states:
+            states.kept_from = self.model.kept_states.add(states.name, states.values)
         return StateColumn(states)
 
     def pixel_column(self, image_ids: Sequence[str], training: bool) -> PixelColumn:

@@ -106,8 +106,10 @@ def test_cached_states_train_as_tokens_do(
     train(run_train, tiny_corpus, "trikd", "cuda", tmp_path / "tokens", 4, *frozen)
     cache = ("--text-state-cache", tmp_path / "cache")
     train(run_train, tiny_corpus, "trikd", "cuda", tmp_path / "states", 4, *frozen, *cache)
-    distance = largest_distance(state_of(tmp_path / "tokens"), state_of(tmp_path / "states"))
-    assert distance < (2e-2 if precision else 1e-3)
+    train(run_train, tiny_corpus, "trikd", "cuda", tmp_path / "kept", 4, *frozen, *cache, "--keep-text-states")
+    tokens, states, kept = (state_of(tmp_path / name) for name in ("tokens", "states", "kept"))
+    assert largest_distance(tokens, states) < (2e-2 if precision else 1e-3)
+    assert largest_distance(states, kept) < 1e-4
 
 
 @GPU

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.measuring import TINY, Report
-from benchmarks.gpu.models import caption_batch, dictionary, mclip, mte, to_device, training_step
+from benchmarks.gpu.models import caption_batch, dictionary, mclip, mte, text_columns, to_device, training_step
 from mclip_fairseq.criterions.mte import MTECriterion
 from mclip_fairseq.criterions.trikd import TriKDCriterion, TriKDCriterionConfig
 from mclip_fairseq.data.parallel import ParallelDataset
@@ -21,12 +21,12 @@ from mclip_fairseq.tasks.trikd import TriKDTask, TriKDTaskConfig
 from tests.gpu.waits import waits_of
 
 
-def trikd_step(device: torch.device, cached: bool) -> Callable[[], object]:
+def trikd_step(device: torch.device, kind: str) -> Callable[[], object]:
     pieces = dictionary(TINY.entries)
     model = mclip("base", pieces, True, device)
     task = TriKDTask(TriKDTaskConfig(data="none", save_dir="none", seed=1, autocast="none"), [pieces])
     criterion = TriKDCriterion(task, TriKDCriterionConfig())
-    batch = caption_batch(TINY, pieces, model.feature_dim, model.dim if cached else 0)
+    batch = caption_batch(TINY, model.feature_dim, text_columns(model, TINY, pieces)[kind])
     return training_step(task, model, criterion, to_device(batch, device))
 
 
@@ -53,10 +53,10 @@ def waits_on(device: torch.device, work: Callable[[], object], patch: pytest.Mon
     return [place for place in waits_of(work, patch) if not place.startswith(CPU_ONLY)]
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_a_step_of_trikd_waits_once(device: torch.device, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["tokens", "cached states", "kept states"])
+def test_a_step_of_trikd_waits_once(device: torch.device, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """For the question whether the batch is finite."""
-    places = waits_on(device, trikd_step(device, cached), monkeypatch)
+    places = waits_on(device, trikd_step(device, kind), monkeypatch)
     assert len(places) <= 1, places
 
 

@@ -170,7 +170,7 @@ def test_cached_token_states_change_nothing(tiny_corpus: Path, encoder: Path, ru
     run_train(*options(tiny_corpus, encoder, tmp_path / "plain", *stop))
     cache = ("--text-state-cache", tmp_path / "cache")
     run_train(*options(tiny_corpus, encoder, tmp_path / "cached", *stop, *cache))
-    run_train(*options(tiny_corpus, encoder, tmp_path / "again", *stop, *cache))
+    run_train(*options(tiny_corpus, encoder, tmp_path / "again", *stop, *cache, "--keep-text-states"))
     assert len(list((tmp_path / "cache").iterdir())) == 1
     plain, cached, again = (
         load_checkpoint(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("plain", "cached", "again")
@@ -179,6 +179,8 @@ def test_cached_token_states_change_nothing(tiny_corpus: Path, encoder: Path, ru
         if plain[name].is_floating_point():
             torch.testing.assert_close(cached[name], plain[name], rtol=1e-4, atol=1e-4)
             assert torch.equal(cached[name], again[name])
+    with pytest.raises(ValueError, match="--keep-text-states keeps the states of --text-state-cache; give both"):
+        run_train(*options(tiny_corpus, encoder, tmp_path / "none", *stop, "--keep-text-states"))
 
 
 def test_resuming_in_mid_epoch_changes_nothing(

@@ -16,6 +16,8 @@ from fairseq.data import Dictionary
 from mclip_fairseq.data import states
 from mclip_fairseq.data.states import TokenStates, cached_states, places_of
 from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.models import kept_states
+from mclip_fairseq.models.kept_states import KeptStates
 from mclip_fairseq.models.mclip import MCLIPModel, MCLIPModelConfig
 from mclip_fairseq.models.pooling import POOLING, pad_rows, pool_mean
 from mclip_fairseq.models.xlmr_encoder import XLMREncoder, xlmr_args
@@ -60,6 +62,38 @@ def test_a_batch_is_put_together_on_the_device() -> None:
     assert places_of(np.array([4, 0]), np.array([2, 1])).tolist() == [4, 5, 0]
     left = torch.tensor([[True, False, False], [True, True, False]])
     assert torch.equal(pad_rows(flat[:3], left)[1], torch.stack([flat[0] * 0, flat[0] * 0, flat[2]]))
+
+
+def test_kept_states_are_those_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_states, "BLOCK", 2)
+    model, _ = model_and_captions()
+    files = [np.random.default_rng(seed).normal(size=(n, 16)).astype(np.float16) for seed, n in enumerate((7, 5))]
+    plain = [TokenStates(files[0], np.array([3, 4])), TokenStates(files[1], np.array([1, 2, 2]))]
+    kept = [TokenStates(one.values, one.sizes, f"file {number}") for number, one in enumerate(plain)]
+    for one in (*kept, kept[1]):  # a file that is known is not kept twice
+        one.kept_from = model.kept_states.add(one.name, one.values)
+    for one, other, rows in ((plain[0], kept[0], [1, 0]), (plain[1], kept[1], [2, 0])):
+        places, padding = other.batch(np.array(rows))
+        assert places.dtype == torch.int64
+        states = one.batch(np.array(rows))[0]
+        assert torch.equal(model.kept_states.at(places), states)
+        expected = model.token_states(None, states, padding)
+        assert all(map(torch.equal, model.token_states(None, places, padding), expected))
+    assert model.kept_states.rows is not None
+    assert model.kept_states.rows.shape == (12, 16)
+    assert not any("kept" in name for name in model.state_dict())
+
+
+def test_states_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = KeptStates()
+    kept.add("file", np.zeros((2**20, 512), np.float16))
+
+    def full(*shape: Any, **kwargs: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(UserError, match=r"--keep-text-states: cpu has no room for 1\.0 GiB of states; leave it out"):
+        kept.at(torch.tensor([0]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
