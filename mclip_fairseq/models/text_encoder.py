@@ -22,6 +22,7 @@ class TextEncoder(nn.Module):
 
     encoder: Any
     kind: str
+    _hashed: tuple[list[tuple[int, int]], str] | None = None  # versions of the weights, and their hash
 
     @property
     @abstractmethod
@@ -98,5 +99,9 @@ class TextEncoder(nn.Module):
             return self.states(tokens)
 
     def identity(self) -> dict[str, str]:
-        """Identity of the current weights, without a path."""
-        return {"architecture": self.kind, "sha256": state_hash(self.encoder.state_dict())}
+        """Identity of the current weights, without a path; frozen weights are hashed once, not once per data set."""
+        state = self.encoder.state_dict()
+        versions = [(tensor.data_ptr(), tensor._version) for tensor in state.values()]
+        if self._hashed is None or self._hashed[0] != versions or not self.frozen:
+            self._hashed = versions, state_hash(state)
+        return {"architecture": self.kind, "sha256": self._hashed[1]}

@@ -2,11 +2,15 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from fairseq.data import Dictionary
 
 from mclip_fairseq.data.tokens import load_dictionary
+from mclip_fairseq.models import text_encoder
+from mclip_fairseq.models.freezing import state_hash
 from mclip_fairseq.models.xlmr_encoder import PREFIX, TOKEN_TABLE, XLMREncoder, xlmr_args
 
 OUTPUT_TABLE = "lm_head.weight"
@@ -36,6 +40,31 @@ def test_the_table_is_stored_once_and_old_archives_load(tmp_path: Path) -> None:
     assert 0.99 * table < old - new < 1.01 * table
     for name in ("new.pt", "old.pt"):
         assert XLMREncoder.from_checkpoint(tmp_path / name, dictionary).identity() == encoder.identity()
+
+
+def test_frozen_weights_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, _ = large_table()
+    hashed: list[int] = []
+
+    def counted(state: Any) -> str:
+        hashed.append(len(state))
+        return state_hash(state)
+
+    monkeypatch.setattr(text_encoder, "state_hash", counted)
+    first = encoder.identity()
+    encoder.freeze("all")
+    assert encoder.identity() == encoder.identity() == first
+    assert len(hashed) == 1
+    weights = encoder.encoder.state_dict()
+    encoder.encoder.load_state_dict({name: tensor + 1 for name, tensor in weights.items()})
+    assert encoder.identity() != first
+    with torch.no_grad():
+        encoder.embed_tokens.weight.zero_()
+    assert len({encoder.identity()["sha256"] for _ in range(2)}) == 1
+    assert len(hashed) == 3
+    encoder.embed_tokens.weight.requires_grad_()
+    encoder.embed_tokens.weight.data.fill_(3.0)  # an optimizer's write, which leaves no sign
+    assert encoder.identity()["sha256"] == state_hash(encoder.encoder.state_dict())
 
 
 def test_the_checkpoint_is_a_copy() -> None:
