@@ -31,6 +31,8 @@ PROGRAM = "mclip-features"
 # `tf32` is float32 whose products have 10 bits of mantissa.
 COMPUTE = ("float32", "tf32", "float16", "bfloat16")
 SHARD_ROWS = 65536
+# Captions are sorted by length within a batch, and encoded as many tokens at a time as suit the device.
+IMAGES_AT_ONCE, CAPTIONS_AT_ONCE = 256, 4096
 DRAFT_SIDES = 2  # --draft leaves at least this many times the side of the model's input
 PARTS = (".tar", ".parquet")  # endings of files that hold many inputs
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
@@ -107,7 +109,7 @@ def bulk_settings(options: argparse.Namespace, skip_budget: int | None) -> BulkS
     from mclip_fairseq.encoding.bulk import BulkSettings
 
     return BulkSettings(
-        options.batch_size,
+        options.batch_size or (CAPTIONS_AT_ONCE if options.captions else IMAGES_AT_ONCE),
         "float32" if options.dtype == "tf32" else options.dtype,
         options.normalize,
         skip_budget,
@@ -307,7 +309,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--root", type=Path, metavar="DIR", help="folder of a list's relative paths (default: the list's folder)")
     add("--output", type=Path, required=True, metavar="DIR", help="feature directory to create or continue")
     add("--parquet", type=Path, metavar="DIR", help="also write the rows to DIR as Parquet files, one per shard")
-    add("--batch-size", type=positive, default=256, metavar="N", help="inputs per batch (default 256)")
+    sizes = f"{IMAGES_AT_ONCE} images; {CAPTIONS_AT_ONCE} captions, encoded in smaller batches of similar length"
+    add("--batch-size", type=positive, metavar="N", help=f"inputs per batch (default: {sizes})")
     add_workers(parser)
     add("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")
     add("--dtype", choices=COMPUTE, default="float32", help="compute in (default float32; the others need a GPU)")
