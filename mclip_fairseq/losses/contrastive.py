@@ -124,7 +124,7 @@ def global_info_nce(
             # Without ids, a pair of the same place on two ranks must not count as one.
             first = 0 if ids is not None or not gather else gather_offset(sizes, group)
             own_ids = torch.arange(first, first + len(x), device=x.device) if ids is None else ids
-            layout = Layout(sizes, block_rows, reduction, gather, group)
+            layout = Layout(sizes, block_rows, reduction, gather, group, one_positive=ids is None)
             loss_xy, loss_yx, hits_xy, hits_yx = tiled_sums(x, y, scale, own_ids, own_ids, layout)
         else:
             all_xy, all_ids, offset = torch.cat([x, y], dim=1), ids, 0

@@ -83,7 +83,7 @@ def global_one_to_k_info_nce(
         block_rows = choose_block_rows(block_rows, [size * captions for size in sizes], images)
         if block_rows:
             # Captions are the rows: then only images are sent to other ranks.
-            layout = Layout(sizes, block_rows, "sum", gather, group)
+            layout = Layout(sizes, block_rows, "sum", gather, group, one_positive=True)
             t2i, i2t, hits_t2i, hits_i2t = tiled_sums(text.flatten(0, 1), image, scale, own_of_text, own, layout)
         else:
             rows = torch.cat([image[:, None], text], dim=1)

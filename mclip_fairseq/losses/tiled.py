@@ -43,6 +43,7 @@ class Layout(NamedTuple):
         reduction: over the positives of a row, `mean` or `sum`.
         gather: whether other ranks take part.
         group: process group; None is the default one.
+        one_positive: every row of x has one; a GPU need not be asked, and waited for, how many there are.
     """
 
     y_sizes: list[int]
@@ -50,6 +51,7 @@ class Layout(NamedTuple):
     reduction: str
     gather: bool
     group: dist.ProcessGroup | None
+    one_positive: bool
 
 
 def choose_block_rows(block_rows: int | None, x_sizes: list[int], all_y: int) -> int:
@@ -94,15 +96,17 @@ def tiled_sums(x: Tensor, y: Tensor, scale: Tensor, x_ids: Tensor, y_ids: Tensor
 class _Positives:
     """Index pairs (row, column) of equal id, block by block of the rows: no mask of all pairs exists."""
 
-    def __init__(self, row_ids: Tensor, column_ids: Tensor, block_rows: int) -> None:
+    def __init__(self, row_ids: Tensor, column_ids: Tensor, layout: Layout) -> None:
         ids, self.order = column_ids.sort()
         # In this order, all columns of one id are neighbours.
         self.start = torch.searchsorted(ids, row_ids)
         self.count = torch.searchsorted(ids, row_ids, right=True) - self.start
-        self.blocks = [slice(i, min(i + block_rows, len(row_ids))) for i in range(0, len(row_ids), block_rows)]
-        # Read at once: a GPU would otherwise be waited for in every block.
-        sizes = [self.count[block].sum() for block in self.blocks]
-        self.sizes = torch.stack(sizes).tolist() if sizes else []
+        starts = range(0, len(row_ids), layout.block_rows)
+        self.blocks = [slice(i, min(i + layout.block_rows, len(row_ids))) for i in starts]
+        if layout.one_positive or not self.blocks:
+            self.sizes = [block.stop - block.start for block in self.blocks]
+        else:  # read at once: a GPU would otherwise be waited for in every block
+            self.sizes = torch.stack([self.count[block].sum() for block in self.blocks]).tolist()
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Each block, and the rows (from its start) and columns of its positive pairs."""
@@ -186,12 +190,12 @@ class _TiledSums(torch.autograd.Function):
                 # Backward sums y's gradient over ranks: all of them take part if one needs it.
                 flag = x.new_full((), float(ctx.y_needs_grad))
                 ctx.y_needs_grad = bool(max_over_ranks(flag, layout.group))
-        ctx.positives = _Positives(x_ids, y_ids, layout.block_rows)
+        ctx.positives = _Positives(x_ids, y_ids, layout)
         ctx.rows, ctx.columns = _RunningStatistics(len(x), x.device), _RunningStatistics(len(y), x.device)
         for block, row, column in ctx.positives:
             logits = (x[block] * scale) @ y.T
             scores = logits[row, column]
-            logits[row, column] = -torch.inf
+            logits[row, column] = logits.new_full((), -torch.inf)
             ctx.rows.add(logits, 1, row, scores, block)
             ctx.columns.add(logits, 0, column, scores, slice(None))
         if layout.gather:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks.gpu.measuring import TINY, Report
 from benchmarks.gpu.models import caption_batch, dictionary, mclip, mte, text_columns, to_device, training_step
@@ -14,6 +15,7 @@ from mclip_fairseq.criterions.mte import MTECriterion
 from mclip_fairseq.criterions.trikd import TriKDCriterion, TriKDCriterionConfig
 from mclip_fairseq.data.parallel import ParallelDataset
 from mclip_fairseq.data.tokens import FlatTokens
+from mclip_fairseq.losses import global_info_nce, global_one_to_k_info_nce
 from mclip_fairseq.resilience.signals import asked_to_stop
 from mclip_fairseq.tasks.mte import MTETask, MTETaskConfig
 from mclip_fairseq.tasks.sampled import on_cpu
@@ -65,6 +67,26 @@ def test_a_step_of_mte_waits_twice(device: torch.device, gradient: str, monkeypa
     """As above, and once for fairseq's decoder, which asks for pads."""
     places = waits_on(device, mte_step(device, gradient), monkeypatch)
     assert len(places) <= 2, places
+
+
+@pytest.mark.parametrize("kind", ["pairs", "equal ids", "1-to-K"])
+def test_a_contrast_in_blocks_waits_at_most_once(
+    kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where rows may have several positives, whose number is asked."""
+    image, text = (F.normalize(torch.randn(rows, 4), dim=1).to(device).requires_grad_() for rows in (12, 24))
+    ids, scale = torch.arange(12, device=device) // 2, torch.tensor(9.0, device=device)
+
+    def work() -> None:
+        if kind == "1-to-K":
+            out = global_one_to_k_info_nce(image, text.view(12, 2, 4), scale, block_rows=5)
+        else:
+            own = ids if kind == "equal ids" else None
+            out = global_info_nce(image, text[:12], scale, ids=own, block_rows=5)
+        out.loss.backward()
+
+    places = waits_on(device, work, monkeypatch)
+    assert len(places) <= (kind == "equal ids"), places
 
 
 def test_waits_are_found(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
