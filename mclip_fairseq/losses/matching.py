@@ -109,11 +109,10 @@ def draw_matching_pairs(
     hard_text, text_exists = _draw(weights.text, generator)
     rows, text, hard_image, image_exists = rows[own], text[own], hard_image[own], image_exists[own]
     hard_text, text_exists = hard_text[own], text_exists[own]
-    image_rows = [rows, hard_image[image_exists], rows[text_exists]]
-    text_rows = [text, text[image_exists], hard_text[text_exists]]
-    labels = torch.zeros(sum(map(len, image_rows)), dtype=torch.long, device=rows.device)
-    labels[: len(rows)] = 1
-    return MatchingPairs(torch.cat(image_rows), torch.cat(text_rows), labels)
+    # All at once: a GPU is waited for where the number of pairs is asked.
+    kept = torch.cat([torch.ones_like(image_exists), image_exists, text_exists]).nonzero()[:, 0]
+    image_rows, text_rows = torch.cat([rows, hard_image, rows]), torch.cat([text, text, hard_text])
+    return MatchingPairs(image_rows[kept], text_rows[kept], (kept < len(rows)).long())
 
 
 def matching_loss(

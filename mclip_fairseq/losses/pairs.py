@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mclip_fairseq.losses.gather import gather_rows, gather_sizes, max_over_ranks
+from mclip_fairseq.losses.gather import gather_rows, gather_sizes
 from mclip_fairseq.losses.matching import MatchingPairs
 
 
@@ -46,7 +46,7 @@ class Encoded(NamedTuple):
         captions = len(self.text) // len(self.image)
         sizes = gather_sizes(self.image[:rows])
         texts = [size * captions for size in sizes]
-        longest = int(max_over_ranks(torch.tensor(self.padding.shape[1], device=self.padding.device)))
+        longest = max(gather_sizes(self.padding.T))
         missing = longest - self.padding.shape[1]
         own = slice(rows * captions)
         padding = F.pad(self.padding[own], (0, missing), value=True).to(torch.uint8)  # not every backend sends bool

@@ -229,20 +229,20 @@ class CCRKModel(DualEncoder):
         """
         return self.match_states(*self.text_states(tokens), self.image_states(pixel_values))[:, 1]
 
-    def masked_words(self, tokens: Tensor, positions: Tensor, image_states: Tensor) -> Tensor:
+    def masked_words(self, tokens: Tensor, rows: Tensor, positions: Tensor, image_states: Tensor) -> Tensor:
         """What the model takes the masked words for, seeing the rest of the text and the image.
 
         Args:
             tokens: (batch, length) ids, some of them masked.
-            positions: (batch, slots) int64, where; 0 in slots that are not used, because `<s>` is never masked.
+            rows: (words,) int64, the text of each masked word.
+            positions: (words,) int64, where it is in the text.
             image_states: (batch, 1 + tokens, image dim).
 
         Returns:
-            (used slots, vocabulary) logits, row by row.
+            (words, vocabulary) logits.
         """
         states = self.fusion(*self.text_states(tokens), image_states)
-        row, slot = positions.nonzero(as_tuple=True)
-        words: Tensor = self.word_head(states[row, positions[row, slot]])
+        words: Tensor = self.word_head(states[rows, positions])
         return words
 
     def forward(
@@ -260,7 +260,7 @@ class CCRKModel(DualEncoder):
             text_tokens: (B K, length) captions, K of each image, image by image.
             pixel_values: (B, 3, height, width).
             masked_tokens: (B K, length) the same captions with masked words, or None.
-            masked_positions: (B K, slots) int64, see `masked_words`.
+            masked_positions: (B K, slots) int64, where; 0 in slots that are not used, because `<s>` is never masked.
             masked_labels: (B K, slots) int64, the words at these positions.
             choose_pairs: given what is encoded, which pairs to match, and which own caption of each image to ask for
                 its masked words. None compares the features only.
@@ -287,8 +287,9 @@ class CCRKModel(DualEncoder):
             unused = [self.word_head]
             if masked_tokens is not None and masked_positions is not None and masked_labels is not None:
                 positions = masked_positions[pairs.own]
-                out["words"] = self.masked_words(masked_tokens[pairs.own], positions, image_states)
-                out["word_labels"] = masked_labels[pairs.own][positions != 0]
+                used = positions.nonzero(as_tuple=True)
+                out["words"] = self.masked_words(masked_tokens[pairs.own], used[0], positions[used], image_states)
+                out["word_labels"] = masked_labels[pairs.own][used]
                 unused = []
         trained = [weight for part in unused for weight in part.parameters() if weight.requires_grad]
         out["anchor"] = sum((weight.sum() * 0.0 for weight in trained), self.temp * 0.0)

@@ -16,6 +16,8 @@ from mclip_fairseq.criterions.trikd import TriKDCriterion, TriKDCriterionConfig
 from mclip_fairseq.data.parallel import ParallelDataset
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.losses import global_info_nce, global_one_to_k_info_nce
+from mclip_fairseq.losses.matching import draw_matching_pairs, hard_negative_weights
+from mclip_fairseq.losses.pairs import ChosenPairs, Encoded
 from mclip_fairseq.resilience.signals import asked_to_stop
 from mclip_fairseq.tasks.mte import MTETask, MTETaskConfig
 from mclip_fairseq.tasks.sampled import on_cpu
@@ -87,6 +89,21 @@ def test_a_contrast_in_blocks_waits_at_most_once(
 
     places = waits_on(device, work, monkeypatch)
     assert len(places) <= (kind == "equal ids"), places
+
+
+def test_pairs_to_match_wait_once(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many there are: an image may have no negative."""
+    image, text = (F.normalize(torch.randn(rows, 4), dim=1).to(device) for rows in (3, 6))
+    states, padding = torch.randn(6, 5, 2, device=device), torch.zeros(6, 5, dtype=torch.bool, device=device)
+
+    def work() -> None:
+        encoded, first = Encoded(image, text, image.new_ones(()), states[:3], states, padding).of_all_ranks(3)
+        weights = hard_negative_weights(encoded.image, encoded.text.view(3, 2, 4), encoded.scale, 1)
+        ChosenPairs.of(encoded, draw_matching_pairs(weights), encoded.text[:, 0])
+        assert first == 0
+
+    places = waits_on(device, work, monkeypatch)
+    assert len(places) <= 1, places
 
 
 def test_waits_are_found(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
