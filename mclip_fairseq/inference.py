@@ -301,11 +301,21 @@ class MultilingualCLIP(Pairs):
 
         def encode(rows: list[int]) -> Tensor:
             if isinstance(images, Tensor):
-                return self.tower.encode_pixels(self.to_device(images[rows]))
-            pixels = self.transform([to_pil(images[i], limit) for i in rows])
-            return self.tower.encode_pixels(self.to_device(pixels))
+                return self.encode_pixels(images[rows])
+            return self.encode_pixels(self.transform([to_pil(images[i], limit) for i in rows]))
 
         return self.run(in_batches(encode, len(images), batch_size), len(images), False, progress, "images")
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Encode images that `transform` made.
+
+        Args:
+            pixels: (images, channels, height, width), on any device.
+
+        Returns:
+            (images, dim) on the model's device, in the type the model computes in, not normalised.
+        """
+        return self.tower.encode_pixels(self.to_device(pixels))
 
     def encode_image_features(
         self, features: np.ndarray | Tensor, batch_size: int = 8192, normalize: bool = True

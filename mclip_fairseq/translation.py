@@ -44,6 +44,7 @@ class TranslationSettings:
         skip_budget: captions that may be left out because they, or their translations, are empty.
         machine: which of the machines that share the work this is, from 0.
         machines: how many share the work.
+        dtype: `float32`, or the type that autocast computes in.
     """
 
     source: str
@@ -54,6 +55,7 @@ class TranslationSettings:
     skip_budget: int = 0
     machine: int = 0
     machines: int = 1
+    dtype: str = "float32"
 
 
 class Translator:
@@ -63,13 +65,13 @@ class Translator:
         checkpoint: of the task `mte`.
         tokenizer: directory with `dict.txt` and `sentencepiece.bpe.model`.
         device: where it runs.
-        beam: hypotheses that are followed.
+        settings: beam and type.
 
     Raises:
         UserError: another kind of checkpoint, or a tokenizer that does not belong to it.
     """
 
-    def __init__(self, checkpoint: Path, tokenizer: Path, device: torch.device, beam: int) -> None:
+    def __init__(self, checkpoint: Path, tokenizer: Path, device: torch.device, settings: TranslationSettings) -> None:
         import_components("models")  # fairseq, the right way, and our models with it
         from omegaconf import OmegaConf
 
@@ -94,7 +96,8 @@ class Translator:
         self.model.eval().to(device)
         self.device = device
         self.tokenizer.max_tokens = int(min(self.task.max_positions()[0], self.tokenizer.max_tokens))
-        self.generator: Any = self.task.build_generator([self.model], Namespace(beam=beam))
+        self.generator: Any = self.task.build_generator([self.model], Namespace(beam=settings.beam))
+        self.dtype = getattr(torch, settings.dtype)
 
     @property
     def languages(self) -> list[str]:
@@ -121,7 +124,8 @@ class Translator:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             sample: Any = utils.apply_to_sample(lambda tensor: tensor.to(self.device), data.rows(rows))
-            hypotheses = self.task.inference_step(self.generator, [self.model], sample)
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                hypotheses = self.task.inference_step(self.generator, [self.model], sample)
             for row, best in zip(rows, hypotheses, strict=True):
                 pieces = self.tokenizer.dictionary.string(best[0]["tokens"].int().cpu(), "sentencepiece")
                 translations[row] = " ".join(pieces.split())
@@ -155,6 +159,7 @@ class TranslationWriter:
             "languages": list(settings.targets),
             "beam": settings.beam,
             "shard_rows": settings.shard_rows,
+            "dtype": settings.dtype,
             "checkpoint": file_sha256(checkpoint),
             "tokenizer": [file_sha256(tokenizer / name) for name in (SENTENCEPIECE, DICTIONARY)],
         }

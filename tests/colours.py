@@ -45,6 +45,7 @@ class ColourModel:
     """Knows a text by the colours it names (white where it names none), and an image by its mean colour."""
 
     dim = 5
+    device = torch.device("cpu")
 
     def __init__(self, fingerprint: str = "0" * 64) -> None:
         self.name = "colours"
@@ -63,6 +64,9 @@ class ColourModel:
     def encode_image(self, images: Any, batch_size: int = 1, normalize: bool = True) -> Tensor:
         pixels = images if isinstance(images, Tensor) else self.transform(list(images))
         return self.vectors(pixels.mean(dim=(2, 3)).numpy())
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        return self.encode_image(pixels)
 
     def encode_image_features(self, features: Tensor, batch_size: int = 1, normalize: bool = True) -> Tensor:
         return torch.nn.functional.normalize(features.float(), dim=1)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from mclip_fairseq.cli.main import Parser
+from mclip_fairseq.cli.options import DTYPES
 from mclip_fairseq.evaluation.benchmarks.settings import CAPTIONS, GALLERIES
 from mclip_fairseq.evaluation.metrics.protocols import PROTOCOLS
 from mclip_fairseq.storage.errors import UserError
@@ -159,7 +160,7 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
     teacher = "image tower of each model, if it has moved or the model has none"
     add("--teacher", nargs="+", metavar="NAME", help=f"{teacher} ({NOTHING} = its own)")
     add("--device", help="for example cpu or cuda:0 (default: a GPU if available)")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="type to compute in (default: float32)")
+    add("--dtype", choices=DTYPES, help="type to compute in (default: float32)")
     add("--batch-size", type=_positive, default=256, metavar="N", help="captions or images at once (default 256)")
     add("--cache", type=_path, metavar="DIR", help="keep features here, recognised by content, and reuse them")
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Each holds two batches ready, and together they prepare thousands of images per second (python -m benchmarks.pixels).
 MOST_WORKERS = 16
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def count(text: str) -> int:
@@ -42,6 +43,12 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     number = min(MOST_WORKERS, cores())
     help_text = f"decode in N processes, or threads without a GPU (default {number}: all cores, at most {MOST_WORKERS})"
     parser.add_argument("--workers", type=count, default=number, metavar="N", help=help_text)
+
+
+def add_dtype(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the option `--dtype`, which `pick_device` checks."""
+    help_text = f"{what} in (default float32; the others need a GPU)"
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=help_text)
 
 
 def path(text: str) -> Path:

@@ -71,13 +71,12 @@ def print_all(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def load_model(paths: ModelPaths, device: str | None) -> Any:
-    """A model on the device that `--device` names."""
+def load_model(paths: ModelPaths, options: argparse.Namespace) -> Any:
+    """A model on the device that `--device` names, which has to compute in what `--dtype` names."""
     from mclip_fairseq.inference import MultilingualCLIP
 
-    return MultilingualCLIP.from_pretrained(
-        paths.path, pick_device(device), text_encoder=paths.text_encoder, teacher=paths.teacher
-    )
+    device = pick_device(options.device, getattr(options, "dtype", "float32"))
+    return MultilingualCLIP.from_pretrained(paths.path, device, text_encoder=paths.text_encoder, teacher=paths.teacher)
 
 
 def load_model_of(index: Index, options: argparse.Namespace) -> Any:
@@ -98,7 +97,7 @@ def load_model_of(index: Index, options: argparse.Namespace) -> Any:
     # What goes with another model is not taken over.
     beside = known if not options.model or options.model == known.path else ModelPaths("")
     paths = ModelPaths(path, options.text_encoder or beside.text_encoder, options.teacher or beside.teacher)
-    model = load_model(paths, options.device)
+    model = load_model(paths, options)
     index.check_model(model)
     return model
 
@@ -114,6 +113,7 @@ def image_settings(options: argparse.Namespace) -> ImageSettings:
         options.skip_budget,
         options.hidden,
         options.hash_images,
+        options.dtype,
     )
 
 
@@ -128,7 +128,7 @@ def run_build(options: argparse.Namespace, command: Sequence[str]) -> str:
     paths = ModelPaths(options.model, options.text_encoder, options.teacher)
 
     def load() -> Any:
-        return load_model(paths, options.device)
+        return load_model(paths, options)
 
     if database:
         from mclip_fairseq.search.database import build_collection

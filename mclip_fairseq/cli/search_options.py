@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from mclip_fairseq.cli.main import Parser
-from mclip_fairseq.cli.options import add_workers, count, positive, share
+from mclip_fairseq.cli.options import add_dtype, add_workers, count, positive, share
 from mclip_fairseq.search.settings import DATABASE_KINDS, DEFAULT_RECALL, ENGINES, KINDS
 from mclip_fairseq.storage.images import MAX_PIXELS
 
@@ -83,6 +83,7 @@ def _source_options(parser: argparse.ArgumentParser) -> None:
     add("--hidden", action="store_true", help=hidden)
     hashed = "compare images by the hashes of their files, which reads them all (default: by size and time of change)"
     add("--hash-images", action="store_true", help=hashed)
+    add_dtype(parser, "encode images")
 
 
 def _pixel_option(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mclip_fairseq.cli.main import Parser, run_main
-from mclip_fairseq.cli.options import count, pick_device, positive
+from mclip_fairseq.cli.options import add_dtype, count, pick_device, positive
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.files import check_folder
 
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> str:
     from mclip_fairseq.encoding.bulk import read_caption_list
     from mclip_fairseq.translation import TranslationSettings, TranslationWriter, Translator, translate_captions
 
-    device = pick_device(options.device)
+    device = pick_device(options.device, options.dtype)
     captions = read_caption_list(options.captions)
     settings = TranslationSettings(
         options.source,
@@ -52,10 +52,11 @@ def run(options: argparse.Namespace) -> str:
         options.skip_budget,
         options.machine,
         options.machines,
+        options.dtype,
     )
     writer = TranslationWriter(options.output, captions, settings, options.checkpoint, options.tokenizer)
     if not writer.complete:
-        translator = Translator(options.checkpoint, options.tokenizer, device, options.beam)
+        translator = Translator(options.checkpoint, options.tokenizer, device, settings)
         if not translate_captions(captions, translator, writer, settings):
             return f"{options.output}: {len(writer.pending())} of {len(writer.shards())} shards are left"
     return f"{options.output}: {len(captions)} captions in {', '.join(targets)}"
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shard-rows", type=positive, default=4096, metavar="N", help="captions per shard (default 4096)")
     add("--skip-budget", type=count, default=0, metavar="N", help="leave out up to N empty captions or translations")
     add("--device", help="for example cpu or cuda:1 (default: a GPU if there is one)")
+    add_dtype(parser, "compute")
     add("--machines", type=positive, default=1, metavar="N", help="machines that share the work (default 1)")
     add("--machine", type=count, default=0, metavar="I", help="index of this machine, from 0 (default 0)")
     return parser

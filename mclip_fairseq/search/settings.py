@@ -39,6 +39,7 @@ class ImageSettings:
         skip_budget: unreadable images that may be skipped; None skips none, and lists all.
         hidden: of a folder, also take hidden images.
         hash_images: compare images by their hashes.
+        dtype: `float32`, or the type that autocast computes in.
         skipped_before: images that were skipped already, by the same command.
     """
 
@@ -50,6 +51,7 @@ class ImageSettings:
     skip_budget: int | None = None
     hidden: bool = False
     hash_images: bool = False
+    dtype: str = "float32"
     skipped_before: int = 0
 
 

@@ -10,7 +10,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import torch
 
 from mclip_fairseq.encoding.bulk import BulkSettings, compute
 from mclip_fairseq.encoding.galleries import FeatureGallery, ImageGallery
@@ -144,13 +143,8 @@ def encode_images(
     """
     chosen = range(len(gallery.paths)) if rows is None else rows
     images = [(gallery.index.names[row], gallery.paths[row]) for row in chosen]
-    source = ImageSource(
-        images,
-        model.transform,
-        lambda pixels: model.encode_image(pixels, normalize=False),
-        settings.workers,
-        settings.max_pixels,
-    )
+    source = ImageSource(images, model.transform, model.encode_pixels, settings.workers, settings.max_pixels)
+    lowered = "" if settings.dtype == "float32" else f", encoded in {settings.dtype}"
     writer = FeatureWriter(
         folder,
         source.ids,
@@ -158,13 +152,17 @@ def encode_images(
         dim=model.dim,
         modality="image",
         normalized=True,
-        preprocessing=source.preprocessing,
+        preprocessing=source.preprocessing + lowered,
         dtype="float32",
         shard_rows=SHARD_ROWS,
     )
     bulk = BulkSettings(
-        settings.batch_size, normalize=True, skip_budget=settings.skip_budget, skipped_before=settings.skipped_before
+        settings.batch_size,
+        settings.dtype,
+        normalize=True,
+        skip_budget=settings.skip_budget,
+        skipped_before=settings.skipped_before,
     )
-    compute(source, writer, bulk, torch.device("cpu"))  # the model moves the pixels to its own device
+    compute(source, writer, bulk, model.device)
     writer.finalize()
     return FeatureStore.open(folder)

@@ -2,13 +2,15 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mclip_fairseq.cli.translate import main as translate
 from mclip_fairseq.encoding.bulk import read_caption_list
-from mclip_fairseq.translation import Translator
+from mclip_fairseq.translation import TranslationSettings, Translator
 from tests.downloads import lines, touch, works
 from tests.tiny_data import mte_options, sentences, write
 
@@ -161,6 +163,14 @@ def test_other_captions_or_settings_are_not_mixed(
     assert translate([*arguments, "--beam", "1"]) == 0
     assert translate([*arguments, "--beam", "2"]) == 2
     assert "was started with a different beam" in capsys.readouterr().err
+    assert translate([*arguments, "--beam", "1", "--dtype", "bfloat16"]) == 2
+    assert "--dtype bfloat16 needs a GPU" in capsys.readouterr().err
+    lowered = TranslationSettings("en", ("de",), beam=2, dtype="bfloat16")
+    translator = Translator(checkpoint, tiny_corpus / "tokenizer", torch.device("cpu"), lowered)
+    exact = Translator(checkpoint, tiny_corpus / "tokenizer", torch.device("cpu"), replace(lowered, dtype="float32"))
+    texts = sentences("en")[:4]
+    found, wanted = (one.translate(texts, "en", "de", 4) for one in (translator, exact))
+    assert sum(one == other for one, other in zip(found, wanted, strict=True)) >= 2
     other = shutil.copytree(tiny_corpus / "tokenizer", tmp_path / "other")
     with (other / "sentencepiece.bpe.model").open("ab") as file:
         file.write(b"\0")

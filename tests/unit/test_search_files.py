@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from mclip_fairseq.cli.search import read_texts
+from mclip_fairseq.cli.search import load_model, read_texts
+from mclip_fairseq.encoding import bulk
+from mclip_fairseq.search import sources
 from mclip_fairseq.search.bank import read_labelled
 from mclip_fairseq.search.build import build_index
 from mclip_fairseq.search.files import locked, read_index_manifest
@@ -44,6 +49,31 @@ def put(index: Path, part: str, content: bytes) -> None:
     (index / "replaced").write_bytes(content)
     entry = {"file": "replaced", "sha256": file_sha256(index / "replaced")}
     edit(index, lambda manifest: manifest["files"].update({part: entry}))
+
+
+def test_images_are_encoded_where_the_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on the CPU beside a model on a GPU: processes would not decode for it, and each batch would be waited for."""
+    asked: list[tuple[torch.device, str]] = []
+
+    def compute(source: Any, writer: Any, settings: Any, device: torch.device) -> None:
+        asked.append((device, settings.dtype))
+        bulk.compute(source, writer, replace(settings, dtype="float32"), torch.device("cpu"))
+
+    monkeypatch.setattr(sources, "compute", compute)
+    model, entry = ColourModel(), {"name": "colours", "fingerprint": "0" * 64}
+    images = ImageSettings(draw_colours(tmp_path / "photos"), batch_size=4, dtype="bfloat16")
+    gallery, _ = sources.open_gallery(images)
+    model.device = torch.device("meta")
+    store = sources.encode_images(gallery, model, entry, tmp_path / "vectors", images)  # type: ignore[arg-type]
+    assert asked == [(torch.device("meta"), "bfloat16")]
+    assert len(store) == 8
+    with pytest.raises(UserError, match="was started with a different preprocessing"):
+        sources.encode_images(gallery, model, entry, tmp_path / "vectors", replace(images, dtype="float32"))  # type: ignore[arg-type]
+
+
+def test_a_lower_precision_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match="--dtype bfloat16 needs a GPU"):
+        load_model(ModelPaths("m"), Namespace(device="cpu", dtype="bfloat16"))
 
 
 def test_an_index_opens(index: Path) -> None:
