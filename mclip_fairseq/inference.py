@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from mclip_fairseq.pairs import Pairs, is_single_image
 from mclip_fairseq.storage.errors import UserError
 from mclip_fairseq.storage.fingerprints import HALF, NO_IMAGE_TOWER
 from mclip_fairseq.storage.images import MAX_PIXELS
+from mclip_fairseq.storage.machine import cores
 from mclip_fairseq.storage.texts import without_splitters
 
 if TYPE_CHECKING:
@@ -302,9 +304,18 @@ class MultilingualCLIP(Pairs):
         def encode(rows: list[int]) -> Tensor:
             if isinstance(images, Tensor):
                 return self.encode_pixels(images[rows])
-            return self.encode_pixels(self.transform([to_pil(images[i], limit) for i in rows]))
+            return self.encode_pixels(self.decoded([images[i] for i in rows], limit))
 
         return self.run(in_batches(encode, len(images), batch_size), len(images), False, progress, "images")
+
+    def decoded(self, images: Sequence[ImageInput], limit: int) -> Tensor:
+        """Images as `transform` makes them, (images, channels, height, width); threads decode on all cores."""
+
+        def pixels(image: ImageInput) -> Tensor:
+            return self.transform([to_pil(image, limit)])
+
+        with ThreadPoolExecutor(min(len(images), cores())) as pool:
+            return torch.cat(list(pool.map(pixels, images)))
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Encode images that `transform` made.
