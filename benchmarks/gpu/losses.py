@@ -33,7 +33,9 @@ def exactness(report: Report, size: Sizes) -> None:
         "translation": (
             states,
             table,
-            lambda x, y: chunked_linear_label_smoothed_nll(x, y, target.to(x.device), 0.1, 1, chunk_rows=64)[0],
+            lambda x, y: chunked_linear_label_smoothed_nll(x, y, target.to(x.device), 0.1, 1, chunk_elements=64 * 1000)[
+                0
+            ],
         ),
     }
     for name, (x, y, loss) in losses.items():
