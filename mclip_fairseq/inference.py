@@ -310,9 +310,10 @@ class MultilingualCLIP(Pairs):
 
     def decoded(self, images: Sequence[ImageInput], limit: int) -> Tensor:
         """Images as `transform` makes them, (images, channels, height, width); threads decode on all cores."""
+        transform = self.transform  # asked for here, because it may load the teacher, which is not for threads
 
         def pixels(image: ImageInput) -> Tensor:
-            return self.transform([to_pil(image, limit)])
+            return transform([to_pil(image, limit)])
 
         with ThreadPoolExecutor(min(len(images), cores())) as pool:
             return torch.cat(list(pool.map(pixels, images)))
