@@ -44,6 +44,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.python_path import python_path
+
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
@@ -128,6 +130,8 @@ def _command(name: str) -> list[str]:
         return [str(script)]
     if name.startswith("fairseq-"):
         return [sys.executable, "-m", _module_of(name)]
+    if name == "torchrun":
+        return [sys.executable, "-m", "torch.distributed.run"]
     raise FileNotFoundError(f"no console script {name} in {script.parent}")
 
 
@@ -155,9 +159,7 @@ def fairseq_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
         input: str = "",
         timeout: float = 600.0,
     ) -> subprocess.CompletedProcess[str]:
-        inherited = os.environ.get("PYTHONPATH")
-        path = os.pathsep.join([str(ROOT), inherited] if inherited else [str(ROOT)])
-        merged = {**os.environ, "PYTHONPATH": path, **(env or {})}
+        merged = {**os.environ, "PYTHONPATH": python_path(), **(env or {})}
         result = subprocess.run(
             [*_command(name), *map(str, args)],
             cwd=cwd,

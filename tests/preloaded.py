@@ -6,6 +6,9 @@ it forks them: they share its modules.
 
 import gc
 
+import mclip_fairseq  # noqa: F401  # first, so that fairseq imports no scores
+
+# isort: split
 import fairseq_cli.train  # noqa: F401
 import pytest  # noqa: F401
 

@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.runs import HANG, ROOT
+from tests.python_path import python_path
+from tests.runs import HANG
 
 
 def children(pid: int) -> list[int]:
@@ -33,7 +34,7 @@ def obey_interrupts() -> None:
 
 
 def start(command: Sequence[object], log: Path, **environment: str) -> subprocess.Popen[bytes]:
-    path = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    path = {**os.environ, "PYTHONPATH": python_path(), **environment}
     with log.open("wb") as stream:
         return subprocess.Popen(
             [*map(str, command)],

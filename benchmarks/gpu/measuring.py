@@ -109,8 +109,9 @@ class Report:
             tflops = flops(work) / ahead / 1e12
             figures: dict[str, Any] = {"ms": 1000 * took, "ms_back_to_back": 1000 * ahead}
             figures |= {f"{name}_s": amount / ahead for name, amount in per_run.items()}
-            figures |= {"tflops": tflops, "share": tflops / self.ceiling.get(precision, float("nan"))}
-            figures |= {"gib": self.peak_gib(work)}
+            figures |= {"tflops": tflops, "gib": self.peak_gib(work)}
+            if precision in self.ceiling:  # the section `ceilings` may not have run
+                figures["share"] = tflops / self.ceiling[precision]
             places = self.waits(work)
             figures |= {"waits": len(places), "at": ",".join(sorted(set(places)))}
         except torch.OutOfMemoryError:
