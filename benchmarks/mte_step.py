@@ -1,6 +1,6 @@
 """A whole step of MTE's stage 2 beside version 0.2 and fairseq's stock criterion: tokens per second and memory.
 
-    python -m benchmarks.mte_step [--tokens 1024] [--rounds 1] [--ways NAME ...] [--layers 12] [--pieces 250002]
+    python -m benchmarks.mte_step [--tokens 1024] [--rounds 1] [--ways NAME ...] [--layers 12] [--profile]
 
 XLM-R base and the published decoder with random weights, embeddings frozen, translation and contrast, AdamW.
 
@@ -18,6 +18,7 @@ needs Linux.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from contextlib import ExitStack
 from unittest.mock import patch
 
@@ -25,8 +26,16 @@ import torch
 import torch.nn.functional as F
 from fairseq.data import Dictionary
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._measure import growth_during, medians_of_rounds, print_growth, print_ratios, return_freed_memory
+from benchmarks._measure import (
+    growth_during,
+    medians_of_rounds,
+    print_growth,
+    print_ratios,
+    print_table,
+    return_freed_memory,
+)
 from benchmarks.gpu.models import dictionary, mte, optimizer_of, training_step, translation_batch
 from mclip_fairseq.criterions.mte import MTECriterion
 from mclip_fairseq.models.mte import MTEModel
@@ -65,6 +74,16 @@ def model_of(way: str, pieces: Dictionary, tiny: bool, layers: int) -> MTEModel:
     return model
 
 
+def print_shares(step: Callable[[], object], most: int = 12) -> None:
+    """Print which operators take the most of a step's time."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    operators = sorted(profiled.key_averages(), key=lambda one: -one.self_cpu_time_total)
+    whole = sum(one.self_cpu_time_total for one in operators)
+    rows = [[one.key, f"{100 * one.self_cpu_time_total / whole:.1f}", one.count] for one in operators[:most]]
+    print_table(["operator", "% of the time", "calls"], rows)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,6 +94,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="of the encoder, and of the decoder")
     parser.add_argument("--pieces", type=int, default=250_002, help="rows of the token table")
     parser.add_argument("--tiny", action="store_true", help="narrow layers")
+    parser.add_argument("--profile", action="store_true", help="also print what takes the time of the first way")
     options = parser.parse_args()
     torch.manual_seed(0)
     pieces = dictionary(options.pieces)
@@ -102,6 +122,8 @@ def main() -> None:
         print("target tokens per CPU second:", end=" ")
         print(", ".join(f"{name} {batch['ntokens'] / seconds.cpu:.1f}" for name, seconds in measured.items()))
         print_ratios(measured, base)
+    if options.profile:
+        print_shares(steps[base])
 
 
 if __name__ == "__main__":
