@@ -292,6 +292,7 @@ class MultilingualCLIP(Pairs):
         items: Any = images
         if not isinstance(images, Tensor):
             items = [images] if is_single_image(images) else list(items)
+        _ = [model.transform for model in (self, *self.others)]  # may load teachers, which is not for threads
 
         def encode(model: "MultilingualCLIP", share: Any, progress: bool) -> Tensor:
             return model.image_features(share, batch_size, limit, progress)
@@ -310,10 +311,9 @@ class MultilingualCLIP(Pairs):
 
     def decoded(self, images: Sequence[ImageInput], limit: int) -> Tensor:
         """Images as `transform` makes them, (images, channels, height, width); threads decode on all cores."""
-        transform = self.transform  # asked for here, because it may load the teacher, which is not for threads
 
         def pixels(image: ImageInput) -> Tensor:
-            return transform([to_pil(image, limit)])
+            return self.transform([to_pil(image, limit)])
 
         with ThreadPoolExecutor(min(len(images), cores())) as pool:
             return torch.cat(list(pool.map(pixels, images)))
