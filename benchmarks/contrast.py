@@ -66,7 +66,7 @@ def main() -> None:
         for way, block_rows in ways(options.rows).items()
     }
     larger = [size for size in (2 * options.rows, options.large) if size]
-    more = {rows: growth_in_child(step_of_size, rows, options.dim, None) for rows in larger}
+    more = {rows: growth_in_child(step_of_size, rows, options.dim, ways(rows)["blocks of rows"]) for rows in larger}
     leaves = features(options.rows, options.dim)
     steps = {way: partial(step, *leaves, block_rows=block_rows) for way, block_rows in ways(options.rows).items()}
     times = medians_of_rounds(steps, options.rounds)

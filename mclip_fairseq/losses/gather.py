@@ -16,12 +16,11 @@ class _GatherRows(torch.autograd.Function):
     """All ranks' rows in rank order. Backward sums the gradients of all ranks and keeps the own rows."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, sizes: list[int], own: slice, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.own, ctx.group = own, group
+    def forward(ctx: Any, tensor: Tensor, sizes: list[int], group: dist.ProcessGroup | None) -> Tensor:
         # Collectives want equal shapes: rows of padding are sent along and dropped by their number, not their value.
         missing = max(sizes) - len(tensor)
         padded = F.pad(tensor, [0] * (2 * tensor.dim() - 1) + [missing]).contiguous()
-        ctx.sizes = sizes
+        ctx.sizes, ctx.group = sizes, group
         together = padded.new_empty((len(sizes), *padded.shape))
         collective("all_gather")(together.flatten(0, 1), padded, group=group)
         if not missing_anywhere(sizes):
@@ -30,16 +29,11 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         # The sum over many ranks is done in at least float32.
         wide = torch.promote_types(grad.dtype, torch.float32)
         total = grad.to(wide, copy=True, memory_format=torch.contiguous_format)
-        if scatters(total, ctx.group) and not missing_anywhere(ctx.sizes):
-            own = total.new_empty((ctx.sizes[0], *total.shape[1:]))
-            collective("reduce_scatter")(own, total, group=ctx.group)
-            return own.to(grad.dtype), None, None, None
-        dist.all_reduce(total, group=ctx.group)
-        return total[ctx.own].to(grad.dtype), None, None, None
+        return own_rows_of_sum(total, ctx.sizes, ctx.group).to(grad.dtype), None, None
 
 
 def missing_anywhere(sizes: list[int]) -> bool:
@@ -105,9 +99,29 @@ def gather_rows(
         return tensor, 0
     if sizes is None:
         sizes = gather_sizes(tensor, group)
+    return _GatherRows.apply(tensor, sizes, group), gather_offset(sizes, group)
+
+
+def own_rows_of_sum(rows: Tensor, sizes: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum what all ranks hold for the rows of all ranks, and keep this rank's rows; without gradient.
+
+    Args:
+        rows: (all rows, ...), contiguous; may be overwritten.
+        sizes: rows of each rank, as `gather_sizes` returns them.
+        group: process group; None is the default one.
+
+    Returns:
+        (own rows, ...); `rows` without an initialised process group.
+    """
+    if not several_ranks(group):
+        return rows
+    if scatters(rows, group) and not missing_anywhere(sizes):
+        own = rows.new_empty((sizes[0], *rows.shape[1:]))
+        collective("reduce_scatter")(own, rows, group=group)
+        return own
+    dist.all_reduce(rows, group=group)
     offset = gather_offset(sizes, group)
-    own = slice(offset, offset + len(tensor))
-    return _GatherRows.apply(tensor, sizes, own, group), offset
+    return rows[offset : offset + sizes[dist.get_rank(group)]]
 
 
 def sum_over_ranks(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mclip_fairseq.losses.gather import gather_rows, max_over_ranks, several_ranks, sum_over_ranks
+from mclip_fairseq.losses.gather import gather_rows, max_over_ranks, own_rows_of_sum, several_ranks, sum_over_ranks
 
 # Logits of one block: 64 MiB in float32, of which two or three copies live at a time.
 BLOCK_ELEMENTS = 2**24
@@ -234,6 +234,6 @@ class _TiledSums(torch.autograd.Function):
                 grad_x[block] = by_cosine * scale
                 if grad_y is not None:
                     grad_y.addmm_(slope.T, scaled)
-        if grad_y is not None:
-            grad_y = (sum_over_ranks(grad_y, layout.group) if layout.gather else grad_y)[ctx.own]
+        if grad_y is not None and layout.gather:
+            grad_y = own_rows_of_sum(grad_y, layout.y_sizes, layout.group)
         return grad_x, grad_y if ctx.needs_input_grad[1] else None, grad_scale, None, None, None

@@ -98,8 +98,9 @@ class LocalSlice(gather_module._GatherRows):
     """The usual mistake: the gradient that this rank's loss alone has for its rows."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad[ctx.own], None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        offset = gather_module.gather_offset(ctx.sizes, ctx.group)
+        return grad[offset : offset + ctx.sizes[dist.get_rank(ctx.group)]], None, None
 
 
 def check_negative_control(rank: int, world: int) -> None:
