@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class BatchCost(NamedTuple):
@@ -122,3 +124,12 @@ def encode_padded(
     order = torch.from_numpy(np.argsort(np.concatenate(numbers)))
     features = torch.cat(rows)
     return features[order.to(features.device)]
+
+
+def one_behind(batches: Iterable[T]) -> Iterator[T]:
+    """The same batches, each given when the next has begun: copying one from a GPU then leaves the GPU with work."""
+    waiting: list[T] = []
+    for batch in batches:
+        yield from waiting
+        waiting = [batch]
+    yield from waiting

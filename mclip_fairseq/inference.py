@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.batching import batch_cost, split_padded
+from mclip_fairseq.batching import batch_cost, one_behind, split_padded
 from mclip_fairseq.encoding.devices import encode_in_shares
 from mclip_fairseq.encoding.inputs import ImageInput, check_texts, to_pil
 from mclip_fairseq.encoding.vectors import Precision, check_form, finish
@@ -366,17 +366,6 @@ class MultilingualCLIP(Pairs):
                 out[rows] = features.float().cpu()
                 progress.update(len(rows))
         return F.normalize(out, dim=1) if normalize else out
-
-
-def one_behind(batches: Encoded) -> Encoded:
-    """The same batches, each given when the next has begun: copying one from a GPU then leaves the GPU with work."""
-    waiting = None
-    for batch in batches:
-        if waiting is not None:
-            yield waiting
-        waiting = batch
-    if waiting is not None:
-        yield waiting
 
 
 def in_batches(encode: Callable[[list[int]], Tensor], count: int, size: int) -> Encoded:

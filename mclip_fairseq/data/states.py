@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mclip_fairseq.batching import batch_cost, batches_by_tokens
+from mclip_fairseq.batching import batch_cost, batches_by_tokens, one_behind
 from mclip_fairseq.data.tokens import FlatTokens
 from mclip_fairseq.losses.gather import every_nth, objects_of_all_ranks
 from mclip_fairseq.models.pooling import POOLING
@@ -159,15 +159,19 @@ class StateWriter:
     def encoded(self, batches: Sequence[Numbers]) -> Iterator[npt.NDArray[np.floating]]:
         """(states, dim) of each batch back to back, longest sentences last."""
         with tqdm(total=sum(map(len, batches)), desc="token states", unit="caption") as progress:
-            for rows in batches:
-                tokens = self.tokens.batch(rows).to(self.device)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.lowered):
-                    encoded = self.encoder(tokens)
-                if self.pooling:
-                    encoded = POOLING[self.pooling](encoded, tokens.eq(self.encoder.padding_idx))[:, None]
-                states = encoded.to(getattr(torch, self.dtype)).cpu().numpy()
+            for rows, encoded in one_behind((rows, self.encode(rows)) for rows in batches):
+                states = encoded.cpu().numpy()
                 yield states[np.arange(states.shape[1])[None, :] < self.sizes[rows][:, None]]
                 progress.update(len(rows))
+
+    def encode(self, rows: Numbers) -> Tensor:
+        """(sentences, length, dim) states of some sentences on the device, as they are stored."""
+        tokens = self.tokens.batch(rows).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.lowered):
+            encoded = self.encoder(tokens)
+        if self.pooling:
+            encoded = POOLING[self.pooling](encoded, tokens.eq(self.encoder.padding_idx))[:, None]
+        return encoded.to(getattr(torch, self.dtype))
 
     def open(self, path: Path, length: int) -> "np.memmap[Any, np.dtype[np.floating]]":
         """A new memory-mapped file for this many states.

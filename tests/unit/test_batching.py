@@ -1,6 +1,6 @@
 """Batches by tokens: every text once, little padding, the same features in the same order."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mclip_fairseq.batching import GPU_COST, BatchCost, batch_cost, batches_by_tokens, encode_padded, split_padded
+from mclip_fairseq.batching import (
+    GPU_COST,
+    BatchCost,
+    batch_cost,
+    batches_by_tokens,
+    encode_padded,
+    one_behind,
+    split_padded,
+)
 
 
 @pytest.mark.parametrize("budget", [1, 40, 200, 10_000])
@@ -98,3 +106,15 @@ def test_a_text_of_padding_alone_keeps_its_columns() -> None:
     ids = torch.zeros(1, 3)
     ((_, batch),) = split_padded({"ids": ids}, ids.bool(), BatchCost(5, 0))
     assert batch["ids"].shape == (1, 3)
+
+
+def test_the_next_batch_begins_before_one_is_given() -> None:
+    begun: list[int] = []
+
+    def batches() -> Iterator[int]:
+        for number in range(3):
+            begun.append(number)
+            yield number
+
+    assert [(number, len(begun)) for number in one_behind(batches())] == [(0, 2), (1, 3), (2, 3)]
+    assert list(one_behind([])) == []
