@@ -74,7 +74,7 @@ MUTANTS = (
     Mutant("losses/contrastive.py", "hits = rivals.sum(1) == 1", "hits = rivals.sum(1) >= 1", LOSSES),
     Mutant("losses/contrastive.py", "None if positives is None else positives.T", "positives", LOSSES),
     Mutant("losses/contrastive.py", "(loss_xy + loss_yx) / (2 * rows)", "loss_xy / rows", LOSSES),
-    Mutant("losses/gather.py", "return total[ctx.own]", "return grad[ctx.own]", GATHER),
+    Mutant("losses/gather.py", "dist.all_reduce(rows, group", "dist.all_reduce(rows.clone(), group", GATHER),
     Mutant("losses/gather.py", "sum(sizes[: dist.get_rank(group)])", "sum(sizes[: dist.get_rank()])", GATHER),
     Mutant("losses/gather.py", "part[:size] for part", "part for part", GATHER),
     Mutant("losses/smoothing.py", "counts = target != ignore_index", "counts = target == target", SMOOTHING),
