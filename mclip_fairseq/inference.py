@@ -292,7 +292,8 @@ class MultilingualCLIP(Pairs):
         items: Any = images
         if not isinstance(images, Tensor):
             items = [images] if is_single_image(images) else list(items)
-        _ = [model.transform for model in (self, *self.others)]  # may load teachers, which is not for threads
+        for model in (self, *self.others):
+            _ = model.transform  # loads the teacher, if need be, before threads share it
 
         def encode(model: "MultilingualCLIP", share: Any, progress: bool) -> Tensor:
             return model.image_features(share, batch_size, limit, progress)

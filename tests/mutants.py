@@ -79,6 +79,7 @@ MUTANTS = (
     Mutant("losses/gather.py", "part[:size] for part", "part for part", GATHER),
     Mutant("losses/smoothing.py", "counts = target != ignore_index", "counts = target == target", SMOOTHING),
     Mutant("losses/smoothing.py", "epsilon * classes / (classes - 1) if", "epsilon if", SMOOTHING),
+    Mutant("losses/smoothing.py", "mixture.mul_(shrink).add_(", "mixture.add_(", SMOOTHING),
     Mutant("criterions/terms.py", "rows=0 if dummy else int", "rows=int", EXACT),
     Mutant("criterions/terms.py", "rows = 0 if batch.dummy or weight == 0", "rows = 0 if weight == 0", EXACT),
     Mutant("data/sampling.py", "default_rng([self.seed, epoch])", "default_rng(self.seed)", SAMPLING),

@@ -23,6 +23,10 @@ def exactness(report: Report, size: Sizes) -> None:
     states, table = torch.randn(300, 64, generator=generator), torch.randn(1000, 64, generator=generator) / 8
     target = torch.randint(2, 1000, (300,), generator=generator)
     target[torch.rand(300, generator=generator) < 0.2] = 1
+
+    def translation(x: Tensor, y: Tensor) -> Tensor:
+        return chunked_linear_label_smoothed_nll(x, y, target.to(x.device), 0.1, 1, chunk_elements=64_000)[0]
+
     losses: dict[str, tuple[Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]]] = {
         "contrast": (first, second, lambda x, y: global_info_nce(x, y, SCALE, ids=group.to(x.device)).loss),
         "contrast in blocks": (
@@ -30,13 +34,8 @@ def exactness(report: Report, size: Sizes) -> None:
             second,
             lambda x, y: global_info_nce(x, y, SCALE, ids=group.to(x.device), block_rows=32).loss,
         ),
-        "translation": (
-            states,
-            table,
-            lambda x, y: chunked_linear_label_smoothed_nll(x, y, target.to(x.device), 0.1, 1, chunk_elements=64 * 1000)[
-                0
-            ],
-        ),
+        "translation": (states, table, translation),
+        "translation with a trained table": (states, table, lambda x, y: translation(x, y.detach().requires_grad_())),
     }
     for name, (x, y, loss) in losses.items():
         for dtype in DTYPES:

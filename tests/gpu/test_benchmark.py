@@ -25,7 +25,7 @@ def _few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_losses_are_near_float64(device: torch.device) -> None:
     report = measuring.Report(device)
     exactness(report, measuring.TINY)
-    assert len(report.rows) == 9
+    assert len(report.rows) == 12
     for row in report.rows:
         dtype = row["what"].split(", ")[1]
         assert row["gradient"] < GRADIENT[dtype], row
