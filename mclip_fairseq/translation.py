@@ -168,7 +168,8 @@ class TranslationWriter:
             started.parent.mkdir(parents=True, exist_ok=True)
             write_json(started, self.plan)
         old = check_fields(started, read_json(started), {}, f"remove {path} and start again")
-        # Earlier versions did not record the tokenizer.
+        # Earlier versions did not record the tokenizer, and computed in float32.
+        old = {"dtype": "float32", **old}
         differing = [name for name, value in self.plan.items() if old.get(name, value) != value]
         if differing:
             raise UserError(

@@ -10,7 +10,9 @@ import torch
 
 from mclip_fairseq.cli.translate import main as translate
 from mclip_fairseq.encoding.bulk import read_caption_list
-from mclip_fairseq.translation import TranslationSettings, Translator
+from mclip_fairseq.storage.errors import UserError
+from mclip_fairseq.storage.files import read_json, write_json
+from mclip_fairseq.translation import TranslationSettings, TranslationWriter, Translator
 from tests.downloads import lines, touch, works
 from tests.tiny_data import mte_options, sentences, write
 
@@ -176,3 +178,11 @@ def test_other_captions_or_settings_are_not_mixed(
         file.write(b"\0")
     assert translate([*arguments, "--beam", "1", "--tokenizer", str(other)]) == 2
     assert "was started with a different tokenizer" in capsys.readouterr().err
+    # A version that knew no other type computed in float32.
+    manifest = tmp_path / "out" / "manifest.json"
+    write_json(manifest, {name: value for name, value in read_json(manifest).items() if name != "dtype"})
+    assert translate([*arguments, "--beam", "1"]) == 0
+    written = (tmp_path / "out", read_caption_list(tmp_path / "en.tsv"))
+    settings = TranslationSettings("en", ("de", "fr"), beam=1, dtype="bfloat16")
+    with pytest.raises(UserError, match="was started with a different dtype"):
+        TranslationWriter(*written, settings, checkpoint, tiny_corpus / "tokenizer")
